@@ -1,0 +1,232 @@
+"""Does the search beat the best two-number policy? ``python benchmarks/contest.py``.
+
+One study of ``studies/quickstart.toml`` for each seed; the seed draws the samples, too. Chosen
+policy and baseline keep at most the same share of the weights, are chosen in the same way (proxy
+scores, then validation) and answer the same test questions. The baseline is measured under the
+basis of the choice, and again under a projector of its own, trained as the study trains its own.
+
+Every seed leaves a file in ``benchmarks/results``; seeds that have one are not run again, and a
+study that was interrupted is resumed. ``benchmarks/RESULTS.md`` is written from the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from effllava_optuna.hooks import Training, train_projector
+from effllava_optuna.policy import Policy, bootstrap_interval
+from effllava_optuna.study import loop, read_spec, storage
+from effllava_optuna.study.evolution import manifest
+from effllava_optuna.tasks import Split
+
+if TYPE_CHECKING:
+    from effllava_optuna.study import Epochs
+    from effllava_optuna.surgery import Basis
+
+HERE = Path(__file__).parent
+SPEC = HERE.parent / "studies" / "quickstart.toml"
+
+
+def measure(epochs: Epochs) -> dict[str, Any]:
+    """Let everybody answer the test questions; give accuracies, intervals and differences."""
+    bench = epochs.bench
+    results = epochs.study.user_attrs[storage.RESULTS]
+    chosen, baseline = results["chosen"], results["uniform2"]
+    test = bench.asked(Split.TEST)
+    basis = epochs.basis_of(chosen["epoch"])
+    uniform2 = Policy.of(bench.anatomy, baseline["policy"])
+    table = epochs.spec.projector
+    update = train_projector(
+        bench.loaded,
+        bench.basis(),
+        [uniform2],
+        epochs.lessons(),
+        Training(table.steps, table.every, table.learning_rate, table.kl),
+    )
+
+    def hits(policy: Policy, under: Basis) -> tuple[Any, list[str]]:
+        scores, units = bench.final(policy, under, test)
+        return scores.hit, units
+
+    best, units = hits(Policy.of(bench.anatomy, chosen["policy"]), basis)
+    rivals = {
+        "uniform2": hits(uniform2, basis)[0],
+        "uniform2_dense_projector": hits(uniform2, bench.basis())[0],
+        "uniform2_own_projector": hits(uniform2, bench.basis(update.projectors))[0],
+    }
+    return {
+        "results": {key: results[key] for key in ("dense", "uniform", "uniform2", "chosen")},
+        "own_projector_steps": update.steps,
+        "chosen": {"test": float(best.mean()), "interval": bootstrap_interval(best, units)},
+        **{
+            name: {
+                "test": float(rival.mean()),
+                "interval": bootstrap_interval(rival, units),
+                "difference": float((best - rival).mean()),
+                "difference_interval": bootstrap_interval(best - rival, units),
+            }
+            for name, rival in rivals.items()
+        },
+    }
+
+
+def run(seed: int, work: Path) -> dict[str, Any]:
+    """Run, or resume, the study of ``seed``."""
+    changes = (f"study.seed={seed}", f"study.name=contest-{seed}")
+    spec = read_spec(SPEC, changes)
+    file = work / f"contest-{seed}.db"
+    url = f"sqlite:///{file}"
+    if file.is_file():
+        study = storage.open_study(storage.open_storage(url), spec.study.name)
+        opened = loop.continued(study, url)
+    else:
+        work.mkdir(parents=True, exist_ok=True)
+        opened = loop.begun(spec, url)
+    started = time.monotonic()
+    with opened as epochs:
+        loop.search(epochs)
+        loop.conclude(epochs)
+        seconds = time.monotonic() - started
+        trained = sum(attempt.user_attrs["seconds"] for attempt in epochs.ledger.epochs()[1:])
+        return {
+            "seed": seed,
+            "spec": spec.document(),
+            "model": epochs.study.user_attrs[storage.MANIFEST],
+            "seconds": round(seconds, 1),
+            "projector_seconds": round(trained, 1),
+            "hypervolume": _volumes(epochs),
+            **measure(epochs),
+            "provenance": provenance(),
+        }
+
+
+def _volumes(epochs: Epochs) -> list[float]:
+    from effllava_optuna.report import document
+    from effllava_optuna.study.facts import facts_of
+
+    return list(document(facts_of(epochs.study))["hypervolume"])
+
+
+def provenance() -> dict[str, Any]:
+    """Say what ran where."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True, text=True, check=False, cwd=HERE,
+    ).stdout.strip()  # fmt: skip
+    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    return manifest() | {
+        "commit": commit,
+        "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.processor(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Write the rows as Markdown."""
+
+    def cell(row: dict[str, Any], name: str) -> str:
+        low, high = row[name]["interval"]
+        return f"{row[name]['test']:.3f} [{low:.3f}, {high:.3f}]"
+
+    def ahead(row: dict[str, Any], name: str) -> str:
+        low, high = row[name]["difference_interval"]
+        return f"{row[name]['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+    lines = [
+        "| seed | dense | two numbers, basis of the choice | two numbers, own projector | chosen "
+        "| ahead, same basis | ahead, own projector | kept | speed-up measured | study |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        dense, chosen = row["results"]["dense"], row["results"]["chosen"]
+        lines.append(
+            f"| [{row['seed']}](results/contest-{row['seed']}.json) "
+            f"| {dense['accuracy_test']:.3f} | {cell(row, 'uniform2')} "
+            f"| {cell(row, 'uniform2_own_projector')} | **{cell(row, 'chosen')}** "
+            f"| {ahead(row, 'uniform2')} | {ahead(row, 'uniform2_own_projector')} "
+            f"| {chosen['kept_share']:.3f} | {chosen['speedup_measured']:.2f} "
+            f"| {row['seconds']:.0f} s |"
+        )
+    return "\n".join(lines)
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Say what the rows say together."""
+    texts = []
+    for name, label in (
+        ("uniform2", "under the same basis"),
+        ("uniform2_own_projector", "with a projector of its own"),
+        ("uniform2_dense_projector", "with the dense projector"),
+    ):
+        ahead = np.array([row[name]["difference"] for row in rows])
+        texts.append(
+            f"- Against the best two-number policy {label}: ahead in {int((ahead > 0).sum())} of "
+            f"{len(ahead)} seeds, by {ahead.mean():.3f} on average "
+            f"(standard deviation {ahead.std(ddof=1) if len(ahead) > 1 else 0:.3f})."
+        )
+    ratio = [row["uniform2"]["test"] / row["results"]["dense"]["accuracy_test"] for row in rows]
+    texts.append(
+        f"- The two-number policy keeps {min(ratio):.3f} to {max(ratio):.3f} of the dense test "
+        "accuracy at this budget."
+    )
+    gaps = [row["results"]["chosen"]["gap"] for row in rows]
+    texts.append(
+        f"- Proxy minus test of the chosen policy (cross-fitted): {np.mean(gaps):+.3f} on average."
+    )
+    return "\n".join(texts)
+
+
+def write(results: Path) -> str:
+    """Write ``RESULTS.md`` from all result files."""
+    rows = [json.loads(file.read_text()) for file in sorted(results.glob("contest-*.json"))]
+    if not rows:
+        return ""
+    where = rows[0]["provenance"]
+    search = rows[0]["spec"]["search"]
+    text = f"""# Results
+
+Generated by `python benchmarks/contest.py`; do not edit.
+
+## Search against two numbers
+
+The embedded digits model, 64 proxy samples, {search["epochs"]} epochs of
+{search["generations"]} x {search["population"]} trials; at most {search["kept_share"]:.1%} of the
+decoder's linear parameters are kept. Accuracy on 2,000 test questions over digit images that neither training nor search has seen; intervals are 95 %, bootstrap over groups
+of four images, paired for the differences. One small model: this says nothing about larger ones.
+
+{table(rows)}
+
+{summary(rows)}
+
+{where["cpu"]}, {where["threads"]} threads, torch {where["torch"]}, transformers
+{where["transformers"]}, optuna {where["optuna"]}, {where["date"]}.
+"""
+    (HERE / "RESULTS.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def main() -> None:
+    """Run the seeds that have no result yet, then write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--work", type=Path, default=HERE / "work")
+    arguments = parser.parse_args()
+    results = HERE / "results"
+    results.mkdir(exist_ok=True)
+    for seed in range(arguments.seeds):
+        file = results / f"contest-{seed}.json"
+        if not file.is_file():
+            file.write_text(json.dumps(run(seed, arguments.work), indent=1) + "\n")
+    print(write(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""How large a network is, and how much it computes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from effllava_optuna.surgery import answer
+
+if TYPE_CHECKING:
+    from effllava_optuna.surgery import Loaded, Seen
+
+
+def parameters(network: Loaded) -> int:
+    """Count the parameters of the whole model, at its present widths."""
+    return sum(weight.numel() for weight in network.model.parameters())
+
+
+@torch.no_grad()
+def flops(network: Loaded, seen: Seen) -> int:
+    """Count the floating-point operations of projector and decoder for ``seen``.
+
+    Multiplications and additions count separately; the vision tower is not run.
+    """
+    with FlopCounterMode(display=False) as counter:
+        answer(network, seen)
+    return int(counter.get_total_flops())

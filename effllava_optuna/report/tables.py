@@ -1,0 +1,107 @@
+"""The document of a study as tables for a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import RenderableType
+
+
+def summary(document: Mapping[str, Any]) -> RenderableType:
+    """Say where a study stands, in a few lines."""
+    trials, epochs = document["trials"], document["epochs"]
+    states = ", ".join(
+        f"{trials[state]} {state}" for state in ("complete", "running", "waiting", "fail")
+        if trials[state]
+    )  # fmt: skip
+    lines = [
+        f"study {document['study']}: epoch {max(epochs['opened'] - 1, 0)} of "
+        f"0 to {epochs['planned'] - 1}, {trials['planned']} trials planned"
+        + (f" ({states})" if states else ""),
+    ]
+    if document["hypervolume"]:
+        volumes = "  ".join(f"{volume:.4g}" for volume in document["hypervolume"])
+        lines.append(f"hypervolume by epoch: {volumes}")
+    if document["risk_spread"] is not None and document["chosen"] is not None:
+        lines.append(
+            f"structural risk: eta * risk spreads over {document['risk_spread']:.4f} in the first "
+            "generation (one answer of 64 is 0.0156)"
+        )
+    for number, update in enumerate(document["projector"], start=1):
+        lines.append(
+            f"projector of epoch {number}: {update['steps']} steps, {update['seconds']:.0f} s, "
+            f"held-out accuracy {update['crossfit_accuracy_before']:.3f} to "
+            f"{update['crossfit_accuracy_after']:.3f} (trained-on "
+            f"{update['proxy_accuracy_before']:.3f} to {update['proxy_accuracy_after']:.3f})"
+        )
+    return Text("\n".join(lines))
+
+
+def policies(document: Mapping[str, Any]) -> RenderableType:
+    """Compare the dense model, the baselines, the finalists and the chosen policy."""
+    table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
+    table.add_column("policy")
+    for name in (
+        "epoch", "kept", "proxy", "validation", "test", "gap", "ms", "ms\nmeasured",
+        "speed-up", "speed-up\nmeasured", "params", "GFLOPs",
+    ):  # fmt: skip
+        table.add_column(name, justify="right")
+    chosen = document["chosen"]
+    for label, row in (
+        ("dense", document["dense"]),
+        ("uniform", document["uniform"]),
+        ("uniform, 2 numbers", document["uniform2"]),
+        *((f"trial {row['trial']}", row) for row in document["front"]),
+    ):
+        if row is None:
+            continue
+        mine = chosen is not None and row["trial"] is not None and row["trial"] == chosen["trial"]
+        table.add_row(
+            f"{label}  <- chosen" if mine else label,
+            _number(row["epoch"], "d"),
+            _number(row["kept_share"], ".3f"),
+            _accuracy(row, "proxy"),
+            _accuracy(row, "validation"),
+            _accuracy(row, "test"),
+            _number(row["gap"], "+.3f"),
+            _number(row["latency_ms"], ".1f"),
+            _number(row["latency_ms_measured"], ".1f"),
+            _number(row["speedup_predicted"], ".2f"),
+            _number(row["speedup_measured"], ".2f"),
+            _number(row["parameters"], ",d"),
+            _number(row["gflops"], ".2f"),
+            style="bold" if mine else None,
+        )
+    notes = []
+    if document.get("latency_table"):
+        error = document["latency_table"]["error"]
+        notes.append(f"Predicted latency is off by {error:.1%} on random policies (mean).")
+    if document["chosen"] is None:
+        notes.append("The search is not over: nothing was measured on validation or test yet.")
+    else:
+        notes.append(
+            "proxy: cross-fitted, on the samples of the search; [..]: 95 % intervals; the choice "
+            "was made by validation, before test was opened."
+        )
+    return Group(table, Text("\n" + "\n".join(notes)))
+
+
+def _number(value: Any, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _accuracy(row: Mapping[str, Any], split: str) -> str:
+    value = row[f"accuracy_{split}"]
+    if value is None:
+        return "-"
+    interval = row[f"accuracy_{split}_interval"]
+    if interval is None:
+        return f"{value:.3f}"
+    return f"{value:.3f}\n[{interval[0]:.3f} {interval[1]:.3f}]"

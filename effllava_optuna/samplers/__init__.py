@@ -1,0 +1,58 @@
+"""Epoch-aware samplers for Optuna; they know genes, levels and costs, and nothing of models.
+
+A space is any object with the attributes of `SpaceView`:
+
+>>> import optuna
+>>> from types import SimpleNamespace
+>>> from optuna.distributions import IntDistribution
+>>> space = SimpleNamespace(
+...     epoch=0,
+...     distributions={"heads": IntDistribution(1, 8), "width": IntDistribution(64, 256)},
+...     levels={"heads": (1, 2, 4, 8), "width": (64, 128, 256)},
+...     costs={"heads": (1.0, 2.0, 4.0, 8.0), "width": (2.0, 4.0, 8.0)},
+...     budget=12.0,
+...     seeds=(),
+...     stamp={"space": "of epoch 0"},
+...     describe=lambda params: {},
+... )
+>>> sampler = EpochNSGAIISampler(lambda study: space, population_size=4)
+>>> study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+>>> def objective(trial):
+...     heads, width = trial.suggest_int("heads", 1, 8), trial.suggest_int("width", 64, 256)
+...     return heads * width, heads + width / 32
+>>> study.optimize(objective, n_trials=8)
+>>> [tuple(trial.user_attrs[key] for key in ("generation", "index")) for trial in study.trials]
+[(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3)]
+>>> all(trial.constraints["0"] <= 0 for trial in study.trials)
+True
+"""
+
+from effllava_optuna.samplers._nsgaii import EpochNSGAIISampler
+from effllava_optuna.samplers._operators import Variation
+from effllava_optuna.samplers._owner import owner_alive, reap, this_process
+from effllava_optuna.samplers._slots import (
+    Slot,
+    counted,
+    duplicate_of,
+    epoch_finished,
+    finished_slots,
+    slot_of,
+)
+from effllava_optuna.samplers._space import Seed, SpaceProvider, SpaceView
+
+__all__ = [
+    "EpochNSGAIISampler",
+    "Seed",
+    "Slot",
+    "SpaceProvider",
+    "SpaceView",
+    "Variation",
+    "counted",
+    "duplicate_of",
+    "epoch_finished",
+    "finished_slots",
+    "owner_alive",
+    "reap",
+    "slot_of",
+    "this_process",
+]

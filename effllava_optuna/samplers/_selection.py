@@ -1,0 +1,111 @@
+"""Who survives and who mates: constrained non-dominated sorting and crowding distance.
+
+Deb et al. 2002, "A fast and elitist multiobjective genetic algorithm: NSGA-II",
+https://doi.org/10.1109/4235.996017, sections III and VI. Everything here is deterministic: ties go
+to whoever comes first, and the callers sort by slot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Elite:
+    """The survivors of a selection, best first.
+
+    Args:
+        members: Shape ``(survivors,)``, indices into what was selected from.
+        ranks: Shape ``(survivors,)``, 0 for the first front; non-decreasing.
+        crowding: Shape ``(survivors,)``, distance to the neighbours in the own front; larger is
+            lonelier and better; infinite at the ends.
+    """
+
+    members: IntArray
+    ranks: IntArray
+    crowding: FloatArray
+
+
+def domination_ranks(losses: FloatArray, penalties: FloatArray) -> IntArray:
+    """Sort points into fronts.
+
+    Args:
+        losses: Shape ``(points, objectives)``; smaller is better; no NaN.
+        penalties: Shape ``(points,)``; zero for feasible points. Any feasible point dominates any
+            infeasible one; among infeasible points the smaller penalty dominates.
+
+    Returns:
+        Shape ``(points,)``, the front of each point, counted from 0.
+    """
+    feasible = penalties <= 0
+    no_worse = (losses[:, None, :] <= losses[None, :, :]).all(axis=2)
+    better = (losses[:, None, :] < losses[None, :, :]).any(axis=2)
+    both = feasible[:, None] & feasible[None, :]
+    dominates = np.where(
+        both, no_worse & better, np.maximum(penalties, 0)[:, None] < np.maximum(penalties, 0)
+    )
+    ranks = np.full(len(losses), -1, dtype=np.int64)
+    dominators = dominates.sum(axis=0)
+    front = 0
+    while (ranks < 0).any():
+        members = (ranks < 0) & (dominators == 0)
+        ranks[members] = front
+        dominators = dominators - dominates[members].sum(axis=0)
+        front += 1
+    return ranks
+
+
+def crowding_distances(losses: FloatArray) -> FloatArray:
+    """Measure how far apart the neighbours of each point of one front are.
+
+    Args:
+        losses: Shape ``(points, objectives)``; no NaN. Infinite values lie at the ends and take no
+            part in the scale.
+
+    Returns:
+        Shape ``(points,)``; the sum over objectives of the gap between both neighbours, relative
+        to the range of that objective; infinite for the two ends of each objective. An objective
+        in which all points agree adds nothing.
+    """
+    distances = np.zeros(len(losses))
+    for column in losses.T:
+        if column.min() == column.max():
+            continue
+        order = np.argsort(column, kind="stable")
+        padded = np.concatenate([[-np.inf], column[order], [np.inf]])
+        low, high = padded[:-2], padded[2:]
+        finite = column[np.isfinite(column)]
+        width = float(np.ptp(finite)) if len(finite) else 0.0
+        gaps = np.subtract(high, low, out=np.zeros(len(column)), where=high != low)
+        distances[order] += gaps / (width or 1.0)
+    return distances
+
+
+def select(losses: FloatArray, penalties: FloatArray, size: int) -> Elite:
+    """Keep the best points: whole fronts first, of the last one the loneliest.
+
+    Args:
+        losses: Shape ``(points, objectives)``; smaller is better.
+        penalties: Shape ``(points,)``; positive for infeasible points.
+        size: How many points survive at most.
+    """
+    ranks = domination_ranks(losses, penalties)
+    crowding = np.zeros(len(losses))
+    for front in np.unique(ranks):
+        members = ranks == front
+        crowding[members] = crowding_distances(losses[members])
+    best = np.lexsort((np.arange(len(losses)), -crowding, ranks))[:size]
+    return Elite(best, ranks[best], crowding[best])
+
+
+def tournament(elite: Elite, rng: np.random.Generator) -> int:
+    """Draw two survivors and return the position of the better one."""
+    first, second = rng.integers(len(elite.members), size=2)
+    # Survivors are sorted by rank and crowding, so the earlier position wins the tournament.
+    return int(min(first, second))

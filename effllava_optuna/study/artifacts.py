@@ -1,0 +1,97 @@
+"""Tensors beside the database: files named by what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optuna.artifacts import ArtifactMeta
+from safetensors.torch import load, save
+
+from effllava_optuna.errors import StudyError
+from effllava_optuna.study.storage import sqlite_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from optuna.storages import BaseStorage
+
+    from effllava_optuna.study.spec import StudySpec
+
+
+def directory_for(url: str, spec: StudySpec) -> Path:
+    """Give the artifact directory of a study: as the spec says, else beside the SQLite file."""
+    if spec.study.artifacts is not None:
+        return Path(spec.study.artifacts)
+    file = sqlite_file(url)
+    if file is None:
+        raise StudyError("There is no place for artifacts.", hint="Set study.artifacts.")
+    return file.with_suffix(".artifacts")
+
+
+class Vault:
+    """A directory of safetensors files, each named by its SHA-256; none is ever changed.
+
+    The layout is that of Optuna's ``FileSystemArtifactStore``, so that the dashboard finds them.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def put(self, tensors: Mapping[str, torch.Tensor]) -> str:
+        """Store ``tensors`` and give their name; the file is on disk when this returns.
+
+        Raises:
+            StudyError: It cannot be written.
+        """
+        content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        name = f"{hashlib.sha256(content).hexdigest()}.safetensors"
+        place = self.directory / name
+        draft = place.with_suffix(f".{os.getpid()}.part")
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with draft.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.rename(place)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise StudyError(
+                f"{self.directory}: an artifact of {len(content):,} bytes cannot be written: "
+                f"{error.strerror}.",
+                hint="Make room, then continue with `resume`.",
+            ) from error
+        return name
+
+    def get(self, name: str) -> dict[str, torch.Tensor]:
+        """Read what `put` stored under ``name``.
+
+        Raises:
+            StudyError: The file is missing or not what it was.
+        """
+        place = self.directory / name
+        try:
+            content = place.read_bytes()
+        except OSError as error:
+            raise StudyError(
+                f"{place}: the artifact is missing.",
+                hint="Keep the artifacts directory beside the database, under its name.",
+            ) from error
+        if hashlib.sha256(content).hexdigest() != place.stem:
+            raise StudyError(
+                f"{place}: the artifact is damaged (its SHA-256 is another).",
+                hint="Restore it from a copy, or start a new study.",
+            )
+        return load(content)
+
+
+def show(storage: BaseStorage, trial_id: int, name: str, label: str) -> None:
+    """Let the dashboard list artifact ``name`` with a trial, as ``label``."""
+    meta = ArtifactMeta(name, label, "application/octet-stream", None)
+    storage.set_trial_system_attr(trial_id, f"artifacts:{name}", json.dumps(asdict(meta)))

@@ -1,0 +1,153 @@
+"""What calibration publishes once, before trial 0, for everybody and for every resume."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from effllava_optuna.objectives import LatencyTable
+from effllava_optuna.policy import Order, SiteId
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from effllava_optuna.policy import Anatomy
+    from effllava_optuna.study.spec import StudySpec
+
+Refit = dict[tuple[SiteId, int], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The model as it was loaded.
+
+    Attributes:
+        accuracy: Share of right answers on the proxy.
+        expected: Mean probability of the right answer there.
+        latency_ms: Of the workload, by the table.
+        parameters: Of the whole model.
+        gflops: Of projector and decoder, for the whole workload's prefill.
+        memory_mb: Of the refit tables.
+    """
+
+    accuracy: float
+    expected: float
+    latency_ms: float
+    parameters: int
+    gflops: float
+    memory_mb: float
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Order, refit tables, latency and risk tables, dense values.
+
+    Attributes:
+        order: The ranking of the units.
+        refits: By site and count: fitted on the whole proxy, then without each fold. None where
+            the spec asks for no refit.
+        widths: Allowed widths of epoch 0, by site.
+        risk: Each site's share of Omega, by width.
+        latency: Milliseconds by width.
+        damping: Chosen for each site.
+        effective_tokens: Of each site, under the gradient weights.
+        dense: The dense model's values.
+        reference: Corner of the hypervolume: accuracy of guessing, 1.05 x dense latency.
+    """
+
+    order: Order
+    refits: tuple[Refit | None, ...]
+    widths: Mapping[SiteId, tuple[int, ...]]
+    risk: Mapping[SiteId, Mapping[int, float]]
+    latency: LatencyTable
+    damping: Mapping[SiteId, float]
+    effective_tokens: Mapping[SiteId, float]
+    dense: Dense
+    reference: tuple[float, float]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Give the part that is stored as tensors."""
+        stored = {
+            f"order/{site}": torch.from_numpy(units) for site, units in self.order.units.items()
+        }
+        for fit, refit in enumerate(self.refits):
+            for (site, count), weight in (refit or {}).items():
+                stored[f"refit/{fit}/{site}/{count}"] = weight
+        return stored
+
+    def facts(self) -> dict[str, Any]:
+        """Give the part that is stored as JSON."""
+        return {
+            "method": self.order.method,
+            "fits": [refit is not None for refit in self.refits],
+            "widths": {site: list(widths) for site, widths in self.widths.items()},
+            "risk": self.risk,
+            "latency": asdict(self.latency),
+            "damping": self.damping,
+            "effective_tokens": self.effective_tokens,
+            "dense": asdict(self.dense),
+            "reference": list(self.reference),
+        }
+
+    @staticmethod
+    def restored(
+        anatomy: Anatomy, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+    ) -> Bundle:
+        """Read what `facts` and `tensors` gave."""
+        units = {
+            site.id: tensors[f"order/{site.id}"].numpy().astype(np.int64) for site in anatomy.sites
+        }
+        refits: list[Refit | None] = [{} if fitted else None for fitted in facts["fits"]]
+        for name, weight in tensors.items():
+            kind, *rest = name.split("/")
+            if kind == "refit":
+                fit, site, count = rest
+                mine = refits[int(fit)]
+                if mine is not None:
+                    mine[SiteId(site), int(count)] = weight
+        return Bundle(
+            Order(anatomy.digest, facts["method"], units),
+            tuple(refits),
+            {SiteId(site): tuple(widths) for site, widths in facts["widths"].items()},
+            _by_width(facts["risk"]),
+            restored_latency(facts["latency"]),
+            facts["damping"],
+            facts["effective_tokens"],
+            Dense(**facts["dense"]),
+            (facts["reference"][0], facts["reference"][1]),
+        )
+
+
+def restored_latency(document: Mapping[str, Any]) -> LatencyTable:
+    """Read a latency table from JSON, whose keys are all strings."""
+    values = {field.name: document[field.name] for field in fields(LatencyTable)}
+    values["saved_ms"] = {phase: _by_width(sites) for phase, sites in document["saved_ms"].items()}
+    values["friendly"] = {
+        SiteId(site): tuple(widths) for site, widths in document["friendly"].items()
+    }
+    return LatencyTable(**values)
+
+
+def _by_width(table: Mapping[str, Mapping[str, float]]) -> dict[SiteId, dict[int, float]]:
+    return {
+        SiteId(site): {int(width): float(value) for width, value in row.items()}
+        for site, row in table.items()
+    }
+
+
+def widths_of(anatomy: Anatomy, spec: StudySpec) -> dict[SiteId, tuple[int, ...]]:
+    """Give each site the widths that the spec's shares stand for; the dense width among them."""
+    return {site.id: _widths(site.width, site.floor, _step(site.kind, spec), spec.pruning.shares)
+            for site in anatomy.sites}  # fmt: skip
+
+
+def _step(kind: str, spec: StudySpec) -> int:
+    return spec.pruning.multiple_of if kind == "mlp" else 1
+
+
+def _widths(width: int, floor: int, step: int, shares: Sequence[float]) -> tuple[int, ...]:
+    counts = {max(floor, min(step, width), round(share * width / step) * step) for share in shares}
+    return tuple(sorted({count for count in counts if count < width} | {width}))

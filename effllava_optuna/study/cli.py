@@ -1,0 +1,455 @@
+"""The command line: ``python -m effllava_optuna.study VERB FILE``."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import optuna
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import SQLAlchemyError
+
+from effllava_optuna.errors import EffllavaError, SpecError
+from effllava_optuna.study import storage
+from effllava_optuna.study.spec import read_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from optuna import Study
+    from rich.console import Console
+
+    from effllava_optuna.study.evolution import Epochs
+    from effllava_optuna.study.spec import StudySpec
+
+_INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The study that a command is about.
+
+    Attributes:
+        url: Of its database.
+        name: Its name.
+        spec: What the file says; None where no file was given.
+        again: How to name it in another command.
+    """
+
+    url: str
+    name: str
+    spec: StudySpec | None
+    again: str
+
+    def study(self) -> Study:
+        """Open the study; the file, if one was given, must still say the same.
+
+        Raises:
+            StudyError: There is no such study.
+            SpecError: The file says something else than the study was begun with.
+        """
+        study = storage.open_study(storage.open_storage(self.url), self.name)
+        if self.spec is not None:
+            changed = storage.difference(storage.spec_of(study), self.spec)
+            if changed is not None:
+                raise SpecError(
+                    f"{self.again}: {changed}.",
+                    hint="Put the file back, or give a new study another study.name.",
+                )
+        return study
+
+
+def _targeted(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take a study file, or a database and a name."""
+
+    @click.argument("file", required=False, type=click.Path(path_type=Path))
+    @click.option("--storage", "url", help="Database URL, instead of FILE.")
+    @click.option("--study-name", "name", help="Name of the study in that database.")
+    @functools.wraps(command)
+    def wrapped(file: Path | None, url: str | None, name: str | None, **rest: Any) -> None:
+        command(target=_target(file, url, name), **rest)
+
+    return wrapped
+
+
+def _target(file: Path | None, url: str | None, name: str | None) -> Target:
+    if file is not None:
+        if url is not None or name is not None:
+            raise SpecError(
+                "Both a study file and --storage or --study-name are given.",
+                hint="Give one of them.",
+            )
+        return _target_of(file, read_spec(file))
+    if url is None or name is None:
+        raise SpecError(
+            "No study is given.", hint="Give a study file, or --storage URL --study-name NAME."
+        )
+    return Target(url, name, None, f"--storage {url} --study-name {name}")
+
+
+def _target_of(file: Path, spec: StudySpec) -> Target:
+    url = spec.study.storage or f"sqlite:///{file.with_suffix('.db')}"
+    return Target(url, spec.study.name, spec, str(file))
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """Show our errors as one line, with exit code 2."""
+
+    @functools.wraps(function)
+    def wrapped(*arguments: Any, **options: Any) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        try:
+            function(*arguments, **options)
+        except EffllavaError as error:
+            _complain(str(error), error)
+        except (StorageInternalError, SQLAlchemyError) as error:
+            cause = getattr(error.__cause__ or error, "orig", None) or error
+            _complain(
+                f"The database failed: {cause}. Nothing that was stored is lost; make room or "
+                "unlock it, then continue with `resume`.",
+                error,
+            )
+
+    return wrapped
+
+
+def _complain(message: str, error: Exception) -> None:
+    click.echo(" ".join(message.split()), err=True)
+    raise SystemExit(2) from error
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Search a structured-pruning policy for a vision-language model.
+
+    \b
+    Example:
+      python -m effllava_optuna.study run studies/quickstart.toml
+    """  # noqa: D301
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--deep", is_flag=True, help="Load the model and the samples, too.")
+@_command
+def check(file: Path, *, deep: bool) -> None:
+    """Check a study file; nothing is created.
+
+    \b
+    Example:
+      python -m effllava_optuna.study check studies/quickstart.toml --deep
+    """  # noqa: D301
+    spec = read_spec(file)
+    target = _target_of(file, spec)
+    search = spec.search
+    click.echo(
+        f"{file}: study {spec.study.name!r}, {search.epochs} epochs x {search.generations} "
+        f"generations x {search.population} policies = {search.trials} trials, in {target.url}"
+    )
+    if deep:
+        _quiet_transformers()
+        from effllava_optuna.study.workbench import Workbench
+        from effllava_optuna.tasks import Split
+
+        with Workbench(spec) as bench:
+            sizes = ", ".join(f"{len(bench.task.samples(split))} {split}" for split in Split)
+            click.echo(
+                f"model {spec.model.path!r}: {len(bench.anatomy.sites)} sites on "
+                f"{bench.loaded.device}; task {bench.task.name!r}: {sizes}"
+            )
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Override a key.")
+@_command
+def run(file: Path, changes: tuple[str, ...]) -> None:
+    """Run a study from its beginning: calibrate, search, evolve, report, export.
+
+    \b
+    Example:
+      python -m effllava_optuna.study run studies/quickstart.toml --set study.seed=1
+    """  # noqa: D301
+    target = _target_of(file, read_spec(file, changes))
+    if target.spec is None:
+        raise SpecError(f"{file}: no study.", hint="Give a study file.")
+    _quiet_transformers()
+    from effllava_optuna.study.loop import begun
+
+    with _Screen(target) as screen, begun(target.spec, target.url, screen.say) as epochs:
+        _to_the_end(epochs, screen, file)
+
+
+@main.command()
+@_targeted
+@_command
+def resume(target: Target) -> None:
+    """Continue a study that was interrupted or killed, from where it stands.
+
+    \b
+    Example:
+      python -m effllava_optuna.study resume studies/quickstart.toml
+    """  # noqa: D301
+    study = target.study()
+    _quiet_transformers()
+    from effllava_optuna.study.loop import continued
+
+    with _Screen(target) as screen, continued(study, target.url, screen.say) as epochs:
+        _to_the_end(epochs, screen, Path(target.again) if target.spec else None)
+
+
+@main.command()
+@_targeted
+@click.option("--json", "as_json", is_flag=True, help="Print the document as JSON.")
+@_command
+def status(target: Target, *, as_json: bool) -> None:
+    """Say where a study stands.
+
+    \b
+    Example:
+      python -m effllava_optuna.study status studies/quickstart.toml --json
+    """  # noqa: D301
+    found = _document(target)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    from effllava_optuna.report import summary
+
+    _console().print(summary(found))
+
+
+@main.command()
+@_targeted
+@click.option("--json", "as_json", is_flag=True, help="Print the document as JSON.")
+@_command
+def report(target: Target, *, as_json: bool) -> None:
+    """Compare the dense model, the uniform baselines, the front and the chosen policy.
+
+    \b
+    Example:
+      python -m effllava_optuna.study report studies/quickstart.toml
+    """  # noqa: D301
+    found = _document(target)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    from effllava_optuna.report import policies, summary
+
+    _console().print(summary(found), "", policies(found))
+
+
+@main.command("export")
+@_targeted
+@click.option("--trial", type=int, help="Which trial; the chosen one if not given.")
+@click.option("--out", type=click.Path(path_type=Path), help="Directory of the checkpoint.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
+@_command
+def export_(target: Target, trial: int | None, out: Path | None, *, overwrite: bool) -> None:
+    """Write a policy's checkpoint with its own basis, and verify it in a fresh process.
+
+    \b
+    Example:
+      python -m effllava_optuna.study export studies/quickstart.toml --trial 17 --out pruned
+    """  # noqa: D301
+    study = target.study()
+    spec = storage.spec_of(study)
+    number = trial if trial is not None else study.user_attrs.get(storage.CHOSEN)
+    if number is None:
+        raise SpecError(
+            f"Study {study.study_name!r} has chosen no trial yet.",
+            hint="Finish it with `resume`, or give --trial.",
+        )
+    directory = out or _export_directory(spec, Path(target.again) if target.spec else None)
+    if directory is None:
+        raise SpecError("There is no directory to write to.", hint="Give --out DIR.")
+    _quiet_transformers()
+    from effllava_optuna.study.loop import continued, write_checkpoint
+
+    with _Screen(target) as screen, continued(study, target.url, screen.say) as epochs:
+        screen.say("exporting and verifying", 0.0)
+        verified = write_checkpoint(epochs, number, directory, overwrite=overwrite)
+        screen.told(_exported(number, verified))
+
+
+@main.command()
+@_targeted
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535))
+@_command
+def dashboard(target: Target, host: str, port: int) -> None:
+    """Serve optuna-dashboard over the study's database and artifacts, until Ctrl-C.
+
+    \b
+    Example:
+      python -m effllava_optuna.study dashboard studies/quickstart.toml --port 8080
+    """  # noqa: D301
+    study = target.study()
+    from effllava_optuna.study.board import serve
+
+    serve(study, target.url, host, port)
+
+
+def _document(target: Target) -> dict[str, Any]:
+    from effllava_optuna.report import document
+    from effllava_optuna.study.facts import facts_of
+
+    return document(facts_of(target.study()))
+
+
+def _to_the_end(epochs: Epochs, screen: _Screen, file: Path | None) -> None:
+    """Search, report and export; what is done already is not done again."""
+    from effllava_optuna.report import document, policies, summary
+    from effllava_optuna.study.facts import facts_of
+    from effllava_optuna.study.loop import conclude, search, write_checkpoint
+
+    screen.told(_calibration(epochs))
+    search(epochs, screen.watch)
+    conclude(epochs)
+    found = document(facts_of(epochs.study))
+    screen.told(summary(found), "", policies(found))
+    directory = _export_directory(epochs.spec, file)
+    if directory is not None:
+        screen.say("exporting and verifying", 0.0)
+        number = found["chosen"]["trial"]
+        screen.told(_exported(number, write_checkpoint(epochs, number, directory, overwrite=True)))
+
+
+def _calibration(epochs: Epochs) -> str:
+    bundle = epochs.bench.bundle
+    dense, latency = bundle.dense, bundle.latency
+    anatomy = epochs.bench.anatomy
+    lines = [
+        f"dense model: {dense.parameters:,} parameters, proxy accuracy {dense.accuracy:.3f}, "
+        f"{dense.latency_ms:.1f} ms; {len(anatomy.sites)} sites hold "
+        f"{anatomy.parameters / dense.parameters:.0%} of the parameters",
+        f"latency table: off by {latency.error:.1%} on random policies; refit tables: "
+        f"{dense.memory_mb:.1f} MB",
+    ]
+    if bundle.effective_tokens:
+        tokens = sorted(bundle.effective_tokens.values())
+        lines.append(
+            f"token weights: {tokens[0]:.0f} to {tokens[-1]:.0f} effective tokens a site; "
+            f"damping {min(bundle.damping.values())} to {max(bundle.damping.values())}"
+        )
+    narrowest = min(latency.predict(anatomy, policy) for policy in _extremes(epochs))
+    if dense.latency_ms / narrowest < 1.5:
+        lines.append(
+            f"warning: the narrowest policy is only {dense.latency_ms / narrowest:.2f}x faster: "
+            "this workload is bound by overhead; use a larger latency.batch or longer prompts"
+        )
+    return "\n".join(lines)
+
+
+def _extremes(epochs: Epochs) -> list[Any]:
+    from effllava_optuna.policy import Policy
+
+    widths, anatomy = epochs.bench.bundle.widths, epochs.bench.anatomy
+    return [Policy.of(anatomy, [widths[site.id][0] for site in anatomy.sites])]
+
+
+def _exported(number: int, verified: Any) -> str:
+    return (
+        f"trial {number} exported to {verified.directory}: {verified.parameters:,} parameters; "
+        f"reloaded in a fresh process: logits differ by {verified.logit_difference:.1e}, "
+        f"same generation: {'yes' if verified.generation_equal else 'no'}"
+    )
+
+
+def _export_directory(spec: StudySpec, file: Path | None) -> Path | None:
+    directory = spec.export.directory
+    if directory is None:
+        return None
+    return Path(directory) if file is None else file.parent / directory
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
+
+
+def _quiet_transformers() -> None:
+    """Keep transformers from drawing its own bars over ours."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+class _Screen:
+    """A progress bar on a terminal; a line a stage and a generation elsewhere.
+
+    Args:
+        target: The study that is under way.
+    """
+
+    def __init__(self, target: Target) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.target = target
+        self.console = _console()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self.task = self.bar.add_task("", total=1.0, note="")
+        self._last = ""
+
+    def __enter__(self) -> _Screen:
+        if self.console.is_terminal:
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.bar.stop()
+        if kind is KeyboardInterrupt:
+            self.told(
+                "Stopped. Nothing is lost; continue with: "
+                f"python -m effllava_optuna.study resume {self.target.again}"
+            )
+            raise SystemExit(_INTERRUPTED)
+
+    def told(self, *what: Any) -> None:
+        """Print something that stays."""
+        self.console.print(*what, sep="\n", highlight=False, soft_wrap=True)
+
+    def say(self, what: str, share: float) -> None:
+        """Show what is under way, and which share of it is done."""
+        self.bar.update(self.task, description=what, completed=share, total=1.0, note="")
+        if not self.console.is_terminal and what != self._last:
+            self.told(f"{what} ...")
+        self._last = what
+
+    def watch(self, epochs: Epochs, trial: Any) -> None:
+        """Show how far the search is."""
+        from effllava_optuna.policy import hypervolume_by_epoch
+        from effllava_optuna.study.records import trials_of
+
+        search = epochs.spec.search
+        trials = trials_of(epochs.study)
+        done = sum(record.measured for record in trials)
+        if not self.console.is_terminal and done % search.population:
+            return
+        best = max((record.quality for record in trials if record.eligible), default=float("nan"))
+        volume = hypervolume_by_epoch(
+            trials, epochs.epoch + 1, epochs.bench.bundle.reference, epochs.spec.quality.accuracy
+        )[-1]
+        note = f"{done}/{search.trials} trials, best quality {best:.4f}, hypervolume {volume:.4g}"
+        what = f"searching, epoch {trial.epoch}"
+        self.bar.update(
+            self.task, description=what, completed=done, total=search.trials, note=note
+        )
+        if not self.console.is_terminal:
+            self.told(f"{what}: {note}")
+        self._last = what

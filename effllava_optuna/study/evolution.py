@@ -1,0 +1,343 @@
+"""Epochs: calibrate once, and between epochs train the projector and move the space.
+
+`Epochs` is where the study, the model and the ledger meet. What happens when is a function of
+what is stored, never of how often something was called: an epoch opens when all slots of the one
+before are finished, whoever notices it first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from optuna.trial import TrialState
+
+from effllava_optuna.baselines import one_number, two_numbers
+from effllava_optuna.errors import StudyError
+from effllava_optuna.hooks import Lesson, Training, train_projector
+from effllava_optuna.objectives import ask, folds_of
+from effllava_optuna.policy import Policy, Space, finalists, front_of
+from effllava_optuna.samplers import EpochNSGAIISampler, Seed
+from effllava_optuna.study.artifacts import Vault
+from effllava_optuna.study.bundle import Bundle
+from effllava_optuna.study.ledger import Ledger, Publication
+from effllava_optuna.study.records import trials_of
+from effllava_optuna.study.storage import ANATOMY, MANIFEST, guard
+from effllava_optuna.study.view import EpochView
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+    from effllava_optuna.study.workbench import Say, Workbench
+    from effllava_optuna.surgery import Basis
+
+_ANCHORS = 6
+
+
+def silent(_: str, __: float) -> None:
+    """Say nothing."""
+
+
+class Epochs:
+    """The epochs of one study on one workbench.
+
+    Args:
+        study: The study.
+        bench: The model and the task.
+        vault: Where tensors are kept.
+        say: Is told what is under way.
+    """
+
+    def __init__(self, study: Study, bench: Workbench, vault: Vault, say: Say = silent) -> None:
+        guard(study._storage)
+        self.study = study
+        self.bench = bench
+        self.vault = vault
+        self.say = say
+        self.spec = bench.spec
+        self.ledger = Ledger(study._storage, study.study_name)
+        self._bases: dict[str, Basis] = {}
+        self._views: dict[int, EpochView] = {}
+
+    def open(self) -> None:
+        """Calibrate, or adopt the calibration that is published."""
+        anatomy = self.study.user_attrs.get(ANATOMY)
+        mine = self.bench.anatomy.to_json()
+        if anatomy is None:
+            self.study.set_user_attr(ANATOMY, mine)
+        elif anatomy != mine:
+            raise StudyError(
+                f"Study {self.study.study_name!r} is of another model.",
+                hint="Use the checkpoint that the study began with.",
+            )
+        stored = self.study.user_attrs.get(MANIFEST)
+        task = {"task": self.bench.task.digest}
+        if stored is None:
+            self.study.set_user_attr(MANIFEST, manifest() | task)
+        elif stored.get("task") != task["task"]:
+            raise StudyError(
+                f"Study {self.study.study_name!r} was begun with other samples.",
+                hint="Restore the data that the study began with.",
+            )
+        found = self.ledger.publish(0, self._calibrate)
+        facts, name = found.user_attrs, found.user_attrs["artifact"]
+        bundle = Bundle.restored(self.bench.anatomy, facts["bundle"], self.vault.get(name))
+        self.bench.adopt(bundle, name.partition(".")[0])
+
+    def _calibrate(self) -> Publication:
+        bundle = self.bench.calibrate(self.say)
+        return Publication(
+            bundle.dense.accuracy,
+            {"bundle": bundle.facts()},
+            self.vault.put(bundle.tensors()),
+            "calibration.safetensors",
+        )
+
+    @cached_property
+    def sampler(self) -> EpochNSGAIISampler:
+        """Give the sampler of this study."""
+        search = self.spec.search
+        return EpochNSGAIISampler(
+            lambda _: self.view(),
+            population_size=search.population,
+            generations=search.generations,
+            seed=self.spec.study.seed,
+        )
+
+    @property
+    def epoch(self) -> int:
+        """Give the epoch that is open."""
+        return len(self.ledger.epochs()) - 1
+
+    def view(self) -> EpochView:
+        """Give the epoch that is open; open the next one first where that is due."""
+        self.advance()
+        return self.view_of(self.epoch)
+
+    def view_of(self, epoch: int) -> EpochView:
+        """Give a published epoch as the sampler sees it."""
+        if epoch not in self._views:
+            self._views[epoch] = EpochView(
+                space=self.space(epoch),
+                anatomy=self.bench.anatomy,
+                budget=self.spec.search.kept_share,
+                seeds=self._seeds(epoch),
+                basis=self.basis_of(epoch).digest,
+                known=self._known,
+            )
+        return self._views[epoch]
+
+    def _known(self, policy: Policy) -> dict[str, Any]:
+        return {
+            "keep": list(policy.keep),
+            "kept_share": round(policy.kept_share(self.bench.anatomy), 6),
+            "risk": round(self.bench.risk(policy), 6),
+        }
+
+    def space(self, epoch: int) -> Space:
+        """Give the space of a published epoch."""
+        if epoch == 0:
+            return self.bench.wide
+        return Space.from_json(self._attempt(epoch).user_attrs["space"])
+
+    def _attempt(self, epoch: int) -> FrozenTrial:
+        found = self.ledger.published(epoch)
+        if found is None:
+            raise StudyError(f"Epoch {epoch} is not published.", hint="Continue with `resume`.")
+        return found
+
+    def basis_of(self, epoch: int) -> Basis:
+        """Give the basis of a published epoch, with its own projector."""
+        if epoch == 0:
+            return self.bench.basis()
+        attrs = self._attempt(epoch).user_attrs
+        if attrs["basis"] not in self._bases:
+            self._bases[attrs["basis"]] = self.bench.basis(
+                _restored(self.vault.get(attrs["artifact"]))
+            )
+        return self._bases[attrs["basis"]]
+
+    def basis(self, digest: str) -> Basis:
+        """Give the basis that a trial's values belong to.
+
+        Raises:
+            StudyError: No epoch of this study has it.
+        """
+        for attempt in self.ledger.epochs():
+            basis = self.basis_of(int(attempt.params["epoch"]))
+            if basis.digest == digest:
+                return basis
+        raise StudyError(
+            f"No epoch of {self.study.study_name!r} has basis {digest}.",
+            hint="Keep the control study and the artifacts with the database.",
+        )
+
+    def _seeds(self, epoch: int) -> tuple[Seed, ...]:
+        if epoch:
+            return tuple(
+                Seed(seed["params"], "reeval", seed["origin"])
+                for seed in self._attempt(epoch).user_attrs["elites"]
+            )
+        anatomy, budget = self.bench.anatomy, self.spec.search.kept_share
+        widths = self.bench.bundle.widths
+        grid: Sequence[Policy] = one_number(anatomy, widths)
+        if budget is not None:
+            grid = _largest(two_numbers(anatomy, widths), anatomy, budget)
+        step = max(1, -(-len(grid) // min(_ANCHORS, self.spec.search.population // 2)))
+        return tuple(Seed(self.bench.wide.encode(policy), "anchor") for policy in grid[::step])
+
+    @property
+    def finished(self) -> bool:
+        """Tell whether all slots of the last epoch are finished."""
+        last = self.spec.search.epochs - 1
+        return self.epoch >= last and self.sampler.slots_of_epoch_finished(self.study, last)
+
+    def advance(self) -> None:
+        """Open the next epoch, if all slots of this one are finished and it is not the last."""
+        epoch = self.epoch
+        if epoch + 1 >= self.spec.search.epochs:
+            return
+        if self.sampler.slots_of_epoch_finished(self.study, epoch):
+            with self.bench.loaded.lock:
+                self.ledger.publish(epoch + 1, lambda: self._evolve(epoch))
+
+    def _evolve(self, epoch: int) -> Publication:
+        """Train the projector for the elites of ``epoch`` and make the next epoch."""
+        trials = trials_of(self.study)
+        front = front_of([trial for trial in trials if trial.epoch == epoch])
+        if not front:
+            raise StudyError(
+                f"Epoch {epoch} has no feasible trial that completed.",
+                hint="Allow a larger search.kept_share.",
+            )
+        table = self.spec.projector
+        policies = [Policy.of(self.bench.anatomy, trial.keep) for trial in front]
+        update = train_projector(
+            self.bench.loaded,
+            self.bench.basis(),
+            policies[: table.elites],
+            self.lessons(),
+            Training(table.steps, table.every, table.learning_rate, table.kl),
+            lambda share: self.say("training the projector", share),
+        )
+        again = finalists(front, max(1, self.spec.search.population // 4))
+        wide = self.bench.wide
+        space = self.space(epoch).around(
+            [Policy.of(self.bench.anatomy, trial.keep) for trial in front],
+            margin=self.spec.search.margin,
+            wide=wide,
+        )
+        basis = self.bench.basis(update.projectors)
+        at_best = min(update.held_out, key=lambda look: (look.loss, look.steps))
+        facts: dict[str, Any] = {
+            "basis": basis.digest,
+            "space": space.to_json(),
+            "elites": [
+                {
+                    "params": wide.encode(Policy.of(self.bench.anatomy, trial.keep)),
+                    "origin": trial.number,
+                }
+                for trial in again
+            ],
+            "steps": update.steps,
+            "seconds": update.seconds,
+            "proxy_accuracy_before": update.before.accuracy,
+            "proxy_accuracy_after": update.after.accuracy,
+            "proxy_loss_before": update.before.loss,
+            "proxy_loss_after": update.after.loss,
+            "crossfit_accuracy_before": update.held_out[0].accuracy,
+            "crossfit_accuracy_after": at_best.accuracy,
+            "crossfit_loss_before": update.held_out[0].loss,
+            "crossfit_loss_after": at_best.loss,
+            "crossfit_curve": [asdict(look) for look in update.held_out],
+        }
+        name = self.vault.put(
+            {
+                f"{fit}/{weight}": tensor
+                for fit, state in enumerate(update.projectors)
+                for weight, tensor in state.items()
+            }
+        )
+        return Publication(at_best.accuracy, facts, name, "projector.safetensors")
+
+    def lessons(self) -> list[Lesson]:
+        """Give the proxy as lessons for the projector, a part at a time."""
+        folds, parts = self.spec.pruning.folds, self.spec.projector.parts
+        lessons = []
+        for fold, samples in enumerate(folds_of(self.bench.proxy, folds)):
+            for inner, mine in enumerate(folds_of(samples, parts // folds)):
+                lessons += [
+                    Lesson(asked.batch, asked.seen, fold * (parts // folds) + inner, fold + 1)
+                    for asked in ask(self.bench.loaded, mine)
+                ]
+        return lessons
+
+
+class ProjectorEvolution:
+    """The epochs as a callback: ``study.optimize(objective, callbacks=[ProjectorEvolution(e)])``.
+
+    After the last trial of an epoch it trains the projector and opens the next epoch; after the
+    last trial of the study it stops it.
+
+    Args:
+        epochs: Of the study that is optimized.
+    """
+
+    def __init__(self, epochs: Epochs) -> None:
+        self.epochs = epochs
+
+    def __call__(self, study: Study, trial: FrozenTrial) -> None:
+        """Look whether an epoch is over."""
+        if trial.state == TrialState.RUNNING:
+            return
+        self.epochs.advance()
+        if self.epochs.finished:
+            study.stop()
+
+
+def manifest() -> dict[str, Any]:
+    """Describe what a study runs on; its values are reproducible on the same."""
+    import platform
+
+    import optuna
+    import torch
+    import transformers
+
+    from effllava_optuna import __version__
+
+    return {
+        "effllava_optuna": __version__,
+        "optuna": optuna.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _restored(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        fit, _, weight = name.partition("/")
+        states.setdefault(int(fit), {})[weight] = tensor
+    return [states[fit] for fit in sorted(states)]
+
+
+def _largest(grid: Sequence[Policy], anatomy: Any, budget: float) -> list[Policy]:
+    """Keep the feasible policies of a grid to which no feasible one adds anything."""
+    inside = [policy for policy in grid if policy.kept_share(anatomy) <= budget]
+    return [
+        policy
+        for policy in inside
+        if not any(
+            other is not policy
+            and all(a >= b for a, b in zip(other.keep, policy.keep, strict=True))
+            for other in inside
+        )
+    ]

@@ -1,0 +1,163 @@
+"""The control study: what each epoch has, published exactly once.
+
+Epoch 0 is the calibration bundle; every later one is a projector, a basis and a space. An attempt
+to make one is a trial of the control study, created in one transaction with everything that says
+whose it is. The lowest-numbered running attempt of an epoch leads, the others wait; COMPLETE
+publishes, and everybody reads the lowest-numbered COMPLETE attempt. An attempt whose process has
+died is failed by whoever waits for it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.distributions import IntDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from effllava_optuna.errors import StudyError
+from effllava_optuna.samplers import owner_alive, this_process
+from effllava_optuna.study.artifacts import show
+from effllava_optuna.study.storage import control_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from optuna.storages import BaseStorage
+
+_MOST = 1_000_000
+_POLL = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What an epoch has.
+
+    Attributes:
+        value: What the control study charts: proxy accuracy, cross-fitted, in [0, 1].
+        facts: JSON by name; they become attributes of the control trial.
+        artifact: Name of the tensors in the vault; None: there are none of its own.
+        label: What the dashboard calls them.
+    """
+
+    value: float
+    facts: Mapping[str, Any]
+    artifact: str | None
+    label: str = ""
+
+
+def published(control: optuna.Study) -> list[FrozenTrial]:
+    """Give the attempt that counts for each epoch, from 0, up to the first gap."""
+    first: dict[int, FrozenTrial] = {}
+    for attempt in control.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        first.setdefault(int(attempt.params["epoch"]), attempt)
+    found: list[FrozenTrial] = []
+    while len(found) in first:
+        found.append(first[len(found)])
+    return found
+
+
+class Ledger:
+    """Publishes and reads the epochs of one study.
+
+    Args:
+        storage: Of the study.
+        study_name: Of the study, not of the control study.
+    """
+
+    def __init__(self, storage: BaseStorage, study_name: str) -> None:
+        self._storage = storage
+        self._study = optuna.create_study(
+            storage=storage,
+            study_name=control_name(study_name),
+            direction="maximize",
+            sampler=optuna.samplers.RandomSampler(),
+            load_if_exists=True,
+        )
+
+    @property
+    def study(self) -> optuna.Study:
+        """Give the control study."""
+        return self._study
+
+    def _attempts(self, epoch: int) -> list[FrozenTrial]:
+        trials = self._study.get_trials(deepcopy=False)
+        return [trial for trial in trials if trial.params.get("epoch") == epoch]
+
+    def epochs(self) -> list[FrozenTrial]:
+        """Give the published epochs, from 0."""
+        return published(self._study)
+
+    def published(self, epoch: int) -> FrozenTrial | None:
+        """Give the attempt that counts for ``epoch``, if there is one."""
+        found = self.epochs()
+        return found[epoch] if epoch < len(found) else None
+
+    def publish(self, epoch: int, make: Callable[[], Publication]) -> FrozenTrial:
+        """Give what ``epoch`` has; ``make`` it if nobody else has, or does.
+
+        Raises:
+            StudyError: A process on another machine has led for an hour.
+        """
+        waited = 0.0
+        while (found := self.published(epoch)) is None:
+            mine = self._claim(epoch)
+            if mine is None:
+                time.sleep(_POLL)
+                waited += _POLL
+                if waited > 3600:
+                    raise StudyError(
+                        f"Epoch {epoch} has been under way elsewhere for an hour.",
+                        hint="See its attempt in the control study; fail it if it is dead.",
+                    )
+                continue
+            try:
+                self._fulfil(mine, make())
+            except BaseException:
+                self._fail(mine)
+                raise
+        return found
+
+    def _claim(self, epoch: int) -> FrozenTrial | None:
+        attempts = self._attempts(epoch)
+        running = [attempt for attempt in attempts if attempt.state == TrialState.RUNNING]
+        for attempt in running:
+            if owner_alive(attempt.user_attrs["owner"]) is False:
+                self._fail(attempt)
+        if any(owner_alive(attempt.user_attrs["owner"]) is not False for attempt in running):
+            return None
+        whole = IntDistribution(0, _MOST)
+        params = {"epoch": epoch, "attempt": len(attempts)}
+        trial_id = self._storage.create_new_trial(
+            self._study._study_id,
+            template_trial=create_trial(
+                state=TrialState.RUNNING,
+                params=params,
+                distributions=dict.fromkeys(params, whole),
+                user_attrs={"owner": this_process()},
+            ),
+        )
+        mine = self._storage.get_trial(trial_id)
+        rivals = [
+            attempt.number
+            for attempt in self._attempts(epoch)
+            if attempt.state in (TrialState.RUNNING, TrialState.COMPLETE)
+        ]
+        if mine.number != min(rivals):
+            self._fail(mine)
+            return None
+        return mine
+
+    def _fulfil(self, mine: FrozenTrial, publication: Publication) -> None:
+
+        for name, fact in publication.facts.items():
+            self._storage.set_trial_user_attr(mine._trial_id, name, fact)
+        if publication.artifact is not None:
+            self._storage.set_trial_user_attr(mine._trial_id, "artifact", publication.artifact)
+            show(self._storage, mine._trial_id, publication.artifact, publication.label)
+        self._study.tell(mine.number, publication.value)
+
+    def _fail(self, attempt: FrozenTrial) -> None:
+        self._study.tell(attempt.number, state=TrialState.FAIL, skip_if_finished=True)

@@ -1,0 +1,246 @@
+"""A study file: TOML, read into one validated, frozen value."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from effllava_optuna.errors import SpecError
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class StudyTable(_Table):
+    """``[study]``: its name, its seed, and where it lives."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^/\s][^\n]*$")]
+    seed: Annotated[int, Field(ge=0)] = 0
+    storage: str | None = None
+    artifacts: str | None = None
+
+
+class ModelTable(_Table):
+    """``[model]``: the checkpoint."""
+
+    path: Annotated[str, Field(min_length=1)]
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
+class TaskTable(_Table):
+    """``[task]``: the samples, in three splits.
+
+    ``name`` is ``digits``, or ``module:function`` of the user's own, which is called with the
+    other keys of the table and returns a `effllava_optuna.tasks.Task`.
+    """
+
+    name: Annotated[str, Field(pattern=r"^(digits|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")]
+    seed: Annotated[int, Field(ge=0)] | None = None
+    proxy: Annotated[int, Field(ge=8, le=4096)] = 64
+    validation: Annotated[int, Field(ge=1)] = 500
+    test: Annotated[int, Field(ge=1)] = 2000
+
+
+class PruningTable(_Table):
+    """``[pruning]``: which units go first, how the rest is fitted, and which widths there are."""
+
+    order: Literal["magnitude", "taylor"] = "taylor"
+    refit: Literal["none", "least-squares"] = "least-squares"
+    folds: Annotated[int, Field(ge=2, le=8)] = 2
+    shares: Annotated[tuple[Share, ...], Field(min_length=1)] = SHARES
+    multiple_of: Count = 1
+    table_gb: Annotated[float, Field(gt=0)] = 8.0
+
+
+class QualityTable(_Table):
+    """``[quality]``: ``accuracy - eta * risk``."""
+
+    accuracy: Literal["expected", "hard"] = "expected"
+    eta: Annotated[float, Field(ge=0)] = 0.02
+    risk: Literal["paper", "refit"] = "paper"
+
+
+class LatencyTable_(_Table):
+    """``[latency]``: the workload that is timed."""
+
+    batch: Annotated[int, Field(ge=1, le=4096)] = 64
+    new_tokens: Count = 1
+    warmup: Annotated[int, Field(ge=0)] = 2
+    repeats: Count = 7
+
+
+class SearchTable(_Table):
+    """``[search]``: how many policies are tried, and by whom."""
+
+    sampler: Literal["nsga2"] = "nsga2"
+    epochs: Count = 3
+    generations: Count = 4
+    population: Annotated[int, Field(ge=4)] = 20
+    kept_share: Share | None = None
+    margin: Annotated[int, Field(ge=0)] = 2
+
+    @property
+    def trials(self) -> int:
+        """Count the trials of the whole study."""
+        return self.epochs * self.generations * self.population
+
+
+class ProjectorTable(_Table):
+    """``[projector]``: its training between epochs."""
+
+    elites: Count = 4
+    parts: Annotated[int, Field(ge=2, le=16)] = 4
+    steps: Annotated[int, Field(ge=0)] = 32
+    every: Count = 4
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    kl: Annotated[float, Field(ge=0)] = 1.0
+
+
+class ReportTable(_Table):
+    """``[report]``: what is measured on samples that the search never saw."""
+
+    finalists: Annotated[int, Field(ge=1, le=64)] = 8
+
+
+class ExportTable(_Table):
+    """``[export]``: where ``run`` writes the chosen checkpoint; nothing: it does not."""
+
+    directory: str | None = None
+
+
+class StudySpec(_Table):
+    """Everything that a study is told.
+
+    Example:
+        >>> spec = StudySpec.of(
+        ...     {
+        ...         "study": {"name": "tiny"},
+        ...         "model": {"path": "digits-vlm"},
+        ...         "task": {"name": "digits"},
+        ...     }
+        ... )
+        >>> spec.search.trials
+        240
+    """
+
+    study: StudyTable
+    model: ModelTable
+    task: TaskTable
+    pruning: PruningTable = PruningTable()
+    quality: QualityTable = QualityTable()
+    latency: LatencyTable_ = LatencyTable_()
+    search: SearchTable = SearchTable()
+    projector: ProjectorTable = ProjectorTable()
+    report: ReportTable = ReportTable()
+    export: ExportTable = ExportTable()
+
+    @model_validator(mode="after")
+    def _parts_fit_folds(self) -> StudySpec:
+        if self.projector.parts % self.pruning.folds:
+            raise ValueError(
+                f"projector.parts is {self.projector.parts}; use a multiple of pruning.folds "
+                f"({self.pruning.folds})"
+            )
+        if max(self.pruning.shares) != 1.0:
+            raise ValueError("pruning.shares must contain 1.0, the dense width")
+        return self
+
+    @staticmethod
+    def of(document: dict[str, Any], *, place: str = "study") -> StudySpec:
+        """Validate a document.
+
+        Raises:
+            SpecError: With the place, the key, the value and the cure, for the first fault.
+        """
+        try:
+            return StudySpec.model_validate_json(json.dumps(document))
+        except ValidationError as error:
+            raise _explained(error, place) from error
+        except (TypeError, ValueError) as error:
+            raise SpecError(f"{place}: {error}.", hint="Use TOML strings and numbers.") from error
+
+    def document(self) -> dict[str, Any]:
+        """Give the spec as JSON."""
+        return self.model_dump(mode="json")
+
+    @property
+    def task_seed(self) -> int:
+        """Give the seed that draws the samples: the task's own, or the study's."""
+        return self.study.seed if self.task.seed is None else self.task.seed
+
+
+def read_spec(path: str | Path, changes: tuple[str, ...] = ()) -> StudySpec:
+    """Read a study file.
+
+    Args:
+        path: A TOML file.
+        changes: ``table.key=value`` each, the value in TOML; they override the file.
+
+    Raises:
+        SpecError: The file is not there, is no TOML, or says no valid study.
+    """
+    place = Path(path)
+    try:
+        document = tomllib.loads(place.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SpecError(f"{path}: there is no such file.", hint="Give a study file.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read: {error}.", hint="Give a TOML file.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{path}: is no TOML: {error}.", hint="Mend that line.") from error
+    for change in changes:
+        _apply(document, change)
+    document.setdefault("study", {})
+    if isinstance(document["study"], dict):
+        document["study"].setdefault("name", place.stem)
+    return StudySpec.of(document, place=str(path))
+
+
+def _apply(document: dict[str, Any], change: str) -> None:
+    key, equals, text = change.partition("=")
+    table, dot, leaf = key.strip().partition(".")
+    if not (equals and dot and leaf):
+        raise SpecError(f"--set {change!r} is not understood.", hint="Use table.key=value.")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    if not isinstance(document.setdefault(table, {}), dict):
+        raise SpecError(f"--set {change!r}: {table} is no table.", hint="Use table.key=value.")
+    document[table][leaf] = value
+
+
+def _explained(error: ValidationError, place: str) -> SpecError:
+    fault = error.errors()[0]
+    key = ".".join(str(part) for part in fault["loc"])
+    value = fault.get("input")
+    more = f" ({error.error_count() - 1} more faults.)" if error.error_count() > 1 else ""
+    if fault["type"] == "extra_forbidden":
+        known = _known(fault["loc"][:-1])
+        close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+        cure = f"Did you mean {close[0]}?" if close else f"Known keys: {', '.join(sorted(known))}."
+        return SpecError(f"{place}: {key} = {value!r} is no known key.{more}", hint=cure)
+    if fault["type"] == "missing":
+        return SpecError(f"{place}: {key} is missing.{more}", hint="Add it.")
+    if fault["type"] == "value_error":
+        return SpecError(f"{place}: {fault['ctx']['error']}.{more}", hint="Mend the study file.")
+    message = fault["msg"]
+    return SpecError(f"{place}: {key} = {value!r}: {message}.{more}", hint="Change the value.")
+
+
+def _known(path: tuple[int | str, ...]) -> list[str]:
+    model: Any = StudySpec
+    for part in path:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)

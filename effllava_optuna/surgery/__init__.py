@@ -1,0 +1,39 @@
+"""Everything that touches a model: load, rank, narrow, refit, slice, export."""
+
+from effllava_optuna.surgery.basis import WHOLE, Basis, running
+from effllava_optuna.surgery.calibrate import Moments, Probe, moments, rank_units
+from effllava_optuna.surgery.discover import Handle, discover, projector
+from effllava_optuna.surgery.export import Verified, export, load_pruned
+from effllava_optuna.surgery.features import Seen, answer, look, projecting, projector_state
+from effllava_optuna.surgery.load import Loaded, load
+from effllava_optuna.surgery.narrow import arranged, masked, narrowed, sliced
+from effllava_optuna.surgery.refit import choose_damping, least_squares
+
+__all__ = [
+    "WHOLE",
+    "Basis",
+    "Handle",
+    "Loaded",
+    "Moments",
+    "Probe",
+    "Seen",
+    "Verified",
+    "answer",
+    "arranged",
+    "choose_damping",
+    "discover",
+    "export",
+    "least_squares",
+    "load",
+    "load_pruned",
+    "look",
+    "masked",
+    "moments",
+    "narrowed",
+    "projecting",
+    "projector",
+    "projector_state",
+    "rank_units",
+    "running",
+    "sliced",
+]

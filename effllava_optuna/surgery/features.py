@@ -1,0 +1,94 @@
+"""Answer questions without running the vision tower twice.
+
+The tower does not change during a search, so that its output for a picture is computed once. The
+projector behind it stays live: it is what changes between epochs.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from effllava_optuna.surgery.discover import projector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from effllava_optuna.surgery.load import Loaded
+
+    State = Mapping[str, torch.Tensor]
+
+_VISION_INPUTS = ("pixel_values", "image_sizes")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Inputs whose pictures the tower has looked at.
+
+    Attributes:
+        inputs: Keyword arguments of the model other than pictures, on the model's device.
+        features: What the projector receives, shape ``(images, tokens, channels)``.
+    """
+
+    inputs: Mapping[str, Any]
+    features: torch.Tensor
+
+
+@torch.no_grad()
+def look(loaded: Loaded, inputs: Mapping[str, Any]) -> Seen:
+    """Run the vision tower on ``inputs``, up to the projector."""
+    caught: list[torch.Tensor] = []
+    moved = {name: value.to(loaded.device) for name, value in inputs.items()}
+    pictures = {name: moved.pop(name) for name in _VISION_INPUTS if name in moved}
+    pictures["pixel_values"] = pictures["pixel_values"].to(loaded.model.dtype)
+    with loaded.lock:
+        hook = projector(loaded.model).register_forward_pre_hook(
+            lambda _, arguments: caught.append(arguments[0].detach())
+        )
+        try:
+            loaded.model.get_image_features(**pictures)
+        finally:
+            hook.remove()
+    return Seen(moved, caught[0])
+
+
+def answer(loaded: Loaded, seen: Seen) -> torch.Tensor:
+    """Give the logits after the prompts, shape ``(samples, vocabulary)``.
+
+    Gradients flow to the projector, if it asks for them.
+    """
+    projected = projector(loaded.model)(seen.features)
+    encoded = BaseModelOutputWithPooling(pooler_output=list(projected))
+    logits = loaded.model(
+        **seen.inputs, mm_encoder_outputs={"image": encoded}, logits_to_keep=1
+    ).logits
+    return logits[:, -1]  # type: ignore[no-any-return]
+
+
+def projector_state(loaded: Loaded) -> dict[str, torch.Tensor]:
+    """Copy the weights of the projector, on the CPU."""
+    return {
+        name: weight.detach().to("cpu", copy=True)
+        for name, weight in projector(loaded.model).state_dict().items()
+    }
+
+
+@contextmanager
+def projecting(loaded: Loaded, state: State | None) -> Iterator[Loaded]:
+    """Use the projector weights ``state``; on exit they are as they were, bit for bit."""
+    if state is None:
+        yield loaded
+        return
+    module = projector(loaded.model)
+    with loaded.lock:
+        old = {name: weight.detach().clone() for name, weight in module.state_dict().items()}
+        try:
+            # A state that does not fit raises, but only after it has filled in what does.
+            module.load_state_dict(dict(state))
+            yield loaded
+        finally:
+            module.load_state_dict(old)

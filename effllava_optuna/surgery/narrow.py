@@ -1,0 +1,256 @@
+"""Run a policy's network without building it: masked for reading, narrowed for speed.
+
+`masked` zeroes what the removed units would say: slow, and obvious. `narrowed` makes the weights
+themselves smaller for as long as it lasts: units are permuted into the order first, which does
+not change the function of the model, and then every policy is a prefix of the same memory.
+`sliced` builds the smaller model for good. All three compute the same function.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from effllava_optuna.errors import ModelError
+from effllava_optuna.policy import Policy
+from effllava_optuna.surgery.load import Loaded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from effllava_optuna.policy import Order, SiteId
+    from effllava_optuna.surgery.discover import Handle
+
+    Refit = Mapping[tuple[SiteId, int], torch.Tensor]
+
+
+def elements(units: torch.Tensor, each: int) -> torch.Tensor:
+    """Give the rows or columns of ``units``, ``each`` to a unit: shape ``(units * each,)``."""
+    return (units[:, None] * each + torch.arange(each, device=units.device)).reshape(-1)
+
+
+# The order into which a model's units are permuted at present. It is the weights that are
+# permuted, whichever `Loaded` they are reached through.
+_ARRANGED: WeakKeyDictionary[nn.Module, Order] = WeakKeyDictionary()
+
+
+def _ranked(order: Order, handle: Handle) -> torch.Tensor:
+    return torch.from_numpy(order.units[handle.site.id].copy())
+
+
+def _is_arranged(loaded: Loaded, order: Order) -> bool:
+    """Tell whether the units are permuted into ``order``; refuse an order that cannot be used."""
+    if order.anatomy != loaded.anatomy.digest:
+        raise ModelError(
+            f"The order belongs to anatomy {order.anatomy}, the model has "
+            f"{loaded.anatomy.digest}.",
+            hint="Rank the units of this model.",
+        )
+    for handle in loaded.handles:
+        site = handle.site
+        if len(order.units.get(site.id, ())) != site.width:
+            raise ModelError(
+                f"The order does not rank the {site.width} units of {site.id}.",
+                hint="Rank the units of this model.",
+            )
+        if handle.linear(handle.output).weight.shape[1] != site.width * handle.columns:
+            raise ModelError(
+                f"{loaded.source} is narrowed at present.",
+                hint="Leave the other `with narrowed(...)` first.",
+            )
+    present = _ARRANGED.get(loaded.model)
+    if present is not None and present.digest != order.digest:
+        raise ModelError(
+            f"{loaded.source} is arranged by order {present.digest}, not {order.digest}.",
+            hint="Leave `with arranged(...)` before using another order.",
+        )
+    return present is not None
+
+
+@contextmanager
+def masked(loaded: Loaded, policy: Policy, order: Order) -> Iterator[Loaded]:
+    """Silence the units that ``policy`` removes; nothing of the model changes.
+
+    Args:
+        loaded: The model.
+        policy: Units kept at each site.
+        order: Which units those are.
+
+    Raises:
+        PolicyError: The policy belongs to another anatomy.
+        ModelError: The order does.
+    """
+    policy.check(loaded.anatomy)
+    hooks = []
+    with loaded.lock:
+        in_order = _is_arranged(loaded, order)
+        for handle, count in zip(loaded.handles, policy.keep, strict=True):
+            ranked = torch.arange(handle.site.width) if in_order else _ranked(order, handle)
+            kept = torch.zeros(handle.site.width * handle.columns, dtype=torch.bool)
+            kept[elements(ranked[:count], handle.columns)] = True
+            mask = kept.to(handle.linear(handle.output).weight.device)
+
+            def silence(
+                _: nn.Module, inputs: tuple[torch.Tensor], mask: torch.Tensor = mask
+            ) -> torch.Tensor:
+                return inputs[0].masked_fill(~mask, 0)
+
+            hooks.append(handle.linear(handle.output).register_forward_pre_hook(silence))
+        try:
+            yield loaded
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+@contextmanager
+def arranged(loaded: Loaded, order: Order) -> Iterator[Loaded]:
+    """Permute the units into ``order``; on exit every parameter is as it was, bit for bit.
+
+    The function of the model does not change (beyond the rounding of reordered sums).
+    """
+    with loaded.lock:
+        if _is_arranged(loaded, order):
+            yield replace(loaded, order=order)
+            return
+        permuted: list[Handle] = []
+        try:
+            for handle in loaded.handles:
+                _permute(handle, _ranked(order, handle))
+                permuted.append(handle)
+            _ARRANGED[loaded.model] = order
+            yield replace(loaded, order=order)
+        finally:
+            _ARRANGED.pop(loaded.model, None)
+            for handle in permuted:
+                _permute(handle, torch.argsort(_ranked(order, handle)))
+
+
+def _permute(handle: Handle, units: torch.Tensor) -> None:
+    """Put ``units`` first to last, in the memory that the weights already have."""
+    with torch.no_grad():
+        for name, each in handle.inputs.items():
+            linear = handle.linear(name)
+            rows = elements(units, each).to(linear.weight.device)
+            linear.weight.copy_(linear.weight[rows])
+            if linear.bias is not None:
+                linear.bias.copy_(linear.bias[rows])
+        output = handle.linear(handle.output)
+        columns = elements(units, handle.columns).to(output.weight.device)
+        output.weight.copy_(output.weight[:, columns])
+
+
+@contextmanager
+def narrowed(
+    loaded: Loaded, policy: Policy, order: Order, refit: Refit | None = None
+) -> Iterator[Loaded]:
+    """Make the model as small as ``policy`` says, for as long as the ``with`` lasts.
+
+    Args:
+        loaded: The model; inside `arranged` by the same order, entering costs views only.
+        policy: Units kept at each site. The dense policy touches nothing.
+        order: Which units those are.
+        refit: By site and count, shape ``(out, count * columns)``: the output matrix fitted to
+            the units that stay. Sites that are not in it keep the columns they have.
+
+    Raises:
+        PolicyError: The policy belongs to another anatomy.
+        ModelError: The order does, a fit has another shape, or the model is narrowed already.
+    """
+    policy.check(loaded.anatomy)
+    with ExitStack() as undo:
+        undo.enter_context(loaded.lock)
+        if not _is_arranged(loaded, order) and policy == Policy.dense(loaded.anatomy):
+            yield loaded
+            return
+        inside = undo.enter_context(arranged(loaded, order))
+        for handle, count in zip(inside.handles, policy.keep, strict=True):
+            if count == handle.site.width:
+                continue
+            fitted = (refit or {}).get((handle.site.id, count))
+            shape = (handle.linear(handle.output).out_features, handle.columns * count)
+            if fitted is not None and fitted.shape != shape:
+                raise ModelError(
+                    f"The fit of {handle.site.id} for {count} units has shape "
+                    f"{tuple(fitted.shape)} instead of {shape}.",
+                    hint="Fit the output matrices of this model again.",
+                )
+            for name, rows in handle.inputs.items():
+                undo.enter_context(_shrunk(handle.linear(name), rows=rows * count))
+            undo.enter_context(
+                _shrunk(
+                    handle.linear(handle.output), columns=handle.columns * count, weight=fitted
+                )
+            )
+            undo.enter_context(_counting(handle, count))
+        yield inside
+
+
+@contextmanager
+def _shrunk(
+    linear: nn.Linear,
+    *,
+    rows: int | None = None,
+    columns: int | None = None,
+    weight: torch.Tensor | None = None,
+) -> Iterator[None]:
+    full = {name: linear._parameters[name] for name in ("weight", "bias")}
+    dense = linear.weight
+    small = dense[:rows, :columns] if weight is None else weight.to(dense.device, dense.dtype)
+    linear.weight = nn.Parameter(small, requires_grad=False)
+    if linear.bias is not None:
+        linear.bias = nn.Parameter(linear.bias[:rows], requires_grad=False)
+    try:
+        yield
+    finally:
+        linear._parameters.update(full)
+
+
+@contextmanager
+def _counting(handle: Handle, count: int) -> Iterator[None]:
+    for name, each in handle.counts.items():
+        setattr(handle.module, name, each * count)
+    try:
+        yield
+    finally:
+        for name, each in handle.counts.items():
+            setattr(handle.module, name, each * handle.site.width)
+
+
+def sliced(loaded: Loaded, policy: Policy, order: Order, refit: Refit | None = None) -> Loaded:
+    """Build the smaller model that ``policy`` stands for; ``loaded`` is not changed.
+
+    Args:
+        loaded: The model.
+        policy: Units kept at each site.
+        order: Which units those are.
+        refit: As for `narrowed`.
+
+    Returns:
+        A model of its own, whose anatomy has the widths that were kept.
+
+    Example:
+        >>> from effllava_optuna import Policy, load, rank_units
+        >>> loaded = load("digits-vlm", device="cpu")
+        >>> half = Policy.uniform(loaded.anatomy, keep=0.5)
+        >>> small = sliced(loaded, half, rank_units(loaded))
+        >>> [site.width for site in small.anatomy.sites[:2]]
+        [2, 192]
+    """
+    with narrowed(loaded, policy, order, refit) as small:
+        # Views share the memory of the dense weights: what is kept must be a copy of its own.
+        memo: dict[int, Any] = {}
+        for parameter in small.model.parameters():
+            own = nn.Parameter(parameter.detach().clone().contiguous(), requires_grad=False)
+            memo[id(parameter)] = own
+        model = copy.deepcopy(small.model, memo)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+    return Loaded.of(model, loaded.processor, loaded.source)

@@ -1,0 +1,181 @@
+"""What many tests share; only the fixtures that need torch and transformers import them."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from effllava_optuna.policy import Anatomy, Kind, Order, Site
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from effllava_optuna.surgery import Loaded
+    from effllava_optuna.tasks import Batch
+
+# Set before huggingface_hub is imported: a wrong path shall fail, not ask the network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Before torch is: on matrices this small, threads mostly wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The same examples everywhere; a slow machine is no failure.
+settings.register_profile("house", derandomize=True, deadline=None)
+settings.load_profile("house")
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: "
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def anatomy() -> Anatomy:
+    """Three blocks of an imaginary decoder; one site has a floor."""
+    return Anatomy(
+        tuple(
+            site
+            for layer in range(3)
+            for site in (
+                Site("language", layer, Kind.ATTN, 4, 100),
+                Site("language", layer, Kind.MLP, 32, 10, floor=8 if layer == 1 else 1),
+            )
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def processor() -> Any:
+    """A LLaVA processor for pictures of 32 x 32 pixels; one token a word."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import LlavaProcessor, PreTrainedTokenizerFast
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    from effllava_optuna.tasks.digits import CORNERS, LINES, TARGETS
+
+    text = " ".join([*CORNERS, *LINES, *TARGETS])
+    words = dict.fromkeys(
+        "<pad> <unk> <s> </s> <image> user assistant : ? what digit is at the sum of how many "
+        f"digits are even odd largest smallest {text}".split()
+    )
+    tokenizer = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")
+    )
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(
+            size={"height": 32, "width": 32}, do_center_crop=False
+        ),
+        tokenizer=PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token="<pad>",
+            unk_token="<unk>",
+            bos_token="<s>",
+            eos_token="</s>",
+            extra_special_tokens={"image_token": "<image>"},
+            padding_side="left",
+        ),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+        image_token="<image>",
+    )
+
+
+@pytest.fixture(scope="session")
+def make_llava(processor: Any) -> Callable[..., Loaded]:
+    """Give a function that builds a CLIP + decoder LLaVA of three blocks.
+
+    Six query heads in three groups, and together wider than the hidden size, so that no two
+    sizes of a weight are equal by chance.
+    """
+    import torch
+    import transformers
+
+    from effllava_optuna.surgery import Loaded
+
+    def make(text_config: str = "LlamaConfig", **text: Any) -> Loaded:
+        tokenizer = processor.tokenizer
+        sizes = {
+            "vocab_size": len(tokenizer),
+            "hidden_size": 36,
+            "intermediate_size": 24,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "head_dim": 8,
+            "max_position_embeddings": 128,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        }
+        config = transformers.LlavaConfig(
+            vision_config=transformers.CLIPVisionConfig(
+                hidden_size=16,
+                intermediate_size=24,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                image_size=32,
+                patch_size=8,
+                projection_dim=16,
+            ),
+            text_config=getattr(transformers, text_config)(**(sizes | text)),
+            image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+            image_seq_length=16,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="default",
+        )
+        model = transformers.LlavaForConditionalGeneration(config)
+        # The stock initialisation (std 0.02) makes logits nearly constant: any two would agree.
+        generator = torch.Generator().manual_seed(0)
+        for name, weight in model.named_parameters():
+            centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            spread = 0.5 if "embed_tokens" in name else 0.15
+            torch.nn.init.normal_(weight, centre, spread, generator=generator)
+        return Loaded.of(model, processor, f"tiny {text_config}")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint(
+    make_llava: Callable[..., Loaded], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A directory with a tiny LLaVA as transformers writes it. Copy it before changing it."""
+    place = tmp_path_factory.mktemp("tiny-llava")
+    loaded = make_llava()
+    loaded.model.save_pretrained(place)
+    loaded.processor.save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="session")
+def tiny(checkpoint: Path) -> Loaded:
+    """A tiny random LLaVA, loaded from disk. Whoever changes it changes it back."""
+    import effllava_optuna
+
+    return effllava_optuna.load(checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def order(tiny: Loaded) -> Order:
+    """A random order of the units of `tiny`."""
+    rng = np.random.default_rng(0)
+    scores = {site.id: rng.random(site.width) for site in tiny.anatomy.sites}
+    return Order.from_scores(tiny.anatomy, "random", scores)
+
+
+@pytest.fixture(scope="session")
+def batch(processor: Any) -> Batch:
+    """Six questions of different lengths, padded on the left."""
+    from effllava_optuna.tasks import Digits, Split, encode
+
+    return encode(processor, Digits().samples(Split.PROXY)[:6])[0]

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from effllava_optuna import Policy, rank_units
+from effllava_optuna.hooks import Lesson, Training, train_projector
+from effllava_optuna.objectives import ask, folds_of
+from effllava_optuna.surgery import Basis, projector_state
+from effllava_optuna.tasks import Digits, Split
+
+if TYPE_CHECKING:
+    from effllava_optuna.surgery import Loaded
+
+
+@pytest.fixture(scope="module")
+def lessons(tiny: Loaded) -> list[Lesson]:
+    found = []
+    for fold, samples in enumerate(folds_of(Digits(proxy=32).samples(Split.PROXY), 2)):
+        for inner, mine in enumerate(folds_of(samples, 2)):
+            for asked in ask(tiny, mine):
+                found.append(Lesson(asked.batch, asked.seen, fold * 2 + inner, fold + 1))
+    return found
+
+
+@pytest.fixture(scope="module")
+def basis(tiny: Loaded) -> Basis:
+    return Basis("b", rank_units(tiny), (None,) * 3, (None,) * 3)
+
+
+def elites(tiny: Loaded) -> list[Policy]:
+    return [Policy.uniform(tiny.anatomy, keep=keep) for keep in (0.5, 0.7)]
+
+
+def test_training_leaves_the_model_as_it_was(
+    tiny: Loaded, basis: Basis, lessons: list[Lesson]
+) -> None:
+    before = {name: value.clone() for name, value in tiny.model.state_dict().items()}
+    update = train_projector(tiny, basis, elites(tiny), lessons, Training(steps=4, every=2))
+    assert all(torch.equal(before[name], now) for name, now in tiny.model.state_dict().items())
+    assert not any(weight.requires_grad for weight in tiny.model.parameters())
+    assert all(weight.grad is None for weight in tiny.model.parameters())
+    assert len(update.projectors) == 3
+    assert [look.steps for look in update.held_out] == [0, 2, 4]
+
+
+def test_the_same_lessons_teach_the_same(
+    tiny: Loaded, basis: Basis, lessons: list[Lesson]
+) -> None:
+    training = Training(steps=4, every=2, learning_rate=1e-2)
+    first = train_projector(tiny, basis, elites(tiny), lessons, training)
+    second = train_projector(tiny, basis, elites(tiny), lessons, training)
+    assert first.held_out == second.held_out
+    for one, other in zip(first.projectors, second.projectors, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_training_fits_what_it_sees(tiny: Loaded, basis: Basis, lessons: list[Lesson]) -> None:
+    training = Training(steps=24, every=24, learning_rate=2e-2, kl=0.0)
+    update = train_projector(tiny, basis, elites(tiny), lessons, training)
+    assert update.steps in (0, 24)
+    if update.steps:
+        assert update.after.loss < update.before.loss
+    # A random model learns nothing that generalises; seen samples must still get easier.
+    seen = [lesson for lesson in lessons if lesson.part == 0]
+    (part,) = {lesson.fit for lesson in seen}
+    from effllava_optuna.hooks.projector import _School
+
+    looks = _School(tiny, basis, elites(tiny), training).looks(part, seen, seen)
+    assert looks[-1].loss < 0.9 * looks[0].loss
+
+
+def test_no_steps_is_a_legal_answer(tiny: Loaded, basis: Basis, lessons: list[Lesson]) -> None:
+    update = train_projector(tiny, basis, elites(tiny), lessons, Training(steps=0))
+    dense = projector_state(tiny)
+    assert update.steps == 0
+    assert update.before == update.after
+    for state in update.projectors:
+        assert all(torch.equal(dense[name], state[name]) for name in dense)
+
+
+def test_a_step_count_that_hurts_held_out_samples_is_not_chosen(
+    tiny: Loaded, basis: Basis, lessons: list[Lesson]
+) -> None:
+    training = Training(steps=6, every=3, learning_rate=5.0)
+    update = train_projector(tiny, basis, elites(tiny), lessons, training)
+    best = min(look.loss for look in update.held_out)
+    assert next(look for look in update.held_out if look.steps == update.steps).loss == best

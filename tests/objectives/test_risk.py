@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from effllava_optuna import Policy, rank_units, sliced
+from effllava_optuna.errors import ModelError
+from effllava_optuna.objectives import risk, risk_table
+
+if TYPE_CHECKING:
+    from effllava_optuna.surgery import Loaded
+
+
+def every_width(loaded: Loaded) -> dict[str, range]:
+    return {site.id: range(1, site.width + 1) for site in loaded.anatomy.sites}
+
+
+def test_omega_is_the_weighted_log_norm_of_the_sliced_model(tiny: Loaded) -> None:
+    order = rank_units(tiny)
+    table = risk_table(tiny, order, every_width(tiny))
+    policy = Policy.uniform(tiny.anatomy, keep={"attn": 0.4, "mlp": 0.6})
+    small = sliced(tiny, policy, order)
+    pairs = [
+        (before.linear(name).weight, after.linear(name).weight)
+        for before, after in zip(tiny.handles, small.handles, strict=True)
+        for name in (*before.inputs, before.output)
+    ]
+    total = sum(dense.numel() for dense, _ in pairs)
+    expected = sum(
+        dense.numel() / total * math.log(float(kept.double().norm() / dense.double().norm()))
+        for dense, kept in pairs
+    )
+    assert risk(policy, tiny, table) == pytest.approx(expected, rel=1e-9)
+    assert expected < -0.1
+
+
+def test_the_dense_model_has_none_and_every_unit_adds(tiny: Loaded) -> None:
+    table = risk_table(tiny, rank_units(tiny), every_width(tiny))
+    assert risk(Policy.dense(tiny.anatomy), tiny, table) == pytest.approx(0, abs=1e-12)
+    for row in table.values():
+        values = [row[width] for width in sorted(row)]
+        assert values == sorted(values)
+        assert len(set(values)) == len(values)
+
+
+def test_the_refit_form_takes_the_norms_that_run(tiny: Loaded) -> None:
+    order = rank_units(tiny)
+    site = tiny.anatomy.sites[1]
+    handle = tiny.handles[1]
+    fitted = torch.full((handle.linear(handle.output).out_features, 2), 3.0)
+    plain = risk_table(tiny, order, every_width(tiny))
+    table = risk_table(
+        tiny, order, every_width(tiny), form="refit", refit={(site.id, 2): fitted}
+    )
+    output = handle.linear(handle.output).weight.double()
+    kept = output[:, order.units[site.id][:2].copy()].norm()
+    total = sum(
+        h.linear(name).weight.numel() for h in tiny.handles for name in (*h.inputs, h.output)
+    )
+    change = output.numel() / total * math.log(float(fitted.double().norm() / kept))
+    assert table[site.id][2] - plain[site.id][2] == pytest.approx(change)
+    assert table[site.id][1] == plain[site.id][1]
+
+
+def test_an_unknown_form_is_refused(tiny: Loaded) -> None:
+    with pytest.raises(ModelError, match=r"There is no risk form 'sum'. Use paper or refit"):
+        risk_table(tiny, rank_units(tiny), every_width(tiny), form="sum")

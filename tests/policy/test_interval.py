@@ -1,0 +1,40 @@
+"""How sure a mean is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from effllava_optuna.policy import bootstrap_interval
+
+
+def test_of_independent_samples_it_is_the_normal_interval() -> None:
+    scores = np.random.default_rng(0).random(800) < 0.7
+    low, high = bootstrap_interval(scores, [str(index) for index in range(800)])
+    mean, error = scores.mean(), scores.std() / np.sqrt(800)
+    assert low == pytest.approx(mean - 1.96 * error, abs=0.2 * error)
+    assert high == pytest.approx(mean + 1.96 * error, abs=0.2 * error)
+
+
+def test_samples_of_one_unit_count_as_little_as_one() -> None:
+    per_unit = np.random.default_rng(1).random(100) < 0.7
+    units = [str(index) for index in range(100)]
+    low, high = bootstrap_interval(per_unit, units)
+    clustered_low, clustered_high = bootstrap_interval(np.repeat(per_unit, 8), np.repeat(units, 8))  # type: ignore[arg-type]
+    naive_low, naive_high = bootstrap_interval(
+        np.repeat(per_unit, 8), [str(i) for i in range(800)]
+    )
+    # Eight copies of each score say nothing new ...
+    assert clustered_high - clustered_low == pytest.approx(high - low, rel=0.05)
+    # ... but resampled one by one they would seem to: narrower by the root of eight.
+    assert clustered_high - clustered_low > 2.5 * (naive_high - naive_low)
+
+
+def test_the_seed_decides_and_the_level_widens() -> None:
+    scores = np.random.default_rng(2).random(50)
+    units = [str(index // 2) for index in range(50)]
+    once = bootstrap_interval(scores, units)
+    assert bootstrap_interval(scores, units) == once
+    assert bootstrap_interval(scores, units, seed=1) != once
+    low, high = bootstrap_interval(scores, units, level=0.5)
+    assert once[0] < low < scores.mean() < high < once[1]

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from rich.console import Console
+
+from effllava_optuna.policy import TrialRecord
+from effllava_optuna.report import StudyFacts, document, entry, policies, summary
+from effllava_optuna.report.figures import front_by_epoch
+
+if TYPE_CHECKING:
+    from effllava_optuna.policy import Anatomy
+
+BUNDLE = {
+    "dense": {
+        "accuracy": 0.9, "expected": 0.88, "latency_ms": 50.0, "parameters": 1000, "gflops": 1.5,
+    },
+    "reference": [0.1, 52.5],
+    "latency": {"error": 0.03, "spread": 0.02, "vision_ms": 5.0},
+}  # fmt: skip
+
+
+def record(anatomy: Anatomy, number: int, quality: float, ms: float, **other: Any) -> TrialRecord:
+    known: dict[str, Any] = {
+        "number": number, "state": "complete", "epoch": 0, "kind": "child", "origin": None,
+        "keep": tuple(site.floor for site in anatomy.sites), "quality": quality,
+        "latency_ms": ms, "accuracy": quality, "expected": quality, "risk": 0.0,
+        "kept_share": 0.2, "feasible": True, "basis": "b", "hits": "1",
+    }  # fmt: skip
+    return TrialRecord(**(known | other))
+
+
+def facts(anatomy: Anatomy | None, *trials: TrialRecord, **other: Any) -> StudyFacts:
+    return StudyFacts("s", 2, 48, 1, 3, "expected", 0.02, 4, trials, "0", anatomy, **other)
+
+
+def text(document: dict[str, Any]) -> str:
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console.print(summary(document), policies(document))
+    console.file.close()
+    return console.export_text()
+
+
+def test_a_study_that_has_not_begun_is_a_document_too() -> None:
+    found = document(facts(None))
+    assert found["dense"] is None
+    assert found["front"] == []
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_front_leaves_out_what_is_infeasible_foreign_or_beaten(anatomy: Anatomy) -> None:
+    found = document(
+        facts(
+            anatomy,
+            record(anatomy, 0, 0.5, 20.0),
+            record(anatomy, 1, 0.8, 25.0),
+            record(anatomy, 2, 0.7, 30.0),
+            record(anatomy, 3, 0.9, 10.0, feasible=False),
+            record(anatomy, 4, 0.9, 10.0, kind="foreign"),
+            record(anatomy, 5, math.nan, math.nan, state="running"),
+            bundle=BUNDLE,
+        )
+    )
+    assert [row["trial"] for row in found["front"]] == [1, 0]
+    assert found["front"][0]["speedup_predicted"] == 2.0
+    assert found["front"][0]["accuracy_test"] is None
+    assert found["trials"] == {
+        "planned": 48, "complete": 5, "running": 1, "waiting": 0, "fail": 0,
+    }  # fmt: skip
+    assert found["hypervolume"] == [pytest.approx(0.4 * (52.5 - 20) + 0.3 * (52.5 - 25))]
+    assert "The search is not over" in text(found)
+    json.dumps(found, allow_nan=False)
+
+
+def test_results_take_the_place_of_estimates(anatomy: Anatomy) -> None:
+    from effllava_optuna.policy import Policy
+
+    dense = entry(
+        policy=Policy.dense(anatomy), anatomy=anatomy, accuracy_test=0.97,
+        accuracy_test_interval=(0.95, 0.99),
+    )  # fmt: skip
+    chosen = entry(policy=Policy.dense(anatomy), anatomy=anatomy, trial=7, epoch=1)
+    results = {
+        "dense": dense, "uniform": None, "uniform2": None, "front": [chosen], "chosen": chosen,
+    }  # fmt: skip
+    found = document(facts(anatomy, bundle=BUNDLE, results=results))
+    assert found["chosen"]["trial"] == 7
+    shown = text(found)
+    assert "[0.950 0.990]" in shown
+    assert "trial 7  <- chosen" in shown
+
+
+def test_an_entry_refuses_keys_that_readers_do_not_know(anatomy: Anatomy) -> None:
+    from effllava_optuna.policy import Policy
+
+    with pytest.raises(KeyError, match="accuracy_tset"):
+        entry(policy=Policy.dense(anatomy), anatomy=anatomy, accuracy_tset=1.0)
+
+
+def test_the_figure_has_a_colour_an_epoch(anatomy: Anatomy) -> None:
+    trials = [record(anatomy, n, 0.5 + n / 10, 20.0 + n, epoch=n % 2) for n in range(4)]
+    figure = front_by_epoch(trials, 2, {"latency_ms": 50.0, "expected": 0.9}, chosen=3)
+    points = {trace.name: trace for trace in figure.data}
+    assert set(points) == {
+        "epoch 0", "front of epoch 0", "epoch 1", "front of epoch 1", "dense", "chosen",
+    }  # fmt: skip
+    assert points["epoch 0"].marker.color != points["epoch 1"].marker.color
+    assert list(points["front of epoch 1"].x) == [21.0, 23.0]

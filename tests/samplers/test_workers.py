@@ -1,0 +1,110 @@
+"""Threads, processes and kill -9 on one SQLite file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+import effllava_optuna.samplers
+from effllava_optuna.samplers import counted, finished_slots, slot_of
+from samplers import worker
+from samplers.toy import DIRECTIONS, digest, objective_of, sampler_of
+from samplers.worker import POPULATION, SPACE, study_at, work
+
+SLOTS = 3 * POPULATION
+
+
+def memory_study() -> optuna.Study:
+    sampler = sampler_of(SPACE, population_size=POPULATION)
+    return optuna.create_study(directions=DIRECTIONS, sampler=sampler)
+
+
+@pytest.fixture(scope="module")
+def expected() -> str:
+    study = memory_study()
+    study.optimize(objective_of(SPACE), n_trials=SLOTS)
+    return digest(study)
+
+
+@contextmanager
+def process(database: Path, n_trials: int, kill_at: int = 0) -> Iterator[subprocess.Popen[bytes]]:
+    roots = [Path(__file__).parents[1], Path(effllava_optuna.samplers.__file__).parents[2]]
+    path = os.pathsep.join([*map(str, roots), os.environ.get("PYTHONPATH", "")])
+    words = [sys.executable, "-m", worker.__name__, str(database), str(n_trials), str(kill_at)]
+    with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": path}) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def complete(study: optuna.Study) -> None:
+    """Measure what is missing; a worker's last trials may have failed as duplicates."""
+    while missing := SLOTS - len(finished_slots(study.trials, 0)):
+        study.optimize(objective_of(SPACE), n_trials=missing)
+
+
+def check(study: optuna.Study, expected: str) -> None:
+    """No slot is missing, none was measured twice, and nothing is left over."""
+    measured = Counter(slot_of(t) for t in study.trials if t.state == TrialState.COMPLETE)
+    assert set(measured) == finished_slots(study.trials, 0)
+    assert set(measured.values()) == {1}
+    assert {t.state for t in counted(study.trials).values()} == {TrialState.COMPLETE}
+    assert not [t for t in study.trials if not t.state.is_finished()]
+    assert digest(study) == expected
+
+
+@pytest.mark.parametrize("n_jobs", [2, 3])
+def test_threads_measure_every_slot_once(expected: str, n_jobs: int) -> None:
+    study = memory_study()
+    study.optimize(objective_of(SPACE), n_trials=SLOTS, n_jobs=n_jobs)
+    complete(study)
+    check(study, expected)
+
+
+def test_processes_measure_every_slot_once(expected: str, tmp_path: Path) -> None:
+    database = tmp_path / "toy.db"
+    study = study_at(database)
+    with process(database, SLOTS // 2) as child:
+        while not database.with_suffix(".ready").exists():
+            time.sleep(0.01)
+        ours = work(database, SLOTS // 2)
+        assert child.wait(timeout=60) == 0
+    theirs = int(database.with_suffix(".log").read_text())
+    assert min(len(ours), theirs) > 0
+    assert len(ours) + theirs == len(finished_slots(study.trials, 0))
+    complete(study)
+    check(study, expected)
+
+
+def test_resume_after_kill_ends_where_an_uninterrupted_run_does(
+    expected: str, tmp_path: Path
+) -> None:
+    database = tmp_path / "toy.db"
+    study_at(database)
+    kill_at = POPULATION + 1  # the first trial of generation 1, whose templates wait
+    with process(database, SLOTS, kill_at) as child:
+        assert child.wait(timeout=60) == -signal.SIGKILL
+    study = study_at(database)
+    states = Counter(trial.state.name for trial in study.trials)
+    assert states == {"COMPLETE": POPULATION, "RUNNING": 1, "WAITING": POPULATION - 1}
+    study.optimize(objective_of(SPACE), n_trials=SLOTS - POPULATION)
+    assert [t.number for t in study.trials if t.state == TrialState.FAIL] == [POPULATION]
+    check(study, expected)
+
+
+def test_fresh_objects_go_on_where_others_stopped(expected: str, tmp_path: Path) -> None:
+    for n_trials in (3, SLOTS - 3):
+        work(tmp_path / "toy.db", n_trials)
+    check(study_at(tmp_path / "toy.db"), expected)

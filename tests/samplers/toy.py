@@ -1,0 +1,116 @@
+"""A small space, its objective and its storage, for tests and for the processes they start."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.distributions import IntDistribution
+from optuna.study import StudyDirection
+
+from effllava_optuna.samplers import EpochNSGAIISampler, Seed, counted, duplicate_of
+
+DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
+
+
+@dataclass(frozen=True)
+class ToySpace:
+    levels: Mapping[str, Sequence[int]]
+    epoch: int = 0
+    budget: float | None = None
+    seeds: Sequence[Seed] = ()
+    stamp: Mapping[str, Any] = field(default_factory=lambda: {"space": "toy"})
+
+    @property
+    def distributions(self) -> dict[str, IntDistribution]:
+        return {name: IntDistribution(1, levels[-1]) for name, levels in self.levels.items()}
+
+    @property
+    def costs(self) -> dict[str, list[float]]:
+        return {name: [float(width) for width in levels] for name, levels in self.levels.items()}
+
+    def describe(self, params: Mapping[str, int]) -> dict[str, Any]:
+        return {"size": sum(params.values())}
+
+
+def toy_space(genes: int = 4, **fields: Any) -> ToySpace:
+    return ToySpace({f"g{i}": (1, 2, 4, 6, 8, 12, 16) for i in range(genes)}, **fields)
+
+
+def sampler_of(space: ToySpace, **options: Any) -> EpochNSGAIISampler:
+    return EpochNSGAIISampler(lambda study: space, **{"population_size": 6, **options})
+
+
+def measure(params: Mapping[str, int]) -> tuple[float, float]:
+    """Quality (up, saturating, later genes matter more, neighbours help) and size (down)."""
+    widths = [params[name] for name in sorted(params)]
+    gains = [(i + 1) * w / (w + 4) for i, w in enumerate(widths)]
+    pairs = itertools.pairwise(gains)
+    return sum(gains) + sum(min(pair) for pair in pairs), float(sum(widths))
+
+
+def suggest(trial: optuna.Trial, space: ToySpace) -> dict[str, int]:
+    return {
+        name: trial.suggest_int(name, distribution.low, distribution.high)
+        for name, distribution in space.distributions.items()
+    }
+
+
+def objective_of(space: ToySpace) -> Any:
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        params = suggest(trial, space)
+        twin = duplicate_of(trial.study, trial.number)
+        if twin is not None:
+            raise RuntimeError(f"duplicate of {twin}")
+        return measure(params)
+
+    return objective
+
+
+def digest(study: optuna.Study) -> str:
+    """Digest slot, kind, parameters and values of every slot's trial."""
+    rows = [
+        [str(slot), trial.user_attrs["kind"], dict(sorted(trial.params.items())), trial.values]
+        for slot, trial in counted(study.get_trials(deepcopy=False)).items()
+    ]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def open_storage(path: Path) -> optuna.storages.RDBStorage:
+    """Open SQLite with exclusive writers; without fsync, which only a power cut would miss."""
+    exists = path.exists()
+    storage = optuna.storages.RDBStorage(
+        f"sqlite:///{path}",
+        engine_kwargs={"connect_args": {"timeout": 60}},
+        skip_compatibility_check=exists,
+        skip_table_creation=exists,
+    )
+
+    @sqlalchemy.event.listens_for(storage.engine, "connect")
+    def connected(connection: Any, record: object) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA synchronous=OFF")
+
+    @sqlalchemy.event.listens_for(storage.engine, "begin")
+    def begun(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    storage.engine.dispose()
+    return storage
+
+
+def open_study(path: Path, sampler: EpochNSGAIISampler) -> optuna.Study:
+    return optuna.create_study(
+        storage=open_storage(path),
+        study_name="toy",
+        directions=DIRECTIONS,
+        sampler=sampler,
+        load_if_exists=True,
+    )

@@ -1,0 +1,44 @@
+"""A process that works on a study: ``worker.py DATABASE TRIALS KILL_AT``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import optuna
+
+from samplers.toy import objective_of, open_study, sampler_of, toy_space
+
+SPACE = toy_space(genes=3)
+POPULATION = 4
+
+
+def study_at(database: Path) -> optuna.Study:
+    return open_study(database, sampler_of(SPACE, population_size=POPULATION))
+
+
+def work(database: Path, n_trials: int, *, kill_at: int = 0) -> list[int]:
+    """Measure and return the numbers of the trials measured; die in the ``kill_at``-th."""
+    inner, begun, measured = objective_of(SPACE), [0], []
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        begun.append(trial.number)
+        if len(begun) - 1 == kill_at:
+            trial.suggest_int("g0", 1, 16)
+            os.kill(os.getpid(), signal.SIGKILL)
+        values: tuple[float, float] = inner(trial)
+        time.sleep(0.02)
+        measured.append(trial.number)
+        return values
+
+    study_at(database).optimize(objective, n_trials=n_trials, catch=(RuntimeError,))
+    return measured
+
+
+if __name__ == "__main__":
+    database, n_trials, kill_at = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    database.with_suffix(".ready").touch()
+    database.with_suffix(".log").write_text(str(len(work(database, n_trials, kill_at=kill_at))))

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from effllava_optuna import load_pruned
+from tests.study.conftest import ROOT, Ran, cli, command, environment
+
+VERBS = ("check", "run", "resume", "status", "report", "export", "dashboard")
+FRONT = {
+    "trial", "epoch", "policy", "quality", "accuracy_proxy", "accuracy_validation",
+    "accuracy_test", "risk", "latency_ms", "latency_ms_measured", "speedup_predicted",
+    "speedup_measured", "kept_share",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb: str) -> None:
+    assert f"python -m effllava_optuna.study {verb} studies/" in cli(verb, "--help").stdout
+
+
+def test_help_check_and_report_do_not_import_torch(smoke: Ran) -> None:
+    for arguments in (["--help"], ["check", smoke.file], ["report", smoke.file]):
+        run = (
+            "import sys\n"
+            "from effllava_optuna.study.cli import main\n"
+            f"main({list(map(str, arguments))!r}, standalone_mode=False)\n"
+            "assert 'torch' not in sys.modules, 'torch was imported'\n"
+        )
+        done = subprocess.run(
+            [*command()[:1], "-c", run],
+            capture_output=True, text=True, env=environment(), check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_bad_study_file_gives_one_line_and_creates_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text('[model]\npath = "no/such/model"\n[task]\nname = "digits"\n')
+    for verb in ("run", "status", "resume", "report", "export", "dashboard"):
+        done = cli(verb, file, check=False)
+        assert done.returncode == 2
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert [found.name for found in tmp_path.iterdir()] == ["bad.toml"]
+    file.write_text("[search]\nepochs = -1\n")
+    done = cli("run", file, check=False)
+    assert done.returncode == 2
+    assert [found.name for found in tmp_path.iterdir()] == ["bad.toml"]
+
+
+def test_run_goes_from_calibration_to_a_verified_export(smoke: Ran) -> None:
+    assert "dense model:" in smoke.output
+    assert "<- chosen" in smoke.output
+    assert "reloaded in a fresh process" in smoke.output
+    chosen = smoke.document()["chosen"]
+    pruned = load_pruned(smoke.file.parent / "smoke.pruned", device="cpu")
+    widths = {site.id: site.width for site in pruned.anatomy.sites}
+    assert widths == chosen["policy"]
+    assert pruned.model.num_parameters() == chosen["parameters"]
+
+
+def test_report_and_status_give_the_same_complete_document(smoke: Ran) -> None:
+    found = smoke.document("report")
+    assert found == smoke.document("status")
+    assert found["epochs"] == {"planned": 2, "opened": 2}
+    assert found["trials"]["complete"] == found["trials"]["planned"] == 48
+    assert len(found["hypervolume"]) == 2
+    assert 1 <= len(found["front"]) <= 3
+    rows = [*found["front"], found["chosen"], found["dense"], found["uniform"], found["uniform2"]]
+    for row in rows:
+        assert set(row) >= FRONT
+        assert row["latency_ms_measured"] > 0
+        assert 0 < row["kept_share"] <= 1
+        low, high = row["accuracy_test_interval"]
+        assert low <= row["accuracy_test"] <= high
+    assert found["chosen"] in found["front"]
+    for row in (found["chosen"], found["uniform2"]):
+        assert row["kept_share"] <= 0.225
+    assert found["dense"]["accuracy_test"] > 0.9
+
+
+def test_the_choice_is_the_best_on_validation(smoke: Ran) -> None:
+    found = smoke.document()
+    best = max(row["accuracy_validation"] for row in found["front"])
+    assert found["chosen"]["accuracy_validation"] == best
+
+
+def test_trials_carry_what_the_dashboard_sorts_by(smoke: Ran) -> None:
+    study = optuna.load_study(
+        study_name="smoke",
+        storage=f"sqlite:///{smoke.file.with_suffix('.db')}",
+        sampler=optuna.samplers.RandomSampler(),
+    )
+    trials = study.get_trials(states=(TrialState.COMPLETE,))
+    for trial in trials:
+        for name in ("epoch", "accuracy", "expected", "risk", "kept_share", "log_probability"):
+            assert isinstance(trial.user_attrs[name], (int, float))
+        assert len(trial.user_attrs["hits"]) == 64
+        assert trial.values[0] == pytest.approx(
+            trial.user_attrs["expected"] - 0.02 * trial.user_attrs["risk"], abs=1e-5
+        )
+    again = [trial for trial in trials if trial.user_attrs["kind"] == "reeval"]
+    assert again
+    for trial in again:
+        origin = study.trials[trial.user_attrs["origin"]]
+        assert (trial.user_attrs["epoch"], origin.user_attrs["epoch"]) == (1, 0)
+        assert trial.params == origin.params
+        assert trial.user_attrs["basis"] != origin.user_attrs["basis"]
+
+
+def test_run_on_a_study_that_exists_points_to_resume(smoke: Ran) -> None:
+    done = cli("run", smoke.file, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        "Study 'smoke' exists already. Continue it with `resume`, or choose another study.name."
+    )
+
+
+def test_a_changed_file_does_not_continue_another_study(smoke: Ran, tmp_path: Path) -> None:
+    file = tmp_path / "smoke.toml"
+    file.write_text(smoke.file.read_text().replace("epochs = 2", "epochs = 3"))
+    shutil.copy(smoke.file.with_suffix(".db"), tmp_path / "smoke.db")
+    done = cli("resume", file, check=False)
+    assert done.returncode == 2
+    assert "search.epochs is 3 in the file and 2 in the study" in done.stderr
+
+
+def test_a_study_can_be_named_by_its_database(smoke: Ran) -> None:
+    url = f"sqlite:///{smoke.file.with_suffix('.db')}"
+    named = cli("status", "--storage", url, "--study-name", "smoke").stdout
+    assert named == cli("status", smoke.file).stdout
+    done = cli("status", "--storage", url, check=False)
+    assert done.returncode == 2
+    assert "Give a study file, or --storage URL --study-name NAME" in done.stderr
+
+
+def test_export_refuses_a_trial_that_is_not_there(smoke: Ran, tmp_path: Path) -> None:
+    done = cli("export", smoke.file, "--trial", 9999, "--out", tmp_path / "x", check=False)
+    assert done.returncode == 2
+    assert "Trial 9999 of 'smoke' was not measured" in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_ctrl_c_leaves_a_study_that_resumes(smoke_file: Path) -> None:
+    process = subprocess.Popen(
+        command("run", smoke_file),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    wait_for_trials(smoke_file.with_suffix(".db"), 5)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    cure = r"continue with: python -m effllava_optuna\.study resume \S+smoke\.toml"
+    assert re.search(cure, output)
+    assert '"accuracy_test": null' in cli("report", smoke_file, "--json").stdout
+    cli("resume", smoke_file)
+    found = Ran(smoke_file, "").document()
+    assert found["trials"]["complete"] == 48
+    assert found["chosen"] is not None
+
+
+def wait_for_trials(database: Path, count: int, timeout: float = 240) -> None:
+    """Wait until a database has that many complete trials."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if database.is_file():
+            try:
+                with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+                    (done,) = connection.execute(
+                        "select count(*) from trials join trial_values using (trial_id) "
+                        "where state = 'COMPLETE' and objective = 1"
+                    ).fetchone()
+                if done >= count:
+                    return
+            except sqlite3.Error:
+                pass
+        time.sleep(0.05)
+    raise AssertionError(f"{database} never had {count} complete trials")
+
+
+def test_the_readme_names_every_verb() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for verb in VERBS:
+        assert f"effllava_optuna.study {verb}" in readme

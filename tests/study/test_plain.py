@@ -1,0 +1,76 @@
+"""The search inside a plain Optuna script, as the README shows it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from effllava_optuna.errors import SpecError, StudyError
+from effllava_optuna.study import prepare
+from tests.study.conftest import ROOT, SMOKE, environment
+
+SAMPLER = optuna.samplers.RandomSampler()
+
+
+def script() -> str:
+    """The Python example of the README."""
+    found, *_ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return str(found)
+
+
+def test_the_readme_script_runs_with_two_threads(tmp_path: Path) -> None:
+    text = script()
+    assert len(text.strip().splitlines()) <= 15
+    assert "n_jobs=2" in text
+    assert 'storage="sqlite:///' in text
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "smoke.toml").write_text(SMOKE.read_text())
+    done = subprocess.run(
+        [sys.executable, "-c", text],
+        capture_output=True, text=True, env=environment(), cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("n_jobs > 1 measures in turn") == 1
+    (database,) = tmp_path.glob("*.db")
+    study = _only_study(database)
+    trials = study.get_trials(states=(TrialState.COMPLETE,))
+    slots = {
+        tuple(trial.user_attrs[name] for name in ("epoch", "generation", "index"))
+        for trial in trials
+    }
+    assert len(trials) == len(slots) == 48
+    assert {slot[0] for slot in slots} == {0, 1}
+    assert len({trial.user_attrs["basis"] for trial in trials}) == 2
+
+
+def _only_study(database: Path) -> optuna.Study:
+    url = f"sqlite:///{database}"
+    (name,) = [n for n in optuna.get_all_study_names(url) if not n.endswith("/projector")]
+    return optuna.load_study(study_name=name, storage=url, sampler=SAMPLER)
+
+
+def test_other_directions_are_refused(tmp_path: Path) -> None:
+    study = optuna.create_study(directions=["minimize", "minimize"], sampler=SAMPLER)
+    with pytest.raises(StudyError, match="Create it with directions="):
+        prepare(SMOKE, study)
+
+
+def test_a_study_in_memory_needs_a_place_for_artifacts() -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=SAMPLER)
+    with pytest.raises(StudyError, match=r"set study\.artifacts"):
+        prepare(SMOKE, study)
+
+
+def test_a_study_goes_on_only_with_its_own_spec(tmp_path: Path) -> None:
+    from effllava_optuna.study import read_spec, storage
+
+    opened = storage.open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True)
+    study = storage.create_study(opened, read_spec(SMOKE))
+    with pytest.raises(SpecError, match=r"search\.epochs is 7 in the file and 2 in the study"):
+        prepare(read_spec(SMOKE, ("search.epochs=7",)), study)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from effllava_optuna.errors import StudyError
+from effllava_optuna.study import storage
+from effllava_optuna.study.spec import read_spec
+
+if TYPE_CHECKING:
+    from effllava_optuna.study.spec import StudySpec
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def spec() -> StudySpec:
+    return read_spec(ROOT / "studies" / "smoke.toml")
+
+
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'a.db'}"
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("nonsense", "is no database URL"),
+        ("mysql://host/db", "is no SQLite file"),
+        ("sqlite:///nowhere.db", "there is no such database"),
+    ],
+)
+def test_a_bad_url_is_named(bad: str, message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        storage.open_storage(bad)
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.db").write_text("hello " * 1000)
+    with pytest.raises(StudyError, match="cannot be opened as an Optuna database"):
+        storage.open_storage(url(tmp_path))
+
+
+def test_a_study_is_created_once(tmp_path: Path, spec: StudySpec) -> None:
+    opened = storage.open_storage(url(tmp_path), create=True)
+    study = storage.create_study(opened, spec)
+    assert storage.spec_of(study) == spec
+    assert study.metric_names == ["quality", "latency_ms"]
+    with pytest.raises(StudyError, match=r"exists already\. Continue it with `resume`"):
+        storage.create_study(opened, spec)
+
+
+def test_opening_names_the_studies_that_there_are(tmp_path: Path, spec: StudySpec) -> None:
+    opened = storage.open_storage(url(tmp_path), create=True)
+    storage.create_study(opened, spec)
+    with pytest.raises(StudyError, match=r"There is no study 'other'.*It has: smoke"):
+        storage.open_study(opened, "other")
+    optuna.create_study(storage=opened, study_name="foreign")
+    with pytest.raises(StudyError, match="was not made by effllava_optuna"):
+        storage.open_study(opened, "foreign")
+
+
+def test_a_changed_file_is_told_by_its_first_difference(spec: StudySpec) -> None:
+    search = spec.search.model_copy(update={"epochs": 9})
+    changed = spec.model_copy(update={"search": search})
+    assert storage.difference(spec, spec) is None
+    assert storage.difference(spec, changed) == (
+        "search.epochs is 9 in the file and 2 in the study"
+    )
+
+
+def _pop(url: str, rounds: int, won: multiprocessing.Queue[int]) -> None:
+    sampler = optuna.samplers.RandomSampler()
+    opened = storage.open_storage(url)
+    study = optuna.load_study(storage=opened, study_name="race", sampler=sampler)
+    for _ in range(rounds):
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            try:
+                if study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                    won.put(trial.number)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                continue
+
+
+def test_two_processes_never_take_the_same_trial(tmp_path: Path) -> None:
+    opened = storage.open_storage(url(tmp_path), create=True)
+    study = optuna.create_study(storage=opened, study_name="race")
+    for _ in range(40):
+        study.enqueue_trial({})
+    context = multiprocessing.get_context("spawn")
+    won: multiprocessing.Queue[int] = context.Queue()
+    workers = [context.Process(target=_pop, args=(url(tmp_path), 2, won)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    taken = [won.get(timeout=60) for _ in range(40)]
+    for worker in workers:
+        worker.join(60)
+    assert sorted(taken) == list(range(40))
+    assert won.empty()

@@ -1,0 +1,235 @@
+"""What is found by looking at structure, and what is refused."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from effllava_optuna.errors import ModelError
+from effllava_optuna.policy import Kind
+from effllava_optuna.surgery import Loaded, discover, projector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from effllava_optuna.tasks import Batch
+
+
+class Attention(nn.Module):
+    """The attention of a block, with 4 query heads of size 2 in two groups."""
+
+    head_dim = 2
+
+    def __init__(self, **sizes: int) -> None:
+        super().__init__()
+        for name, size in ({"q_proj": 8, "k_proj": 4, "v_proj": 4} | sizes).items():
+            setattr(self, name, nn.Linear(6, size))
+        self.o_proj = nn.Linear(8, 6)
+
+
+class Mlp(nn.Module):
+    def __init__(self, gate: int = 5, up: int = 5) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = nn.Linear(6, gate), nn.Linear(6, up)
+        self.down_proj = nn.Linear(5, 6)
+
+
+class Decoder(nn.Module):
+    def __init__(self, *blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(*block) for block in blocks)
+
+
+class Vlm(nn.Module):
+    """The outline of a vision-language model: something before a decoder."""
+
+    def __init__(self, decoder: nn.Module, **parts: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+        for name, part in (parts or {"connector": nn.Linear(3, 6)}).items():
+            setattr(self, name, part)
+
+    def get_decoder(self) -> nn.Module:
+        return self.decoder
+
+
+def test_sites_come_in_forward_order_with_the_sizes_of_the_weights(tiny: Loaded) -> None:
+    ids = [f"language.{layer:02d}.{kind}" for layer in range(3) for kind in ("attn", "mlp")]
+    assert [site.id for site in tiny.anatomy.sites] == ids
+    assert [site.width for site in tiny.anatomy.sites] == [3, 24] * 3
+    # Of a group: two query heads and one key and one value head of 8, and their columns of o.
+    assert tiny.anatomy.sites[0].unit_params == (2 + 1 + 1) * 8 * 36 + 2 * 8 * 36
+    assert tiny.anatomy.sites[1].unit_params == 3 * 36
+    assert tiny.anatomy.kinds == (Kind.ATTN, Kind.MLP)
+
+
+def test_the_parameters_of_all_units_are_those_of_the_blocks(
+    make_llava: Callable[..., Loaded],
+) -> None:
+    loaded = make_llava(attention_bias=True, mlp_bias=True)
+    blocks = [
+        weight.numel()
+        for handle in loaded.handles
+        for name, weight in handle.module.named_parameters()
+        # The bias of the output belongs to no unit.
+        if name not in ("o_proj.bias", "down_proj.bias")
+    ]
+    assert loaded.anatomy.parameters == sum(blocks)
+
+
+@pytest.mark.parametrize(
+    ("config", "text", "width", "columns"),
+    [
+        ("LlamaConfig", {"num_key_value_heads": 6}, 6, 8),
+        ("LlamaConfig", {"num_key_value_heads": 1}, 1, 48),
+        ("Qwen2Config", {"head_dim": 6}, 3, 12),
+        ("Qwen3Config", {}, 3, 16),
+        ("Gemma3TextConfig", {}, 3, 16),
+    ],
+)
+def test_groups_are_read_off_the_shapes(
+    make_llava: Callable[..., Loaded], config: str, text: dict[str, int], width: int, columns: int
+) -> None:
+    loaded = make_llava(config, **text)
+    for handle in loaded.handles[::2]:
+        assert (handle.site.width, handle.columns) == (width, columns)
+        assert handle.linear("o_proj").in_features == width * columns
+        assert handle.linear("q_proj").out_features == width * handle.inputs["q_proj"]
+        assert handle.linear("k_proj").out_features == width * handle.inputs["k_proj"]
+
+
+def test_the_projector_is_what_lies_between_tower_and_decoder(tiny: Loaded) -> None:
+    assert projector(tiny.model) is tiny.model.model.multi_modal_projector
+
+
+def test_a_model_is_frozen_and_in_evaluation_mode(tiny: Loaded) -> None:
+    assert not tiny.model.training
+    assert not any(weight.requires_grad for weight in tiny.model.parameters())
+
+
+@pytest.mark.parametrize("config", ["LlamaConfig", "OPTConfig"])
+def test_a_model_without_eyes_is_refused(config: str) -> None:
+    sizes: dict[str, Any] = {
+        "vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "word_embed_proj_dim": 8, "ffn_dim": 8, "intermediate_size": 8,
+    }  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**sizes))
+    with pytest.raises(ModelError, match=r"ForCausalLM has no language decoder .* LLaVA check"):
+        Loaded.of(model, None, "text only")
+
+
+@pytest.mark.parametrize(
+    ("config", "text", "message"),
+    [
+        ("MixtralConfig", {"num_local_experts": 2}, "Block 0 of MixtralModel has no MLP"),
+        (
+            "Qwen2MoeConfig",
+            {
+                "num_experts": 2,
+                "num_experts_per_tok": 1,
+                "moe_intermediate_size": 8,
+                "shared_expert_intermediate_size": 8,
+                "head_dim": 6,
+            },
+            "Block 0 of Qwen2MoeModel has no MLP that is understood. Mixture-of-experts",
+        ),
+        ("Olmo2Config", {"head_dim": 6}, "Olmo2Attention of block 0 .* a norm over all heads"),
+        ("Phi3Config", {"head_dim": 6}, "Phi3Model has 0 stacks of blocks with attention"),
+        (
+            "Qwen3NextConfig",
+            {"num_experts": 0, "layer_types": ["full_attention"] * 3},
+            "Qwen3NextAttention of block 0 .* another size than what is read",
+        ),
+    ],
+)
+def test_decoders_that_are_not_understood_are_refused(
+    make_llava: Callable[..., Loaded], config: str, text: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        make_llava(config, **text)
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+def broken(**changes: Any) -> nn.Module:
+    attention = Attention()
+    for name, value in changes.items():
+        setattr(attention, name, value)
+    return attention
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ([Attention()], "Block 0 of Decoder has no MLP"),
+        ([Attention(), Mlp(), Mlp()], "Block 0 of Decoder has no MLP"),
+        ([Attention(), Mlp(gate=10)], "Mlp of block 0 has inputs of another width than 5"),
+        ([Attention(k_proj=6, v_proj=6), Mlp()], "4 query heads for 3 key/value heads"),
+        ([Attention(v_proj=8), Mlp()], "another size than what is read"),
+        ([broken(sinks=nn.Parameter(torch.zeros(4))), Mlp()], "weights of its own"),
+        ([broken(k_norm=nn.LayerNorm(8)), Mlp()], "a norm over all heads"),
+        ([broken(head_dim=None), Mlp()], "does not tell its head_dim"),
+    ],
+)
+def test_blocks_that_cannot_lose_units_exactly_are_refused(
+    block: list[nn.Module], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        discover(Vlm(Decoder(block)))
+
+
+def test_norms_within_a_head_and_norms_that_do_nothing_are_fine() -> None:
+    block = [broken(q_norm=nn.LayerNorm(2), k_norm=nn.Identity()), Mlp()]
+    first, second = discover(Vlm(Decoder(block)))
+    assert (first.site.width, first.columns, second.site.width) == (2, 4, 5)
+
+
+def test_one_block_of_another_kind_is_named() -> None:
+    whole: list[nn.Module] = [Attention(), Mlp()]
+    with pytest.raises(ModelError, match="Block 1 of Decoder has no attention"):
+        discover(Vlm(Decoder(whole, [Mlp()])))
+
+
+def test_head_counts_follow_the_width_only_where_they_are_counts() -> None:
+    attention = broken(num_heads=4, num_key_value_heads=2, num_attention_heads=7, embed_dim=8)
+    handle = discover(Vlm(Decoder([attention, Mlp()])))[0]
+    assert handle.counts == {"num_heads": 2, "num_key_value_heads": 1, "embed_dim": 4}
+
+
+@pytest.mark.parametrize("parts", [{"one": nn.Linear(3, 3), "two": nn.Linear(3, 3)}, {}])
+def test_no_projector_or_two_are_refused(parts: dict[str, nn.Module]) -> None:
+    tower = nn.Sequential(nn.ModuleList([nn.Linear(3, 3)]))
+    model = Vlm(Decoder([Attention(), Mlp()]), tower=tower, **parts)
+    with pytest.raises(
+        ModelError, match=f"Vlm has {len(parts)} parts that could be its projector"
+    ):
+        projector(model)
+
+
+def test_a_child_that_is_no_linear_layer_is_named(tiny: Loaded) -> None:
+    with pytest.raises(ModelError, match=r"language\.00\.mlp: act_fn is a \w+, not a Linear"):
+        tiny.handles[1].linear("act_fn")
+
+
+def test_a_model_that_is_not_in_memory_is_refused(make_llava: Callable[..., Loaded]) -> None:
+    model = make_llava().model.to("meta")
+    with pytest.raises(
+        ModelError, match=r"mine: .* is offloaded \(meta device\)\. Load the whole"
+    ):
+        Loaded.of(model, SimpleNamespace(), "mine")
+
+
+def test_the_tiny_model_tells_inputs_apart(tiny: Loaded, batch: Batch) -> None:
+    """Without this, no comparison of logits in these tests would mean anything."""
+    with torch.no_grad():
+        logits = tiny.model(**batch.inputs).logits[:, -1]
+        dark = batch.inputs | {"pixel_values": torch.zeros_like(batch.inputs["pixel_values"])}
+        blind = tiny.model(**dark).logits[:, -1]
+    assert logits.std() > 0.3
+    assert logits.std(0).mean() > 0.1
+    assert (logits - blind).abs().max() > 0.1

@@ -1,0 +1,193 @@
+"""Checkpoints that load, and what is said about those that do not: promise 10."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from effllava_optuna import load, load_pruned
+from effllava_optuna.errors import ExportError, ModelError
+from effllava_optuna.surgery.load import check_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from effllava_optuna.surgery import Loaded
+
+    Damage = Callable[[Path], Any]
+
+
+@pytest.fixture
+def copied(checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint of one's own, to damage."""
+    return shutil.copytree(checkpoint, tmp_path / "checkpoint")
+
+
+def edit(place: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    weights = load_file(place / "model.safetensors")
+    change(weights)
+    save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+
+
+def cut_short(place: Path) -> None:
+    weights = place / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def key_of(weights: dict[str, torch.Tensor], ending: str) -> str:
+    return next(name for name in weights if name.endswith(ending))
+
+
+def lose(ending: str) -> Damage:
+    return lambda place: edit(place, lambda weights: weights.pop(key_of(weights, ending)))
+
+
+def widen(ending: str) -> Damage:
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        name = key_of(weights, ending)
+        weights[name] = torch.nn.functional.pad(weights[name], (0, 1))
+
+    return lambda place: edit(place, change)
+
+
+def add(name: str) -> Damage:
+    return lambda place: edit(place, lambda weights: weights.update({name: torch.zeros(2)}))
+
+
+def write(name: str, text: str) -> Damage:
+    return lambda place: (place / name).write_text(text)
+
+
+def remove(name: str) -> Damage:
+    return lambda place: (place / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut_short, "does not load"),
+        (write("model.safetensors", ""), "does not load"),
+        (write("model.safetensors", "a page that says: not found" * 9), "does not load"),
+        (remove("model.safetensors"), "does not load"),
+        (lose("layers.1.mlp.down_proj.weight"), "has 1 missing keys, such as .*down_proj"),
+        (lose("linear_2.bias"), "has 1 missing keys"),
+        (add("language_model.extra"), "has 1 unexpected keys, such as .*extra"),
+        (widen("layers.0.self_attn.v_proj.weight"), "has 1 mismatched keys, such as .*v_proj"),
+        (write("config.json", "{"), "does not load"),
+        (write("config.json", "[]"), "does not load"),
+        (write("config.json", '{"model_type": "not a model"}'), "does not load"),
+        (remove("config.json"), "does not load"),
+        (remove("tokenizer.json"), "does not load"),
+        (write("tokenizer.json", "{}"), "does not load"),
+        (remove("processor_config.json"), "does not load"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_in_one_line(
+    copied: Path, damage: Damage, message: str
+) -> None:
+    damage(copied)
+    with pytest.raises(ModelError, match=message) as caught:
+        load(copied, device="cpu")
+    assert str(copied) in caught.value.message
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("", "'' does not load"),
+        (".", "'.' does not load"),
+        ("nowhere", "'nowhere' does not load"),
+        ("no/such-model", "'no/such-model' does not load"),
+        ("a\nb", r"'a\\nb' does not load"),
+        ("/no/such/place", r"no directory '/no/such/place'\. Give a directory, a hub id"),
+        ("./nowhere", r"no directory './nowhere'"),
+        (Path("nowhere"), "no directory 'nowhere'"),
+    ],
+)
+def test_a_place_without_a_checkpoint_is_refused(
+    place: str | Path, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=message) as caught:
+        load(place, device="cpu")
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+def test_the_current_directory_is_a_directory_like_others(
+    checkpoint: Path, tiny: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(checkpoint)
+    assert load(".", device="cpu").anatomy == tiny.anatomy
+
+
+def test_a_text_model_is_refused_in_one_line(tiny: Loaded, tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=9,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tiny.processor.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="Unrecognized configuration class") as caught:
+        load(tmp_path, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_dtype_or_device_is_refused_before_anything_is_read() -> None:
+    with pytest.raises(ModelError, match=r"dtype is 'float8'\. Use auto or one of float32, bfl"):
+        load("nowhere", device="cpu", dtype="float8")
+    for device in ("gpu", "cuda:99", ""):
+        with pytest.raises(ModelError, match=f"no device '{device}' here. Use auto, cpu or cuda"):
+            load("nowhere", device=device)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_come_in_the_dtype_that_was_asked_for(checkpoint: Path, dtype: str) -> None:
+    loaded = load(checkpoint, device="cpu", dtype=dtype)
+    assert {weight.dtype for weight in loaded.model.parameters()} == {getattr(torch, dtype)}
+    assert loaded.device == torch.device("cpu")
+
+
+def test_half_precision_becomes_float32_on_a_cpu_unless_asked_for(
+    make_llava: Callable[..., Loaded], tmp_path: Path
+) -> None:
+    half = make_llava()
+    half.model.to(torch.bfloat16).save_pretrained(tmp_path)
+    half.processor.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    assert load(tmp_path, device="cpu").model.dtype == torch.float32
+
+
+def test_weights_are_those_of_the_file(
+    checkpoint: Path, make_llava: Callable[..., Loaded], tiny: Loaded
+) -> None:
+    saved = make_llava().model.state_dict()
+    loaded = tiny.model.state_dict()
+    assert saved.keys() == loaded.keys()
+    assert all(torch.equal(loaded[name], weight) for name, weight in saved.items())
+    assert tiny.source == str(checkpoint)
+
+
+def test_a_normal_checkpoint_is_no_pruned_one(checkpoint: Path, tmp_path: Path) -> None:
+    for place in (checkpoint, tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ExportError, match=r"holds no checkpoint that effllava_optuna wrote"):
+            load_pruned(place, device="cpu")
+
+
+def test_a_clean_key_report_passes_and_any_other_is_told() -> None:
+    assert check_keys({"missing_keys": set(), "unexpected_keys": []}, "mine") is None  # type: ignore[func-returns-value]
+    report = {"mismatched_keys": {("b", (1,), (2,)), ("a", (1,), (2,))}}
+    with pytest.raises(ModelError, match=r"'mine' has 2 mismatched keys, such as \('a'"):
+        check_keys(report, "mine")
