@@ -34,8 +34,8 @@ class Policy:
         ... )
         >>> Policy.uniform(anatomy, keep=0.5).keep
         (2, 192)
-        >>> Policy.uniform(anatomy, keep={"attn": 1.0, "mlp": 0.25}).kept_share(anatomy)
-        0.3207547169811321
+        >>> Policy.uniform(anatomy, keep={"attn": 1.0, "mlp": 0.5}).kept_share(anatomy)
+        0.5471698113207547
     """
 
     anatomy: str

@@ -104,11 +104,7 @@ class Space:
         Raises:
             PolicyError: A gene has no parameter, or the anatomy is another one.
         """
-        if self.anatomy != anatomy.digest:
-            raise PolicyError(
-                f"The space belongs to anatomy {self.anatomy}, the model has {anatomy.digest}.",
-                hint="Use the model that the space was made for.",
-            )
+        self._check(anatomy.digest)
         keep = [site.width for site in anatomy.sites]
         snapped = []
         for gene in self.genes:
@@ -125,7 +121,12 @@ class Space:
         return Decoded(Policy.of(anatomy, keep), tuple(snapped))
 
     def encode(self, policy: Policy) -> dict[str, int]:
-        """Give the parameters of ``policy``, moved to allowed widths."""
+        """Give the parameters of ``policy``, moved to allowed widths.
+
+        Raises:
+            PolicyError: The policy belongs to another anatomy.
+        """
+        self._check(policy.anatomy)
         return {gene.name: gene.nearest(policy.keep[gene.sites[0]]) for gene in self.genes}
 
     def around(self, elites: Sequence[Policy], *, margin: int, wide: Space) -> Space:
@@ -135,7 +136,12 @@ class Space:
             elites: The best policies of this epoch; none leaves the space as it is.
             margin: How many levels of ``wide`` are added on both sides.
             wide: The space of epoch 0; no gene ever leaves it. The dense width stays allowed.
+
+        Raises:
+            PolicyError: An elite or ``wide`` belongs to another anatomy.
         """
+        for anatomy in (wide.anatomy, *(elite.anatomy for elite in elites)):
+            self._check(anatomy)
         genes = []
         for gene, whole in zip(self.genes, wide.genes, strict=True):
             used = [whole.widths.index(whole.nearest(p.keep[gene.sites[0]])) for p in elites]
@@ -146,6 +152,13 @@ class Space:
             widths = dict.fromkeys([*whole.widths[low : high + 1], whole.widths[-1]])
             genes.append(replace(gene, widths=tuple(widths)))
         return Space(self.epoch + 1, self.anatomy, tuple(genes))
+
+    def _check(self, anatomy: str) -> None:
+        if self.anatomy != anatomy:
+            raise PolicyError(
+                f"The space belongs to anatomy {self.anatomy}, not to {anatomy}.",
+                hint="Use the model that the space was made for.",
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Give the space as JSON."""

@@ -1,7 +1,11 @@
-"""Tensors beside the database: files named by what is in them."""
+"""Tensors beside the database: files named by what is in them.
+
+torch is imported by those who put or get tensors: reports only ask where the files are.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optuna.artifacts import ArtifactMeta
-from safetensors.torch import load, save
 
 from effllava_optuna.errors import StudyError
 from effllava_optuna.study.storage import sqlite_file
@@ -37,7 +40,8 @@ def directory_for(url: str, spec: StudySpec) -> Path:
 class Vault:
     """A directory of safetensors files, each named by its SHA-256; none is ever changed.
 
-    The layout is that of Optuna's ``FileSystemArtifactStore``, so that the dashboard finds them.
+    The layout is that of Optuna's ``FileSystemArtifactStore``, so that the dashboard finds them;
+    it serves hexadecimal names only, hence no suffix.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -49,8 +53,10 @@ class Vault:
         Raises:
             StudyError: It cannot be written.
         """
+        from safetensors.torch import save
+
         content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-        name = f"{hashlib.sha256(content).hexdigest()}.safetensors"
+        name = hashlib.sha256(content).hexdigest()
         place = self.directory / name
         draft = place.with_suffix(f".{os.getpid()}.part")
         try:
@@ -61,7 +67,8 @@ class Vault:
                 os.fsync(file.fileno())
             draft.rename(place)
         except OSError as error:
-            draft.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                draft.unlink()
             raise StudyError(
                 f"{self.directory}: an artifact of {len(content):,} bytes cannot be written: "
                 f"{error.strerror}.",
@@ -83,11 +90,13 @@ class Vault:
                 f"{place}: the artifact is missing.",
                 hint="Keep the artifacts directory beside the database, under its name.",
             ) from error
-        if hashlib.sha256(content).hexdigest() != place.stem:
+        if hashlib.sha256(content).hexdigest() != place.name:
             raise StudyError(
                 f"{place}: the artifact is damaged (its SHA-256 is another).",
                 hint="Restore it from a copy, or start a new study.",
             )
+        from safetensors.torch import load
+
         return load(content)
 
 

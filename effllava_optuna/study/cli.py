@@ -70,6 +70,7 @@ def _targeted(command: Callable[..., None]) -> Callable[..., None]:
     @click.argument("file", required=False, type=click.Path(path_type=Path))
     @click.option("--storage", "url", help="Database URL, instead of FILE.")
     @click.option("--study-name", "name", help="Name of the study in that database.")
+    @_command
     @functools.wraps(command)
     def wrapped(file: Path | None, url: str | None, name: str | None, **rest: Any) -> None:
         command(target=_target(file, url, name), **rest)
@@ -187,7 +188,6 @@ def run(file: Path, changes: tuple[str, ...]) -> None:
 
 @main.command()
 @_targeted
-@_command
 def resume(target: Target) -> None:
     """Continue a study that was interrupted or killed, from where it stands.
 
@@ -206,7 +206,6 @@ def resume(target: Target) -> None:
 @main.command()
 @_targeted
 @click.option("--json", "as_json", is_flag=True, help="Print the document as JSON.")
-@_command
 def status(target: Target, *, as_json: bool) -> None:
     """Say where a study stands.
 
@@ -226,7 +225,6 @@ def status(target: Target, *, as_json: bool) -> None:
 @main.command()
 @_targeted
 @click.option("--json", "as_json", is_flag=True, help="Print the document as JSON.")
-@_command
 def report(target: Target, *, as_json: bool) -> None:
     """Compare the dense model, the uniform baselines, the front and the chosen policy.
 
@@ -248,7 +246,6 @@ def report(target: Target, *, as_json: bool) -> None:
 @click.option("--trial", type=int, help="Which trial; the chosen one if not given.")
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of the checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
-@_command
 def export_(target: Target, trial: int | None, out: Path | None, *, overwrite: bool) -> None:
     """Write a policy's checkpoint with its own basis, and verify it in a fresh process.
 
@@ -280,7 +277,6 @@ def export_(target: Target, trial: int | None, out: Path | None, *, overwrite: b
 @_targeted
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535))
-@_command
 def dashboard(target: Target, host: str, port: int) -> None:
     """Serve optuna-dashboard over the study's database and artifacts, until Ctrl-C.
 

@@ -87,7 +87,7 @@ class Epochs:
         found = self.ledger.publish(0, self._calibrate)
         facts, name = found.user_attrs, found.user_attrs["artifact"]
         bundle = Bundle.restored(self.bench.anatomy, facts["bundle"], self.vault.get(name))
-        self.bench.adopt(bundle, name.partition(".")[0])
+        self.bench.adopt(bundle, name)
 
     def _calibrate(self) -> Publication:
         bundle = self.bench.calibrate(self.say)

@@ -164,7 +164,7 @@ class StudySpec(_Table):
             SpecError: With the place, the key, the value and the cure, for the first fault.
         """
         try:
-            return StudySpec.model_validate_json(json.dumps(document))
+            return StudySpec.model_validate_json(json.dumps(document, default=str))
         except ValidationError as error:
             raise _explained(error, place) from error
         except (TypeError, ValueError) as error:

@@ -15,6 +15,7 @@ import torch
 
 from effllava_optuna.errors import ModelError
 from effllava_optuna.policy import Order
+from effllava_optuna.surgery.narrow import arrangement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -172,15 +173,17 @@ def rank_units(
         _sweep(loaded, loaded.handles, batches, see)
     else:
         raise ModelError(f"There is no order {method!r}.", hint="Use magnitude or taylor.")
-    return Order.from_scores(
-        loaded.anatomy, method, {site: score.cpu().numpy() for site, score in scores.items()}
-    )
+    found = {site: score.cpu().numpy() for site, score in scores.items()}
+    present = arrangement(loaded)
+    if present is not None:  # an order always speaks of the units as the checkpoint numbers them
+        found = {site: score[present.units[site].argsort()] for site, score in found.items()}
+    return Order.from_scores(loaded.anatomy, method, found)
 
 
 def moments(
     loaded: Loaded, handles: Sequence[Handle], probes: Sequence[Probe]
 ) -> dict[SiteId, Moments]:
-    """Sum the second moments of some sites' inputs over ``probes``.
+    """Sum the second moments of some sites' inputs over ``probes``, columns as they are now.
 
     Memory: two matrices of ``columns`` squared in float64 for each of ``handles``; call it with
     few sites at a time where that is much.

@@ -137,7 +137,7 @@ def _plan(pruned: Loaded, base: type) -> dict[str, Any]:
 
 def _write(pruned: Loaded, draft: Path) -> None:
     model = pruned.model
-    base = type(model)
+    base: Any = type(model)
     while not base.__module__.startswith("transformers."):
         base = base.__base__
     pruned_name = f"Pruned{base.__name__}"
@@ -232,6 +232,7 @@ def _verify(pruned: Loaded, draft: Path, scratch: Path) -> dict[str, Any]:
             hint="Nothing was written.",
         )
     found: dict[str, Any] = json.loads(run.stdout.strip().splitlines()[-1])
+    found["loader"] = tuple(found.get("loader", ()))
     tolerance = TOLERANCE[pruned.model.dtype]
     worst = max(1.0, float(expected["logits"].abs().max()))
     if not found["logit_difference"] <= tolerance * worst or not found["generation_equal"]:

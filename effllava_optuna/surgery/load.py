@@ -93,9 +93,8 @@ def load(path_or_id: str | Path, *, device: str = "auto", dtype: str = "auto") -
     embedded = EMBEDDED / source
     inside = "/" not in source and (embedded / "config.json").is_file()
     place = embedded if inside else path_or_id
-    if (isinstance(path_or_id, Path) or source[:1] in {"/", ".", "~"}) and not Path(
-        place
-    ).is_dir():
+    is_path = isinstance(path_or_id, Path) or source[:1] in {"/", ".", "~"}
+    if is_path and not Path(place).is_dir():
         raise ModelError(
             f"There is no directory {source!r}.", hint="Give a directory, a hub id, or digits-vlm."
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -35,9 +35,22 @@ def elements(units: torch.Tensor, each: int) -> torch.Tensor:
     return (units[:, None] * each + torch.arange(each, device=units.device)).reshape(-1)
 
 
-# The order into which a model's units are permuted at present. It is the weights that are
-# permuted, whichever `Loaded` they are reached through.
-_ARRANGED: WeakKeyDictionary[nn.Module, Order] = WeakKeyDictionary()
+@dataclass
+class _Arrangement:
+    """The order into which units are permuted at present, and how many `with` rely on it."""
+
+    order: Order
+    users: int = 0
+
+
+# By model: it is the weights that are permuted, whichever `Loaded` they are reached through.
+_ARRANGED: WeakKeyDictionary[nn.Module, _Arrangement] = WeakKeyDictionary()
+
+
+def arrangement(loaded: Loaded) -> Order | None:
+    """Give the order into which the units are permuted at present; None: as they came."""
+    present = _ARRANGED.get(loaded.model)
+    return None if present is None else present.order
 
 
 def _ranked(order: Order, handle: Handle) -> torch.Tensor:
@@ -64,7 +77,7 @@ def _is_arranged(loaded: Loaded, order: Order) -> bool:
                 f"{loaded.source} is narrowed at present.",
                 hint="Leave the other `with narrowed(...)` first.",
             )
-    present = _ARRANGED.get(loaded.model)
+    present = arrangement(loaded)
     if present is not None and present.digest != order.digest:
         raise ModelError(
             f"{loaded.source} is arranged by order {present.digest}, not {order.digest}.",
@@ -113,23 +126,36 @@ def masked(loaded: Loaded, policy: Policy, order: Order) -> Iterator[Loaded]:
 def arranged(loaded: Loaded, order: Order) -> Iterator[Loaded]:
     """Permute the units into ``order``; on exit every parameter is as it was, bit for bit.
 
-    The function of the model does not change (beyond the rounding of reordered sums).
+    The function of the model does not change (beyond the rounding of reordered sums). The lock
+    is held on the way in and out only: meanwhile all threads may narrow the model in turn.
     """
     with loaded.lock:
-        if _is_arranged(loaded, order):
-            yield replace(loaded, order=order)
-            return
-        permuted: list[Handle] = []
-        try:
-            for handle in loaded.handles:
-                _permute(handle, _ranked(order, handle))
-                permuted.append(handle)
-            _ARRANGED[loaded.model] = order
-            yield replace(loaded, order=order)
-        finally:
-            _ARRANGED.pop(loaded.model, None)
-            for handle in permuted:
-                _permute(handle, torch.argsort(_ranked(order, handle)))
+        if not _is_arranged(loaded, order):
+            _ARRANGED[loaded.model] = _permuted(loaded, order)
+        arrangement = _ARRANGED[loaded.model]
+        arrangement.users += 1
+    try:
+        yield replace(loaded, order=order)
+    finally:
+        with loaded.lock:
+            arrangement.users -= 1
+            if not arrangement.users:
+                del _ARRANGED[loaded.model]
+                for handle in loaded.handles:
+                    _permute(handle, torch.argsort(_ranked(order, handle)))
+
+
+def _permuted(loaded: Loaded, order: Order) -> _Arrangement:
+    done: list[Handle] = []
+    try:
+        for handle in loaded.handles:
+            _permute(handle, _ranked(order, handle))
+            done.append(handle)
+    except BaseException:
+        for handle in done:
+            _permute(handle, torch.argsort(_ranked(order, handle)))
+        raise
+    return _Arrangement(order)
 
 
 def _permute(handle: Handle, units: torch.Tensor) -> None:

@@ -77,7 +77,8 @@ def pruned_class(directory: Path) -> Any:
             hint="Use the version of effllava_optuna that wrote it.",
         )
     base: Any = getattr(transformers, str(plan["base"]), None)
-    if not (isinstance(base, type) and issubclass(base, transformers.PreTrainedModel)):
+    known = isinstance(base, type) and issubclass(base, transformers.PreTrainedModel)
+    if not known:
         raise ModelError(
             f"{directory} was cut from a {plan['base']}, which transformers "
             f"{transformers.__version__} does not have.",

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 from effllava_optuna.baselines import one_number, two_numbers
 
 if TYPE_CHECKING:
-    from effllava_optuna.policy import Anatomy
+    from effllava_optuna.policy import Anatomy, SiteId
 
 
-def widths(anatomy: Anatomy) -> dict[str, tuple[int, ...]]:
+def widths(anatomy: Anatomy) -> dict[SiteId, tuple[int, ...]]:
     return {
         site.id: (1, 2, 4) if site.kind == "attn" else (8, 16, 24, 32) for site in anatomy.sites
     }

@@ -11,10 +11,11 @@ from effllava_optuna.errors import ModelError
 from effllava_optuna.objectives import risk, risk_table
 
 if TYPE_CHECKING:
+    from effllava_optuna.policy import SiteId
     from effllava_optuna.surgery import Loaded
 
 
-def every_width(loaded: Loaded) -> dict[str, range]:
+def every_width(loaded: Loaded) -> dict[SiteId, range]:
     return {site.id: range(1, site.width + 1) for site in loaded.anatomy.sites}
 
 
@@ -52,9 +53,7 @@ def test_the_refit_form_takes_the_norms_that_run(tiny: Loaded) -> None:
     handle = tiny.handles[1]
     fitted = torch.full((handle.linear(handle.output).out_features, 2), 3.0)
     plain = risk_table(tiny, order, every_width(tiny))
-    table = risk_table(
-        tiny, order, every_width(tiny), form="refit", refit={(site.id, 2): fitted}
-    )
+    table = risk_table(tiny, order, every_width(tiny), form="refit", refit={(site.id, 2): fitted})
     output = handle.linear(handle.output).weight.double()
     kept = output[:, order.units[site.id][:2].copy()].norm()
     total = sum(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from hypothesis import strategies as st
 
 from effllava_optuna.errors import PolicyError
 from effllava_optuna.policy import Anatomy, Gene, Policy, Space
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NUMBERS = st.one_of(st.integers(-(10**9), 10**9), st.floats(allow_nan=True))
 
@@ -85,15 +89,25 @@ def test_a_missing_parameter_is_named(anatomy: Anatomy, wide: Space) -> None:
 
 def test_another_models_space_is_refused(anatomy: Anatomy, wide: Space) -> None:
     other = Anatomy((*anatomy.sites[:-1], replace(anatomy.sites[-1], unit_params=11)))
-    with pytest.raises(PolicyError, match=f"space belongs to anatomy {anatomy.digest}"):
-        wide.decode(wide.encode(Policy.dense(anatomy)), other)
+    foreign = Policy.dense(other)
+    misuses: list[Callable[[], object]] = [
+        lambda: wide.decode(wide.encode(Policy.dense(anatomy)), other),
+        lambda: wide.encode(foreign),
+        lambda: wide.around([Policy.dense(anatomy), foreign], margin=1, wide=wide),
+        lambda: wide.around([], margin=1, wide=replace(wide, anatomy=other.digest)),
+    ]
+    message = f"space belongs to anatomy {anatomy.digest}, not to {other.digest}. Use the model"
+    for misuse in misuses:
+        with pytest.raises(PolicyError, match=message):
+            misuse()
 
 
 @pytest.mark.parametrize("widths", [(), (4, 16), (4, 32), (8, 33), (32, 8), (8, 8, 32)])
 def test_widths_outside_a_site_or_without_the_dense_one_are_refused(
     anatomy: Anatomy, widths: tuple[int, ...]
 ) -> None:
-    allowed = {site.id: [site.width] for site in anatomy.sites} | {"language.01.mlp": [*widths]}
+    allowed = {site.id: [site.width] for site in anatomy.sites}
+    allowed[anatomy.sites[3].id] = [*widths]
     with pytest.raises(PolicyError, match=r"language\.01\.mlp.* Give "):
         Space.of(anatomy, allowed)
 

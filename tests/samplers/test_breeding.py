@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, create_trial
 from effllava_optuna.samplers import Seed, Variation
 from effllava_optuna.samplers._breeding import Breeder, Proposal
 from effllava_optuna.samplers._space import SpaceView
-from samplers.toy import DIRECTIONS, ToySpace, measure, toy_space
+from tests.samplers.toy import DIRECTIONS, ToySpace, measure, toy_space
 
 BREEDER = Breeder(seed=3, population_size=12, variation=Variation())
 SEEDS = (

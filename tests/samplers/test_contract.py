@@ -8,7 +8,7 @@ import pytest
 from optuna.testing.pytest_samplers import BasicSamplerTestCase, MultiObjectiveSamplerTestCase
 
 from effllava_optuna.samplers import EpochNSGAIISampler, SpaceView
-from samplers.toy import ToySpace
+from tests.samplers.toy import ToySpace
 
 if TYPE_CHECKING:
     _: SpaceView = ToySpace({})

@@ -16,7 +16,7 @@ from effllava_optuna.samplers import (
     reap,
     slot_of,
 )
-from samplers.toy import (
+from tests.samplers.toy import (
     DIRECTIONS,
     ToySpace,
     digest,

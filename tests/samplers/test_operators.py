@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from effllava_optuna.samplers import Variation
 from effllava_optuna.samplers._operators import crossover, mutate, repair, scatter, switch
 from effllava_optuna.samplers._space import Genome, Grid
-from samplers.toy import ToySpace
+from tests.samplers.toy import ToySpace
 
 few = settings(max_examples=30, deadline=None)
 

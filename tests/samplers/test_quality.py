@@ -8,7 +8,7 @@ import numpy as np
 import optuna
 
 from effllava_optuna.samplers._breeding import stream
-from samplers.toy import DIRECTIONS, measure, objective_of, sampler_of, toy_space
+from tests.samplers.toy import DIRECTIONS, measure, objective_of, sampler_of, toy_space
 
 SPACE = toy_space(genes=12)
 BUDGET = 200  # trials

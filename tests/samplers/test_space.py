@@ -9,7 +9,7 @@ import pytest
 from optuna.distributions import IntDistribution
 
 from effllava_optuna.samplers._space import Grid
-from samplers.toy import ToySpace
+from tests.samplers.toy import ToySpace
 
 
 def test_parameters_snap_to_the_nearest_level() -> None:

@@ -16,11 +16,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-import effllava_optuna.samplers
 from effllava_optuna.samplers import counted, finished_slots, slot_of
-from samplers import worker
-from samplers.toy import DIRECTIONS, digest, objective_of, sampler_of
-from samplers.worker import POPULATION, SPACE, study_at, work
+from tests.samplers import worker
+from tests.samplers.toy import DIRECTIONS, digest, objective_of, sampler_of
+from tests.samplers.worker import POPULATION, SPACE, study_at, work
 
 SLOTS = 3 * POPULATION
 
@@ -39,8 +38,7 @@ def expected() -> str:
 
 @contextmanager
 def process(database: Path, n_trials: int, kill_at: int = 0) -> Iterator[subprocess.Popen[bytes]]:
-    roots = [Path(__file__).parents[1], Path(effllava_optuna.samplers.__file__).parents[2]]
-    path = os.pathsep.join([*map(str, roots), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     words = [sys.executable, "-m", worker.__name__, str(database), str(n_trials), str(kill_at)]
     with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": path}) as child:
         try:
@@ -80,7 +78,7 @@ def test_processes_measure_every_slot_once(expected: str, tmp_path: Path) -> Non
         while not database.with_suffix(".ready").exists():
             time.sleep(0.01)
         ours = work(database, SLOTS // 2)
-        assert child.wait(timeout=60) == 0
+        assert child.wait(timeout=120) == 0
     theirs = int(database.with_suffix(".log").read_text())
     assert min(len(ours), theirs) > 0
     assert len(ours) + theirs == len(finished_slots(study.trials, 0))
@@ -95,7 +93,7 @@ def test_resume_after_kill_ends_where_an_uninterrupted_run_does(
     study_at(database)
     kill_at = POPULATION + 1  # the first trial of generation 1, whose templates wait
     with process(database, SLOTS, kill_at) as child:
-        assert child.wait(timeout=60) == -signal.SIGKILL
+        assert child.wait(timeout=120) == -signal.SIGKILL
     study = study_at(database)
     states = Counter(trial.state.name for trial in study.trials)
     assert states == {"COMPLETE": POPULATION, "RUNNING": 1, "WAITING": POPULATION - 1}

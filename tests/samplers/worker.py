@@ -10,7 +10,7 @@ from pathlib import Path
 
 import optuna
 
-from samplers.toy import objective_of, open_study, sampler_of, toy_space
+from tests.samplers.toy import objective_of, open_study, sampler_of, toy_space
 
 SPACE = toy_space(genes=3)
 POPULATION = 4

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+
+from effllava_optuna.study.cli import main
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "studies" / "smoke.toml"
@@ -29,14 +31,23 @@ class Ran:
         return found
 
 
-def cli(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
-    done = subprocess.run(
-        command(*arguments), capture_output=True, text=True, env=environment(), check=False
-    )
-    if check and done.returncode:
-        raise AssertionError(f"exit {done.returncode}\n{done.stdout}\n{done.stderr}")
-    return done
+@dataclass(frozen=True)
+class Done:
+    """What a command printed, and its exit code."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def cli(*arguments: object, check: bool = True) -> Done:
+    """Run the command line in this process, which has torch imported already."""
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    if check and result.exit_code:
+        raise AssertionError(f"exit {result.exit_code}\n{result.stdout}\n{result.stderr}")
+    return Done(result.exit_code, result.stdout, result.stderr)
 
 
 def command(*arguments: object) -> list[str]:

@@ -34,7 +34,7 @@ def test_a_damaged_artifact_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_artifact_says_where_it_should_be(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="Keep the artifacts directory beside the database"):
-        Vault(tmp_path).get("0.safetensors")
+        Vault(tmp_path).get("0" * 64)
 
 
 def test_a_directory_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_ctrl_c_leaves_a_study_that_resumes(smoke_file: Path) -> None:
     )  # fmt: skip
     wait_for_trials(smoke_file.with_suffix(".db"), 5)
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     cure = r"continue with: python -m effllava_optuna\.study resume \S+smoke\.toml"
@@ -169,7 +169,7 @@ def test_ctrl_c_leaves_a_study_that_resumes(smoke_file: Path) -> None:
     assert found["chosen"] is not None
 
 
-def wait_for_trials(database: Path, count: int, timeout: float = 240) -> None:
+def wait_for_trials(database: Path, count: int, timeout: float = 600) -> None:
     """Wait until a database has that many complete trials."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:

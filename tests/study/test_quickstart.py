@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 @pytest.mark.slow
 def test_quickstart_goes_to_a_verified_checkpoint(tmp_path: Path) -> None:
-    file = shutil.copy(ROOT / "studies" / "quickstart.toml", tmp_path / "quickstart.toml")
+    file = tmp_path / "quickstart.toml"
+    shutil.copy(ROOT / "studies" / "quickstart.toml", file)
     output = cli("run", file).stdout
     found = Ran(file, output).document()
     assert found["epochs"] == {"planned": 3, "opened": 3}

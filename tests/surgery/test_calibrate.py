@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from effllava_optuna.errors import EffllavaError, ModelError
-from effllava_optuna.surgery import Loaded, Probe, moments, rank_units
+from effllava_optuna.surgery import Loaded, Probe, arranged, moments, rank_units
 from effllava_optuna.tasks import Digits, Split, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from effllava_optuna.policy import Order
     from effllava_optuna.surgery import Handle
     from effllava_optuna.tasks import Batch
 
@@ -81,6 +82,17 @@ def test_magnitude_is_the_energy_of_a_units_columns(tiny: Loaded) -> None:
         assert order.units[handle.site.id].tolist() == np.argsort(-np.array(energy)).tolist()
 
 
+def test_an_order_numbers_units_as_the_checkpoint_does(
+    tiny: Loaded, batch: Batch, order: Order
+) -> None:
+    probes = [Probe(batch.inputs, batch.targets)]
+    methods = ("magnitude", "taylor")
+    outside = [rank_units(tiny, probes, method) for method in methods]
+    with arranged(tiny, order):
+        inside = [rank_units(tiny, probes, method) for method in methods]
+    assert [o.digest for o in inside] == [o.digest for o in outside]
+
+
 def test_moments_are_sums_over_single_tokens(
     tiny: Loaded, batch: Batch, singles: list[Batch]
 ) -> None:
@@ -140,9 +152,10 @@ def test_calibration_leaves_the_model_as_it_was(tiny: Loaded, batch: Batch) -> N
 def test_an_order_that_cannot_be_made_is_refused(tiny: Loaded) -> None:
     with pytest.raises(ModelError, match=r"no order 'alphabet'\. Use magnitude or taylor"):
         rank_units(tiny, method="alphabet")
-    for samples in (None, []):
-        with pytest.raises(ModelError, match="taylor order needs calibration samples"):
-            rank_units(tiny, samples, "taylor")
+    with pytest.raises(ModelError, match="taylor order needs calibration samples"):
+        rank_units(tiny, [], "taylor")
+    with pytest.raises(ModelError, match="taylor order needs calibration samples"):
+        rank_units(tiny, method="taylor")
 
 
 def test_numbers_that_are_not_finite_are_refused(

@@ -228,7 +228,9 @@ def test_the_tiny_model_tells_inputs_apart(tiny: Loaded, batch: Batch) -> None:
     """Without this, no comparison of logits in these tests would mean anything."""
     with torch.no_grad():
         logits = tiny.model(**batch.inputs).logits[:, -1]
-        dark = batch.inputs | {"pixel_values": torch.zeros_like(batch.inputs["pixel_values"])}
+        dark = dict(batch.inputs) | {
+            "pixel_values": torch.zeros_like(batch.inputs["pixel_values"])
+        }
         blind = tiny.model(**dark).logits[:, -1]
     assert logits.std() > 0.3
     assert logits.std(0).mean() > 0.1

@@ -67,7 +67,7 @@ def test_a_fresh_process_finds_the_model_that_was_exported(
     assert verified.parameters == pruned.model.num_parameters()
     assert verified.logit_difference < 1e-5
     assert verified.generation_equal
-    assert set(verified.loader) == {"load_pruned", "trust_remote_code"}
+    assert verified.loader == ("load_pruned", "trust_remote_code")
     written = json.loads((place / "verified.json").read_text())
     assert written == asdict(verified) | {"loader": [*verified.loader]}
     assert [path.name for path in place.parent.iterdir()] == [place.name]

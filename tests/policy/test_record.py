@@ -1,0 +1,96 @@
+"""What reports make of trials."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import nan
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from effllava_optuna.policy import (
+    TrialRecord,
+    finalists,
+    front_of,
+    hypervolume,
+    hypervolume_by_epoch,
+)
+
+TRIAL = TrialRecord(
+    number=0,
+    state="complete",
+    epoch=0,
+    kind="child",
+    origin=None,
+    keep=(4, 32),
+    quality=0.5,
+    latency_ms=10.0,
+    accuracy=0.6,
+    expected=0.55,
+    risk=0.1,
+    kept_share=1.0,
+    feasible=True,
+    basis="b",
+    hits="10",
+)
+
+VALUES = st.integers(0, 9).map(float)
+LEFT_OUT: list[dict[str, Any]] = [
+    {"state": "fail", "quality": nan},
+    {"kind": "foreign"},
+    {"feasible": False},
+]
+FATES = st.sampled_from([{}, {}, {}, *LEFT_OUT])
+TRIALS = st.lists(st.tuples(VALUES, VALUES, FATES), max_size=12).map(
+    lambda drawn: [
+        replace(TRIAL, **({"number": number, "quality": quality, "latency_ms": latency} | fate))
+        for number, (quality, latency, fate) in enumerate(drawn)
+    ]
+)
+
+
+@given(trials=TRIALS)
+def test_the_front_holds_eligible_trials_that_no_eligible_one_beats(
+    trials: list[TrialRecord],
+) -> None:
+    front = front_of(trials)
+    able = [t for t in trials if t.state == "complete" and t.feasible and t.kind != "foreign"]
+    assert all(trial in able for trial in front)
+    values = {(t.quality, t.latency_ms) for t in front}
+    assert len(values) == len(front)
+    for trial in able:
+        beaten = any(
+            o.quality >= trial.quality
+            and o.latency_ms <= trial.latency_ms
+            and (o.quality, o.latency_ms) != (trial.quality, trial.latency_ms)
+            for o in able
+        )
+        assert ((trial.quality, trial.latency_ms) in values) is not beaten
+    assert [t.quality for t in front] == sorted((t.quality for t in front), reverse=True)
+
+
+@given(trials=TRIALS, count=st.integers(1, 6))
+def test_finalists_are_the_best_half_and_some_of_the_rest(
+    trials: list[TrialRecord], count: int
+) -> None:
+    front = front_of(trials)
+    chosen = finalists(front, count)
+    assert len(chosen) == min(count, len(front))
+    assert len({trial.number for trial in chosen}) == len(chosen)
+    assert chosen[: (count + 1) // 2] == front[: (count + 1) // 2]
+
+
+def test_hypervolume_goes_by_epoch_and_by_the_accuracy_that_is_asked_for() -> None:
+    trials = [
+        TRIAL,
+        replace(TRIAL, epoch=1, accuracy=0.9, expected=0.7, quality=-5.0),
+        replace(TRIAL, epoch=1, accuracy=1.0, latency_ms=1.0, feasible=False),
+        replace(TRIAL, epoch=1, accuracy=1.0, latency_ms=1.0, kind="foreign"),
+        replace(TRIAL, epoch=None, accuracy=1.0, latency_ms=1.0),
+    ]
+    reference = (0.1, 20.0)
+    hard = [hypervolume([(accuracy, 10.0)], reference) for accuracy in (0.6, 0.9)]
+    smooth = [hypervolume([(accuracy, 10.0)], reference) for accuracy in (0.55, 0.7)]
+    assert hypervolume_by_epoch(trials, 3, reference, "hard") == [*hard, 0.0]
+    assert hypervolume_by_epoch(trials, 3, reference, "expected") == [*smooth, 0.0]
