@@ -171,7 +171,7 @@ class Course:
         self,
         processor: LlavaProcessor,
         rng: np.random.Generator,
-        shares: tuple[float, float, float, float],
+        shares: tuple[float, float, float, float] | None,
     ) -> None:
         self.pool, _ = scans()
         self.rng = rng
@@ -235,16 +235,17 @@ class Stage:
     Attributes:
         steps: Of AdamW, each on a fresh batch.
         learning_rate: The highest of the cycle.
-        shares: Of questions for one digit, a sum, an extreme, a count. Counting is learned last.
+        shares: Of questions for one digit, a sum, an extreme, a count; None: all the same.
+            Counting is learned last.
     """
 
     steps: int
     learning_rate: float
-    shares: tuple[float, float, float, float]
+    shares: tuple[float, float, float, float] | None
 
 
 STAGES = (
-    Stage(3000, 2e-3, (0.25, 0.25, 0.25, 0.25)),
+    Stage(3000, 2e-3, None),
     Stage(1200, 1.2e-3, (0.15, 0.2, 0.25, 0.4)),
 )
 
@@ -280,7 +281,7 @@ def train(model: Any, processor: LlavaProcessor, stage: Stage, seed: tuple[int, 
 
 
 def main() -> None:
-    """Train, measure on the test split, and write the checkpoint with its card."""
+    """Train the two stages and publish what came out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("effllava_optuna/embedded/digits-vlm"))
@@ -290,37 +291,40 @@ def main() -> None:
     processor = build_processor()
     if arguments.after is None:
         model = build_model(processor)
-        train(model, processor, STAGES[0], (arguments.seed, 0))
+        train(model, processor, STAGES[0], (arguments.seed,))
         model.save_pretrained(arguments.out.with_suffix(".stage1"))
     else:
         model = LlavaForConditionalGeneration.from_pretrained(arguments.after)
     train(model, processor, STAGES[1], (arguments.seed, 1))
+    publish(model, processor, arguments.out, arguments.seed)
+
+
+def publish(model: Any, processor: LlavaProcessor, out: Path, seed: int) -> None:
+    """Measure the model on the test split, and write the checkpoint with its card."""
     task = Digits(seed=0)
     batches = encode(processor, task.samples(Split.TEST), batch_size=250)
     scores = evaluate(model, batches)
     units = [unit for batch in batches for unit in batch.units]
     low, high = bootstrap_interval(scores.hit, units)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(arguments.out)
-    processor.save_pretrained(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
     train_scans, held_out = scans()
     card = CARD.format(
         parameters=model.num_parameters(),
         train=len(train_scans.labels),
         held_out=len(held_out.labels),
-        seed=arguments.seed,
+        seed=seed,
         accuracy=scores.hit.mean(),
         questions=len(scores.hit),
         low=low,
         high=high,
         units=len(set(units)),
         torch=torch.__version__,
-        transformers=json.loads((arguments.out / "config.json").read_text())[
-            "transformers_version"
-        ],
+        transformers=json.loads((out / "config.json").read_text())["transformers_version"],
         threads=torch.get_num_threads(),
     )
-    (arguments.out / "README.md").write_text(card, encoding="utf-8")
+    (out / "README.md").write_text(card, encoding="utf-8")
     print(f"test {scores.hit.mean():.4f} [{low:.4f}, {high:.4f}]")
 
 

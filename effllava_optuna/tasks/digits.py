@@ -67,16 +67,16 @@ def scans() -> tuple[Scans, Scans]:
 def ask(
     digits: NDArray[np.int64],
     rng: np.random.Generator,
-    shares: tuple[float, float, float, float] = (0.25, 0.25, 0.25, 0.25),
+    shares: tuple[float, float, float, float] | None = None,
 ) -> tuple[str, int]:
     """Draw a question about ``digits`` and its answer.
 
     Args:
         digits: Shape ``(4,)``, in reading order.
         rng: Draws.
-        shares: Of questions for one digit, a sum, an extreme, a count.
+        shares: Of questions for one digit, a sum, an extreme, a count; None: all the same.
     """
-    kind = rng.choice(4, p=shares)
+    kind = rng.integers(4) if shares is None else rng.choice(4, p=shares)
     if kind == 0:
         where = int(rng.integers(4))
         return f"what digit is at the {CORNERS[where]}?", int(digits[where])
@@ -115,7 +115,7 @@ class Digits:
         >>> task = Digits(seed=0)
         >>> sample = task.samples(Split.TEST)[0]
         >>> sample.question, sample.targets[sample.answer]
-        ('what is the sum of the right column?', '6')
+        ('how many digits are odd?', '2')
     """
 
     seed: int = 0
