@@ -44,7 +44,7 @@ class Training:
         kl: Weight of the divergence from the dense model's answers, beside the answer loss.
     """
 
-    steps: int = 32
+    steps: int = 16
     every: int = 4
     learning_rate: float = 1e-3
     kl: float = 1.0

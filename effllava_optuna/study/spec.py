@@ -101,7 +101,7 @@ class ProjectorTable(_Table):
 
     elites: Count = 4
     parts: Annotated[int, Field(ge=2, le=16)] = 4
-    steps: Annotated[int, Field(ge=0)] = 32
+    steps: Annotated[int, Field(ge=0)] = 16
     every: Count = 4
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     kl: Annotated[float, Field(ge=0)] = 1.0

@@ -115,7 +115,7 @@ class Digits:
         >>> task = Digits(seed=0)
         >>> sample = task.samples(Split.TEST)[0]
         >>> sample.question, sample.targets[sample.answer]
-        ('how many digits are odd?', '2')
+        ('how many digits are odd?', '3')
     """
 
     seed: int = 0

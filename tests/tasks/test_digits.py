@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,12 @@ PLACES = {"top left": 0, "top right": 1, "bottom left": 2, "bottom right": 3}
 @pytest.fixture(scope="module")
 def task() -> Digits:
     return Digits(seed=0)
+
+
+@pytest.fixture(scope="module")
+def shown(task: Digits) -> dict[Split, list[list[bytes]]]:
+    """The scans in the pictures of `task`, by split and sample."""
+    return {split: [tiles(sample) for sample in task.samples(split)] for split in Split}
 
 
 def key(scan: NDArray[np.float64]) -> bytes:
@@ -69,13 +76,13 @@ def test_the_splits_have_their_sizes_and_ids_are_unique(task: Digits) -> None:
     assert all(sample.split is split for split in Split for sample in task.samples(split))
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_splits_share_no_unit_and_no_scan_and_know_no_training_scan(seed: int) -> None:
-    task = Digits(seed=seed)
+def test_splits_share_no_unit_and_no_scan_and_know_no_training_scan(
+    task: Digits, shown: dict[Split, list[list[bytes]]]
+) -> None:
     train, held_out = scans()
     trained = {key(scan * 16) for scan in train.pixels}
     assert (len(train.labels), len(held_out.labels)) == (TRAIN_DIGITS, 1797 - TRAIN_DIGITS)
-    seen = {split: {t for s in task.samples(split) for t in tiles(s)} for split in Split}
+    seen = {split: {tile for four in shown[split] for tile in four} for split in Split}
     units = {split: {s.unit for s in task.samples(split)} for split in Split}
     for first, second in combinations(Split, 2):
         assert not seen[first] & seen[second]
@@ -83,27 +90,28 @@ def test_splits_share_no_unit_and_no_scan_and_know_no_training_scan(seed: int) -
     assert not trained & set().union(*seen.values())
 
 
-def test_units_share_no_scan(task: Digits) -> None:
+def test_units_share_no_scan(task: Digits, shown: dict[Split, list[list[bytes]]]) -> None:
     scans_of: dict[str, set[bytes]] = {}
     for split in Split:
-        for sample in task.samples(split):
-            scans_of.setdefault(sample.unit, set()).update(tiles(sample))
+        for sample, four in zip(task.samples(split), shown[split], strict=True):
+            scans_of.setdefault(sample.unit, set()).update(four)
     assert all(len(four) == 4 for four in scans_of.values())
     assert len(set().union(*scans_of.values())) == 4 * len(scans_of)
 
 
-def test_every_stated_answer_is_right(task: Digits) -> None:
+def test_every_stated_answer_is_right(task: Digits, shown: dict[Split, list[list[bytes]]]) -> None:
     known = labels()
     for split in Split:
-        for sample in task.samples(split):
-            shown = [known[tile] for tile in tiles(sample)]
-            assert sample.targets[sample.answer] == str(right_answer(sample.question, shown))
+        for sample, four in zip(task.samples(split), shown[split], strict=True):
+            digits = [known[tile] for tile in four]
+            assert sample.targets[sample.answer] == str(right_answer(sample.question, digits))
 
 
-def test_the_same_seed_gives_the_same_samples_and_another_seed_others(task: Digits) -> None:
-    assert Digits(seed=0).digest == task.digest
-    assert Digits(seed=1).digest != task.digest
-    assert Digits(seed=0, proxy=32).digest != task.digest
+def test_the_same_seed_gives_the_same_samples_and_another_seed_others() -> None:
+    few = Digits(seed=0, validation=50, test=100)
+    assert replace(few).digest == few.digest
+    assert replace(few, seed=1).digest != few.digest
+    assert replace(few, proxy=32).digest != few.digest
 
 
 def test_a_smaller_split_is_the_beginning_of_a_larger_one(task: Digits) -> None:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from effllava_optuna.errors import LeakError, TaskError
-from effllava_optuna.tasks import Sample, Split, checked, proxy_only
+from effllava_optuna.tasks import Sample, Split, proxy_only
 
 SAMPLE = Sample(
     id="row-7",
@@ -46,35 +46,3 @@ def test_a_question_without_a_wrong_or_a_right_answer_is_refused(
 def test_a_negative_answer_does_not_count_from_the_end() -> None:
     with pytest.raises(TaskError, match=r"number -1 is right.*count the right one from 0"):
         replace(SAMPLE, answer=-1)
-
-
-class Rows:
-    """A task whose samples are written out."""
-
-    name, digest, chance = "rows", "0" * 16, 1 / 3
-
-    def __init__(self, **units: list[str]) -> None:
-        self.units = units
-
-    def samples(self, split: Split) -> tuple[Sample, ...]:
-        return tuple(
-            replace(SAMPLE, id=f"{split}-{index}", unit=unit, split=split)
-            for index, unit in enumerate(self.units[split])
-        )
-
-
-def test_a_task_whose_splits_share_nothing_passes() -> None:
-    rows = Rows(proxy=["a", "a", "b"], validation=["c"], test=["d", "e"])
-    assert checked(rows) is rows
-
-
-def test_a_unit_in_two_splits_is_refused() -> None:
-    rows = Rows(proxy=["a", "b"], validation=["c"], test=["d", "b"])
-    message = "'rows': unit 'b' is in proxy and in test. Give each picture to one split only"
-    with pytest.raises(TaskError, match=message):
-        checked(rows)
-
-
-def test_an_empty_split_is_refused() -> None:
-    with pytest.raises(TaskError, match="Task 'rows' has no validation samples"):
-        checked(Rows(proxy=["a"], validation=[], test=["b"]))
