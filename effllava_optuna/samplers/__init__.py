@@ -29,7 +29,7 @@ True
 
 from effllava_optuna.samplers._nsgaii import EpochNSGAIISampler
 from effllava_optuna.samplers._operators import Variation
-from effllava_optuna.samplers._owner import owner_alive, reap, this_process
+from effllava_optuna.samplers._owner import give_back, owner_alive, reap, this_process
 from effllava_optuna.samplers._slots import (
     Slot,
     counted,
@@ -51,6 +51,7 @@ __all__ = [
     "duplicate_of",
     "epoch_finished",
     "finished_slots",
+    "give_back",
     "owner_alive",
     "reap",
     "slot_of",

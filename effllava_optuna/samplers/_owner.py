@@ -18,7 +18,7 @@ from optuna.logging import get_logger
 from optuna.trial import FrozenTrial, TrialState
 
 from effllava_optuna.samplers import _compat
-from effllava_optuna.samplers._slots import LOST
+from effllava_optuna.samplers._slots import LOST, WITHDRAWN
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -63,6 +63,11 @@ def owner_alive(owner: str) -> bool | None:
 def sign(study: Study, trial: FrozenTrial) -> None:
     """Write this process down as the owner of a trial."""
     _compat.set_system_attrs(study, trial, {_compat.OWNER: this_process()})
+
+
+def give_back(study: Study, trial_id: int) -> None:
+    """Say that a trial is stopped from outside: its slot is tried again, and nothing failed."""
+    study._storage.set_trial_system_attr(trial_id, _compat.VOID, WITHDRAWN)
 
 
 def reap(study: Study, *, grace_seconds: float = GRACE_SECONDS) -> list[int]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from optuna.logging import get_logger
 
-from effllava_optuna.samplers import duplicate_of, slot_of
+from effllava_optuna.samplers import duplicate_of, give_back, slot_of
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -48,8 +48,12 @@ class PruningObjective:
         }
         decoded = view.space.decode(params, bench.anatomy)
         self._wait_for_turn()
-        with bench.loaded.lock:
-            measured = bench.measure(decoded.policy, self.epochs.basis(attrs["basis"]))
+        try:
+            with bench.loaded.lock:
+                measured = bench.measure(decoded.policy, self.epochs.basis(attrs["basis"]))
+        except KeyboardInterrupt:
+            give_back(study, trial._trial_id)
+            raise
         if "keep" not in attrs:
             for name, value in view.known(decoded.policy).items():
                 trial.set_user_attr(name, value)

@@ -154,6 +154,8 @@ def test_ctrl_c_leaves_a_study_that_resumes(smoke_file: Path) -> None:
     process = subprocess.Popen(
         command("run", smoke_file),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+        # Whoever started pytest in the background made it ignore SIGINT, and so its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     wait_for_trials(smoke_file.with_suffix(".db"), 5)
     process.send_signal(signal.SIGINT)
