@@ -258,7 +258,9 @@ def measure_table(
 
 
 def friendly(ms: Mapping[int, float], tolerance: float) -> tuple[int, ...]:
-    """Leave out widths at which a wider site is clearly faster; keep the dense one.
+    """Leave out widths at which a wider site is clearly faster; keep the two ends.
+
+    The narrowest stays, so that a budget that could be met can be met.
 
     Args:
         ms: What each width costs, ascending by width; the dense width last.
@@ -266,13 +268,13 @@ def friendly(ms: Mapping[int, float], tolerance: float) -> tuple[int, ...]:
 
     Example:
         >>> friendly({100: 5.0, 120: 6.0, 128: 4.0, 256: 8.0}, tolerance=0.02)
-        (128, 256)
+        (100, 128, 256)
     """
     widths, costs = list(ms), list(ms.values())
     return tuple(
         width
         for index, (width, cost) in enumerate(zip(widths, costs, strict=True))
-        if min(costs[index:]) >= cost * (1 - tolerance)
+        if index == 0 or min(costs[index:]) >= cost * (1 - tolerance)
     )
 
 
