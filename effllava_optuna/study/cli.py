@@ -131,7 +131,7 @@ def main() -> None:
     \b
     Example:
       python -m effllava_optuna.study run studies/quickstart.toml
-    """  # noqa: D301
+    """
 
 
 @main.command()
@@ -144,7 +144,7 @@ def check(file: Path, *, deep: bool) -> None:
     \b
     Example:
       python -m effllava_optuna.study check studies/quickstart.toml --deep
-    """  # noqa: D301
+    """
     spec = read_spec(file)
     target = _target_of(file, spec)
     search = spec.search
@@ -175,7 +175,7 @@ def run(file: Path, changes: tuple[str, ...]) -> None:
     \b
     Example:
       python -m effllava_optuna.study run studies/quickstart.toml --set study.seed=1
-    """  # noqa: D301
+    """
     target = _target_of(file, read_spec(file, changes))
     if target.spec is None:
         raise SpecError(f"{file}: no study.", hint="Give a study file.")
@@ -194,7 +194,7 @@ def resume(target: Target) -> None:
     \b
     Example:
       python -m effllava_optuna.study resume studies/quickstart.toml
-    """  # noqa: D301
+    """
     study = target.study()
     _quiet_transformers()
     from effllava_optuna.study.loop import continued
@@ -212,7 +212,7 @@ def status(target: Target, *, as_json: bool) -> None:
     \b
     Example:
       python -m effllava_optuna.study status studies/quickstart.toml --json
-    """  # noqa: D301
+    """
     found = _document(target)
     if as_json:
         click.echo(json.dumps(found, indent=2))
@@ -231,7 +231,7 @@ def report(target: Target, *, as_json: bool) -> None:
     \b
     Example:
       python -m effllava_optuna.study report studies/quickstart.toml
-    """  # noqa: D301
+    """
     found = _document(target)
     if as_json:
         click.echo(json.dumps(found, indent=2))
@@ -252,7 +252,7 @@ def export_(target: Target, trial: int | None, out: Path | None, *, overwrite: b
     \b
     Example:
       python -m effllava_optuna.study export studies/quickstart.toml --trial 17 --out pruned
-    """  # noqa: D301
+    """
     study = target.study()
     spec = storage.spec_of(study)
     number = trial if trial is not None else study.user_attrs.get(storage.CHOSEN)
@@ -283,7 +283,7 @@ def dashboard(target: Target, host: str, port: int) -> None:
     \b
     Example:
       python -m effllava_optuna.study dashboard studies/quickstart.toml --port 8080
-    """  # noqa: D301
+    """
     study = target.study()
     from effllava_optuna.study.board import serve
 

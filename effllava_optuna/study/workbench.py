@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from effllava_optuna.study.bundle import Refit
     from effllava_optuna.study.spec import StudySpec
     from effllava_optuna.surgery import Handle, Loaded
-    from effllava_optuna.tasks import Sample, Scores, Task
+    from effllava_optuna.tasks import Batch, Sample, Scores, Task
 
     Say = Callable[[str, float], None]
 
@@ -321,8 +321,8 @@ def task_of(spec: StudySpec) -> Task:
     return checked(build(seed=spec.task_seed, **sizes))
 
 
-def _probe(batch: object) -> Probe:
-    return Probe(batch.inputs, batch.targets)  # type: ignore[attr-defined]
+def _probe(batch: Batch) -> Probe:
+    return Probe(batch.inputs, batch.targets)
 
 
 def _shifts(handles: Sequence[Handle], folds: int, gigabytes: float) -> list[list[Handle]]:
