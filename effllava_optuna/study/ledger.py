@@ -50,13 +50,19 @@ class Publication:
 
 def published(control: optuna.Study) -> list[FrozenTrial]:
     """Give the attempt that counts for each epoch, from 0, up to the first gap."""
-    first: dict[int, FrozenTrial] = {}
-    for attempt in control.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        first.setdefault(int(attempt.params["epoch"]), attempt)
+    first = _first(control)
     found: list[FrozenTrial] = []
     while len(found) in first:
         found.append(first[len(found)])
     return found
+
+
+def _first(control: optuna.Study) -> dict[int, FrozenTrial]:
+    """Give the lowest-numbered COMPLETE attempt by epoch."""
+    first: dict[int, FrozenTrial] = {}
+    for attempt in control.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        first.setdefault(int(attempt.params["epoch"]), attempt)
+    return first
 
 
 class Ledger:
@@ -92,8 +98,7 @@ class Ledger:
 
     def published(self, epoch: int) -> FrozenTrial | None:
         """Give the attempt that counts for ``epoch``, if there is one."""
-        found = self.epochs()
-        return found[epoch] if epoch < len(found) else None
+        return _first(self._study).get(epoch)
 
     def publish(self, epoch: int, make: Callable[[], Publication]) -> FrozenTrial:
         """Give what ``epoch`` has; ``make`` it if nobody else has, or does.
@@ -151,7 +156,6 @@ class Ledger:
         return mine
 
     def _fulfil(self, mine: FrozenTrial, publication: Publication) -> None:
-
         for name, fact in publication.facts.items():
             self._storage.set_trial_user_attr(mine._trial_id, name, fact)
         if publication.artifact is not None:

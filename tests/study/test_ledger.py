@@ -86,7 +86,11 @@ def test_an_attempt_whose_process_died_is_taken_over(opened: BaseStorage) -> Non
 
 def test_epochs_are_read_up_to_the_first_gap(opened: BaseStorage) -> None:
     ledger = Ledger(opened, "s")
-    for epoch in (0, 2):
-        ledger.publish(epoch, lambda: Publication(0.5, {}, None))
-    assert [attempt.params["epoch"] for attempt in ledger.epochs()] == [0]
-    assert ledger.published(2) is None
+    first, third = (
+        ledger.publish(epoch, lambda: Publication(0.5, {}, None)).number for epoch in (0, 2)
+    )
+    assert [attempt.number for attempt in ledger.epochs()] == [first]
+    found = ledger.published(2)
+    assert found is not None
+    assert found.number == third
+    assert ledger.published(1) is None
