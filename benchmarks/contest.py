@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from effllava_optuna.hooks import Training, train_projector
+from effllava_optuna.objectives import units_of
 from effllava_optuna.policy import Policy, bootstrap_interval
 from effllava_optuna.study import loop, read_spec, storage
 from effllava_optuna.study.evolution import manifest
@@ -52,15 +53,15 @@ def measure(epochs: Epochs) -> dict[str, Any]:
         Training(table.steps, table.every, table.learning_rate, table.kl),
     )
 
-    def hits(policy: Policy, under: Basis) -> tuple[Any, list[str]]:
-        scores, units = bench.final(policy, under, test)
-        return scores.hit, units
+    def hits(policy: Policy, under: Basis) -> Any:
+        return bench.final(policy, under, test).hit
 
-    best, units = hits(Policy.of(bench.anatomy, chosen["policy"]), basis)
+    units = units_of(test)
+    best = hits(Policy.of(bench.anatomy, chosen["policy"]), basis)
     rivals = {
-        "uniform2": hits(uniform2, basis)[0],
-        "uniform2_dense_projector": hits(uniform2, bench.basis())[0],
-        "uniform2_own_projector": hits(uniform2, bench.basis(update.projectors))[0],
+        "uniform2": hits(uniform2, basis),
+        "uniform2_dense_projector": hits(uniform2, bench.basis()),
+        "uniform2_own_projector": hits(uniform2, bench.basis(update.projectors)),
     }
     return {
         "results": {key: results[key] for key in ("dense", "uniform", "uniform2", "chosen")},
@@ -187,12 +188,21 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return "\n".join(texts)
 
 
+def _machine(rows: list[dict[str, Any]]) -> str:
+    where = rows[0]["provenance"]
+    versions = ", ".join(f"{name} {where[name]}" for name in ("torch", "transformers", "optuna"))
+    seconds = sorted(row["seconds"] for row in rows)
+    return (
+        f"{where['cpu']}, threads: {rows[0]['model']['threads']}; {versions}; {where['date']}; "
+        f"a study took {seconds[0]:.0f} to {seconds[-1]:.0f} s."
+    )
+
+
 def write(results: Path) -> str:
     """Write ``RESULTS.md`` from all result files."""
     rows = [json.loads(file.read_text()) for file in sorted(results.glob("contest-*.json"))]
     if not rows:
         return ""
-    where = rows[0]["provenance"]
     search = rows[0]["spec"]["search"]
     text = f"""# Results
 
@@ -204,14 +214,13 @@ The embedded digits model, 64 proxy samples, {search["epochs"]} epochs of
 {search["generations"]} x {search["population"]} trials; at most {search["kept_share"]:.1%} of the
 decoder's linear parameters are kept. Accuracy on 2,000 test questions over digit images that
 neither training nor search has seen; intervals are 95 %, bootstrap over groups of four images,
- paired for the differences. One small model: this says nothing about larger ones.
+paired for the differences. One small model: this says nothing about larger ones.
 
 {table(rows)}
 
 {summary(rows)}
 
-{where["cpu"]}, {where["threads"]} threads, torch {where["torch"]}, transformers
-{where["transformers"]}, optuna {where["optuna"]}, {where["date"]}.
+{_machine(rows)}
 """
     (HERE / "RESULTS.md").write_text(text, encoding="utf-8")
     return text
@@ -228,6 +237,7 @@ def main() -> None:
     for seed in range(arguments.seeds):
         file = results / f"contest-{seed}.json"
         if not file.is_file():
+            print(f"seed {seed} ...", flush=True)
             file.write_text(json.dumps(run(seed, arguments.work), indent=1) + "\n")
     print(write(results))
 

@@ -13,6 +13,7 @@ from effllava_optuna.objectives.latency import (
     Stopwatch,
     Workload,
     measure_table,
+    undisturbed,
 )
 from effllava_optuna.objectives.risk import FORMS, risk, risk_table
 from effllava_optuna.objectives.size import flops, parameters
@@ -32,5 +33,6 @@ __all__ = [
     "parameters",
     "risk",
     "risk_table",
+    "undisturbed",
     "units_of",
 ]

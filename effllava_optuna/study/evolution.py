@@ -11,14 +11,12 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from optuna.trial import TrialState
-
 from effllava_optuna.baselines import one_number, two_numbers
 from effllava_optuna.errors import StudyError
 from effllava_optuna.hooks import Lesson, Training, train_projector
 from effllava_optuna.objectives import ask, folds_of
 from effllava_optuna.policy import Policy, Space, finalists, front_of
-from effllava_optuna.samplers import EpochNSGAIISampler, Seed
+from effllava_optuna.samplers import EpochNSGAIISampler, Seed, slot_of
 from effllava_optuna.study.artifacts import Vault
 from effllava_optuna.study.bundle import Bundle
 from effllava_optuna.study.ledger import Ledger, Publication
@@ -292,8 +290,9 @@ class ProjectorEvolution:
         self.epochs = epochs
 
     def __call__(self, study: Study, trial: FrozenTrial) -> None:
-        """Look whether an epoch is over."""
-        if trial.state == TrialState.RUNNING:
+        """Look whether an epoch is over: never before a trial of its last generation is."""
+        slot = slot_of(trial)
+        if slot is not None and slot.generation < self.epochs.spec.search.generations - 1:
             return
         self.epochs.advance()
         if self.epochs.finished:

@@ -8,12 +8,12 @@ it by validation.
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.baselines import one_number, two_numbers
 from effllava_optuna.errors import StudyError
+from effllava_optuna.objectives import undisturbed, units_of
 from effllava_optuna.policy import Policy, bootstrap_interval, finalists, front_of
 from effllava_optuna.report import entry
 from effllava_optuna.study.records import trials_of
@@ -60,6 +60,7 @@ class Finish:
         self.epochs = epochs
         self.bench = epochs.bench
         self.count = epochs.spec.report.finalists
+        self._known: dict[tuple[str, Policy, int], Scores] = {}
 
     def run(self) -> dict[str, Any]:
         """Choose, open the test split, time everything, and store what came out.
@@ -140,8 +141,10 @@ class Finish:
         return max(candidates, key=merit)
 
     def _scores(self, candidate: Candidate, asked: Sequence[Asked]) -> Scores:
-        scores, _ = self.bench.final(candidate.policy, candidate.basis, asked)
-        return scores
+        key = (candidate.basis.digest, candidate.policy, id(asked))
+        if key not in self._known:
+            self._known[key] = self.bench.final(candidate.policy, candidate.basis, asked)
+        return self._known[key]
 
     def _timed(self, everyone: Sequence[Candidate]) -> list[float]:
         """Time everyone's network in turn; give each one's milliseconds."""
@@ -162,8 +165,8 @@ class Finish:
         more = self.epochs.spec.latency.new_tokens - 1
         return [
             vision
-            + statistics.median(phases["prefill"])
-            + more * statistics.median(phases.get("decode", [0.0]))
+            + undisturbed(phases["prefill"])
+            + more * undisturbed(phases.get("decode", [0.0]))
             for phases in timings.values()
         ]
 
@@ -178,11 +181,11 @@ class Finish:
         bench, proxy = self.bench, candidate.proxy
         accuracies: dict[str, Any] = {}
         for split, asked in (("validation", validation), ("test", test)):
-            scores, units = bench.final(candidate.policy, candidate.basis, asked)
+            scores = self._scores(candidate, asked)
+            units = units_of(asked)
             accuracies[f"accuracy_{split}"] = float(scores.hit.mean())
             accuracies[f"accuracy_{split}_interval"] = bootstrap_interval(scores.hit, units)
-        units = [unit for asked in bench.crossed for unit in asked.batch.units]
-        interval = bootstrap_interval([float(hit) for hit in proxy.hits], units)
+        interval = bootstrap_interval([float(hit) for hit in proxy.hits], units_of(bench.crossed))
         parameters, gflops = bench.sizes(candidate.policy)
         return entry(
             policy=candidate.policy,

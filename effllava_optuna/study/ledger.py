@@ -82,6 +82,7 @@ class Ledger:
             sampler=optuna.samplers.RandomSampler(),
             load_if_exists=True,
         )
+        self._read: dict[int, FrozenTrial] = {}  # what is published stays as it is
 
     @property
     def study(self) -> optuna.Study:
@@ -93,12 +94,17 @@ class Ledger:
         return [trial for trial in trials if trial.params.get("epoch") == epoch]
 
     def epochs(self) -> list[FrozenTrial]:
-        """Give the published epochs, from 0."""
-        return published(self._study)
+        """Give the published epochs, from 0, up to the first gap."""
+        found: list[FrozenTrial] = []
+        while (attempt := self.published(len(found))) is not None:
+            found.append(attempt)
+        return found
 
     def published(self, epoch: int) -> FrozenTrial | None:
         """Give the attempt that counts for ``epoch``, if there is one."""
-        return _first(self._study).get(epoch)
+        if epoch not in self._read:
+            self._read |= _first(self._study)
+        return self._read.get(epoch)
 
     def publish(self, epoch: int, make: Callable[[], Publication]) -> FrozenTrial:
         """Give what ``epoch`` has; ``make`` it if nobody else has, or does.

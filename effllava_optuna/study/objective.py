@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from optuna.logging import get_logger
 
-from effllava_optuna.samplers import duplicate_of, give_back, slot_of
+from effllava_optuna.samplers import duplicate_of, give_back
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -34,13 +34,10 @@ class PruningObjective:
     def __call__(self, trial: Trial) -> tuple[float, float]:
         """Measure the policy of ``trial``; NaN (it fails) where another trial has its slot."""
         study, bench = trial.study, self.epochs.bench
-        frozen = study._storage.get_trial(trial._trial_id)
-        if slot_of(frozen) is not None:
-            twin = duplicate_of(study, trial.number)
-            if twin is not None:
-                trial.set_user_attr("duplicate", twin)
-                return math.nan, math.nan
-        attrs = frozen.user_attrs
+        attrs, twin = trial.user_attrs, duplicate_of(study, trial.number)
+        if twin is not None:
+            trial.set_user_attr("duplicate", twin)
+            return math.nan, math.nan
         view = self.epochs.view_of(attrs["epoch"])
         params = {
             name: trial.suggest_int(name, distribution.low, distribution.high)

@@ -31,10 +31,15 @@ class StudyTable(_Table):
 
 
 class ModelTable(_Table):
-    """``[model]``: the checkpoint."""
+    """``[model]``: the checkpoint, and what it runs on.
+
+    ``threads`` is how many threads an operation takes on a CPU; ``auto`` is one for a model of
+    fewer than 20 million parameters, and torch's own number for a larger one.
+    """
 
     path: Annotated[str, Field(min_length=1)]
     device: str = "auto"
+    threads: Count | Literal["auto"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 
@@ -76,8 +81,8 @@ class LatencyTable_(_Table):
 
     batch: Annotated[int, Field(ge=1, le=4096)] = 64
     new_tokens: Count = 1
-    warmup: Annotated[int, Field(ge=0)] = 2
-    repeats: Count = 7
+    warmup: Annotated[int, Field(ge=0)] = 1
+    repeats: Count = 5
 
 
 class SearchTable(_Table):

@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from effllava_optuna.errors import SpecError, StudyError
-from effllava_optuna.study import prepare
+from effllava_optuna.study import prepare, read_spec
 from tests.study.conftest import ROOT, SMOKE, environment
 
 SAMPLER = optuna.samplers.RandomSampler()
@@ -68,9 +68,21 @@ def test_a_study_in_memory_needs_a_place_for_artifacts() -> None:
 
 
 def test_a_study_goes_on_only_with_its_own_spec(tmp_path: Path) -> None:
-    from effllava_optuna.study import read_spec, storage
+    from effllava_optuna.study import storage
 
     opened = storage.open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True)
     study = storage.create_study(opened, read_spec(SMOKE))
     with pytest.raises(SpecError, match=r"search\.epochs is 7 in the file and 2 in the study"):
         prepare(read_spec(SMOKE, ("search.epochs=7",)), study)
+
+
+@pytest.mark.parametrize(("told", "expected"), [('"auto"', 1), ("2", 2)])
+def test_a_small_model_runs_on_one_thread_unless_told_otherwise(told: str, expected: int) -> None:
+    import torch
+
+    from effllava_optuna.study.workbench import Workbench
+
+    before = torch.get_num_threads()
+    with Workbench(read_spec(SMOKE, (f"model.threads={told}", "model.device=cpu"))):
+        assert torch.get_num_threads() == expected
+    assert torch.get_num_threads() == before
