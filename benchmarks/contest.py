@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import optuna
 
 from effllava_optuna.hooks import Training, train_projector
 from effllava_optuna.objectives import units_of
@@ -232,6 +233,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--work", type=Path, default=HERE / "scratch")
     arguments = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     for seed in range(arguments.seeds):

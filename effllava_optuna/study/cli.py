@@ -16,18 +16,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from effllava_optuna.errors import EffllavaError, SpecError
 from effllava_optuna.study import storage
+from effllava_optuna.study.screen import Screen, console
 from effllava_optuna.study.spec import read_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from optuna import Study
-    from rich.console import Console
 
     from effllava_optuna.study.evolution import Epochs
     from effllava_optuna.study.spec import StudySpec
-
-_INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +180,7 @@ def run(file: Path, changes: tuple[str, ...]) -> None:
     _quiet_transformers()
     from effllava_optuna.study.loop import begun
 
-    with _Screen(target) as screen, begun(target.spec, target.url, screen.say) as epochs:
+    with Screen(target.again) as screen, begun(target.spec, target.url, screen.say) as epochs:
         _to_the_end(epochs, screen, file)
 
 
@@ -199,7 +197,7 @@ def resume(target: Target) -> None:
     _quiet_transformers()
     from effllava_optuna.study.loop import continued
 
-    with _Screen(target) as screen, continued(study, target.url, screen.say) as epochs:
+    with Screen(target.again) as screen, continued(study, target.url, screen.say) as epochs:
         _to_the_end(epochs, screen, Path(target.again) if target.spec else None)
 
 
@@ -219,7 +217,7 @@ def status(target: Target, *, as_json: bool) -> None:
         return
     from effllava_optuna.report import summary
 
-    _console().print(summary(found))
+    console().print(summary(found))
 
 
 @main.command()
@@ -238,7 +236,7 @@ def report(target: Target, *, as_json: bool) -> None:
         return
     from effllava_optuna.report import policies, summary
 
-    _console().print(summary(found), "", policies(found))
+    console().print(summary(found), "", policies(found))
 
 
 @main.command("export")
@@ -267,7 +265,7 @@ def export_(target: Target, trial: int | None, out: Path | None, *, overwrite: b
     _quiet_transformers()
     from effllava_optuna.study.loop import continued, write_checkpoint
 
-    with _Screen(target) as screen, continued(study, target.url, screen.say) as epochs:
+    with Screen(target.again) as screen, continued(study, target.url, screen.say) as epochs:
         screen.say("exporting and verifying", 0.0)
         verified = write_checkpoint(epochs, number, directory, overwrite=overwrite)
         screen.told(_exported(number, verified))
@@ -297,7 +295,7 @@ def _document(target: Target) -> dict[str, Any]:
     return document(facts_of(target.study()))
 
 
-def _to_the_end(epochs: Epochs, screen: _Screen, file: Path | None) -> None:
+def _to_the_end(epochs: Epochs, screen: Screen, file: Path | None) -> None:
     """Search, report and export; what is done already is not done again."""
     from effllava_optuna.report import document, policies, summary
     from effllava_optuna.study.facts import facts_of
@@ -363,13 +361,6 @@ def _export_directory(spec: StudySpec, file: Path | None) -> Path | None:
     return Path(directory) if file is None else file.parent / directory
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=140)
-
-
 def _quiet_transformers() -> None:
     """Keep transformers from drawing its own bars over ours."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -377,75 +368,3 @@ def _quiet_transformers() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-class _Screen:
-    """A progress bar on a terminal; a line a stage and a generation elsewhere.
-
-    Args:
-        target: The study that is under way.
-    """
-
-    def __init__(self, target: Target) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.target = target
-        self.console = _console()
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-        )
-        self.task = self.bar.add_task("", total=1.0, note="")
-        self._last = ""
-
-    def __enter__(self) -> _Screen:
-        if self.console.is_terminal:
-            self.bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.bar.stop()
-        if kind is KeyboardInterrupt:
-            self.told(
-                "Stopped. Nothing is lost; continue with: "
-                f"python -m effllava_optuna.study resume {self.target.again}"
-            )
-            raise SystemExit(_INTERRUPTED)
-
-    def told(self, *what: Any) -> None:
-        """Print something that stays."""
-        self.console.print(*what, sep="\n", highlight=False, soft_wrap=True)
-
-    def say(self, what: str, share: float) -> None:
-        """Show what is under way, and which share of it is done."""
-        self.bar.update(self.task, description=what, completed=share, total=1.0, note="")
-        if not self.console.is_terminal and what != self._last:
-            self.told(f"{what} ...")
-        self._last = what
-
-    def watch(self, epochs: Epochs, trial: Any) -> None:
-        """Show how far the search is."""
-        from effllava_optuna.policy import hypervolume_by_epoch
-        from effllava_optuna.study.records import trials_of
-
-        search = epochs.spec.search
-        trials = trials_of(epochs.study)
-        done = sum(record.measured for record in trials)
-        if not self.console.is_terminal and done % search.population:
-            return
-        best = max((record.quality for record in trials if record.eligible), default=float("nan"))
-        volume = hypervolume_by_epoch(
-            trials, epochs.epoch + 1, epochs.bench.bundle.reference, epochs.spec.quality.accuracy
-        )[-1]
-        note = f"{done}/{search.trials} trials, best quality {best:.4f}, hypervolume {volume:.4g}"
-        what = f"searching, epoch {trial.epoch}"
-        self.bar.update(
-            self.task, description=what, completed=done, total=search.trials, note=note
-        )
-        if not self.console.is_terminal:
-            self.told(f"{what}: {note}")
-        self._last = what

@@ -32,10 +32,6 @@ if TYPE_CHECKING:
     Watch = Callable[[Epochs, TrialRecord], None]
 
 
-# Seconds in which a trial that was just taken may be without an owner.
-_GRACE = 2.0
-
-
 @contextmanager
 def begun(spec: StudySpec, url: str, say: Say = silent) -> Iterator[Epochs]:
     """Begin a study: nothing is written before its model and its samples are loaded.
@@ -78,7 +74,7 @@ def _ready(study: Study, url: str, bench: Workbench, say: Say) -> Iterator[Epoch
 def search(epochs: Epochs, watch: Watch | None = None) -> None:
     """Measure what is still to be measured, epoch by epoch."""
     study, evolution = epochs.study, ProjectorEvolution(epochs)
-    reap(study, grace_seconds=_GRACE)
+    reap(study)
     drawn = epochs.epoch
 
     def after(_: Study, trial: FrozenTrial) -> None:
