@@ -27,9 +27,11 @@ A space is any object with the attributes of `SpaceView`:
 True
 """
 
+from effllava_optuna.samplers._cma import EpochCMASampler
 from effllava_optuna.samplers._nsgaii import EpochNSGAIISampler
 from effllava_optuna.samplers._operators import Variation
 from effllava_optuna.samplers._owner import give_back, owner_alive, reap, this_process
+from effllava_optuna.samplers._sampler import EpochSampler
 from effllava_optuna.samplers._slots import (
     Slot,
     counted,
@@ -41,7 +43,9 @@ from effllava_optuna.samplers._slots import (
 from effllava_optuna.samplers._space import Seed, SpaceProvider, SpaceView
 
 __all__ = [
+    "EpochCMASampler",
     "EpochNSGAIISampler",
+    "EpochSampler",
     "Seed",
     "Slot",
     "SpaceProvider",

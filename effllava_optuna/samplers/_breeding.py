@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,8 @@ from effllava_optuna.samplers._operators import (
     scatter,
     switch,
 )
-from effllava_optuna.samplers._selection import select, tournament
+from effllava_optuna.samplers._selection import Elite, FloatArray, select, tournament
+from effllava_optuna.samplers._slots import Slot, slot_of
 from effllava_optuna.samplers._space import Genome, Grid, Seed, SpaceView
 
 if TYPE_CHECKING:
@@ -37,7 +40,8 @@ class Proposal:
 
     Args:
         params: One value for every gene.
-        kind: ``"anchor"``, ``"reeval"`` (from the seeds), ``"random"`` or ``"child"``.
+        kind: ``"anchor"``, ``"reeval"`` (from the seeds), ``"random"``, ``"child"``; by CMA-ES
+            also ``"sample"`` and ``"centre"``.
         origin: Number of the trial that is measured again.
         violation: Cost above the budget, negative within it; None where there is no budget.
     """
@@ -55,12 +59,98 @@ def stream(seed: int, purpose: str, *where: int) -> np.random.Generator:
 
 
 @dataclass(frozen=True, slots=True)
+class History:
+    """What an epoch has measured, in slot order.
+
+    Args:
+        trials: COMPLETE trials.
+        genomes: Of each trial.
+        losses: Shape ``(trials, objectives)``; smaller is better.
+        penalties: Shape ``(trials,)``; positive for infeasible trials.
+        signs: Shape ``(objectives,)``; -1 for an objective that is maximised.
+    """
+
+    trials: Sequence[FrozenTrial]
+    genomes: Sequence[Genome]
+    losses: FloatArray
+    penalties: FloatArray
+    signs: FloatArray
+
+    @classmethod
+    def of(
+        cls, grid: Grid, trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]
+    ) -> History:
+        """Read trials that have all genes of a grid."""
+        signs = np.array([-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in directions])
+        values = np.array([trial.values for trial in trials], dtype=np.float64)
+        return cls(
+            trials,
+            [grid.genome(trial.params) for trial in trials],
+            signs * values.reshape(-1, len(directions)),
+            np.array([_penalty(trial) for trial in trials], dtype=np.float64),
+            signs,
+        )
+
+    def slots(self, generation: int | None = None) -> list[tuple[int, Slot]]:
+        """Give the slot of each trial (of one generation), with its position."""
+        slots = [(row, slot_of(trial)) for row, trial in enumerate(self.trials)]
+        return [
+            (row, slot)
+            for row, slot in slots
+            if slot is not None and generation in (None, slot.generation)
+        ]
+
+    def before(self, generation: int) -> History:
+        """Give what the generations before one have measured."""
+        rows = [row for row, slot in self.slots() if slot.generation < generation]
+        return History(
+            [self.trials[row] for row in rows],
+            [self.genomes[row] for row in rows],
+            self.losses[rows],
+            self.penalties[rows],
+            self.signs,
+        )
+
+    def worse(self, excess: float) -> FloatArray:
+        """Give losses worse than all that was measured, the more so for a larger excess."""
+        worst = self.losses.max(axis=0)
+        span = worst - self.losses.min(axis=0)
+        return np.asarray(worst + np.where(span > 0, span, 1.0) * (1 + excess))
+
+    @property
+    def key(self) -> bytes:
+        """Give a digest of all that counts."""
+        parts = [np.array([dataclasses.astuple(slot) for _, slot in self.slots()]).tobytes()]
+        parts += [genome.tobytes() for genome in self.genomes]
+        parts += [self.losses.tobytes(), self.penalties.tobytes()]
+        return hashlib.sha256(b"".join(parts)).digest()
+
+    @property
+    def seen(self) -> set[bytes]:
+        """Give the genomes as keys."""
+        return {genome.tobytes() for genome in self.genomes}
+
+    def elite(self, size: int) -> tuple[list[int], Elite]:
+        """Select among different genomes.
+
+        Returns:
+            The first trial of each genome, by position, and an elite whose members are positions
+            in that list.
+        """
+        first: dict[bytes, int] = {}
+        for row, genome in enumerate(self.genomes):
+            first.setdefault(genome.tobytes(), row)
+        rows = list(first.values())
+        return rows, select(self.losses[rows], self.penalties[rows], size)
+
+
+@dataclass(frozen=True, slots=True)
 class Breeder:
-    """Propose generations.
+    """Proposes generations; what follows the first one is for its subclasses to say.
 
     Args:
         seed: Root of all randomness.
-        population_size: Genomes in a generation, and parents that survive into the next.
+        population_size: Genomes in a generation.
         variation: Parameters of the operators.
     """
 
@@ -86,28 +176,50 @@ class Breeder:
         grid = Grid.of(view)
         if number == 0:
             seeds = self._check_seeds(view)
+            proposals = [_seeded(grid, seed) for seed in seeds]
             reevals = [grid.genome(seed.params) for seed in seeds if seed.kind == "reeval"]
             pairing = _any_two(reevals) if len(reevals) > 1 else None
-            measured = [grid.genome(seed.params) for seed in seeds]
-        else:
-            seeds = ()
-            past = [trial for trial in past if set(grid.names) <= set(trial.params)]
-            measured = [grid.genome(trial.params) for trial in past]
-            pairing = self._pairing(measured, past, directions)
-        proposals = [_seeded(grid, seed) for seed in seeds]
-        seen = {genome.tobytes() for genome in measured}
-        for index in range(len(seeds), self.population_size):
-            rng = stream(self.seed, "genome", view.epoch, number, index)
+            seen = {grid.genome(seed.params).tobytes() for seed in seeds}
+            return proposals + self._filled(grid, view.epoch, 0, len(seeds), pairing, seen)
+        past = [trial for trial in past if set(grid.names) <= set(trial.params)]
+        return self._next(grid, view.epoch, number, History.of(grid, past, directions))
+
+    def _next(self, grid: Grid, epoch: int, number: int, history: History) -> list[Proposal]:
+        """Propose a generation that is not the first of its epoch."""
+        raise NotImplementedError
+
+    def _filled(
+        self,
+        grid: Grid,
+        epoch: int,
+        number: int,
+        start: int,
+        pairing: Pairing | None,
+        seen: set[bytes],
+    ) -> list[Proposal]:
+        """Fill a generation from index ``start`` on: children of a pairing, or scattered genomes.
+
+        Genomes are added to ``seen``.
+        """
+        proposals = []
+        for index in range(start, self.population_size):
+            rng = stream(self.seed, "genome", epoch, number, index)
             if pairing is None:
-                share = (index - len(seeds) + rng.random()) / (self.population_size - len(seeds))
-                start = scatter(grid.tops, share, self.variation.spread, rng)
+                share = (index - start + rng.random()) / (self.population_size - start)
+                genome = scatter(grid.tops, share, self.variation.spread, rng)
             else:
-                start = self._child(pairing, grid, rng)
-            genome = self._novel(repair(start, grid, rng), seen, grid, rng)
-            seen.add(genome.tobytes())
+                genome = self._child(pairing, grid, rng)
             kind = "random" if pairing is None else "child"
-            proposals.append(Proposal(grid.params(genome), kind, None, _violation(grid, genome)))
+            proposals.append(self._new(kind, genome, grid, seen, rng))
         return proposals
+
+    def _new(
+        self, kind: str, genome: Genome, grid: Grid, seen: set[bytes], rng: np.random.Generator
+    ) -> Proposal:
+        """Propose a genome that fits the budget and that nobody has measured, near ``genome``."""
+        genome = self._novel(repair(genome, grid, rng), seen, grid, rng)
+        seen.add(genome.tobytes())
+        return Proposal(grid.params(genome), kind, None, grid.bounded(genome))
 
     def foreign(self, view: SpaceView, number: int, fixed: Mapping[str, int]) -> dict[str, int]:
         """Fill up a genome of which a user has fixed some genes, within the budget if possible."""
@@ -130,28 +242,17 @@ class Breeder:
                 raise ValueError(f"A seed of epoch {view.epoch} differs in its genes: {unlike}.")
         return view.seeds
 
-    def _pairing(
-        self,
-        genomes: Sequence[Genome],
-        trials: Sequence[FrozenTrial],
-        directions: Sequence[StudyDirection],
-    ) -> Pairing | None:
-        first: dict[bytes, int] = {}
-        for row, genome in enumerate(genomes):
-            first.setdefault(genome.tobytes(), row)
-        rows = list(first.values())
+    def _pairing(self, history: History) -> Pairing | None:
+        rows, elite = history.elite(self.population_size)
         if len(rows) < 2:
             return None
-        signs = np.array([-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in directions])
-        losses = signs * np.array([trials[row].values for row in rows], dtype=np.float64)
-        penalties = np.array([_penalty(trials[row]) for row in rows])
-        elite = select(losses, penalties, self.population_size)
 
         def pair(rng: np.random.Generator) -> tuple[Genome, Genome]:
             size = len(elite.members)
             mother, father = tournament(elite, rng), tournament(elite, rng)
             if mother == father:  # crossing a genome with itself would only copy it
                 father = (mother + int(rng.integers(1, size))) % size
+            genomes = history.genomes
             return genomes[rows[elite.members[mother]]], genomes[rows[elite.members[father]]]
 
         return pair
@@ -180,6 +281,13 @@ class Breeder:
         return genome
 
 
+class NSGAIIBreeder(Breeder):
+    """Breeds children from the elite of all earlier generations of the epoch."""
+
+    def _next(self, grid: Grid, epoch: int, number: int, history: History) -> list[Proposal]:
+        return self._filled(grid, epoch, number, 0, self._pairing(history), history.seen)
+
+
 def _any_two(genomes: Sequence[Genome]) -> Pairing:
     def pair(rng: np.random.Generator) -> tuple[Genome, Genome]:
         mother, father = rng.choice(len(genomes), size=2, replace=False)
@@ -190,11 +298,7 @@ def _any_two(genomes: Sequence[Genome]) -> Pairing:
 
 def _seeded(grid: Grid, seed: Seed) -> Proposal:
     params = {name: int(seed.params[name]) for name in grid.names}
-    return Proposal(params, seed.kind, seed.origin, _violation(grid, grid.genome(params)))
-
-
-def _violation(grid: Grid, genome: Genome) -> float | None:
-    return grid.violation(genome) if np.isfinite(grid.budget) else None
+    return Proposal(params, seed.kind, seed.origin, grid.bounded(grid.genome(params)))
 
 
 def _penalty(trial: FrozenTrial) -> float:

@@ -139,6 +139,10 @@ class Grid:
         excess = self.cost(genome) - self.budget
         return excess if excess > _SLACK else min(excess, 0.0)
 
+    def bounded(self, genome: Genome) -> float | None:
+        """Give the violation of a genome; None where there is no budget."""
+        return self.violation(genome) if math.isfinite(self.budget) else None
+
 
 def _check_gene(view: SpaceView, name: str) -> None:
     levels, costs = view.levels[name], view.costs.get(name, ())

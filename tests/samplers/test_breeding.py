@@ -8,11 +8,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 
 from effllava_optuna.samplers import Seed, Variation
-from effllava_optuna.samplers._breeding import Breeder, Proposal
+from effllava_optuna.samplers._breeding import Breeder, NSGAIIBreeder, Proposal
 from effllava_optuna.samplers._space import SpaceView
 from tests.samplers.toy import DIRECTIONS, ToySpace, measure, toy_space
 
-BREEDER = Breeder(seed=3, population_size=12, variation=Variation())
+BREEDER = NSGAIIBreeder(seed=3, population_size=12, variation=Variation())
 SEEDS = (
     Seed({f"g{i}": 16 for i in range(4)}, origin=None),
     Seed({"g0": 4, "g1": 6, "g2": 8, "g3": 16}, "reeval", origin=7),
@@ -52,7 +52,7 @@ def keys(proposals: list[Proposal]) -> set[tuple[int, ...]]:
 def test_generations_are_a_function_of_their_arguments() -> None:
     space = toy_space(budget=40.0)
     assert two_generations(space) == two_generations(space)
-    other_seed = Breeder(seed=4, population_size=12, variation=Variation())
+    other_seed = NSGAIIBreeder(seed=4, population_size=12, variation=Variation())
     assert two_generations(space) != two_generations(space, other_seed)
     later = toy_space(budget=40.0, epoch=1)
     assert two_generations(space) != two_generations(later)
@@ -135,7 +135,7 @@ def test_infeasible_trials_are_parents_of_last_resort() -> None:
     past = complete(space, first + two_generations(space)[1])
     for trial in past[:12]:
         trial.set_constraint("0", 1.0)
-    copies = Breeder(1, 12, Variation(crossover_prob=0.0, mutation_prob=0.0))
+    copies = NSGAIIBreeder(1, 12, Variation(crossover_prob=0.0, mutation_prob=0.0))
     # Such children are copies of parents, one mutation away from them because copies are not new.
     feasible = np.array([list(trial.params.values()) for trial in past[12:]])
     for proposal in copies.generation(space, 2, past, DIRECTIONS):

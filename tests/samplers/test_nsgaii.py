@@ -164,7 +164,7 @@ def test_an_interrupted_wait_leaves_nothing_running() -> None:
 def test_a_lost_trial_is_reaped_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of(sampler_of(SPACE))
     with monkeypatch.context() as patch:
-        patch.setattr("effllava_optuna.samplers._nsgaii.sign", lambda study, trial: None)
+        patch.setattr("effllava_optuna.samplers._sampler.sign", lambda study, trial: None)
         study.ask()  # asked by a process that dies before it signs
     assert reap(study, grace_seconds=0) == [0]
     study.optimize(objective_of(SPACE), n_trials=18)
