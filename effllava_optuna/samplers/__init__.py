@@ -41,11 +41,13 @@ from effllava_optuna.samplers._slots import (
     slot_of,
 )
 from effllava_optuna.samplers._space import Seed, SpaceProvider, SpaceView
+from effllava_optuna.samplers._stock import EpochStockSampler
 
 __all__ = [
     "EpochCMASampler",
     "EpochNSGAIISampler",
     "EpochSampler",
+    "EpochStockSampler",
     "Seed",
     "Slot",
     "SpaceProvider",

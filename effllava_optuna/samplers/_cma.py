@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from effllava_optuna.samplers._space import Genome, Grid, SpaceProvider
 
 _DEFAULT_VARIATION = Variation()
+_FEWEST = 5  # slots: of four samples CMA-ES learns something, of three its weights are undefined
 
 
 class EpochCMASampler(EpochSampler):
@@ -42,7 +43,7 @@ class EpochCMASampler(EpochSampler):
 
     Args:
         space: Tells the space of the current epoch. None for a plain random sampler.
-        population_size: Slots in a generation, at least 4.
+        population_size: Slots in a generation, at least 5.
         generations: Planned generations in an epoch. Where the space stays the same after them,
             the search goes on in the same epoch.
         seed: Root of all randomness, not negative.
@@ -67,8 +68,8 @@ class EpochCMASampler(EpochSampler):
         limit: float | None = None,
         variation: Variation = _DEFAULT_VARIATION,
     ) -> None:
-        if population_size < 4:
-            raise ValueError(f"population_size must be at least 4, not {population_size}.")
+        if population_size < _FEWEST:
+            raise ValueError(f"population_size must be at least {_FEWEST}, not {population_size}.")
         if kernels < 2:
             raise ValueError(f"kernels must be at least 2, not {kernels}.")
         if not 0 < step_size <= 1:

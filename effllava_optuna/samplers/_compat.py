@@ -7,6 +7,7 @@ returns what was created.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -17,14 +18,27 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from optuna.distributions import IntDistribution
+    from optuna.samplers import BaseSampler
     from optuna.study import Study
 
-# System attributes: two of Optuna's, and ours.
+# System attributes: three of Optuna's, and ours.
 CONSTRAINTS = "constraints"  # a list here is what optuna-dashboard reads
 FIXED_PARAMS = "fixed_params"  # left by `Study.enqueue_trial`
+NSGAII_GENERATION = "NSGAIISampler:generation"  # without it, a trial is no parent there
 GENOME = "genome"  # parameters of a trial that got its slot after it was created
 OWNER = "owner"  # the process that evaluates a trial
 VOID = "void"  # why a FAIL is no failure of its genome
+
+
+def study_in_memory(objectives: int, sampler: BaseSampler) -> optuna.Study:
+    """Make a study whose objectives are minimised, without a word in the log."""
+    logger = logging.getLogger("optuna.storages._in_memory")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        return optuna.create_study(directions=["minimize"] * objectives, sampler=sampler)
+    finally:
+        logger.setLevel(level)
 
 
 def trial_id(trial: FrozenTrial) -> int:

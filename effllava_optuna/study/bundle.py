@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from effllava_optuna.objectives import LatencyTable
-from effllava_optuna.policy import Order, SiteId
+from effllava_optuna.policy import Order, Policy, SiteId
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -67,6 +67,10 @@ class Bundle:
     effective_tokens: Mapping[SiteId, float]
     dense: Dense
     reference: tuple[float, float]
+
+    def narrowest(self, anatomy: Anatomy) -> Policy:
+        """Give the smallest policy that there is."""
+        return Policy.of(anatomy, [self.widths[site.id][0] for site in anatomy.sites])
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Give the part that is stored as tensors."""

@@ -330,20 +330,13 @@ def _calibration(epochs: Epochs) -> str:
             f"token weights: {tokens[0]:.0f} to {tokens[-1]:.0f} effective tokens a site; "
             f"damping {min(bundle.damping.values())} to {max(bundle.damping.values())}"
         )
-    narrowest = min(latency.predict(anatomy, policy) for policy in _extremes(epochs))
+    narrowest = latency.predict(anatomy, bundle.narrowest(anatomy))
     if dense.latency_ms / narrowest < 1.5:
         lines.append(
             f"warning: the narrowest policy is only {dense.latency_ms / narrowest:.2f}x faster: "
             "this workload is bound by overhead; use a larger latency.batch or longer prompts"
         )
     return "\n".join(lines)
-
-
-def _extremes(epochs: Epochs) -> list[Any]:
-    from effllava_optuna.policy import Policy
-
-    widths, anatomy = epochs.bench.bundle.widths, epochs.bench.anatomy
-    return [Policy.of(anatomy, [widths[site.id][0] for site in anatomy.sites])]
 
 
 def _exported(number: int, verified: Any) -> str:

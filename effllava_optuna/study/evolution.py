@@ -16,8 +16,15 @@ from effllava_optuna.errors import StudyError
 from effllava_optuna.hooks import Lesson, Training, train_projector
 from effllava_optuna.objectives import ask, folds_of
 from effllava_optuna.policy import Policy, Space, finalists, front_of
-from effllava_optuna.samplers import EpochNSGAIISampler, Seed, slot_of
+from effllava_optuna.samplers import (
+    EpochCMASampler,
+    EpochNSGAIISampler,
+    EpochStockSampler,
+    Seed,
+    slot_of,
+)
 from effllava_optuna.study.artifacts import Vault
+from effllava_optuna.study.budget import budget_of
 from effllava_optuna.study.bundle import Bundle
 from effllava_optuna.study.ledger import Ledger, Publication
 from effllava_optuna.study.records import trials_of
@@ -31,6 +38,8 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
+    from effllava_optuna.samplers import EpochSampler
+    from effllava_optuna.study.budget import Budget
     from effllava_optuna.study.workbench import Say, Workbench
     from effllava_optuna.surgery import Basis
 
@@ -86,6 +95,7 @@ class Epochs:
         facts, name = found.user_attrs, found.user_attrs["artifact"]
         bundle = Bundle.restored(self.bench.anatomy, facts["bundle"], self.vault.get(name))
         self.bench.adopt(bundle, name)
+        _ = self.budget  # refuse an impossible one before the first trial
 
     def _calibrate(self) -> Publication:
         bundle = self.bench.calibrate(self.say)
@@ -97,15 +107,33 @@ class Epochs:
         )
 
     @cached_property
-    def sampler(self) -> EpochNSGAIISampler:
+    def budget(self) -> Budget:
+        """Give what a policy may cost."""
+        return budget_of(self.spec, self.bench.anatomy, self.bench.bundle)
+
+    @cached_property
+    def sampler(self) -> EpochSampler:
         """Give the sampler of this study."""
         search = self.spec.search
-        return EpochNSGAIISampler(
-            lambda _: self.view(),
-            population_size=search.population,
-            generations=search.generations,
-            seed=self.spec.study.seed,
-        )
+        sizes: Any = {
+            "population_size": search.population,
+            "generations": search.generations,
+            "seed": self.spec.study.seed,
+        }
+
+        def space(_: Study) -> EpochView:
+            return self.view()
+
+        if search.sampler == "nsga2":
+            return EpochNSGAIISampler(space, **sizes)
+        if search.sampler == "stock-nsga2":
+            return EpochStockSampler(space, "nsga2", **sizes)
+        if search.sampler in ("tpe", "random"):
+            return EpochStockSampler(space, search.sampler, **sizes)
+        limit = None
+        if search.sampler == "sep-cma" and search.speedup is not None:
+            limit = self.bench.bundle.dense.latency_ms / search.speedup
+        return EpochCMASampler(space, kernels=search.kernels, limit=limit, **sizes)
 
     @property
     def epoch(self) -> int:
@@ -123,7 +151,7 @@ class Epochs:
             self._views[epoch] = EpochView(
                 space=self.space(epoch),
                 anatomy=self.bench.anatomy,
-                budget=self.spec.search.kept_share,
+                budget_of_study=self.budget,
                 seeds=self._seeds(epoch),
                 basis=self.basis_of(epoch).digest,
                 known=self._known,
@@ -181,11 +209,10 @@ class Epochs:
                 Seed(seed["params"], "reeval", seed["origin"])
                 for seed in self._attempt(epoch).user_attrs["elites"]
             )
-        anatomy, budget = self.bench.anatomy, self.spec.search.kept_share
-        widths = self.bench.bundle.widths
+        anatomy, widths = self.bench.anatomy, self.bench.bundle.widths
         grid: Sequence[Policy] = one_number(anatomy, widths)
-        if budget is not None:
-            grid = _largest(two_numbers(anatomy, widths), anatomy, budget)
+        if self.budget.bound is not None:
+            grid = self.budget.largest(anatomy, two_numbers(anatomy, widths))
         step = max(1, -(-len(grid) // min(_ANCHORS, self.spec.search.population // 2)))
         return tuple(Seed(self.bench.wide.encode(policy), "anchor") for policy in grid[::step])
 
@@ -211,7 +238,7 @@ class Epochs:
         if not front:
             raise StudyError(
                 f"Epoch {epoch} has no feasible trial that completed.",
-                hint="Allow a larger search.kept_share.",
+                hint="Allow a larger budget: search.kept_share, or search.speedup.",
             )
         table = self.spec.projector
         policies = [Policy.of(self.bench.anatomy, trial.keep) for trial in front]
@@ -326,17 +353,3 @@ def _restored(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tenso
         fit, _, weight = name.partition("/")
         states.setdefault(int(fit), {})[weight] = tensor
     return [states[fit] for fit in sorted(states)]
-
-
-def _largest(grid: Sequence[Policy], anatomy: Any, budget: float) -> list[Policy]:
-    """Keep the feasible policies of a grid to which no feasible one adds anything."""
-    inside = [policy for policy in grid if policy.kept_share(anatomy) <= budget]
-    return [
-        policy
-        for policy in inside
-        if not any(
-            other is not policy
-            and all(a >= b for a, b in zip(other.keep, policy.keep, strict=True))
-            for other in inside
-        )
-    ]

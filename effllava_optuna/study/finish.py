@@ -72,7 +72,7 @@ class Finish:
         if not front:
             raise StudyError(
                 f"Study {self.epochs.study.study_name!r} has no feasible trial that completed.",
-                hint="Allow a larger search.kept_share, or run more trials.",
+                hint="Allow a larger budget, or run more trials.",
             )
         self.epochs.say("choosing by validation", 0.0)
         validation = self.bench.asked(Split.VALIDATION)
@@ -120,8 +120,7 @@ class Finish:
         self, grid: Sequence[Policy], chosen: Candidate, validation: Sequence[Asked]
     ) -> Candidate | None:
         """Choose from ``grid`` as the choice was made, under the same basis."""
-        budget = self.epochs.spec.search.kept_share or 1.0
-        inside = [p for p in grid if p.kept_share(self.bench.anatomy) <= budget + 1e-9]
+        inside = [p for p in grid if self.epochs.budget.allows(self.bench.anatomy, p)]
         if not inside:
             return None
         tried = [

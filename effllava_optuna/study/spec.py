@@ -86,13 +86,21 @@ class LatencyTable_(_Table):
 
 
 class SearchTable(_Table):
-    """``[search]``: how many policies are tried, and by whom."""
+    """``[search]``: how many policies are tried, within which budget, and by whom.
 
-    sampler: Literal["nsga2"] = "nsga2"
+    ``nsga2`` and ``cma`` search for a front; ``sep-cma`` for the best quality at ``speedup``;
+    ``stock-nsga2``, ``tpe`` and ``random`` are Optuna's own, to compare with. The budget is
+    either ``kept_share`` (of the prunable weights) or ``speedup`` (against the dense model, as
+    the latency table predicts it).
+    """
+
+    sampler: Literal["nsga2", "cma", "sep-cma", "stock-nsga2", "tpe", "random"] = "nsga2"
     epochs: Count = 3
     generations: Count = 4
     population: Annotated[int, Field(ge=4)] = 20
     kept_share: Share | None = None
+    speedup: Annotated[float, Field(ge=1)] | None = None
+    kernels: Annotated[int, Field(ge=2, le=16)] = 3
     margin: Annotated[int, Field(ge=0)] = 2
 
     @property
@@ -151,12 +159,20 @@ class StudySpec(_Table):
     export: ExportTable = ExportTable()
 
     @model_validator(mode="after")
-    def _parts_fit_folds(self) -> StudySpec:
+    def _fits_together(self) -> StudySpec:
         if self.projector.parts % self.pruning.folds:
             raise ValueError(
                 f"projector.parts is {self.projector.parts}; use a multiple of pruning.folds "
                 f"({self.pruning.folds})"
             )
+        if self.search.kept_share is not None and self.search.speedup is not None:
+            raise ValueError(
+                "search.kept_share and search.speedup are both given; a study has one budget"
+            )
+        if self.search.sampler == "sep-cma" and self.search.speedup is None:
+            raise ValueError("search.sampler is 'sep-cma', which needs search.speedup")
+        if self.search.sampler in ("cma", "sep-cma") and self.search.population < 5:
+            raise ValueError("CMA-ES needs a search.population of 5 at least")
         if max(self.pruning.shares) != 1.0:
             raise ValueError("pruning.shares must contain 1.0, the dense width")
         return self

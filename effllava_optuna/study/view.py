@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from effllava_optuna.policy import Anatomy, Policy, Space
     from effllava_optuna.samplers import SpaceView
+    from effllava_optuna.study.budget import Budget
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class EpochView:
     Attributes:
         space: The allowed widths.
         anatomy: The model's.
-        budget: Largest share of the prunable parameters that a policy may keep; None: any.
+        budget_of_study: What a policy may cost.
         seeds: What generation 0 measures first.
         basis: Digest of the basis that the values of this epoch belong to.
         known: Gives the attributes of a policy that are known before it is measured.
@@ -32,7 +33,7 @@ class EpochView:
 
     space: Space
     anatomy: Anatomy
-    budget: float | None
+    budget_of_study: Budget
     seeds: Sequence[Seed]
     basis: str
     known: Callable[[Policy], Mapping[str, Any]]
@@ -54,16 +55,19 @@ class EpochView:
 
     @cached_property
     def costs(self) -> dict[str, tuple[float, ...]]:
-        """Give each width the share of all prunable parameters that it keeps."""
+        """Give each width what it costs, at all sites of its gene together."""
+        costs, sites = self.budget_of_study.costs, self.anatomy.sites
         return {
             gene.name: tuple(
-                sum(self.anatomy.sites[site].unit_params for site in gene.sites)
-                * width
-                / self.anatomy.parameters
-                for width in gene.widths
+                sum(costs[sites[site].id][width] for site in gene.sites) for width in gene.widths
             )
             for gene in self.space.genes
         }
+
+    @property
+    def budget(self) -> float | None:
+        """Give the most that a policy may cost; None: any."""
+        return self.budget_of_study.bound
 
     @cached_property
     def stamp(self) -> dict[str, Any]:

@@ -228,7 +228,7 @@ def test_three_objectives_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"population_size": 3}, "population_size must be at least 4, not 3"),
+        ({"population_size": 4}, "population_size must be at least 5, not 4"),
         ({"kernels": 1}, "kernels must be at least 2, not 1"),
         ({"step_size": 0.0}, r"step_size must be in \(0, 1\], not 0.0"),
         ({"seed": -1}, "seed must not be negative, not -1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from effllava_optuna.study import read_spec
 from effllava_optuna.study.cli import main
+from effllava_optuna.study.loop import begun
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "studies" / "smoke.toml"
@@ -58,12 +61,32 @@ def environment() -> dict[str, str]:
     return os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 
 
+def clone(file: Path, where: Path) -> Path:
+    """Copy a study: its file, database and artifacts."""
+    where.mkdir()
+    with sqlite3.connect(file.with_suffix(".db")) as source:
+        target = sqlite3.connect(where / file.with_suffix(".db").name)
+        source.backup(target)
+        target.close()
+    shutil.copytree(file.with_suffix(".artifacts"), where / file.with_suffix(".artifacts").name)
+    return Path(shutil.copy(file, where / file.name))
+
+
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """The smoke study, with an export, run by ``run``."""
-    file = tmp_path_factory.mktemp("smoke") / "smoke.toml"
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smoke study, with an export, its bundle published and no trial measured."""
+    file = tmp_path_factory.mktemp("calibrated") / "smoke.toml"
     file.write_text(SMOKE.read_text() + '\n[export]\ndirectory = "smoke.pruned"\n')
-    return Ran(file, cli("run", file).stdout)
+    with begun(read_spec(file), f"sqlite:///{file.with_suffix('.db')}"):
+        pass
+    return file
+
+
+@pytest.fixture(scope="session")
+def smoke(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """The calibrated study, brought to its end without an interruption."""
+    file = clone(calibrated, tmp_path_factory.mktemp("smoke") / "clone")
+    return Ran(file, cli("resume", file).stdout)
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def test_a_bad_study_file_gives_one_line_and_creates_nothing(tmp_path: Path) -> 
     assert [found.name for found in tmp_path.iterdir()] == ["bad.toml"]
 
 
-def test_run_goes_from_calibration_to_a_verified_export(smoke: Ran) -> None:
+def test_a_study_goes_on_from_its_calibration_to_a_verified_export(smoke: Ran) -> None:
     assert "dense model:" in smoke.output
     assert "<- chosen" in smoke.output
     assert "reloaded in a fresh process" in smoke.output

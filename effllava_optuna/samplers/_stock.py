@@ -1,0 +1,111 @@
+"""Optuna's own samplers under the same rules, to compare ours with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.trial import create_trial
+
+from effllava_optuna.samplers import _compat
+from effllava_optuna.samplers._breeding import Breeder, History, Proposal, stream
+from effllava_optuna.samplers._operators import Variation
+from effllava_optuna.samplers._sampler import EpochSampler
+from effllava_optuna.samplers._slots import slot_of
+
+if TYPE_CHECKING:
+    from effllava_optuna.samplers._space import Grid, SpaceProvider
+
+Stock: TypeAlias = Literal["nsga2", "tpe", "random"]
+
+_MAKE: dict[str, Callable[[int, int], BaseSampler]] = {
+    "nsga2": lambda size, seed: NSGAIISampler(population_size=size, seed=seed),
+    "tpe": lambda size, seed: TPESampler(n_startup_trials=0, seed=seed),
+    "random": lambda size, seed: RandomSampler(seed),
+}
+
+
+class EpochStockSampler(EpochSampler):
+    """Random search, TPE or NSGA-II as Optuna has them, over epochs; see `EpochSampler`.
+
+    A baseline: the first generation of an epoch, the repair of what is above the budget, and the
+    rule that no genome is measured twice are those of our own samplers; what to try next is for
+    the stock sampler to say, which sees the level indices of the trials of the epoch. It is made
+    anew for each generation and proposes all of it before it learns anything of it.
+
+    Args:
+        space: Tells the space of the current epoch. None for a plain random sampler.
+        name: ``"nsga2"``, ``"tpe"`` or ``"random"``.
+        population_size: Slots in a generation, at least 2.
+        generations: Planned generations in an epoch.
+        seed: Root of all randomness, not negative.
+
+    Raises:
+        ValueError: A number is out of its range, or there is no such sampler.
+    """
+
+    def __init__(
+        self,
+        space: SpaceProvider | None,
+        name: Stock,
+        *,
+        population_size: int = 20,
+        generations: int = 4,
+        seed: int = 0,
+    ) -> None:
+        if name not in _MAKE:
+            raise ValueError(f"There is no sampler {name!r}: use one of {', '.join(_MAKE)}.")
+        breeder = StockBreeder(seed, population_size, Variation(), name)
+        super().__init__(space, breeder, generations=generations)
+
+
+@dataclass(frozen=True, slots=True)
+class StockBreeder(Breeder):
+    """Proposes what one of Optuna's samplers suggests.
+
+    Args:
+        name: Of the sampler.
+    """
+
+    name: Stock
+
+    def _next(self, grid: Grid, epoch: int, number: int, history: History) -> list[Proposal]:
+        seed = int(stream(self.seed, "stock", epoch, number).integers(2**31))
+        latest = [slot.generation for _, slot in history.slots()]
+        # A stock generation is one of this size: slots that failed must not keep it open.
+        size = max(2, latest.count(max(latest, default=0)))
+        names = [name for name, top in zip(grid.names, grid.tops, strict=True) if top > 0]
+        distributions: dict[str, BaseDistribution] = {
+            name: IntDistribution(0, int(top))
+            for name, top in zip(grid.names, grid.tops, strict=True)
+            if top > 0
+        }
+        study = _compat.study_in_memory(history.losses.shape[1], _MAKE[self.name](size, seed))
+        for row, trial in enumerate(history.trials):
+            slot = slot_of(trial)
+            indices = dict(zip(grid.names, history.genomes[row].tolist(), strict=True))
+            penalty = float(history.penalties[row])
+            attrs: dict[str, Any] = {}
+            if np.isfinite(grid.budget):
+                attrs[_compat.CONSTRAINTS] = [penalty]
+            if slot is not None:
+                attrs[_compat.NSGAII_GENERATION] = slot.generation
+            study.add_trial(
+                create_trial(
+                    params={name: indices[name] for name in names},
+                    distributions=distributions,
+                    values=history.losses[row].tolist(),
+                    system_attrs=attrs,
+                )
+            )
+        seen, proposals = history.seen, []
+        for index in range(self.population_size):
+            rng = stream(self.seed, "genome", epoch, number, index)
+            asked = study.ask(distributions)
+            genome = np.array([asked.params.get(name, 0) for name in grid.names], dtype=np.int64)
+            proposals.append(self._new(self.name, genome, grid, seen, rng))
+        return proposals

@@ -1,0 +1,102 @@
+"""What a policy of a study may cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from effllava_optuna.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from effllava_optuna.policy import Anatomy, Policy, SiteId
+    from effllava_optuna.study.bundle import Bundle
+    from effllava_optuna.study.spec import StudySpec
+
+_SLACK = 1e-9  # rounding of a sum must not make a policy too expensive
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Costs that add up over sites, and how much a policy may spend.
+
+    Attributes:
+        costs: By site and width; they do not fall with width.
+        bound: The most that a policy may cost, in the unit of the costs; None: any.
+    """
+
+    costs: Mapping[SiteId, Mapping[int, float]]
+    bound: float | None
+
+    def allows(self, anatomy: Anatomy, policy: Policy) -> bool:
+        """Tell whether a policy is within the budget."""
+        if self.bound is None:
+            return True
+        spent = sum(
+            self.costs[site.id][count]
+            for site, count in zip(anatomy.sites, policy.keep, strict=True)
+        )
+        return spent <= self.bound + _SLACK
+
+    def largest(self, anatomy: Anatomy, grid: Sequence[Policy]) -> list[Policy]:
+        """Keep the affordable policies of a grid to which no affordable one adds anything."""
+        inside = [policy for policy in grid if self.allows(anatomy, policy)]
+        return [
+            policy
+            for policy in inside
+            if not any(
+                other is not policy
+                and all(a >= b for a, b in zip(other.keep, policy.keep, strict=True))
+                for other in inside
+            )
+        ]
+
+
+def budget_of(spec: StudySpec, anatomy: Anatomy, bundle: Bundle) -> Budget:
+    """Make the budget of a study: a share of the weights, milliseconds saved, or none.
+
+    Raises:
+        SpecError: No policy is within it.
+    """
+    search, latency = spec.search, bundle.latency
+    if search.speedup is not None:
+        phases = (("prefill", 1), ("decode", latency.new_tokens - 1))
+        costs = {
+            site: {
+                width: sum(
+                    times * latency.saved_ms[phase][site][width]
+                    for phase, times in phases
+                    if times
+                )
+                for width in widths
+            }
+            for site, widths in bundle.widths.items()
+        }
+        dense_ms = bundle.dense.latency_ms
+        budget = Budget(costs, dense_ms / search.speedup - dense_ms)
+        narrowest = bundle.narrowest(anatomy)
+        if not budget.allows(anatomy, narrowest):
+            reach = dense_ms / latency.predict(anatomy, narrowest)
+            raise SpecError(
+                f"search.speedup = {search.speedup}: the narrowest policy is {reach:.2f} times as "
+                "fast as the dense model.",
+                hint="Ask for less, or give smaller pruning.shares or a larger latency.batch.",
+            )
+        return budget
+    costs = {
+        site.id: {
+            width: site.unit_params * width / anatomy.parameters
+            for width in bundle.widths[site.id]
+        }
+        for site in anatomy.sites
+    }
+    budget = Budget(costs, search.kept_share)
+    narrowest = bundle.narrowest(anatomy)
+    if not budget.allows(anatomy, narrowest):
+        raise SpecError(
+            f"search.kept_share = {search.kept_share}: the narrowest policy keeps "
+            f"{narrowest.kept_share(anatomy):.3f}.",
+            hint="Allow more, or give smaller pruning.shares.",
+        )
+    return budget

@@ -1,0 +1,126 @@
+"""A whole search on a tiny random model, with every sampler and every budget."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState
+
+from effllava_optuna.errors import SpecError
+from effllava_optuna.policy import Policy
+from effllava_optuna.study import storage
+from effllava_optuna.study.artifacts import Vault
+from effllava_optuna.study.evolution import Epochs
+from effllava_optuna.study.loop import search
+from effllava_optuna.study.spec import StudySpec
+from effllava_optuna.study.workbench import Workbench
+from effllava_optuna.tasks import Digits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from effllava_optuna.surgery import Loaded
+
+
+@pytest.fixture
+def opened(tiny: Loaded, tmp_path: Path) -> Callable[..., Epochs]:
+    """Give a function that calibrates a study whose ``[search]`` is given."""
+
+    def make(**table: Any) -> Epochs:
+        spec = StudySpec.of(
+            {
+                "study": {"name": "tiny"},
+                "model": {"path": "tiny", "device": "cpu"},
+                "task": {"name": "digits", "proxy": 16},
+                "latency": {"batch": 16, "warmup": 1, "repeats": 3},
+                "search": {"epochs": 2, "generations": 2, "population": 5} | table,
+                "projector": {"parts": 2, "steps": 0},
+            }
+        )
+        bench = Workbench(spec, tiny, Digits(proxy=16, validation=8, test=8))
+        study = storage.create_study(InMemoryStorage(), spec)
+        epochs = Epochs(study, bench, Vault(tmp_path / "artifacts"))
+        epochs.open()
+        epochs.study.sampler = epochs.sampler
+        return epochs
+
+    return make
+
+
+def kinds(epochs: Epochs, epoch: int) -> set[str]:
+    trials = epochs.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return {t.user_attrs["kind"] for t in trials if t.user_attrs["epoch"] == epoch}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "bred"),
+    [
+        ("nsga2", "child"),
+        ("cma", "sample"),
+        ("stock-nsga2", "nsga2"),
+        ("tpe", "tpe"),
+        ("random", "random"),
+    ],
+)
+def test_every_sampler_runs_a_study_within_the_budget(
+    opened: Callable[..., Epochs], sampler: str, bred: str
+) -> None:
+    epochs = opened(sampler=sampler, kept_share=0.5)
+    with epochs.bench:
+        search(epochs)
+        trials = epochs.study.get_trials(deepcopy=False)
+        assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 20
+        assert "anchor" in kinds(epochs, 0)
+        assert "reeval" in kinds(epochs, 1)
+        assert bred in kinds(epochs, 0) & kinds(epochs, 1)
+        assert all(trial.user_attrs["kept_share"] <= 0.5 for trial in trials)
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "cma", "sep-cma"])
+def test_a_budget_of_latency_holds_for_every_policy(
+    opened: Callable[..., Epochs], sampler: str
+) -> None:
+    epochs = opened(sampler=sampler, speedup=1.02)
+    with epochs.bench:
+        search(epochs)
+        dense_ms = epochs.bench.bundle.dense.latency_ms
+        trials = epochs.study.get_trials(deepcopy=False)
+        assert len(trials) == 20
+        for trial in trials:
+            assert trial.values[1] <= dense_ms / 1.02 + 1e-6
+            assert trial.constraints["0"] <= 0
+        dense = Policy.dense(epochs.bench.anatomy)
+        assert not epochs.budget.allows(epochs.bench.anatomy, dense)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"speedup": 1000.0}, r"search.speedup = 1000.0: the narrowest policy is \d"),
+        ({"kept_share": 0.01}, r"search.kept_share = 0.01: the narrowest policy keeps 0.\d"),
+    ],
+)
+def test_a_budget_that_nothing_meets_is_refused(
+    opened: Callable[..., Epochs], table: dict[str, float], message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        opened(**table)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"speedup": 1.5, "kept_share": 0.5}, "a study has one budget"),
+        ({"sampler": "sep-cma"}, "needs search.speedup"),
+        ({"sampler": "nsga3"}, "search.sampler = 'nsga3'"),
+        ({"speedup": 0.9}, "search.speedup = 0.9"),
+        ({"sampler": "cma", "population": 4}, "search.population of 5 at least"),
+    ],
+)
+def test_impossible_searches_are_refused(table: dict[str, Any], message: str) -> None:
+    document = {"study": {"name": "s"}, "model": {"path": "m"}, "task": {"name": "digits"}}
+    with pytest.raises(SpecError, match=message):
+        StudySpec.of(document | {"search": table})
