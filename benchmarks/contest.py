@@ -26,7 +26,7 @@ from effllava_optuna.hooks import Training, train_projector
 from effllava_optuna.objectives import units_of
 from effllava_optuna.policy import Policy, bootstrap_interval
 from effllava_optuna.study import loop, read_spec, storage
-from effllava_optuna.study.evolution import manifest
+from effllava_optuna.study.manifest import environment
 from effllava_optuna.tasks import Split
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def provenance() -> dict[str, Any]:
         capture_output=True, text=True, check=False, cwd=HERE,
     ).stdout.strip()  # fmt: skip
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return manifest() | {
+    return environment() | {
         "commit": commit,
         "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.processor(),
         "date": time.strftime("%Y-%m-%d"),

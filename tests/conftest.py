@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +18,7 @@ from hypothesis import settings
 from effllava_optuna.policy import Anatomy, Kind, Order, Site
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from effllava_optuna.surgery import Loaded
     from effllava_optuna.tasks import Batch
@@ -33,6 +38,59 @@ TEMPLATE = (
     "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL server of our own, by a URL up to the name of a database; skips without one."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+    if not found:
+        pytest.skip("PostgreSQL is not installed")
+    root = os.geteuid() == 0
+    place = Path(tempfile.mkdtemp(prefix="effllava-postgresql-"))
+    if root:
+        shutil.chown(place, "postgres")  # the server refuses to run as root
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def control(*words: str) -> None:
+        who = ["runuser", "-u", "postgres", "--"] if root else []
+        subprocess.run(
+            [*who, str(found[-1]), "-D", str(place / "data"), *words],
+            check=True, stdout=subprocess.DEVNULL, cwd=place,
+        )  # fmt: skip
+
+    control("initdb", "-o", "--auth=trust --username=tests")
+    options = f"-c listen_addresses=127.0.0.1 -p {port} -k {place} -c fsync=off"
+    control("-w", "-l", str(place / "log"), "-o", options, "start")
+    try:
+        yield f"postgresql+psycopg://tests@127.0.0.1:{port}"
+    finally:
+        control("-m", "immediate", "stop")
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", "journal", "postgresql"])
+def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty storage of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'a.db'}"
+    if request.param == "journal":
+        return f"journal:///{tmp_path / 'a.log'}"
+    return new_database(request.getfixturevalue("postgresql"))
+
+
+def new_database(server: str) -> str:
+    """Make an empty database on a server."""
+    import sqlalchemy
+
+    name = f"d{uuid.uuid4().hex}"
+    engine = sqlalchemy.create_engine(f"{server}/postgres", isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"create database {name}")
+    engine.dispose()
+    return f"{server}/{name}"
 
 
 @pytest.fixture(scope="session")

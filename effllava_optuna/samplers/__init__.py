@@ -28,9 +28,17 @@ True
 """
 
 from effllava_optuna.samplers._cma import EpochCMASampler
+from effllava_optuna.samplers._compat import write_user_attrs
 from effllava_optuna.samplers._nsgaii import EpochNSGAIISampler
 from effllava_optuna.samplers._operators import Variation
-from effllava_optuna.samplers._owner import give_back, owner_alive, reap, this_process
+from effllava_optuna.samplers._owner import (
+    beat,
+    give_back,
+    owner_alive,
+    pulses_of,
+    reap,
+    this_process,
+)
 from effllava_optuna.samplers._sampler import EpochSampler
 from effllava_optuna.samplers._slots import (
     Slot,
@@ -53,13 +61,16 @@ __all__ = [
     "SpaceProvider",
     "SpaceView",
     "Variation",
+    "beat",
     "counted",
     "duplicate_of",
     "epoch_finished",
     "finished_slots",
     "give_back",
     "owner_alive",
+    "pulses_of",
     "reap",
     "slot_of",
     "this_process",
+    "write_user_attrs",
 ]

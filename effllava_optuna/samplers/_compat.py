@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 if TYPE_CHECKING:
@@ -65,14 +66,30 @@ def create_waiting(
     return study._storage.create_new_trial(study._study_id, template_trial=template)
 
 
+def write_user_attrs(study: Study, trial_id: int, attrs: Mapping[str, Any]) -> None:
+    """Store user attributes of a trial: in one transaction in a database, else in their order."""
+    backend = getattr(study._storage, "_backend", study._storage)
+    if not isinstance(backend, RDBStorage):
+        for key, value in attrs.items():
+            study._storage.set_trial_user_attr(trial_id, key, value)
+        return
+    from optuna.storages._rdb.models import TrialUserAttributeModel
+    from optuna.storages._rdb.storage import _create_scoped_session
+
+    with _create_scoped_session(backend.scoped_session) as session:
+        for key, value in attrs.items():
+            backend._set_trial_attr_without_commit(
+                session, TrialUserAttributeModel, trial_id, key, value
+            )
+
+
 def set_user_attrs(study: Study, trial: FrozenTrial, attrs: Mapping[str, Any]) -> None:
-    """Store user attributes in their order, one transaction each.
+    """Store user attributes.
 
     ``optuna.Trial`` shows its objective the attributes that ``trial`` had before the sampler saw
     it, so they are set there too.
     """
-    for key, value in attrs.items():
-        study._storage.set_trial_user_attr(trial._trial_id, key, value)
+    write_user_attrs(study, trial._trial_id, attrs)
     trial.user_attrs.update(attrs)
 
 

@@ -11,7 +11,13 @@ from optuna.samplers import BaseSampler, RandomSampler
 from effllava_optuna.samplers import _compat
 from effllava_optuna.samplers._desk import Desk
 from effllava_optuna.samplers._owner import sign
-from effllava_optuna.samplers._slots import FOREIGN, epoch_finished, is_foreign, ticket_of
+from effllava_optuna.samplers._slots import (
+    FOREIGN,
+    WITHDRAWN,
+    epoch_finished,
+    is_foreign,
+    ticket_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,7 +114,7 @@ class EpochSampler(BaseSampler):
                 params = Desk(self._space, self._breeder).serve(study, trial)
         except BaseException:
             # Optuna leaves it RUNNING, and everybody would wait for it.
-            _compat.fail(study, trial)
+            _compat.fail(study, trial, void=WITHDRAWN)
             raise
         self._params[_compat.trial_id(trial)] = params
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from optuna.artifacts import ArtifactMeta
 
 from effllava_optuna.errors import StudyError
-from effllava_optuna.study.storage import sqlite_file
+from effllava_optuna.study.storage import file_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,12 +28,19 @@ if TYPE_CHECKING:
 
 
 def directory_for(url: str, spec: StudySpec) -> Path:
-    """Give the artifact directory of a study: as the spec says, else beside the SQLite file."""
+    """Give the artifact directory of a study: as the spec says, else beside the file.
+
+    Raises:
+        StudyError: The study is on a server, and its spec names no directory.
+    """
     if spec.study.artifacts is not None:
         return Path(spec.study.artifacts)
-    file = sqlite_file(url)
+    file = file_of(url) if url else None
     if file is None:
-        raise StudyError("There is no place for artifacts.", hint="Set study.artifacts.")
+        raise StudyError(
+            "There is no place for artifacts: the study is in no file.",
+            hint="Set study.artifacts to a directory that all workers share.",
+        )
     return file.with_suffix(".artifacts")
 
 

@@ -50,6 +50,7 @@ _CONTROL_NOTE = """# Epochs of `{name}`
 One trial is one attempt to publish what an epoch has: epoch 0 the calibration (order, refit
 tables, latency and risk tables), every later one a trained projector and a new space. The value
 is the cross-fitted accuracy on the proxy. The lowest-numbered complete attempt of an epoch counts.
+The one after the last epoch is the report.
 """
 
 

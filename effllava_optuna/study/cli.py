@@ -20,7 +20,7 @@ from effllava_optuna.study.screen import Screen, console
 from effllava_optuna.study.spec import read_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from optuna import Study
 
@@ -74,6 +74,28 @@ def _targeted(command: Callable[..., None]) -> Callable[..., None]:
         command(target=_target(file, url, name), **rest)
 
     return wrapped
+
+
+def _workers(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take more processes and their devices."""
+    for option in (
+        click.option(
+            "--device", help="Devices of the processes, in turn, such as cuda:0,cuda:1."
+        ),
+        click.option(
+            "--workers", default=1, show_default=True, type=click.IntRange(1, 256),
+            help="Processes that search; each loads the model.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+_force = click.option(
+    "--force",
+    is_flag=True,
+    help="Go on though versions, machine, weights or samples have changed; it is recorded.",
+)
 
 
 def _target(file: Path | None, url: str | None, name: str | None) -> Target:
@@ -166,8 +188,9 @@ def check(file: Path, *, deep: bool) -> None:
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Override a key.")
+@_workers
 @_command
-def run(file: Path, changes: tuple[str, ...]) -> None:
+def run(file: Path, changes: tuple[str, ...], workers: int, device: str | None) -> None:
     """Run a study from its beginning: calibrate, search, evolve, report, export.
 
     \b
@@ -178,15 +201,22 @@ def run(file: Path, changes: tuple[str, ...]) -> None:
     if target.spec is None:
         raise SpecError(f"{file}: no study.", hint="Give a study file.")
     _quiet_transformers()
+    from effllava_optuna.study.crew import devices_for
     from effllava_optuna.study.loop import begun
 
-    with Screen(target.again) as screen, begun(target.spec, target.url, screen.say) as epochs:
-        _to_the_end(epochs, screen, file)
+    mine, *others = devices_for(workers, device)
+    with (
+        Screen(target.again) as screen,
+        begun(target.spec, target.url, screen.say, device=mine) as epochs,
+    ):
+        _to_the_end(epochs, screen, target, file, others)
 
 
 @main.command()
 @_targeted
-def resume(target: Target) -> None:
+@_workers
+@_force
+def resume(target: Target, workers: int, device: str | None, *, force: bool) -> None:
     """Continue a study that was interrupted or killed, from where it stands.
 
     \b
@@ -195,10 +225,40 @@ def resume(target: Target) -> None:
     """
     study = target.study()
     _quiet_transformers()
+    from effllava_optuna.study.crew import devices_for
     from effllava_optuna.study.loop import continued
 
-    with Screen(target.again) as screen, continued(study, target.url, screen.say) as epochs:
-        _to_the_end(epochs, screen, Path(target.again) if target.spec else None)
+    mine, *others = devices_for(workers, device)
+    with (
+        Screen(target.again) as screen,
+        continued(study, target.url, screen.say, device=mine, force=force) as epochs,
+    ):
+        _to_the_end(epochs, screen, target, Path(target.again) if target.spec else None, others)
+
+
+@main.command()
+@_targeted
+@click.option("--device", help="Device of this worker; what the study says if not given.")
+@_force
+def worker(target: Target, device: str | None, *, force: bool) -> None:
+    """Help with a study that was begun elsewhere, until its search is over.
+
+    It needs the database, the artifacts and the model, and no study file: the study knows what it
+    was told. It may come and go at any time.
+
+    \b
+    Example:
+      python -m effllava_optuna.study worker --storage sqlite:///q.db --study-name quickstart
+    """
+    study = target.study()
+    _quiet_transformers()
+    from effllava_optuna.study.loop import continued, search
+
+    with (
+        Screen(target.again, verb="worker") as screen,
+        continued(study, target.url, screen.say, device=device, force=force) as epochs,
+    ):
+        search(epochs, screen.watch)
 
 
 @main.command()
@@ -295,14 +355,22 @@ def _document(target: Target) -> dict[str, Any]:
     return document(facts_of(target.study()))
 
 
-def _to_the_end(epochs: Epochs, screen: Screen, file: Path | None) -> None:
+def _to_the_end(
+    epochs: Epochs,
+    screen: Screen,
+    target: Target,
+    file: Path | None,
+    others: Sequence[str | None],
+) -> None:
     """Search, report and export; what is done already is not done again."""
     from effllava_optuna.report import document, policies, summary
+    from effllava_optuna.study.crew import crew
     from effllava_optuna.study.facts import facts_of
     from effllava_optuna.study.loop import conclude, search, write_checkpoint
 
     screen.told(_calibration(epochs))
-    search(epochs, screen.watch)
+    with crew(target.url, target.name, others):
+        search(epochs, screen.watch)
     conclude(epochs)
     found = document(facts_of(epochs.study))
     screen.told(summary(found), "", policies(found))

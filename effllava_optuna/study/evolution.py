@@ -27,12 +27,13 @@ from effllava_optuna.study.artifacts import Vault
 from effllava_optuna.study.budget import budget_of
 from effllava_optuna.study.bundle import Bundle
 from effllava_optuna.study.ledger import Ledger, Publication
+from effllava_optuna.study.manifest import settle
 from effllava_optuna.study.records import trials_of
-from effllava_optuna.study.storage import ANATOMY, MANIFEST, guard
+from effllava_optuna.study.storage import ANATOMY, guard
 from effllava_optuna.study.view import EpochView
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
     from optuna import Study
@@ -44,6 +45,10 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery import Basis
 
 _ANCHORS = 6
+
+
+class SearchOver(Exception):
+    """The last epoch is finished: there is no slot for whoever asks for one."""
 
 
 def silent(_: str, __: float) -> None:
@@ -58,21 +63,40 @@ class Epochs:
         bench: The model and the task.
         vault: Where tensors are kept.
         say: Is told what is under way.
+        endless: Go on in the last epoch for as long as somebody asks, as ``study.optimize`` does
+            with its ``n_trials``; otherwise whoever asks for more than is planned gets
+            `SearchOver`.
     """
 
-    def __init__(self, study: Study, bench: Workbench, vault: Vault, say: Say = silent) -> None:
+    def __init__(
+        self,
+        study: Study,
+        bench: Workbench,
+        vault: Vault,
+        say: Say = silent,
+        *,
+        endless: bool = False,
+    ) -> None:
         guard(study._storage)
         self.study = study
         self.bench = bench
         self.vault = vault
         self.say = say
+        self.endless = endless
         self.spec = bench.spec
         self.ledger = Ledger(study._storage, study.study_name)
         self._bases: dict[str, Basis] = {}
         self._views: dict[int, EpochView] = {}
 
-    def open(self) -> None:
-        """Calibrate, or adopt the calibration that is published."""
+    def open(self, *, force: bool = False) -> None:
+        """Calibrate, or adopt the calibration that is published.
+
+        Args:
+            force: Go on also where versions, machine, weights or samples have changed.
+
+        Raises:
+            StudyError: The model has another anatomy, or something has changed.
+        """
         anatomy = self.study.user_attrs.get(ANATOMY)
         mine = self.bench.anatomy.to_json()
         if anatomy is None:
@@ -82,15 +106,7 @@ class Epochs:
                 f"Study {self.study.study_name!r} is of another model.",
                 hint="Use the checkpoint that the study began with.",
             )
-        stored = self.study.user_attrs.get(MANIFEST)
-        task = {"task": self.bench.task.digest}
-        if stored is None:
-            self.study.set_user_attr(MANIFEST, manifest() | task)
-        elif stored.get("task") != task["task"]:
-            raise StudyError(
-                f"Study {self.study.study_name!r} was begun with other samples.",
-                hint="Restore the data that the study began with.",
-            )
+        settle(self.study, self.bench, force=force)
         found = self.ledger.publish(0, self._calibrate)
         facts, name = found.user_attrs, found.user_attrs["artifact"]
         bundle = Bundle.restored(self.bench.anatomy, facts["bundle"], self.vault.get(name))
@@ -141,8 +157,14 @@ class Epochs:
         return len(self.ledger.epochs()) - 1
 
     def view(self) -> EpochView:
-        """Give the epoch that is open; open the next one first where that is due."""
+        """Give the epoch that is open; open the next one first where that is due.
+
+        Raises:
+            SearchOver: All slots are finished.
+        """
         self.advance()
+        if not self.endless and self.finished:
+            raise SearchOver
         return self.view_of(self.epoch)
 
     def view_of(self, epoch: int) -> EpochView:
@@ -170,6 +192,17 @@ class Epochs:
         if epoch == 0:
             return self.bench.wide
         return Space.from_json(self._attempt(epoch).user_attrs["space"])
+
+    def conclude(self, make: Callable[[], float]) -> None:
+        """Let ``make`` end the study, unless that was done; of several processes, one does it.
+
+        It is an attempt of the control study like those to make an epoch, numbered so that no
+        epoch comes right before it.
+
+        Args:
+            make: Does it, and gives the proxy accuracy of the choice.
+        """
+        self.ledger.publish(self.spec.search.epochs + 1, lambda: Publication(make(), {}, None))
 
     def _attempt(self, epoch: int) -> FrozenTrial:
         found = self.ledger.published(epoch)
@@ -324,27 +357,6 @@ class ProjectorEvolution:
         self.epochs.advance()
         if self.epochs.finished:
             study.stop()
-
-
-def manifest() -> dict[str, Any]:
-    """Describe what a study runs on; its values are reproducible on the same."""
-    import platform
-
-    import optuna
-    import torch
-    import transformers
-
-    from effllava_optuna import __version__
-
-    return {
-        "effllava_optuna": __version__,
-        "optuna": optuna.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-    }
 
 
 def _restored(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:

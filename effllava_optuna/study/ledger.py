@@ -4,7 +4,8 @@ Epoch 0 is the calibration bundle; every later one is a projector, a basis and a
 to make one is a trial of the control study, created in one transaction with everything that says
 whose it is. The lowest-numbered running attempt of an epoch leads, the others wait; COMPLETE
 publishes, and everybody reads the lowest-numbered COMPLETE attempt. An attempt whose process has
-died is failed by whoever waits for it.
+died, or whose lease has run out, is failed by whoever waits for it, and taken over. If its process
+was only slow, it publishes nothing: what is failed cannot be completed.
 """
 
 from __future__ import annotations
@@ -15,10 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import IntDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.logging import get_logger
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from effllava_optuna.errors import StudyError
-from effllava_optuna.samplers import owner_alive, this_process
+from effllava_optuna.samplers import (
+    beat,
+    owner_alive,
+    pulses_of,
+    this_process,
+    write_user_attrs,
+)
 from effllava_optuna.study.artifacts import show
 from effllava_optuna.study.storage import control_name
 
@@ -27,8 +35,9 @@ if TYPE_CHECKING:
 
     from optuna.storages import BaseStorage
 
+_logger = get_logger(__name__)
 _MOST = 1_000_000
-_POLL = 0.1
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between two looks
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,25 +116,20 @@ class Ledger:
         return self._read.get(epoch)
 
     def publish(self, epoch: int, make: Callable[[], Publication]) -> FrozenTrial:
-        """Give what ``epoch`` has; ``make`` it if nobody else has, or does.
-
-        Raises:
-            StudyError: A process on another machine has led for an hour.
-        """
-        waited = 0.0
+        """Give what ``epoch`` has; ``make`` it if nobody else has, or does."""
+        pause = _SHORTEST_PAUSE
         while (found := self.published(epoch)) is None:
             mine = self._claim(epoch)
             if mine is None:
-                time.sleep(_POLL)
-                waited += _POLL
-                if waited > 3600:
-                    raise StudyError(
-                        f"Epoch {epoch} has been under way elsewhere for an hour.",
-                        hint="See its attempt in the control study; fail it if it is dead.",
-                    )
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
             try:
                 self._fulfil(mine, make())
+            except UpdateFinishedTrialError:
+                _logger.warning(
+                    f"Epoch {epoch} was taken over: this process had not been heard of."
+                )
             except BaseException:
                 self._fail(mine)
                 raise
@@ -134,11 +138,14 @@ class Ledger:
     def _claim(self, epoch: int) -> FrozenTrial | None:
         attempts = self._attempts(epoch)
         running = [attempt for attempt in attempts if attempt.state == TrialState.RUNNING]
-        for attempt in running:
-            if owner_alive(attempt.user_attrs["owner"]) is False:
+        if running:
+            pulses = pulses_of(self._study)
+            dead = [a for a in running if owner_alive(a.user_attrs["owner"], pulses) is False]
+            for attempt in dead:
                 self._fail(attempt)
-        if any(owner_alive(attempt.user_attrs["owner"]) is not False for attempt in running):
-            return None
+            if len(dead) < len(running):
+                return None
+        beat(self._study)
         whole = IntDistribution(0, _MOST)
         params = {"epoch": epoch, "attempt": len(attempts)}
         trial_id = self._storage.create_new_trial(
@@ -162,12 +169,15 @@ class Ledger:
         return mine
 
     def _fulfil(self, mine: FrozenTrial, publication: Publication) -> None:
-        for name, fact in publication.facts.items():
-            self._storage.set_trial_user_attr(mine._trial_id, name, fact)
+        facts = dict(publication.facts)
         if publication.artifact is not None:
-            self._storage.set_trial_user_attr(mine._trial_id, "artifact", publication.artifact)
+            facts["artifact"] = publication.artifact
+        write_user_attrs(self._study, mine._trial_id, facts)
+        if publication.artifact is not None:
             show(self._storage, mine._trial_id, publication.artifact, publication.label)
-        self._study.tell(mine.number, publication.value)
+        self._storage.set_trial_state_values(
+            mine._trial_id, TrialState.COMPLETE, [publication.value]
+        )
 
     def _fail(self, attempt: FrozenTrial) -> None:
         self._study.tell(attempt.number, state=TrialState.FAIL, skip_if_finished=True)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import time
+from collections import Counter
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from optuna.trial import TrialState
+
 from effllava_optuna.errors import StudyError
 from effllava_optuna.policy import Policy
-from effllava_optuna.samplers import reap
+from effllava_optuna.samplers import reap, slot_of
 from effllava_optuna.study import artifacts, storage
 from effllava_optuna.study.board import draw
-from effllava_optuna.study.evolution import Epochs, ProjectorEvolution, silent
+from effllava_optuna.study.evolution import Epochs, ProjectorEvolution, SearchOver, silent
 from effllava_optuna.study.finish import Finish
-from effllava_optuna.study.objective import PruningObjective
+from effllava_optuna.study.objective import REASON, PruningObjective, TrialFailed
 from effllava_optuna.study.records import record_of
 from effllava_optuna.study.workbench import Workbench
 from effllava_optuna.surgery import WHOLE, export, projecting, sliced
@@ -31,42 +35,62 @@ if TYPE_CHECKING:
 
     Watch = Callable[[Epochs, TrialRecord], None]
 
+_FEWEST_FAILURES = 4  # before which nothing is said of their share
+_NEAR_END = 8  # slots; before that, more workers than this would have to be idle
+_PAUSE = 0.2  # seconds between two looks at what others are doing
+
 
 @contextmanager
-def begun(spec: StudySpec, url: str, say: Say = silent) -> Iterator[Epochs]:
+def begun(
+    spec: StudySpec, url: str, say: Say = silent, *, device: str | None = None
+) -> Iterator[Epochs]:
     """Begin a study: nothing is written before its model and its samples are loaded.
 
     Args:
         spec: What it is told.
         url: Of its database, made if need be; artifacts lie beside it.
         say: Is told what is under way.
+        device: Of this process; None: what the spec says.
 
     Raises:
         StudyError: There is a study of that name.
     """
-    file = storage.sqlite_file(url)
-    if file is not None and file.is_file():
+    file = storage.file_of(url)
+    if file is None or file.is_file():
         storage.refuse_existing(storage.open_storage(url), spec.study.name)
     say("loading the model", 0.0)
-    with Workbench(spec) as bench:
+    with Workbench(spec, device=device) as bench:
         study = storage.create_study(storage.open_storage(url, create=True), spec)
         with _ready(study, url, bench, say) as epochs:
             yield epochs
 
 
 @contextmanager
-def continued(study: Study, url: str, say: Say = silent) -> Iterator[Epochs]:
+def continued(
+    study: Study,
+    url: str,
+    say: Say = silent,
+    *,
+    device: str | None = None,
+    force: bool = False,
+) -> Iterator[Epochs]:
     """Load the model and the samples of a study that exists, and adopt its calibration."""
     say("loading the model", 0.0)
-    with Workbench(storage.spec_of(study)) as bench, _ready(study, url, bench, say) as epochs:
+    spec = storage.spec_of(study)
+    with (
+        Workbench(spec, device=device) as bench,
+        _ready(study, url, bench, say, force=force) as epochs,
+    ):
         yield epochs
 
 
 @contextmanager
-def _ready(study: Study, url: str, bench: Workbench, say: Say) -> Iterator[Epochs]:
+def _ready(
+    study: Study, url: str, bench: Workbench, say: Say, *, force: bool = False
+) -> Iterator[Epochs]:
     vault = artifacts.Vault(artifacts.directory_for(url, bench.spec))
     epochs = Epochs(study, bench, vault, say)
-    epochs.open()
+    epochs.open(force=force)
     study.sampler = epochs.sampler
     yield epochs
 
@@ -74,31 +98,75 @@ def _ready(study: Study, url: str, bench: Workbench, say: Say) -> Iterator[Epoch
 def search(epochs: Epochs, watch: Watch | None = None) -> None:
     """Measure what is still to be measured, epoch by epoch."""
     study, evolution = epochs.study, ProjectorEvolution(epochs)
+    table = epochs.spec.search
     reap(study)
     drawn = epochs.epoch
 
     def after(_: Study, trial: FrozenTrial) -> None:
         nonlocal drawn
+        if trial.state == TrialState.FAIL:
+            _refuse_failures(study, table.failures)
         if watch is not None:
             watch(epochs, record_of(trial))
         if epochs.epoch != drawn:
             drawn = epochs.epoch
             draw(epochs)
 
+    def leave(_: Study, trial: FrozenTrial) -> None:
+        """Stop where no trial of the generation waits: whoever asks for one makes its own.
+
+        Such a trial is stored gene by gene; at the end of the study it would be one too many.
+        """
+        slot = slot_of(trial)
+        if slot is not None and slot.index < table.population - _NEAR_END:
+            return
+        if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            study.stop()
+
     epochs.advance()
     while not epochs.finished:
-        epochs.sampler.write_due(study)
-        study.optimize(
-            PruningObjective(epochs), callbacks=[evolution, after], catch=(RuntimeError,)
-        )
+        written = epochs.sampler.write_due(study)
+        if not written and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            time.sleep(_PAUSE)
+            epochs.advance()
+            continue
+        with suppress(SearchOver):
+            study.optimize(
+                PruningObjective(epochs),
+                callbacks=[evolution, after, leave],
+                catch=(TrialFailed,),
+            )
     draw(epochs)
 
 
+def _refuse_failures(study: Study, allowed: float) -> None:
+    """Stop a study of which too many trials fail.
+
+    Raises:
+        StudyError: With the reasons, counted.
+    """
+    trials = study.get_trials(deepcopy=False)
+    reasons = Counter(trial.user_attrs[REASON] for trial in trials if REASON in trial.user_attrs)
+    failed, finished = reasons.total(), sum(trial.state.is_finished() for trial in trials)
+    if failed >= _FEWEST_FAILURES and failed > allowed * finished:
+        told = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
+        raise StudyError(
+            f"{failed} of {finished} trials failed: {told}.",
+            hint="Mend the cause, then continue with `resume`; search.failures says how many may.",
+        )
+
+
 def conclude(epochs: Epochs) -> None:
-    """Choose and measure the finalists, unless that was done."""
-    if storage.RESULTS not in epochs.study.user_attrs:
-        Finish(epochs).run()
+    """Choose and measure the finalists, unless that was done; of several processes one does."""
+    if storage.RESULTS in epochs.study.user_attrs:
+        return
+
+    def make() -> float:
+        results = Finish(epochs).run()
         draw(epochs)
+        return float(results["chosen"]["accuracy_proxy"])
+
+    epochs.conclude(make)
 
 
 def write_checkpoint(

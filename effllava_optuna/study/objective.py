@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optuna.logging import get_logger
 
-from effllava_optuna.samplers import duplicate_of, give_back
+from effllava_optuna.errors import EffllavaError
+from effllava_optuna.samplers import duplicate_of, give_back, write_user_attrs
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -15,13 +16,19 @@ if TYPE_CHECKING:
     from effllava_optuna.study.evolution import Epochs
 
 _logger = get_logger(__name__)
+REASON = "reason"  # why a trial failed
+
+
+class TrialFailed(RuntimeError):
+    """A policy could not be measured; the trial says why, and the study may go on."""
 
 
 class PruningObjective:
     """The objective of a study: ``(quality, latency_ms)``, to be maximized and minimized.
 
     It measures under the space and the basis that the trial carries, not under the current ones.
-    Threads (``n_jobs > 1``) take turns at the model.
+    Threads (``n_jobs > 1``) take turns at the model. A policy that cannot be measured (out of
+    memory, say) raises `TrialFailed`; the attribute ``reason`` of its trial says why.
 
     Args:
         epochs: Of the study.
@@ -48,18 +55,27 @@ class PruningObjective:
         try:
             with bench.loaded.lock:
                 measured = bench.measure(decoded.policy, self.epochs.basis(attrs["basis"]))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, EffllavaError):
             give_back(study, trial._trial_id)
             raise
-        if "keep" not in attrs:
-            for name, value in view.known(decoded.policy).items():
-                trial.set_user_attr(name, value)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            trial.set_user_attr(REASON, reason)
+            raise TrialFailed(reason) from error
+        if math.isnan(measured.quality) or math.isnan(measured.latency_ms):
+            reason = f"quality is {measured.quality}, latency {measured.latency_ms} ms"
+            trial.set_user_attr(REASON, reason)
+            raise TrialFailed(reason)
+        found: dict[str, Any] = {} if "keep" in attrs else dict(view.known(decoded.policy))
         if decoded.snapped:
-            trial.set_user_attr("snapped", ", ".join(decoded.snapped))
-        trial.set_user_attr("accuracy", round(measured.accuracy, 6))
-        trial.set_user_attr("expected", round(measured.expected, 6))
-        trial.set_user_attr("log_probability", round(measured.log_probability, 6))
-        trial.set_user_attr("hits", measured.hits)
+            found["snapped"] = ", ".join(decoded.snapped)
+        found |= {
+            "accuracy": round(measured.accuracy, 6),
+            "expected": round(measured.expected, 6),
+            "log_probability": round(measured.log_probability, 6),
+            "hits": measured.hits,
+        }
+        write_user_attrs(study, trial._trial_id, found)
         return measured.quality, measured.latency_ms
 
     def _wait_for_turn(self) -> None:

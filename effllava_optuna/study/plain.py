@@ -59,7 +59,7 @@ def prepare(spec: StudySpec | str | Path, study: Study) -> Epochs:
     bench = Workbench(told)
     if storage.SPEC not in study.user_attrs:
         storage.adopt_study(study, told)
-    epochs = Epochs(study, bench, artifacts.Vault(place))
+    epochs = Epochs(study, bench, artifacts.Vault(place), endless=True)
     reap(study)
     epochs.open()
     study.sampler = epochs.sampler

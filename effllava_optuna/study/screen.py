@@ -28,10 +28,12 @@ class Screen:
 
     Args:
         study: How to name the study in a command.
+        verb: Of the command that goes on after an interruption.
     """
 
-    def __init__(self, study: str) -> None:
+    def __init__(self, study: str, verb: str = "resume") -> None:
         self.study = study
+        self.verb = verb
         self.console = console()
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -54,7 +56,7 @@ class Screen:
         if kind is KeyboardInterrupt:
             self.told(
                 "Stopped. Nothing is lost; continue with: "
-                f"python -m effllava_optuna.study resume {self.study}"
+                f"python -m effllava_optuna.study {self.verb} {self.study}"
             )
             raise SystemExit(_INTERRUPTED)
 

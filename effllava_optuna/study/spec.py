@@ -91,7 +91,7 @@ class SearchTable(_Table):
     ``nsga2`` and ``cma`` search for a front; ``sep-cma`` for the best quality at ``speedup``;
     ``stock-nsga2``, ``tpe`` and ``random`` are Optuna's own, to compare with. The budget is
     either ``kept_share`` (of the prunable weights) or ``speedup`` (against the dense model, as
-    the latency table predicts it).
+    the latency table predicts it). More ``failures`` than that share of the trials stop a study.
     """
 
     sampler: Literal["nsga2", "cma", "sep-cma", "stock-nsga2", "tpe", "random"] = "nsga2"
@@ -101,6 +101,7 @@ class SearchTable(_Table):
     kept_share: Share | None = None
     speedup: Annotated[float, Field(ge=1)] | None = None
     kernels: Annotated[int, Field(ge=2, le=16)] = 3
+    failures: Share = 0.25
     margin: Annotated[int, Field(ge=0)] = 2
 
     @property

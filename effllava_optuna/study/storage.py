@@ -26,6 +26,7 @@ PREFIX = "effllava:"
 SPEC = f"{PREFIX}spec"
 ANATOMY = f"{PREFIX}anatomy"
 MANIFEST = f"{PREFIX}manifest"
+CHANGES = f"{PREFIX}changes"
 RESULTS = f"{PREFIX}results"
 CHOSEN = f"{PREFIX}chosen"
 EXPORTED = f"{PREFIX}exported"
@@ -38,41 +39,73 @@ def control_name(study_name: str) -> str:
     return f"{study_name}/projector"
 
 
+_JOURNAL = "journal:///"
+_GRPC = "grpc://"
+_USE = "Use sqlite:///FILE.db, journal:///FILE.log, postgresql+psycopg://HOST/NAME or grpc://HOST:PORT."
+
+
+def file_of(url: str) -> Path | None:
+    """Give the file behind a SQLite or journal URL; None for servers.
+
+    Raises:
+        StudyError: It is no URL.
+    """
+    if url.startswith(_JOURNAL):
+        return Path(url.removeprefix(_JOURNAL))
+    if url.startswith(_GRPC):
+        return None
+    return sqlite_file(url)
+
+
 def sqlite_file(url: str) -> Path | None:
-    """Give the file behind a SQLite URL; None for other databases."""
-    parsed = sqlalchemy.make_url(url)
+    """Give the file behind a SQLite URL; None for other storages.
+
+    Raises:
+        StudyError: It is no URL.
+    """
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except sqlalchemy.exc.ArgumentError as error:
+        raise StudyError(f"{url!r} is no database URL.", hint=_USE) from error
     if parsed.get_backend_name() != "sqlite" or not parsed.database:
         return None
     return Path(parsed.database)
 
 
 def open_storage(url: str, *, create: bool = False) -> BaseStorage:
-    """Open the database at ``url``.
+    """Open the storage at ``url``.
 
     Args:
-        url: A SQLAlchemy URL; SQLite is what is supported today.
-        create: Make a SQLite file that does not exist yet.
+        url: ``sqlite:///FILE``, ``journal:///FILE``, ``postgresql+psycopg://HOST/NAME``, or
+            ``grpc://HOST:PORT`` of Optuna's proxy in front of a database.
+        create: Make a file that does not exist yet; tables of a server are made if need be.
 
     Raises:
-        StudyError: The URL is no SQLite URL, the file is not there, or is no Optuna database of
-            a version that this Optuna reads.
+        StudyError: The URL is none of these, the file or server is not there, or it holds no
+            Optuna database of a version that this Optuna reads.
     """
-    try:
-        file = sqlite_file(url)
-    except sqlalchemy.exc.ArgumentError as error:
-        raise StudyError(
-            f"{url!r} is no database URL.", hint="Use one such as sqlite:///study.db."
-        ) from error
-    if file is None:
-        raise StudyError(
-            f"{url!r} is no SQLite file.", hint="Use a URL such as sqlite:///study.db."
-        )
-    if not create and not file.is_file():
+    file = file_of(url)
+    if file is not None and not create and not file.is_file():
         raise StudyError(f"{file}: there is no such database.", hint="Start with `run`.")
+    if url.startswith(_JOURNAL):
+        return _journal(Path(url.removeprefix(_JOURNAL)))
+    if url.startswith(_GRPC):
+        return _proxy(url)
+    kind = sqlalchemy.make_url(url).get_backend_name()
+    if kind not in _REASONS:
+        raise StudyError(f"{url!r}: {kind} is not supported.", hint=_USE)
+    if _REASONS[kind]:
+        raise StudyError(f"{url!r}: {_REASONS[kind]}.", hint=_USE)
+    options = {"connect_args": {"timeout": 60}} if kind == "sqlite" else {"pool_pre_ping": True}
     try:
-        storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+        storage = RDBStorage(url, engine_kwargs=options)
         guard(storage)
         storage.get_all_studies()
+    except ImportError as error:
+        raise StudyError(
+            f"{url!r}: its driver is missing: {error}.",
+            hint="Install effllava-optuna[postgresql], and write postgresql+psycopg://.",
+        ) from error
     except (
         RuntimeError,
         sqlalchemy.exc.SQLAlchemyError,
@@ -80,10 +113,51 @@ def open_storage(url: str, *, create: bool = False) -> BaseStorage:
     ) as error:
         first = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise StudyError(
-            f"{file}: cannot be opened as an Optuna database: {first}",
-            hint=f"Use another file, or `optuna storage upgrade --storage {url}`.",
+            f"{file or url}: cannot be opened as an Optuna database: {first}",
+            hint=f"Use another one, or `optuna storage upgrade --storage {url}`.",
         ) from error
     return optuna.storages._CachedStorage(storage)
+
+
+_REASONS = {
+    "sqlite": "",
+    "postgresql": "",
+    "mysql": "MySQL keeps 64 kB of an attribute, and calibration needs more",
+    "mariadb": "MariaDB keeps 64 kB of an attribute, and calibration needs more",
+}
+
+
+def _journal(file: Path) -> BaseStorage:
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
+
+    try:
+        lock = JournalFileOpenLock(str(file))
+        return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
+    except (OSError, ValueError, KeyError) as error:
+        raise StudyError(
+            f"{file}: cannot be opened as an Optuna journal: {error}", hint="Use another file."
+        ) from error
+
+
+def _proxy(url: str) -> BaseStorage:
+    host, _, port = url.removeprefix(_GRPC).partition(":")
+    if not host or not port.isdigit():
+        raise StudyError(f"{url!r} names no host and port.", hint="Use grpc://HOST:PORT.")
+    try:
+        from optuna.storages import GrpcStorageProxy
+    except ImportError as error:
+        raise StudyError(f"{url!r}: {error}.", hint="Install effllava-optuna[grpc].") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        proxy: BaseStorage = GrpcStorageProxy(host=host, port=int(port))
+    try:
+        proxy.wait_server_ready(timeout=10)  # type: ignore[attr-defined]
+    except Exception as error:  # what gRPC raises has no family that is there without gRPC
+        raise StudyError(
+            f"{url!r} does not answer: {type(error).__name__}.",
+            hint="Start optuna.storages.run_grpc_proxy_server in front of a database.",
+        ) from error
+    return proxy
 
 
 def guard(storage: BaseStorage) -> None:

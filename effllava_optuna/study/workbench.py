@@ -94,14 +94,20 @@ class Workbench:
         spec: The study's.
         loaded: The model; loaded from the spec if not given.
         task: The samples; made from the spec if not given.
+        device: What to load the model on; None: what the spec says.
     """
 
     def __init__(
-        self, spec: StudySpec, loaded: Loaded | None = None, task: Task | None = None
+        self,
+        spec: StudySpec,
+        loaded: Loaded | None = None,
+        task: Task | None = None,
+        *,
+        device: str | None = None,
     ) -> None:
         self.spec = spec
         model = spec.model
-        self.loaded = loaded or load(model.path, device=model.device, dtype=model.dtype)
+        self.loaded = loaded or load(model.path, device=device or model.device, dtype=model.dtype)
         self.anatomy = self.loaded.anatomy
         self.task = task or task_of(spec)
         self._open = ExitStack()

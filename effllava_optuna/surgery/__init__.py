@@ -5,7 +5,7 @@ from effllava_optuna.surgery.calibrate import Moments, Probe, moments, rank_unit
 from effllava_optuna.surgery.discover import Handle, discover, projector
 from effllava_optuna.surgery.export import Verified, export, load_pruned
 from effllava_optuna.surgery.features import Seen, answer, look, projecting, projector_state
-from effllava_optuna.surgery.load import Loaded, load
+from effllava_optuna.surgery.load import Loaded, fingerprint, load
 from effllava_optuna.surgery.narrow import arranged, masked, narrowed, sliced
 from effllava_optuna.surgery.refit import choose_damping, least_squares
 
@@ -23,6 +23,7 @@ __all__ = [
     "choose_damping",
     "discover",
     "export",
+    "fingerprint",
     "least_squares",
     "load",
     "load_pruned",

@@ -33,13 +33,13 @@ space = SimpleNamespace(
     describe=lambda params: {{}},
 )
 study = optuna.create_study(
-    directions=["maximize", "minimize"], sampler={sampler}(lambda _: space, population_size=4)
+    directions=["maximize", "minimize"], sampler={sampler}(lambda _: space, population_size=5)
 )
 study.optimize(
     lambda t: (t.suggest_int("a", 1, 8) * t.suggest_int("b", 1, 8), t.suggest_int("c", 1, 8)),
-    n_trials=12,
+    n_trials=15,
 )
-assert [t.user_attrs["generation"] for t in study.trials] == [0] * 4 + [1] * 4 + [2] * 4
+assert [t.user_attrs["generation"] for t in study.trials] == [0] * 5 + [1] * 5 + [2] * 5
 """
 
 

@@ -3,13 +3,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
-from effllava_optuna.samplers import owner_alive, reap
-from effllava_optuna.samplers._owner import this_process
+from effllava_optuna.samplers import beat, owner_alive, pulses_of, reap, this_process
+from effllava_optuna.samplers._owner import LEASE_SECONDS
 
 
 def running_trial(study: optuna.Study, owner: str | None) -> int:
@@ -45,6 +48,49 @@ def test_a_reused_pid_is_another_process() -> None:
 
 def test_other_hosts_cannot_be_seen() -> None:
     assert owner_alive("elsewhere:1:0.0") is None
+
+
+def test_a_lease_runs_out_when_the_pulse_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, owner = [100.0], "elsewhere:1:0.0"
+    monkeypatch.setattr("effllava_optuna.samplers._owner._seen", {})
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+
+    def after(seconds: float, pulses: dict[str, int]) -> bool | None:
+        clock[0] += seconds
+        return owner_alive(owner, pulses)
+
+    assert after(0, {owner: 7}) is None  # the lease begins when it is first looked at
+    assert after(LEASE_SECONDS - 1, {owner: 7}) is None
+    assert after(10, {owner: 8}) is None
+    assert after(LEASE_SECONDS - 1, {owner: 8}) is None
+    assert after(2, {owner: 8}) is False
+    assert after(1, {owner: 9}) is None  # it was only slow
+
+
+def test_a_trial_of_another_host_is_reaped_when_its_lease_has_run_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study, owner = optuna.create_study(), "elsewhere:1:0.0"
+    running_trial(study, owner)
+    study._storage.set_study_system_attr(study._study_id, f"pulse:{owner}", 3)
+    monkeypatch.setattr("effllava_optuna.samplers._owner._seen", {})
+    assert reap(study) == []
+    monkeypatch.setattr("effllava_optuna.samplers._owner.LEASE_SECONDS", -1.0)
+    assert reap(study) == [0]
+
+
+def test_whoever_works_on_a_study_that_others_can_see_has_a_pulse(tmp_path: Path) -> None:
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path / 'a.db'}")
+    beat(study)
+    beat(study)  # it has one already
+    deadline = time.monotonic() + 60
+    while not pulses_of(study) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert pulses_of(study) == {this_process(): 0}
+    assert sum(thread.name == "pulse" for thread in threading.enumerate()) >= 1
+    alone = optuna.create_study()
+    beat(alone)
+    assert pulses_of(alone) == {}
 
 
 def test_reaping_fails_the_dead_and_spares_the_others(dead_process: str) -> None:

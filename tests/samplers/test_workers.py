@@ -1,4 +1,4 @@
-"""Threads, processes and kill -9 on one SQLite file."""
+"""Threads, processes and kill -9 on one study, in every storage."""
 
 from __future__ import annotations
 
@@ -37,9 +37,11 @@ def expected() -> str:
 
 
 @contextmanager
-def process(database: Path, n_trials: int, kill_at: int = 0) -> Iterator[subprocess.Popen[bytes]]:
+def process(
+    url: str, scratch: Path, n_trials: int, kill_at: int = 0
+) -> Iterator[subprocess.Popen[bytes]]:
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    words = [sys.executable, "-m", worker.__name__, str(database), str(n_trials), str(kill_at)]
+    words = [sys.executable, "-m", worker.__name__, url, str(scratch), str(n_trials), str(kill_at)]
     with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": path}) as child:
         try:
             yield child
@@ -71,15 +73,16 @@ def test_threads_measure_every_slot_once(expected: str, n_jobs: int) -> None:
     check(study, expected)
 
 
-def test_processes_measure_every_slot_once(expected: str, tmp_path: Path) -> None:
-    database = tmp_path / "toy.db"
-    study = study_at(database)
-    with process(database, SLOTS // 2) as child:
-        while not database.with_suffix(".ready").exists():
+def test_processes_measure_every_slot_once(
+    expected: str, storage_url: str, tmp_path: Path
+) -> None:
+    study = study_at(storage_url)
+    with process(storage_url, tmp_path, SLOTS // 2) as child:
+        while not (tmp_path / "ready").exists():
             time.sleep(0.01)
-        ours = work(database, SLOTS // 2)
+        ours = work(storage_url, SLOTS // 2)
         assert child.wait(timeout=120) == 0
-    theirs = int(database.with_suffix(".log").read_text())
+    theirs = int((tmp_path / "measured").read_text())
     assert min(len(ours), theirs) > 0
     assert len(ours) + theirs == len(finished_slots(study.trials, 0))
     complete(study)
@@ -87,14 +90,13 @@ def test_processes_measure_every_slot_once(expected: str, tmp_path: Path) -> Non
 
 
 def test_resume_after_kill_ends_where_an_uninterrupted_run_does(
-    expected: str, tmp_path: Path
+    expected: str, storage_url: str, tmp_path: Path
 ) -> None:
-    database = tmp_path / "toy.db"
-    study_at(database)
+    study_at(storage_url)
     kill_at = POPULATION + 1  # the first trial of generation 1, whose templates wait
-    with process(database, SLOTS, kill_at) as child:
+    with process(storage_url, tmp_path, SLOTS, kill_at) as child:
         assert child.wait(timeout=120) == -signal.SIGKILL
-    study = study_at(database)
+    study = study_at(storage_url)
     states = Counter(trial.state.name for trial in study.trials)
     assert states == {"COMPLETE": POPULATION, "RUNNING": 1, "WAITING": POPULATION - 1}
     study.optimize(objective_of(SPACE), n_trials=SLOTS - POPULATION)
@@ -102,7 +104,7 @@ def test_resume_after_kill_ends_where_an_uninterrupted_run_does(
     check(study, expected)
 
 
-def test_fresh_objects_go_on_where_others_stopped(expected: str, tmp_path: Path) -> None:
+def test_fresh_objects_go_on_where_others_stopped(expected: str, storage_url: str) -> None:
     for n_trials in (3, SLOTS - 3):
-        work(tmp_path / "toy.db", n_trials)
-    check(study_at(tmp_path / "toy.db"), expected)
+        work(storage_url, n_trials)
+    check(study_at(storage_url), expected)

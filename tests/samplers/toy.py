@@ -7,15 +7,14 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import optuna
-import sqlalchemy
 from optuna.distributions import IntDistribution
 from optuna.study import StudyDirection
 
 from effllava_optuna.samplers import EpochNSGAIISampler, Seed, counted, duplicate_of
+from effllava_optuna.study.storage import open_storage
 
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
 
@@ -83,32 +82,9 @@ def digest(study: optuna.Study) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def open_storage(path: Path) -> optuna.storages.RDBStorage:
-    """Open SQLite with exclusive writers; without fsync, which only a power cut would miss."""
-    exists = path.exists()
-    storage = optuna.storages.RDBStorage(
-        f"sqlite:///{path}",
-        engine_kwargs={"connect_args": {"timeout": 60}},
-        skip_compatibility_check=exists,
-        skip_table_creation=exists,
-    )
-
-    @sqlalchemy.event.listens_for(storage.engine, "connect")
-    def connected(connection: Any, record: object) -> None:
-        connection.isolation_level = None
-        connection.execute("PRAGMA synchronous=OFF")
-
-    @sqlalchemy.event.listens_for(storage.engine, "begin")
-    def begun(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    storage.engine.dispose()
-    return storage
-
-
-def open_study(path: Path, sampler: EpochNSGAIISampler) -> optuna.Study:
+def open_study(url: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
     return optuna.create_study(
-        storage=open_storage(path),
+        storage=open_storage(url, create=True),
         study_name="toy",
         directions=DIRECTIONS,
         sampler=sampler,

@@ -1,4 +1,4 @@
-"""A process that works on a study: ``worker.py DATABASE TRIALS KILL_AT``."""
+"""A process that works on a study: ``worker.py URL SCRATCH TRIALS KILL_AT``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ SPACE = toy_space(genes=3)
 POPULATION = 4
 
 
-def study_at(database: Path) -> optuna.Study:
-    return open_study(database, sampler_of(SPACE, population_size=POPULATION))
+def study_at(url: str) -> optuna.Study:
+    return open_study(url, sampler_of(SPACE, population_size=POPULATION))
 
 
-def work(database: Path, n_trials: int, *, kill_at: int = 0) -> list[int]:
+def work(url: str, n_trials: int, *, kill_at: int = 0) -> list[int]:
     """Measure and return the numbers of the trials measured; die in the ``kill_at``-th."""
     inner, begun, measured = objective_of(SPACE), [0], []
 
@@ -34,11 +34,11 @@ def work(database: Path, n_trials: int, *, kill_at: int = 0) -> list[int]:
         measured.append(trial.number)
         return values
 
-    study_at(database).optimize(objective, n_trials=n_trials, catch=(RuntimeError,))
+    study_at(url).optimize(objective, n_trials=n_trials, catch=(RuntimeError,))
     return measured
 
 
 if __name__ == "__main__":
-    database, n_trials, kill_at = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    database.with_suffix(".ready").touch()
-    database.with_suffix(".log").write_text(str(len(work(database, n_trials, kill_at=kill_at))))
+    url, scratch, n_trials, kill_at = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
+    (scratch / "ready").touch()
+    (scratch / "measured").write_text(str(len(work(url, n_trials, kill_at=kill_at))))

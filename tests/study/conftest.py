@@ -22,6 +22,33 @@ ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "studies" / "smoke.toml"
 
 
+# A study of a tiny random model: nothing it finds means anything, and it takes seconds.
+TINY = """
+[model]
+path = "{checkpoint}"
+[task]
+name = "digits"
+proxy = 16
+validation = 8
+test = 8
+[latency]
+batch = 16
+repeats = 3
+[search]
+epochs = 2
+generations = 2
+population = 6
+kept_share = 0.5
+[projector]
+parts = 2
+steps = 2
+every = 1
+[report]
+finalists = 2
+"""
+TINY_TRIALS = 2 * 2 * 6
+
+
 @dataclass(frozen=True)
 class Ran:
     """A study that ran to its end."""
@@ -89,7 +116,8 @@ def smoke(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     return Ran(file, cli("resume", file).stdout)
 
 
-@pytest.fixture
-def smoke_file(tmp_path: Path) -> Path:
-    """A smoke study that has not begun."""
-    return Path(shutil.copy(SMOKE, tmp_path / "smoke.toml"))
+def write_tiny(checkpoint: Path, where: Path) -> Path:
+    """Write the study file of the tiny model."""
+    file = where / "tiny.toml"
+    file.write_text(TINY.format(checkpoint=checkpoint))
+    return file

@@ -13,7 +13,7 @@ import pytest
 from optuna.trial import TrialState
 
 from effllava_optuna import load_pruned
-from tests.study.conftest import ROOT, Ran, cli, command, environment
+from tests.study.conftest import ROOT, TINY_TRIALS, Ran, cli, command, environment, write_tiny
 
 VERBS = ("check", "run", "resume", "status", "report", "export", "dashboard")
 FRONT = {
@@ -150,24 +150,25 @@ def test_export_refuses_a_trial_that_is_not_there(smoke: Ran, tmp_path: Path) ->
     assert not (tmp_path / "x").exists()
 
 
-def test_ctrl_c_leaves_a_study_that_resumes(smoke_file: Path) -> None:
+def test_ctrl_c_leaves_a_study_that_resumes(checkpoint: Path, tmp_path: Path) -> None:
+    file = write_tiny(checkpoint, tmp_path)
     process = subprocess.Popen(
-        command("run", smoke_file),
+        command("run", file),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
         # Whoever started pytest in the background made it ignore SIGINT, and so its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    wait_for_trials(smoke_file.with_suffix(".db"), 5)
+    wait_for_trials(file.with_suffix(".db"), 5)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    cure = r"continue with: python -m effllava_optuna\.study resume \S+smoke\.toml"
+    cure = r"continue with: python -m effllava_optuna\.study resume \S+tiny\.toml"
     assert re.search(cure, output)
-    assert '"accuracy_test": null' in cli("report", smoke_file, "--json").stdout
-    cli("resume", smoke_file)
-    found = Ran(smoke_file, "").document()
-    assert found["trials"]["complete"] == 48
+    assert '"accuracy_test": null' in cli("report", file, "--json").stdout
+    cli("resume", file)
+    found = Ran(file, "").document()
+    assert found["trials"]["complete"] == TINY_TRIALS
     assert found["chosen"] is not None
 
 

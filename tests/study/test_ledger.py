@@ -84,6 +84,22 @@ def test_an_attempt_whose_process_died_is_taken_over(opened: BaseStorage) -> Non
     assert states == [TrialState.FAIL, TrialState.COMPLETE]
 
 
+def test_a_leader_that_was_taken_over_publishes_nothing(opened: BaseStorage) -> None:
+    """It was only slow: meanwhile its lease ran out, and somebody else has published."""
+    ledger = Ledger(opened, "s")
+
+    def slow() -> Publication:
+        (mine,) = ledger.study.get_trials(deepcopy=False)
+        opened.set_trial_state_values(mine._trial_id, TrialState.FAIL)
+        Ledger(opened, "s").publish(0, lambda: Publication(0.9, {"by": "another"}, None))
+        return Publication(0.1, {"by": "the slow one"}, None)
+
+    found = ledger.publish(0, slow)
+    assert found.user_attrs["by"] == "another"
+    states = [trial.state for trial in ledger.study.get_trials(deepcopy=False)]
+    assert states == [TrialState.FAIL, TrialState.COMPLETE]
+
+
 def test_epochs_are_read_up_to_the_first_gap(opened: BaseStorage) -> None:
     ledger = Ledger(opened, "s")
     first, third = (

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
-from effllava_optuna.errors import SpecError
+from effllava_optuna.errors import SpecError, StudyError
 from effllava_optuna.policy import Policy
 from effllava_optuna.study import storage
 from effllava_optuna.study.artifacts import Vault
@@ -94,6 +97,64 @@ def test_a_budget_of_latency_holds_for_every_policy(
             assert trial.constraints["0"] <= 0
         dense = Policy.dense(epochs.bench.anatomy)
         assert not epochs.budget.allows(epochs.bench.anatomy, dense)
+
+
+def broken(message: str, chance: Callable[[int], bool]) -> Callable[..., Any]:
+    """Give a measurement that fails now and then."""
+    calls = iter(range(10**6))
+    measure = Workbench.measure
+
+    def measured(self: Workbench, *rest: Any) -> Any:
+        if chance(next(calls)):
+            raise torch.OutOfMemoryError(message)
+        return measure(self, *rest)
+
+    return measured
+
+
+def test_a_trial_that_raises_fails_with_its_reason_and_the_study_goes_on(
+    opened: Callable[..., Epochs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs = opened()
+    monkeypatch.setattr(Workbench, "measure", broken("no room\nfor this", lambda n: n == 7))
+    with epochs.bench:
+        search(epochs)
+    trials = epochs.study.get_trials(deepcopy=False)
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+    assert [t.user_attrs["reason"] for t in failed] == ["OutOfMemoryError: no room for this"]
+    assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 20
+
+
+def test_too_many_failures_stop_the_study_with_their_reasons(
+    opened: Callable[..., Epochs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs = opened(population=10)
+    with epochs.bench:
+        with monkeypatch.context() as patch:
+            patch.setattr(Workbench, "measure", broken("no room", lambda n: n % 2 == 1))
+            with pytest.raises(StudyError, match=r"4 of 8 trials failed: OutOfMem.*no room \(4\)"):
+                search(epochs)
+        search(epochs)  # the cause is mended
+    trials = epochs.study.get_trials(deepcopy=False)
+    assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 40
+
+
+def test_a_measurement_that_is_no_number_fails(
+    opened: Callable[..., Epochs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs = opened(epochs=1)
+    measure = Workbench.measure
+    calls = iter(range(10**6))
+
+    def measured(self: Workbench, *rest: Any) -> Any:
+        found = measure(self, *rest)
+        return replace(found, quality=math.nan) if next(calls) == 2 else found
+
+    monkeypatch.setattr(Workbench, "measure", measured)
+    with epochs.bench:
+        search(epochs)
+    (failed,) = epochs.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    assert failed.user_attrs["reason"].startswith("quality is nan, latency ")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from effllava_optuna.errors import StudyError
-from effllava_optuna.study import storage
+from effllava_optuna.study import artifacts, storage
 from effllava_optuna.study.spec import read_spec
 
 if TYPE_CHECKING:
@@ -31,13 +31,35 @@ def url(tmp_path: Path) -> str:
     ("bad", "message"),
     [
         ("nonsense", "is no database URL"),
-        ("mysql://host/db", "is no SQLite file"),
+        ("mysql://host/db", "MySQL keeps 64 kB of an attribute"),
+        ("oracle://host/db", "oracle is not supported"),
         ("sqlite:///nowhere.db", "there is no such database"),
+        ("journal:///nowhere.log", "there is no such database"),
+        ("postgresql+psycopg://nobody@127.0.0.1:1/none", "cannot be opened as an Optuna database"),
+        ("postgresql+pg8000://host/db", "its driver is missing"),
+        ("grpc://somewhere", "names no host and port"),
     ],
 )
 def test_a_bad_url_is_named(bad: str, message: str) -> None:
     with pytest.raises(StudyError, match=message):
         storage.open_storage(bad)
+
+
+def test_a_study_is_kept_by_every_storage(storage_url: str, spec: StudySpec) -> None:
+    study = storage.create_study(storage.open_storage(storage_url, create=True), spec)
+    study.set_user_attr("large", "x" * 1_000_000)
+    again = storage.open_study(storage.open_storage(storage_url), "smoke")
+    assert storage.spec_of(again) == spec
+    assert len(again.user_attrs["large"]) == 1_000_000
+    with pytest.raises(StudyError, match="exists already"):
+        storage.create_study(storage.open_storage(storage_url), spec)
+
+
+def test_a_study_on_a_server_needs_a_place_for_artifacts(spec: StudySpec) -> None:
+    with pytest.raises(StudyError, match=r"Set study\.artifacts"):
+        artifacts.directory_for("postgresql+psycopg://host/db", spec)
+    assert artifacts.directory_for("journal:///a/b.log", spec) == Path("a/b.artifacts")
+    assert artifacts.directory_for("journal:////a/b.log", spec) == Path("/a/b.artifacts")
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,111 @@
+"""Several processes, one study: the same trials as one process, each epoch made once."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from optuna.trial import TrialState
+
+from effllava_optuna.study import read_spec, storage
+from effllava_optuna.study.crew import devices_for
+from effllava_optuna.study.ledger import Ledger
+from effllava_optuna.study.loop import begun, conclude, continued, search
+from effllava_optuna.study.records import digest_of
+from tests.study.conftest import TINY_TRIALS, clone, command, environment, write_tiny
+from tests.study.test_cli import wait_for_trials
+
+
+@pytest.fixture(scope="module")
+def prepared(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of the tiny model whose bundle is published."""
+    file = write_tiny(checkpoint, tmp_path_factory.mktemp("prepared"))
+    with begun(read_spec(file), f"sqlite:///{file.with_suffix('.db')}"):
+        pass
+    return file
+
+
+@pytest.fixture(scope="module")
+def expected(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest of what one undisturbed process measures."""
+    file = clone(prepared, tmp_path_factory.mktemp("alone") / "clone")
+    url = f"sqlite:///{file.with_suffix('.db')}"
+    study = storage.open_study(storage.open_storage(url), "tiny")
+    with continued(study, url) as epochs:
+        search(epochs)
+    return digest_of(study)
+
+
+def worker(file: Path) -> subprocess.Popen[bytes]:
+    url = f"sqlite:///{file.with_suffix('.db')}"
+    words = command("worker", "--storage", url, "--study-name", "tiny")
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, env=environment(), cwd=file.parent)
+
+
+def check(file: Path, expected: str) -> None:
+    """Every slot was measured once, each epoch made once, and all as one process does it."""
+    opened = storage.open_storage(f"sqlite:///{file.with_suffix('.db')}")
+    study = storage.open_study(opened, "tiny")
+    assert digest_of(study) == expected
+    trials = study.get_trials(deepcopy=False)
+    assert sum(trial.state == TrialState.COMPLETE for trial in trials) == TINY_TRIALS
+    assert not [trial for trial in trials if not trial.state.is_finished()]
+    made = Ledger(opened, "tiny").study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    epochs = [attempt.params["epoch"] for attempt in made]
+    assert sorted(epochs) == sorted(set(epochs))
+    assert {0, 1} <= set(epochs)
+
+
+def test_two_workers_measure_what_one_does(prepared: Path, expected: str, tmp_path: Path) -> None:
+    file = clone(prepared, tmp_path / "two")
+    workers = [worker(file), worker(file)]
+    assert [process.wait(300) for process in workers] == [0, 0]
+    check(file, expected)
+    opened = storage.open_storage(f"sqlite:///{file.with_suffix('.db')}")
+    trials = storage.open_study(opened, "tiny").get_trials(deepcopy=False)
+    assert len({trial.system_attrs.get("owner") for trial in trials}) == 2
+    # The study is not concluded by workers, and by one of several that try.
+    url = f"sqlite:///{file.with_suffix('.db')}"
+    study = storage.open_study(opened, "tiny")
+    assert storage.RESULTS not in study.user_attrs
+    with continued(study, url) as epochs:
+        conclude(epochs)
+        first = study.user_attrs[storage.RESULTS]
+        conclude(epochs)
+        assert study.user_attrs[storage.RESULTS] == first
+    check(file, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_workers_may_be_killed_and_come_back(
+    prepared: Path, expected: str, tmp_path: Path, seed: int
+) -> None:
+    """Four at a time; whenever some trials are done, one dies and another one joins."""
+    rng = np.random.default_rng(seed)
+    file = clone(prepared, tmp_path / "crowd")
+    crowd = [worker(file) for _ in range(4)]
+    for done in range(3, TINY_TRIALS - 3, 4):
+        wait_for_trials(file.with_suffix(".db"), done)
+        time.sleep(rng.random() / 2)
+        crowd.pop(int(rng.integers(len(crowd)))).kill()
+        crowd.append(worker(file))
+    assert [process.wait(600) for process in crowd] == [0] * 4
+    check(file, expected)
+
+
+@pytest.mark.parametrize(
+    ("workers", "told", "dealt"),
+    [
+        (1, None, [None]),
+        (3, "cpu", ["cpu"] * 3),
+        (3, "cuda:0, cuda:1", ["cuda:0", "cuda:1", "cuda:0"]),
+    ],
+)
+def test_devices_are_dealt_in_turn(
+    workers: int, told: str | None, dealt: list[str | None]
+) -> None:
+    assert devices_for(workers, told) == dealt
