@@ -46,19 +46,20 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
     if not found:
         pytest.skip("PostgreSQL is not installed")
+    # The server refuses to run as root.
     root = os.geteuid() == 0
+    who: dict[str, Any] = {"user": "postgres", "group": "postgres"} if root else {}
     place = Path(tempfile.mkdtemp(prefix="effllava-postgresql-"))
     if root:
-        shutil.chown(place, "postgres")  # the server refuses to run as root
+        shutil.chown(place, "postgres")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
     def control(*words: str) -> None:
-        who = ["runuser", "-u", "postgres", "--"] if root else []
         subprocess.run(
-            [*who, str(found[-1]), "-D", str(place / "data"), *words],
-            check=True, stdout=subprocess.DEVNULL, cwd=place,
+            [str(found[-1]), "-D", str(place / "data"), *words],
+            check=True, stdout=subprocess.DEVNULL, cwd=place, **who,
         )  # fmt: skip
 
     control("initdb", "-o", "--auth=trust --username=tests")

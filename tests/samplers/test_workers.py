@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import optuna
@@ -108,3 +109,38 @@ def test_fresh_objects_go_on_where_others_stopped(expected: str, storage_url: st
     for n_trials in (3, SLOTS - 3):
         work(storage_url, n_trials)
     check(study_at(storage_url), expected)
+
+
+@contextmanager
+def proxy(url: str) -> Iterator[str]:
+    """Run Optuna's gRPC proxy in front of a database, in a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = (
+        "import sys, warnings; warnings.simplefilter('ignore')\n"
+        "from optuna.storages import run_grpc_proxy_server\n"
+        "from effllava_optuna.study.storage import open_storage\n"
+        "storage = open_storage(sys.argv[1], create=True)\n"
+        "run_grpc_proxy_server(storage, host='127.0.0.1', port=int(sys.argv[2]))\n"
+    )
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    words = [sys.executable, "-c", script, url, str(port)]
+    with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": path}) as server:
+        try:
+            address = f"grpc://127.0.0.1:{port}"
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                    break
+                time.sleep(0.1)
+            yield address
+        finally:
+            server.terminate()
+
+
+def test_a_proxy_in_front_of_a_database_changes_nothing(expected: str, tmp_path: Path) -> None:
+    with proxy(f"sqlite:///{tmp_path / 'a.db'}") as address:
+        work(address, 3)
+        work(address, SLOTS - 3)
+        check(study_at(address), expected)

@@ -72,9 +72,10 @@ def test_it_shows_names_widths_numbers_figure_and_note(address: str) -> None:
     assert "Chosen by validation" in found["note"]["body"]
     control = get(address, f"/api/studies/{studies['smoke/projector']}?after=0")
     assert "One trial is one attempt" in control["note"]["body"]
-    complete = [trial for trial in control["trials"] if trial["state"] == "Complete"]
-    assert len(complete) == 2
-    for trial in complete:
+    *epochs, report = [trial for trial in control["trials"] if trial["state"] == "Complete"]
+    assert len(epochs) == 2
+    assert report["artifacts"] == []
+    for trial in epochs:
         (artifact,) = trial["artifacts"]
         root = address.split("/dashboard")[0]
         place = f"{root}/artifacts/{studies['smoke/projector']}/{trial['trial_id']}"
