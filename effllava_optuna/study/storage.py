@@ -111,7 +111,8 @@ def open_storage(url: str, *, create: bool = False) -> BaseStorage:
         sqlalchemy.exc.SQLAlchemyError,
         optuna.exceptions.StorageInternalError,
     ) as error:
-        first = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        cause = error.__cause__ or error  # Optuna's own words hide what the database said
+        first = str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]
         raise StudyError(
             f"{file or url}: cannot be opened as an Optuna database: {first}",
             hint=f"Use another one, or `optuna storage upgrade --storage {url}`.",

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -13,7 +12,16 @@ import pytest
 from optuna.trial import TrialState
 
 from effllava_optuna import load_pruned
-from tests.study.conftest import ROOT, TINY_TRIALS, Ran, cli, command, environment, write_tiny
+from tests.study.conftest import (
+    ROOT,
+    TINY_TRIALS,
+    Ran,
+    cli,
+    clone,
+    command,
+    environment,
+    write_tiny,
+)
 
 VERBS = ("check", "run", "resume", "status", "report", "export", "dashboard")
 FRONT = {
@@ -126,9 +134,9 @@ def test_run_on_a_study_that_exists_points_to_resume(smoke: Ran) -> None:
 
 
 def test_a_changed_file_does_not_continue_another_study(smoke: Ran, tmp_path: Path) -> None:
-    file = tmp_path / "smoke.toml"
-    file.write_text(smoke.file.read_text().replace("epochs = 2", "epochs = 3"))
-    shutil.copy(smoke.file.with_suffix(".db"), tmp_path / "smoke.db")
+    # Not by shutil: SQLite's locks are the process's, and go when it closes the file elsewhere.
+    file = clone(smoke.file, tmp_path / "changed")
+    file.write_text(file.read_text().replace("epochs = 2", "epochs = 3"))
     done = cli("resume", file, check=False)
     assert done.returncode == 2
     assert "search.epochs is 3 in the file and 2 in the study" in done.stderr
