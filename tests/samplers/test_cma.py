@@ -253,6 +253,7 @@ def dtlz2(x: np.ndarray[Any, Any]) -> tuple[float, float]:
     return (1 + g) * float(np.cos(angle)), (1 + g) * float(np.sin(angle))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [EpochCMASampler, EpochNSGAIISampler])
 @pytest.mark.parametrize(("problem", "corner"), [(zdt1, 11.0), (dtlz2, 4.0)])
 def test_known_fronts_are_approached(

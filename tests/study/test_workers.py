@@ -59,6 +59,7 @@ def check(file: Path, expected: str) -> None:
     assert {0, 1} <= set(epochs)
 
 
+@pytest.mark.slow
 def test_two_workers_measure_what_one_does(prepared: Path, expected: str, tmp_path: Path) -> None:
     file = clone(prepared, tmp_path / "two")
     workers = [worker(file), worker(file)]
