@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -145,7 +146,7 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
-class Breeder:
+class Breeder(ABC):
     """Proposes generations; what follows the first one is for its subclasses to say.
 
     Args:
@@ -184,9 +185,9 @@ class Breeder:
         past = [trial for trial in past if set(grid.names) <= set(trial.params)]
         return self._next(grid, view.epoch, number, History.of(grid, past, directions))
 
+    @abstractmethod
     def _next(self, grid: Grid, epoch: int, number: int, history: History) -> list[Proposal]:
         """Propose a generation that is not the first of its epoch."""
-        raise NotImplementedError
 
     def _filled(
         self,

@@ -139,9 +139,9 @@ class CMABreeder(Breeder):
         """Begin at the best of the first generation."""
         seed = int(stream(self.seed, "optimiser", epoch).integers(2**31))
         objectives = opening.losses.shape[1]
-        if objectives == 1 or (objectives == 2 and self.limit is not None):
-            bounded = objectives == 2 and self.limit is not None
-            rule = Rule(float(opening.signs[1] * self.limit) if bounded else None)
+        limit = self.limit if objectives == 2 else None
+        if objectives == 1 or limit is not None:
+            rule = Rule(None if limit is None else float(opening.signs[1] * limit))
 
             def merit(row: int) -> tuple[float, float, float]:
                 return opening.penalties[row], *rule.key(opening.losses[row])

@@ -61,16 +61,8 @@ def budget_of(spec: StudySpec, anatomy: Anatomy, bundle: Bundle) -> Budget:
     """
     search, latency = spec.search, bundle.latency
     if search.speedup is not None:
-        phases = (("prefill", 1), ("decode", latency.new_tokens - 1))
         costs = {
-            site: {
-                width: sum(
-                    times * latency.saved_ms[phase][site][width]
-                    for phase, times in phases
-                    if times
-                )
-                for width in widths
-            }
+            site: {width: latency.saved(site, width) for width in widths}
             for site, widths in bundle.widths.items()
         }
         dense_ms = bundle.dense.latency_ms

@@ -46,7 +46,8 @@ def devices_for(workers: int, told: str | None) -> list[str | None]:
 def crew(url: str, name: str, devices: Sequence[str | None]) -> Iterator[None]:
     """Run a worker on each device beside this process; wait for them at the end.
 
-    Where this process leaves by an exception, the workers are interrupted, as by Ctrl-C.
+    Where this process leaves by an exception, the workers are terminated; what they had taken is
+    tried again by whoever goes on.
 
     Args:
         url: Of the storage.

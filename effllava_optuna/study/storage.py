@@ -150,9 +150,9 @@ def _proxy(url: str) -> BaseStorage:
         raise StudyError(f"{url!r}: {error}.", hint="Install effllava-optuna[grpc].") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        proxy: BaseStorage = GrpcStorageProxy(host=host, port=int(port))
+        proxy = GrpcStorageProxy(host=host, port=int(port))
     try:
-        proxy.wait_server_ready(timeout=10)  # type: ignore[attr-defined]
+        proxy.wait_server_ready(timeout=10)
     except Exception as error:  # what gRPC raises has no family that is there without gRPC
         raise StudyError(
             f"{url!r} does not answer: {type(error).__name__}.",

@@ -58,8 +58,8 @@ if TYPE_CHECKING:
 
     Say = Callable[[str, float], None]
 
-# Threads on matrices this small mostly wait for each other: on two shared cores they doubled the
-# time of a trial and made the sums of the latency table wrong by 30 % instead of 1 %.
+# Threads on matrices this small mostly wait for each other, and on shared cores for their core:
+# compare the error of the latency table in a run with `--set model.threads=2`.
 _SMALL = 20_000_000  # parameters
 _HEADROOM = 1.05  # of the dense latency: where the hypervolume begins
 

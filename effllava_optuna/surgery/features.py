@@ -63,10 +63,10 @@ def answer(loaded: Loaded, seen: Seen) -> torch.Tensor:
     """
     projected = projector(loaded.model)(seen.features)
     encoded = BaseModelOutputWithPooling(pooler_output=list(projected))
-    logits = loaded.model(
+    logits: torch.Tensor = loaded.model(
         **seen.inputs, mm_encoder_outputs={"image": encoded}, logits_to_keep=1
     ).logits
-    return logits[:, -1]  # type: ignore[no-any-return]
+    return logits[:, -1]
 
 
 def projector_state(loaded: Loaded) -> dict[str, torch.Tensor]:

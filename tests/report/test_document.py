@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import math
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ def facts(anatomy: Anatomy | None, *trials: TrialRecord, **other: Any) -> StudyF
 
 
 def text(document: dict[str, Any]) -> str:
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console = Console(width=200, record=True, file=io.StringIO())
     console.print(summary(document), policies(document))
     console.file.close()
     return console.export_text()

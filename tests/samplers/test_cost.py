@@ -31,11 +31,11 @@ def count_writes(engine: Any) -> list[int]:
 
 
 def test_a_trial_of_64_genes_takes_at_most_six_commits(tmp_path: Path) -> None:
-    storage = open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True)
+    storage: Any = open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True)
     space = toy_space(genes=64, budget=300.0)
     sampler = sampler_of(space, population_size=8)
     study = optuna.create_study(storage=storage, directions=DIRECTIONS, sampler=sampler)
-    writes = count_writes(storage._backend.engine)  # type: ignore[attr-defined]
+    writes = count_writes(storage._backend.engine)
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         values = measure(suggest(trial, space))

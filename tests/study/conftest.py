@@ -99,14 +99,19 @@ def clone(file: Path, where: Path) -> Path:
     return Path(shutil.copy(file, where / file.name))
 
 
+def calibrate(file: Path) -> Path:
+    """Begin the study of ``file``: its bundle is published, and no trial measured."""
+    with begun(read_spec(file), f"sqlite:///{file.with_suffix('.db')}"):
+        pass
+    return file
+
+
 @pytest.fixture(scope="session")
 def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The smoke study, with an export, its bundle published and no trial measured."""
     file = tmp_path_factory.mktemp("calibrated") / "smoke.toml"
     file.write_text(SMOKE.read_text() + '\n[export]\ndirectory = "smoke.pruned"\n')
-    with begun(read_spec(file), f"sqlite:///{file.with_suffix('.db')}"):
-        pass
-    return file
+    return calibrate(file)
 
 
 @pytest.fixture(scope="session")

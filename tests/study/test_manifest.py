@@ -50,6 +50,8 @@ def test_what_an_older_version_did_not_record_has_not_changed(bench: Any) -> Non
     study = optuna.create_study(study_name="s")
     study.set_user_attr(MANIFEST, {"task": "of the samples"})
     settle(study, bench)
+    assert study.user_attrs[MANIFEST] == {"task": "of the samples"}
+    assert CHANGES not in study.user_attrs
 
 
 def test_any_training_changes_the_fingerprint(tiny: Loaded) -> None:

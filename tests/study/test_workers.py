@@ -10,22 +10,26 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
-from effllava_optuna.study import read_spec, storage
+from effllava_optuna.study import storage
 from effllava_optuna.study.crew import devices_for
 from effllava_optuna.study.ledger import Ledger
-from effllava_optuna.study.loop import begun, conclude, continued, search
+from effllava_optuna.study.loop import conclude, continued, search
 from effllava_optuna.study.records import digest_of
-from tests.study.conftest import TINY_TRIALS, clone, command, environment, write_tiny
+from tests.study.conftest import (
+    TINY_TRIALS,
+    calibrate,
+    clone,
+    command,
+    environment,
+    write_tiny,
+)
 from tests.study.test_cli import wait_for_trials
 
 
 @pytest.fixture(scope="module")
 def prepared(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of the tiny model whose bundle is published."""
-    file = write_tiny(checkpoint, tmp_path_factory.mktemp("prepared"))
-    with begun(read_spec(file), f"sqlite:///{file.with_suffix('.db')}"):
-        pass
-    return file
+    return calibrate(write_tiny(checkpoint, tmp_path_factory.mktemp("prepared")))
 
 
 @pytest.fixture(scope="module")
