@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import sqlite3
 import sys
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,10 @@ from effllava_optuna.study.loop import begun
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "studies" / "smoke.toml"
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["effllava_optuna.study.loop", "transformers.models.llava.modeling_llava"]
+)
 
 
 # A study of a tiny random model: nothing it finds means anything, and it takes seconds.
@@ -82,6 +88,20 @@ def cli(*arguments: object, check: bool = True) -> Done:
 
 def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "effllava_optuna.study", *map(str, arguments)]
+
+
+def _run(arguments: list[str]) -> None:
+    with Path(os.devnull).open("w") as nothing:
+        os.dup2(nothing.fileno(), sys.stdout.fileno())
+        os.dup2(nothing.fileno(), sys.stderr.fileno())
+    main(arguments)
+
+
+def started(*arguments: object) -> BaseProcess:
+    """Start the command line in a process forked from one that has imported torch already."""
+    process = FORKS.Process(target=_run, args=([str(word) for word in arguments],))
+    process.start()
+    return process
 
 
 def environment() -> dict[str, str]:

@@ -1,9 +1,10 @@
-"""A study without a model that dies where it is told to: ``faults.py URL SCRATCH KILLS``.
+"""Studies without a model that die where they are told to.
 
-``KILLS`` is a comma-separated list of points. Point ``2 n`` is right before the ``n``-th change of
-the storage is made durable, point ``2 n + 1`` right after. The study is run once for each point,
-in a forked process that dies there, and then once more to the end; what came out is printed as
-JSON. Without points it prints how many changes an undisturbed study makes.
+Each line on standard input is a JSON list: a storage URL, a scratch directory and points. Point
+``2 n`` is right before the ``n``-th change of the storage is made durable, point ``2 n + 1`` right
+after. The study is run once for each point, in a forked process that dies there, and then once
+more to the end; what came out is printed as a line of JSON. Without points it says how many
+changes an undisturbed study makes.
 """
 
 from __future__ import annotations
@@ -204,18 +205,21 @@ def outcome(url: str, scratch: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    url, scratch, kills = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-    points = [int(point) for point in kills.split(",")] if kills else [None]
+def followed(url: str, scratch: Path, points: list[int]) -> dict[str, Any]:
     statuses, counts = [], None
-    for point in points:
+    killed: list[int | None] = [*points]
+    for point in killed or [None]:
         status, counts = forked(partial(disturbed, url, scratch, point))
         statuses.append(status)
-    status, found = forked(lambda: outcome(url, scratch))
-    sys.stdout.write(
-        json.dumps({"statuses": statuses, "end": status, "counts": counts, "found": found})
-    )
+    status, found = forked(partial(outcome, url, scratch))
+    return {"statuses": statuses, "end": status, "counts": counts, "found": found}
+
+
+def main() -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    for line in sys.stdin:
+        url, scratch, points = json.loads(line)
+        print(json.dumps(followed(url, Path(scratch), points)), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -37,18 +37,18 @@ def test_every_verb_has_help_with_an_example(verb: str) -> None:
 
 
 def test_help_check_and_report_do_not_import_torch(smoke: Ran) -> None:
-    for arguments in (["--help"], ["check", smoke.file], ["report", smoke.file]):
-        run = (
-            "import sys\n"
-            "from effllava_optuna.study.cli import main\n"
-            f"main({list(map(str, arguments))!r}, standalone_mode=False)\n"
-            "assert 'torch' not in sys.modules, 'torch was imported'\n"
-        )
-        done = subprocess.run(
-            [*command()[:1], "-c", run],
-            capture_output=True, text=True, env=environment(), check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+    run = f"""
+import sys
+from effllava_optuna.study.cli import main
+for words in (["--help"], ["check", {str(smoke.file)!r}], ["report", {str(smoke.file)!r}]):
+    main(words, standalone_mode=False)
+    assert "torch" not in sys.modules, f"{{words}} imported torch"
+"""
+    done = subprocess.run(
+        [*command()[:1], "-c", run],
+        capture_output=True, text=True, env=environment(), check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_bad_study_file_gives_one_line_and_creates_nothing(tmp_path: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
+import signal
 from pathlib import Path
 
 from effllava_optuna.study import storage
 from effllava_optuna.study.loop import conclude, continued, search
-from tests.study.conftest import Ran, clone, command, environment
+from tests.study.conftest import Ran, clone, started
 from tests.study.test_cli import wait_for_trials
 
 
@@ -16,12 +16,11 @@ def test_three_kills_change_nothing(calibrated: Path, smoke: Ran, tmp_path: Path
     database = killed.with_suffix(".db")
     # The second kill falls into the training of the projector, or close to it.
     for done in (7, 24, 41):
-        process = subprocess.Popen(
-            command("resume", killed), stdout=subprocess.DEVNULL, env=environment()
-        )
+        process = started("resume", killed)
         wait_for_trials(database, done)
         process.kill()
-        process.wait(60)
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
     url = f"sqlite:///{database}"
     study = storage.open_study(storage.open_storage(url), "smoke")
     with continued(study, url) as epochs:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,7 @@ from effllava_optuna.study.crew import devices_for
 from effllava_optuna.study.ledger import Ledger
 from effllava_optuna.study.loop import conclude, continued, search
 from effllava_optuna.study.records import digest_of
-from tests.study.conftest import (
-    TINY_TRIALS,
-    calibrate,
-    clone,
-    command,
-    environment,
-    write_tiny,
-)
+from tests.study.conftest import TINY_TRIALS, calibrate, clone, started, write_tiny
 from tests.study.test_cli import wait_for_trials
 
 
@@ -43,10 +36,16 @@ def expected(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return digest_of(study)
 
 
-def worker(file: Path) -> subprocess.Popen[bytes]:
+def worker(file: Path) -> BaseProcess:
     url = f"sqlite:///{file.with_suffix('.db')}"
-    words = command("worker", "--storage", url, "--study-name", "tiny")
-    return subprocess.Popen(words, stdout=subprocess.DEVNULL, env=environment(), cwd=file.parent)
+    return started("worker", "--storage", url, "--study-name", "tiny")
+
+
+def ends(crew: list[BaseProcess]) -> list[int | None]:
+    """Wait for everybody; give their exit codes."""
+    for process in crew:
+        process.join(600)
+    return [process.exitcode for process in crew]
 
 
 def check(file: Path, expected: str) -> None:
@@ -67,7 +66,7 @@ def check(file: Path, expected: str) -> None:
 def test_two_workers_measure_what_one_does(prepared: Path, expected: str, tmp_path: Path) -> None:
     file = clone(prepared, tmp_path / "two")
     workers = [worker(file), worker(file)]
-    assert [process.wait(300) for process in workers] == [0, 0]
+    assert ends(workers) == [0, 0]
     check(file, expected)
     opened = storage.open_storage(f"sqlite:///{file.with_suffix('.db')}")
     trials = storage.open_study(opened, "tiny").get_trials(deepcopy=False)
@@ -98,7 +97,7 @@ def test_workers_may_be_killed_and_come_back(
         time.sleep(rng.random() / 2)
         crowd.pop(int(rng.integers(len(crowd)))).kill()
         crowd.append(worker(file))
-    assert [process.wait(600) for process in crowd] == [0] * 4
+    assert ends(crowd) == [0] * 4
     check(file, expected)
 
 
