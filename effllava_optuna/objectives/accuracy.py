@@ -12,7 +12,7 @@ from effllava_optuna.surgery import WHOLE, answer, look, running
 from effllava_optuna.tasks import Scores, encode, proxy_only, score
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from effllava_optuna.policy import Policy
     from effllava_optuna.surgery import Basis, Loaded, Seen
@@ -66,7 +66,7 @@ def ask_crossed(loaded: Loaded, samples: Sequence[Sample], folds: int) -> tuple[
 
 
 @torch.no_grad()
-def answers(loaded: Loaded, basis: Basis, policy: Policy, asked: Sequence[Asked]) -> Scores:
+def answers(loaded: Loaded, basis: Basis, policy: Policy, asked: Iterable[Asked]) -> Scores:
     """Let the network of ``policy`` answer; scores come in the order of ``asked``."""
     parts = []
     for fit, batches in groupby(asked, key=lambda item: item.fit):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from optuna.study import StudyDirection
 
+from effllava_optuna.samplers import _compat
 from effllava_optuna.samplers._operators import (
     Variation,
     crossover,
@@ -53,6 +54,17 @@ class Proposal:
     violation: float | None
 
 
+def proposal_of(trial: FrozenTrial) -> Proposal:
+    """Read what was proposed for the slot of a trial, however far the trial has come."""
+    attrs, violations = trial.user_attrs, trial.system_attrs.get(_compat.CONSTRAINTS)
+    return Proposal(
+        trial.system_attrs.get(_compat.GENOME, trial.params),
+        attrs["kind"],
+        attrs.get("origin"),
+        None if violations is None else violations[0],
+    )
+
+
 def stream(seed: int, purpose: str, *where: int) -> np.random.Generator:
     """Give one purpose at one place a random stream of its own, the same on every machine."""
     words = [seed, *where, zlib.crc32(purpose.encode())]
@@ -69,6 +81,7 @@ class History:
         losses: Shape ``(trials, objectives)``; smaller is better.
         penalties: Shape ``(trials,)``; positive for infeasible trials.
         signs: Shape ``(objectives,)``; -1 for an objective that is maximised.
+        pending: Genomes that somebody is measuring.
     """
 
     trials: Sequence[FrozenTrial]
@@ -76,10 +89,15 @@ class History:
     losses: FloatArray
     penalties: FloatArray
     signs: FloatArray
+    pending: Sequence[Genome] = ()
 
     @classmethod
     def of(
-        cls, grid: Grid, trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]
+        cls,
+        grid: Grid,
+        trials: Sequence[FrozenTrial],
+        directions: Sequence[StudyDirection],
+        pending: Sequence[FrozenTrial] = (),
     ) -> History:
         """Read trials that have all genes of a grid."""
         signs = np.array([-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in directions])
@@ -90,6 +108,7 @@ class History:
             signs * values.reshape(-1, len(directions)),
             np.array([_penalty(trial) for trial in trials], dtype=np.float64),
             signs,
+            [grid.genome(proposal_of(trial).params) for trial in pending],
         )
 
     def slots(self, generation: int | None = None) -> list[tuple[int, Slot]]:
@@ -128,8 +147,8 @@ class History:
 
     @property
     def seen(self) -> set[bytes]:
-        """Give the genomes as keys."""
-        return {genome.tobytes() for genome in self.genomes}
+        """Give the genomes that are measured or pending as keys."""
+        return {genome.tobytes() for genome in (*self.genomes, *self.pending)}
 
     def elite(self, size: int) -> tuple[list[int], Elite]:
         """Select among different genomes.
@@ -165,14 +184,16 @@ class Breeder(ABC):
         number: int,
         past: Sequence[FrozenTrial],
         directions: Sequence[StudyDirection],
+        pending: Sequence[FrozenTrial] = (),
     ) -> list[Proposal]:
         """Propose the genomes of a generation, one for each index.
 
         Args:
             view: The space of the epoch.
             number: Which generation of the epoch, from 0.
-            past: COMPLETE trials of the earlier generations of the epoch, in slot order.
+            past: COMPLETE trials of the epoch that count, in slot order.
             directions: Of the objectives.
+            pending: Trials of the epoch that nobody has measured yet; not to be repeated.
         """
         grid = Grid.of(view)
         if number == 0:
@@ -183,7 +204,8 @@ class Breeder(ABC):
             seen = {grid.genome(seed.params).tobytes() for seed in seeds}
             return proposals + self._filled(grid, view.epoch, 0, len(seeds), pairing, seen)
         past = [trial for trial in past if set(grid.names) <= set(trial.params)]
-        return self._next(grid, view.epoch, number, History.of(grid, past, directions))
+        history = History.of(grid, past, directions, pending)
+        return self._next(grid, view.epoch, number, history)
 
     @abstractmethod
     def _next(self, grid: Grid, epoch: int, number: int, history: History) -> list[Proposal]:

@@ -29,6 +29,7 @@ from optuna.logging import get_logger
 from optuna.trial import FrozenTrial, TrialState
 
 from effllava_optuna.samplers import _compat
+from effllava_optuna.samplers._breeding import Proposal, proposal_of
 from effllava_optuna.samplers._owner import reap, reap_among
 from effllava_optuna.samplers._slots import (
     WITHDRAWN,
@@ -44,7 +45,7 @@ from effllava_optuna.samplers._slots import (
 if TYPE_CHECKING:
     from optuna.study import Study
 
-    from effllava_optuna.samplers._breeding import Breeder, Proposal
+    from effllava_optuna.samplers._breeding import Breeder
     from effllava_optuna.samplers._space import SpaceProvider, SpaceView
 
 # Seconds between two looks at the storage. A look at a generation of 20 x 64 genes takes SQLite
@@ -88,10 +89,13 @@ class Desk:
     Args:
         space: Tells the space of the current epoch.
         breeder: Proposes generations.
+        steady: So many generations do not wait for the one before: whenever a slot is asked for,
+            one genome is bred from all that is known by then.
     """
 
     space: SpaceProvider
     breeder: Breeder
+    steady: int = 0
 
     def fill(self, study: Study) -> int:
         """Write all that is due as templates, and return how many were written."""
@@ -148,29 +152,28 @@ class Desk:
     def _orders(
         self, study: Study, view: SpaceView, trials: Sequence[FrozenTrial]
     ) -> list[_Order]:
-        tickets = due(trials, view.epoch, population_size=self.breeder.population_size)
-        return self._priced(study, view, trials, tickets)
-
-    def _priced(
-        self,
-        study: Study,
-        view: SpaceView,
-        trials: Sequence[FrozenTrial],
-        tickets: Sequence[Ticket],
-    ) -> list[_Order]:
-        """Add its genome to every ticket; all tickets are of one generation of this epoch."""
+        """Add its genome to every ticket that is due; all are of one generation."""
+        size = self.breeder.population_size
+        tickets = due(trials, view.epoch, population_size=size, steady=self.steady)
         if not tickets:
             return []
         generation = tickets[0].slot.generation
-        past = [
+        if self.steady and generation:
+            tickets = tickets[:1]
+        table = counted(trials)
+        known = [
             trial
-            for slot, trial in counted(trials).items()
-            if slot.epoch == view.epoch
-            and slot.generation < generation
-            and trial.state == TrialState.COMPLETE
+            for slot, trial in table.items()
+            if slot.epoch == view.epoch and (self.steady or slot.generation < generation)
         ]
-        proposals = self.breeder.generation(view, generation, past, study.directions)
-        return [_Order(ticket, proposals[ticket.slot.index]) for ticket in tickets]
+        past = [trial for trial in known if trial.state == TrialState.COMPLETE]
+        pending = [trial for trial in known if not trial.state.is_finished()]
+        fresh = self.breeder.generation(view, generation, past, study.directions, pending)
+        return [
+            _Order(ticket, proposal_of(table[slot]) if ticket.attempt else fresh[slot.index])
+            for ticket in tickets
+            for slot in (ticket.slot,)
+        ]
 
     def _write(self, study: Study, view: SpaceView, orders: Sequence[_Order]) -> int:
         table = counted(study.get_trials(deepcopy=False))
@@ -205,8 +208,7 @@ class Desk:
                 continue
             if ticket.slot.epoch != view.epoch or not _compat.start(study, template):
                 continue
-            (order,) = self._priced(study, view, trials, [ticket])
-            params = self._claim(study, trial, view, order)
+            params = self._claim(study, trial, view, _Order(ticket, proposal_of(template)))
             _compat.fail(study, template, void=WITHDRAWN)
             return params
         return None

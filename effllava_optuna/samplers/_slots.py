@@ -133,11 +133,19 @@ def epoch_finished(
     return {Slot(epoch, *place) for place in plan} <= finished_slots(trials, epoch)
 
 
-def due(trials: Iterable[FrozenTrial], epoch: int, *, population_size: int) -> list[Ticket]:
+def due(
+    trials: Iterable[FrozenTrial], epoch: int, *, population_size: int, steady: int = 0
+) -> list[Ticket]:
     """List what must be tried now: the gaps of the unfinished generation, or a whole new one.
 
     Empty while every slot of the unfinished generation is in somebody's hands: nothing of the next
     generation is known before this one is finished.
+
+    Args:
+        trials: Of the study.
+        epoch: Which one is open.
+        population_size: Slots in a generation.
+        steady: So many generations follow each other without waiting for results.
     """
     table = counted(trials)
     generation = 0
@@ -146,7 +154,8 @@ def due(trials: Iterable[FrozenTrial], epoch: int, *, population_size: int) -> l
         attempts = [next_attempt(table.get(slot)) for slot in slots]
         pairs = zip(slots, attempts, strict=True)
         tickets = [Ticket(slot, attempt) for slot, attempt in pairs if attempt is not None]
-        if tickets or not all(is_finished(table[slot]) for slot in slots):
+        waits = generation + 1 >= steady
+        if tickets or (waits and not all(is_finished(table[slot]) for slot in slots)):
             return tickets
         generation += 1
 

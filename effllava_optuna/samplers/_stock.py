@@ -43,6 +43,7 @@ class EpochStockSampler(EpochSampler):
         population_size: Slots in a generation, at least 2.
         generations: Planned generations in an epoch.
         seed: Root of all randomness, not negative.
+        steady: Whether planned generations follow each other without waiting.
 
     Raises:
         ValueError: A number is out of its range, or there is no such sampler.
@@ -56,11 +57,12 @@ class EpochStockSampler(EpochSampler):
         population_size: int = 20,
         generations: int = 4,
         seed: int = 0,
+        steady: bool = False,
     ) -> None:
         if name not in _MAKE:
             raise ValueError(f"There is no sampler {name!r}: use one of {', '.join(_MAKE)}.")
         breeder = StockBreeder(seed, population_size, Variation(), name)
-        super().__init__(space, breeder, generations=generations)
+        super().__init__(space, breeder, generations=generations, steady=steady)
 
 
 @dataclass(frozen=True, slots=True)

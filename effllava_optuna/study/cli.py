@@ -398,6 +398,8 @@ def _calibration(epochs: Epochs) -> str:
             f"token weights: {tokens[0]:.0f} to {tokens[-1]:.0f} effective tokens a site; "
             f"damping {min(bundle.damping.values())} to {max(bundle.damping.values())}"
         )
+    if epochs.spec.search.steady:
+        lines.append("search.steady: with several workers the result cannot be reproduced")
     narrowest = latency.predict(anatomy, bundle.narrowest(anatomy))
     if dense.latency_ms / narrowest < 1.5:
         lines.append(

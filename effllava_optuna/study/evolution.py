@@ -140,12 +140,13 @@ class Epochs:
         def space(_: Study) -> EpochView:
             return self.view()
 
+        steady = search.steady
         if search.sampler == "nsga2":
-            return EpochNSGAIISampler(space, **sizes)
+            return EpochNSGAIISampler(space, steady=steady, **sizes)
         if search.sampler == "stock-nsga2":
-            return EpochStockSampler(space, "nsga2", **sizes)
+            return EpochStockSampler(space, "nsga2", steady=steady, **sizes)
         if search.sampler in ("tpe", "random"):
-            return EpochStockSampler(space, search.sampler, **sizes)
+            return EpochStockSampler(space, search.sampler, steady=steady, **sizes)
         limit = None
         if search.sampler == "sep-cma" and search.speedup is not None:
             limit = self.bench.bundle.dense.latency_ms / search.speedup

@@ -91,7 +91,9 @@ class SearchTable(_Table):
     ``nsga2`` and ``cma`` search for a front; ``sep-cma`` for the best quality at ``speedup``;
     ``stock-nsga2``, ``tpe`` and ``random`` are Optuna's own, to compare with. The budget is
     either ``kept_share`` (of the prunable weights) or ``speedup`` (against the dense model, as
-    the latency table predicts it). More ``failures`` than that share of the trials stop a study.
+    the latency table predicts it). More ``failures`` than that share of the trials stop a study; a
+    trial fails after ``timeout`` seconds. ``steady`` lets no worker wait for another one within an
+    epoch, at the price that several workers do not find the same twice.
     """
 
     sampler: Literal["nsga2", "cma", "sep-cma", "stock-nsga2", "tpe", "random"] = "nsga2"
@@ -102,6 +104,8 @@ class SearchTable(_Table):
     speedup: Annotated[float, Field(ge=1)] | None = None
     kernels: Annotated[int, Field(ge=2, le=16)] = 3
     failures: Share = 0.25
+    timeout: Annotated[float, Field(gt=0)] | None = None
+    steady: bool = False
     margin: Annotated[int, Field(ge=0)] = 2
 
     @property
@@ -172,6 +176,8 @@ class StudySpec(_Table):
             )
         if self.search.sampler == "sep-cma" and self.search.speedup is None:
             raise ValueError("search.sampler is 'sep-cma', which needs search.speedup")
+        if self.search.sampler in ("cma", "sep-cma") and self.search.steady:
+            raise ValueError("search.steady is true, but CMA-ES needs whole generations")
         if self.search.sampler in ("cma", "sep-cma") and self.search.population < 5:
             raise ValueError("CMA-ES needs a search.population of 5 at least")
         if max(self.pruning.shares) != 1.0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import sys
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,7 +48,7 @@ from effllava_optuna.surgery.narrow import elements
 from effllava_optuna.tasks import Digits, Split, checked, encode, proxy_only
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from effllava_optuna.objectives import Asked
     from effllava_optuna.policy import SiteId
@@ -187,9 +188,14 @@ class Workbench:
         return self.bundle.latency.predict(self.anatomy, policy)
 
     def measure(self, policy: Policy, basis: Basis) -> Measured:
-        """Let ``policy`` answer the proxy, each sample by the fit that did not see it."""
+        """Let ``policy`` answer the proxy, each sample by the fit that did not see it.
+
+        Raises:
+            TimeoutError: It takes longer than the spec allows; noticed after each batch.
+        """
         with self.loaded.lock:
-            scores = answers(self.loaded, basis, policy, self.crossed)
+            asked = _within(self.spec.search.timeout, self.crossed)
+            scores = answers(self.loaded, basis, policy, asked)
         accuracy, expected = float(scores.hit.mean()), float(scores.probability.mean())
         table = self.spec.quality
         omega = self.risk(policy)
@@ -337,6 +343,14 @@ def task_of(spec: StudySpec) -> Task:
 
 def _probe(batch: Batch) -> Probe:
     return Probe(batch.inputs, batch.targets)
+
+
+def _within(seconds: float | None, asked: Iterable[Asked]) -> Iterator[Asked]:
+    began = time.monotonic()
+    for item in asked:
+        yield item
+        if seconds is not None and time.monotonic() - began > seconds:
+            raise TimeoutError(f"not done within search.timeout = {seconds:g} s")
 
 
 def _shifts(handles: Sequence[Handle], folds: int, gigabytes: float) -> list[list[Handle]]:

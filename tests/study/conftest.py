@@ -6,8 +6,10 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sqlite3
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -90,18 +92,31 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "effllava_optuna.study", *map(str, arguments)]
 
 
-def _run(arguments: list[str]) -> None:
-    with Path(os.devnull).open("w") as nothing:
-        os.dup2(nothing.fileno(), sys.stdout.fileno())
-        os.dup2(nothing.fileno(), sys.stderr.fileno())
-    main(arguments)
+def _call(function: Callable[..., object], arguments: list[Any], output: Path) -> None:
+    with output.open("w") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    # Whoever started pytest in the background made it ignore SIGINT, and so its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    function(*arguments)
 
 
-def started(*arguments: object) -> BaseProcess:
-    """Start the command line in a process forked from one that has imported torch already."""
-    process = FORKS.Process(target=_run, args=([str(word) for word in arguments],))
+def forked(
+    function: Callable[..., object], *arguments: Any, output: Path | str = os.devnull
+) -> BaseProcess:
+    """Call a function in a process that is forked from one that has imported torch already."""
+    process = FORKS.Process(target=_call, args=(function, list(arguments), Path(output)))
     process.start()
     return process
+
+
+def _main(words: list[str]) -> None:
+    main(words)
+
+
+def started(*arguments: object, output: Path | str = os.devnull) -> BaseProcess:
+    """Start the command line as `forked` does."""
+    return forked(_main, [str(word) for word in arguments], output=output)
 
 
 def environment() -> dict[str, str]:

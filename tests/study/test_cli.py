@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sqlite3
@@ -20,6 +21,7 @@ from tests.study.conftest import (
     clone,
     command,
     environment,
+    started,
     write_tiny,
 )
 
@@ -160,17 +162,13 @@ def test_export_refuses_a_trial_that_is_not_there(smoke: Ran, tmp_path: Path) ->
 
 def test_ctrl_c_leaves_a_study_that_resumes(checkpoint: Path, tmp_path: Path) -> None:
     file = write_tiny(checkpoint, tmp_path)
-    process = subprocess.Popen(
-        command("run", file),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
-        # Whoever started pytest in the background made it ignore SIGINT, and so its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    process = started("run", file, output=tmp_path / "output")
     wait_for_trials(file.with_suffix(".db"), 5)
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 130, errors
-    assert "Traceback" not in errors
+    os.kill(process.pid or 0, signal.SIGINT)
+    process.join(300)
+    output = (tmp_path / "output").read_text()
+    assert process.exitcode == 130, output
+    assert "Traceback" not in output
     cure = r"continue with: python -m effllava_optuna\.study resume \S+tiny\.toml"
     assert re.search(cure, output)
     assert '"accuracy_test": null' in cli("report", file, "--json").stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import new_database
-from tests.study import faults
+from tests.study import faults, leaders
+from tests.study.conftest import environment
 
 EXPECTED = {
     "slots": faults.TRIALS,
@@ -29,11 +29,10 @@ STORAGES = ["sqlite", "journal", "postgresql"]
 
 def run(*jobs: tuple[str, Path, list[int]]) -> list[dict[str, Any]]:
     """Let studies die where they are told to, one after the other in one process."""
-    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     lines = [json.dumps([url, str(scratch), points]) for url, scratch, points in jobs]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", faults.__name__], input="\n".join(lines),
-        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": path},
+        capture_output=True, text=True, check=True, env=environment(),
     )  # fmt: skip
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -95,3 +94,18 @@ def test_a_hundred_random_kills_leave_no_trace(place: Any, undisturbed: dict[str
     points = np.random.default_rng(0).integers(2, 24, size=(20, 5)).tolist()
     jobs = ((*place(f"study-{number}"), five) for number, five in enumerate(points))
     check(run(*jobs), undisturbed, 5)
+
+
+@pytest.mark.slow
+def test_epochs_are_published_once_though_leaders_die(place: Any) -> None:
+    """Eight processes want forty epochs; a quarter of those who make one die over it."""
+    url, _ = place("leaders")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", leaders.__name__, url, "0"],
+        capture_output=True, text=True, check=True, env=environment(),
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert found["ended"] == {"0": leaders.WORKERS}
+    assert found["epochs"] == list(range(leaders.EPOCHS))
+    assert found["open"] == 0
+    assert found["killed"] >= leaders.EPOCHS * leaders.DEATHS / 2

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import optuna
@@ -13,7 +11,7 @@ from optuna.trial import TrialState
 
 from effllava_optuna.errors import SpecError, StudyError
 from effllava_optuna.study import prepare, read_spec
-from tests.study.conftest import ROOT, SMOKE, environment, write_tiny
+from tests.study.conftest import ROOT, SMOKE, forked, write_tiny
 
 SAMPLER = optuna.samplers.RandomSampler()
 
@@ -24,7 +22,9 @@ def script() -> str:
     return str(found)
 
 
-def test_the_readme_script_runs_with_two_threads(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_readme_script_runs_with_two_threads(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = script()
     assert len(text.strip().splitlines()) <= 15
     assert "n_jobs=2" in text
@@ -33,12 +33,12 @@ def test_the_readme_script_runs_with_two_threads(checkpoint: Path, tmp_path: Pat
     # As many trials as the script asks for, of a model that takes less time.
     file = write_tiny(checkpoint, tmp_path / "studies").rename(tmp_path / "studies" / "smoke.toml")
     file.write_text(file.read_text().replace("population = 6", "population = 12"))
-    done = subprocess.run(
-        [sys.executable, "-c", text],
-        capture_output=True, text=True, env=environment(), cwd=tmp_path, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("n_jobs > 1 measures in turn") == 1
+    monkeypatch.chdir(tmp_path)
+    process = forked(exec, text, {}, output=tmp_path / "output")
+    process.join(600)
+    output = (tmp_path / "output").read_text()
+    assert process.exitcode == 0, output
+    assert output.count("n_jobs > 1 measures in turn") == 1
     (database,) = tmp_path.glob("*.db")
     study = _only_study(database)
     trials = study.get_trials(states=(TrialState.COMPLETE,))

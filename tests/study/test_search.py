@@ -17,6 +17,7 @@ from effllava_optuna.study import storage
 from effllava_optuna.study.artifacts import Vault
 from effllava_optuna.study.evolution import Epochs
 from effllava_optuna.study.loop import search
+from effllava_optuna.study.objective import PruningObjective
 from effllava_optuna.study.spec import StudySpec
 from effllava_optuna.study.workbench import Workbench
 from effllava_optuna.tasks import Digits
@@ -82,6 +83,21 @@ def test_every_sampler_runs_a_study_within_the_budget(
         assert all(trial.user_attrs["kept_share"] <= 0.5 for trial in trials)
 
 
+def test_a_steady_search_asks_nobody_to_wait(opened: Callable[..., Epochs]) -> None:
+    epochs = opened(steady=True, epochs=1)
+    study = epochs.study
+    with epochs.bench:
+        waiting = [study.ask() for _ in range(5)]  # the whole first generation
+        early = study.ask()
+        assert early.user_attrs["generation"] == 1
+        for trial in (*waiting, early):
+            study.tell(trial, PruningObjective(epochs)(trial))
+        search(epochs)
+        trials = study.get_trials(deepcopy=False)
+        assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 10
+        assert len({tuple(trial.user_attrs["keep"]) for trial in trials}) == 10
+
+
 @pytest.mark.parametrize("sampler", ["nsga2", "cma", "sep-cma"])
 def test_a_budget_of_latency_holds_for_every_policy(
     opened: Callable[..., Epochs], sampler: str
@@ -139,6 +155,13 @@ def test_too_many_failures_stop_the_study_with_their_reasons(
     assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 40
 
 
+def test_a_trial_that_takes_too_long_fails(opened: Callable[..., Epochs]) -> None:
+    epochs = opened(timeout=1e-9)
+    told = r"4 of 4 trials failed: TimeoutError: not done within search.timeout = 1e-09 s \(4\)"
+    with epochs.bench, pytest.raises(StudyError, match=told):
+        search(epochs)
+
+
 def test_a_measurement_that_is_no_number_fails(
     opened: Callable[..., Epochs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +201,7 @@ def test_a_budget_that_nothing_meets_is_refused(
         ({"sampler": "sep-cma"}, "needs search.speedup"),
         ({"sampler": "nsga3"}, "search.sampler = 'nsga3'"),
         ({"speedup": 0.9}, "search.speedup = 0.9"),
+        ({"sampler": "cma", "steady": True}, "CMA-ES needs whole generations"),
         ({"sampler": "cma", "population": 4}, "search.population of 5 at least"),
     ],
 )
