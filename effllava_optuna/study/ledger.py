@@ -11,6 +11,7 @@ was only slow, it publishes nothing: what is failed cannot be completed.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -180,4 +181,5 @@ class Ledger:
         )
 
     def _fail(self, attempt: FrozenTrial) -> None:
-        self._study.tell(attempt.number, state=TrialState.FAIL, skip_if_finished=True)
+        with suppress(UpdateFinishedTrialError):  # by somebody else, who saw the same
+            self._storage.set_trial_state_values(attempt._trial_id, TrialState.FAIL)

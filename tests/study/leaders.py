@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections import Counter
 from typing import Any
 
@@ -47,6 +48,8 @@ def forked(url: str, seed: int) -> int:
         try:
             lead(url, seed)
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     return child

@@ -105,7 +105,7 @@ def test_epochs_are_published_once_though_leaders_die(place: Any) -> None:
         capture_output=True, text=True, check=True, env=environment(),
     )  # fmt: skip
     found = json.loads(done.stdout)
-    assert found["ended"] == {"0": leaders.WORKERS}
+    assert found["ended"] == {"0": leaders.WORKERS}, done.stderr
     assert found["epochs"] == list(range(leaders.EPOCHS))
     assert found["open"] == 0
     assert found["killed"] >= leaders.EPOCHS * leaders.DEATHS / 2
