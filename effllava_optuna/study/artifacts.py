@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
+import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
-from optuna.artifacts import ArtifactMeta
+from optuna.artifacts import ArtifactMeta, Boto3ArtifactStore, FileSystemArtifactStore
+from optuna.artifacts.exceptions import ArtifactNotFound
 
 from effllava_optuna.errors import StudyError
 from effllava_optuna.study.storage import file_of
@@ -27,59 +30,112 @@ if TYPE_CHECKING:
     from effllava_optuna.study.spec import StudySpec
 
 
-def directory_for(url: str, spec: StudySpec) -> Path:
-    """Give the artifact directory of a study: as the spec says, else beside the file.
+Store: TypeAlias = "Folder | Boto3ArtifactStore"
+
+_BUCKET = re.compile(r"s3://(?P<name>[^/]+)/?")
+
+
+def store_for(url: str, spec: StudySpec) -> Store:
+    """Give where the artifacts of a study lie: as the spec says, else beside its file.
+
+    Args:
+        url: Of its storage; empty where there is none.
+        spec: Names a directory or ``s3://bucket``. Names of artifacts are digests, so that
+            several studies may share either.
 
     Raises:
-        StudyError: The study is on a server, and its spec names no directory.
+        StudyError: The study is on a server, and its spec names no place; or it names one that
+            cannot be used.
     """
-    if spec.study.artifacts is not None:
-        return Path(spec.study.artifacts)
-    file = file_of(url) if url else None
-    if file is None:
+    place = spec.study.artifacts
+    if place is None:
+        file = file_of(url) if url else None
+        if file is None:
+            raise StudyError(
+                "There is no place for artifacts: the study is in no file.",
+                hint="Set study.artifacts to a directory that all workers share, or to a bucket.",
+            )
+        return Folder(file.with_suffix(".artifacts"))
+    if "://" not in place:
+        return Folder(place)
+    bucket = _BUCKET.fullmatch(place)
+    if bucket is None:
         raise StudyError(
-            "There is no place for artifacts: the study is in no file.",
-            hint="Set study.artifacts to a directory that all workers share.",
+            f"study.artifacts = {place!r} is no place for artifacts.",
+            hint="Use a directory, or s3://BUCKET without a path.",
         )
-    return file.with_suffix(".artifacts")
+    try:
+        return Boto3ArtifactStore(bucket["name"])
+    except ImportError as error:
+        raise StudyError(
+            f"study.artifacts = {place!r} needs boto3.", hint="Install effllava-optuna[s3]."
+        ) from error
+    except Exception as error:  # botocore's errors are not to be had without botocore
+        raise StudyError(
+            f"study.artifacts = {place!r}: {error}", hint="Set AWS_DEFAULT_REGION and the like."
+        ) from error
+
+
+class Folder(FileSystemArtifactStore):
+    """Optuna's directory of artifacts, in which a file is there as a whole or not at all.
+
+    The dashboard serves hexadecimal names only, hence no suffixes.
+    """
+
+    @property
+    def path(self) -> Path:
+        """Give the directory; it is made when something is put there."""
+        return self._base_path
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Store a file; it is on disk when this returns."""
+        place = self._get_filepath(artifact_id)
+        draft = place.with_suffix(f".{os.getpid()}.part")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with draft.open("wb") as file:
+                file.write(content_body.read())
+                file.flush()
+                os.fsync(file.fileno())
+            draft.rename(place)
+        except OSError:
+            with contextlib.suppress(OSError):
+                draft.unlink()
+            raise
 
 
 class Vault:
-    """A directory of safetensors files, each named by its SHA-256; none is ever changed.
+    """Safetensors files, each named by its SHA-256; none is ever changed.
 
-    The layout is that of Optuna's ``FileSystemArtifactStore``, so that the dashboard finds them;
-    it serves hexadecimal names only, hence no suffix.
+    Args:
+        store: Where they are kept.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    @property
+    def _place(self) -> str:
+        store = self.store
+        return str(store.path) if isinstance(store, Folder) else f"s3://{store.bucket}"
 
     def put(self, tensors: Mapping[str, torch.Tensor]) -> str:
-        """Store ``tensors`` and give their name; the file is on disk when this returns.
+        """Store ``tensors`` and give their name; they are safe when this returns.
 
         Raises:
-            StudyError: It cannot be written.
+            StudyError: They cannot be written.
         """
         from safetensors.torch import save
 
         content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
         name = hashlib.sha256(content).hexdigest()
-        place = self.directory / name
-        draft = place.with_suffix(f".{os.getpid()}.part")
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with draft.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.rename(place)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                draft.unlink()
+            self.store.write(name, io.BytesIO(content))
+        except Exception as error:  # each store has a family of its own
             raise StudyError(
-                f"{self.directory}: an artifact of {len(content):,} bytes cannot be written: "
-                f"{error.strerror}.",
-                hint="Make room, then continue with `resume`.",
+                f"{self._place}: an artifact of {len(content):,} bytes cannot be written: "
+                f"{_cause(error)}.",
+                hint="Make room or give access, then continue with `resume`.",
             ) from error
         return name
 
@@ -87,24 +143,34 @@ class Vault:
         """Read what `put` stored under ``name``.
 
         Raises:
-            StudyError: The file is missing or not what it was.
+            StudyError: It is missing or not what it was.
         """
-        place = self.directory / name
         try:
-            content = place.read_bytes()
-        except OSError as error:
+            with contextlib.closing(self.store.open_reader(name)) as file:
+                content = file.read()
+        except ArtifactNotFound as error:
             raise StudyError(
-                f"{place}: the artifact is missing.",
-                hint="Keep the artifacts directory beside the database, under its name.",
+                f"{self._place}/{name}: the artifact is missing.",
+                hint="Keep the artifacts of a study with its database, under their name.",
             ) from error
-        if hashlib.sha256(content).hexdigest() != place.name:
+        except Exception as error:
             raise StudyError(
-                f"{place}: the artifact is damaged (its SHA-256 is another).",
+                f"{self._place}/{name}: the artifact cannot be read: {_cause(error)}.",
+                hint="Give access to it, then continue with `resume`.",
+            ) from error
+        if hashlib.sha256(content).hexdigest() != name:
+            raise StudyError(
+                f"{self._place}/{name}: the artifact is damaged (its SHA-256 is another).",
                 hint="Restore it from a copy, or start a new study.",
             )
         from safetensors.torch import load
 
         return load(content)
+
+
+def _cause(error: Exception) -> str:
+    told = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(told).rstrip(".")
 
 
 def show(storage: BaseStorage, trial_id: int, name: str, label: str) -> None:

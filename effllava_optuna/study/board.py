@@ -10,7 +10,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.logging import get_logger
 
 from effllava_optuna.errors import StudyError
-from effllava_optuna.study.artifacts import directory_for
+from effllava_optuna.study.artifacts import store_for
 from effllava_optuna.study.facts import facts_of
 from effllava_optuna.study.records import trials_of
 from effllava_optuna.study.storage import CHOSEN, spec_of
@@ -99,17 +99,13 @@ def serve(study: Study, url: str, host: str, port: int) -> None:
     from wsgiref.simple_server import WSGIRequestHandler, make_server
 
     import optuna_dashboard
-    from optuna.artifacts import FileSystemArtifactStore
 
     class Quiet(WSGIRequestHandler):
         def log_message(self, *_: object) -> None:
             """Keep the terminal free of one line a request."""
 
-    directory = directory_for(url, spec_of(study))
-    directory.mkdir(parents=True, exist_ok=True)
-    application = optuna_dashboard.wsgi(
-        study._storage, artifact_store=FileSystemArtifactStore(str(directory))
-    )
+    store = store_for(url, spec_of(study))
+    application = optuna_dashboard.wsgi(study._storage, artifact_store=store)
     try:
         server = make_server(host, port, application, handler_class=Quiet)
     except OSError as error:

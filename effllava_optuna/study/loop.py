@@ -88,7 +88,7 @@ def continued(
 def _ready(
     study: Study, url: str, bench: Workbench, say: Say, *, force: bool = False
 ) -> Iterator[Epochs]:
-    vault = artifacts.Vault(artifacts.directory_for(url, bench.spec))
+    vault = artifacts.Vault(artifacts.store_for(url, bench.spec))
     epochs = Epochs(study, bench, vault, say)
     epochs.open(force=force)
     study.sampler = epochs.sampler

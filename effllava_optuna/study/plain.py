@@ -25,7 +25,7 @@ def prepare(spec: StudySpec | str | Path, study: Study) -> Epochs:
     Args:
         spec: A study file, or what one says; the name in it gives way to that of ``study``.
         study: With directions ``["maximize", "minimize"]``, over SQLite; with any other storage
-            the spec must name a directory for ``study.artifacts``.
+            the spec must name a place for ``study.artifacts``.
 
     Returns:
         What `PruningObjective` and `ProjectorEvolution` are made from.
@@ -50,16 +50,11 @@ def prepare(spec: StudySpec | str | Path, study: Study) -> Epochs:
                 f"Study {study.study_name!r}: {changed}.", hint="Use the spec it began with."
             )
     url = storage.url_of(study)
-    if url is None and told.study.artifacts is None:
-        raise StudyError(
-            f"Study {study.study_name!r} has no place for artifacts.",
-            hint="Use a SQLite storage, or set study.artifacts in the spec.",
-        )
-    place = artifacts.directory_for(url or "", told)
+    store = artifacts.store_for(url or "", told)
     bench = Workbench(told)
     if storage.SPEC not in study.user_attrs:
         storage.adopt_study(study, told)
-    epochs = Epochs(study, bench, artifacts.Vault(place), endless=True)
+    epochs = Epochs(study, bench, artifacts.Vault(store), endless=True)
     reap(study)
     epochs.open()
     study.sampler = epochs.sampler

@@ -65,7 +65,7 @@ def test_other_directions_are_refused(tmp_path: Path) -> None:
 
 def test_a_study_in_memory_needs_a_place_for_artifacts() -> None:
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=SAMPLER)
-    with pytest.raises(StudyError, match=r"set study\.artifacts"):
+    with pytest.raises(StudyError, match=r"Set study\.artifacts"):
         prepare(SMOKE, study)
 
 

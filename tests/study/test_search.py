@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from effllava_optuna.errors import SpecError, StudyError
 from effllava_optuna.policy import Policy
 from effllava_optuna.study import storage
-from effllava_optuna.study.artifacts import Vault
+from effllava_optuna.study.artifacts import Folder, Vault
 from effllava_optuna.study.evolution import Epochs
 from effllava_optuna.study.loop import search
 from effllava_optuna.study.objective import PruningObjective
@@ -46,7 +46,7 @@ def opened(tiny: Loaded, tmp_path: Path) -> Callable[..., Epochs]:
         )
         bench = Workbench(spec, tiny, Digits(proxy=16, validation=8, test=8))
         study = storage.create_study(InMemoryStorage(), spec)
-        epochs = Epochs(study, bench, Vault(tmp_path / "artifacts"))
+        epochs = Epochs(study, bench, Vault(Folder(tmp_path / "artifacts")))
         epochs.open()
         epochs.study.sampler = epochs.sampler
         return epochs

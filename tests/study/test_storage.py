@@ -57,9 +57,11 @@ def test_a_study_is_kept_by_every_storage(storage_url: str, spec: StudySpec) -> 
 
 def test_a_study_on_a_server_needs_a_place_for_artifacts(spec: StudySpec) -> None:
     with pytest.raises(StudyError, match=r"Set study\.artifacts"):
-        artifacts.directory_for("postgresql+psycopg://host/db", spec)
-    assert artifacts.directory_for("journal:///a/b.log", spec) == Path("a/b.artifacts")
-    assert artifacts.directory_for("journal:////a/b.log", spec) == Path("/a/b.artifacts")
+        artifacts.store_for("postgresql+psycopg://host/db", spec)
+    for url, place in (("a/b.log", "a/b.artifacts"), ("/a/b.log", "/a/b.artifacts")):
+        store = artifacts.store_for(f"journal:///{url}", spec)
+        assert isinstance(store, artifacts.Folder)
+        assert store.path == Path(place)
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
