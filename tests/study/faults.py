@@ -217,6 +217,7 @@ def followed(url: str, scratch: Path, points: list[int]) -> dict[str, Any]:
 
 def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    optuna.storages.RDBStorage("sqlite://")  # imports what every forked process would import
     for line in sys.stdin:
         url, scratch, points = json.loads(line)
         print(json.dumps(followed(url, Path(scratch), points)), flush=True)  # noqa: T201
