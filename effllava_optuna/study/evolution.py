@@ -26,10 +26,11 @@ from effllava_optuna.samplers import (
 from effllava_optuna.study.artifacts import Vault
 from effllava_optuna.study.budget import budget_of
 from effllava_optuna.study.bundle import Bundle
+from effllava_optuna.study.database import guard
 from effllava_optuna.study.ledger import Ledger, Publication
 from effllava_optuna.study.manifest import settle
 from effllava_optuna.study.records import trials_of
-from effllava_optuna.study.storage import ANATOMY, guard
+from effllava_optuna.study.storage import ANATOMY
 from effllava_optuna.study.view import EpochView
 
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import optuna
 import sqlalchemy
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import RDBStorage
 
 from effllava_optuna.errors import StudyError
+from effllava_optuna.study.database import Database, guard
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -98,7 +98,7 @@ def open_storage(url: str, *, create: bool = False) -> BaseStorage:
         raise StudyError(f"{url!r}: {_REASONS[kind]}.", hint=_USE)
     options = {"connect_args": {"timeout": 60}} if kind == "sqlite" else {"pool_pre_ping": True}
     try:
-        storage = RDBStorage(url, engine_kwargs=options)
+        storage = Database(url, engine_kwargs=options)
         guard(storage)
         storage.get_all_studies()
     except ImportError as error:
@@ -159,35 +159,6 @@ def _proxy(url: str) -> BaseStorage:
             hint="Start optuna.storages.run_grpc_proxy_server in front of a database.",
         ) from error
     return proxy
-
-
-def guard(storage: BaseStorage) -> None:
-    """Make transactions on SQLite exclusive from their start, and cheap.
-
-    Optuna reads before it writes inside one transaction. SQLite lets two processes read, and
-    then both believe that they alone took a waiting trial; BEGIN IMMEDIATE takes the write lock
-    first. The write-ahead log with synchronous=NORMAL saves two of three flushes; a power cut can
-    cost the last commits, a killed process none.
-    """
-    backend = getattr(storage, "_backend", storage)
-    engine = getattr(backend, "engine", None)
-    if engine is None or engine.dialect.name != "sqlite":
-        return
-    if getattr(engine, "_effllava_guarded", False):
-        return
-    engine._effllava_guarded = True
-    engine.dispose()
-
-    @sqlalchemy.event.listens_for(engine, "connect")
-    def _connect(connection: Any, _: Any) -> None:
-        connection.isolation_level = None
-        connection.execute("PRAGMA busy_timeout=60000")
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    @sqlalchemy.event.listens_for(engine, "begin")
-    def _begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def url_of(study: optuna.Study) -> str | None:

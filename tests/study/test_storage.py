@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from effllava_optuna.errors import StudyError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from effllava_optuna.study.spec import StudySpec
 
 ROOT = Path(__file__).parents[2]
+SAMPLER = optuna.samplers.RandomSampler()
 
 
 @pytest.fixture
@@ -126,3 +128,46 @@ def test_two_processes_never_take_the_same_trial(tmp_path: Path) -> None:
         worker.join(60)
     assert sorted(taken) == list(range(40))
     assert won.empty()
+
+
+def test_a_template_is_stored_as_optuna_stores_it(storage_url: str, tmp_path: Path) -> None:
+    """The second one takes the short way, as its distributions are known."""
+    ours = storage.open_storage(storage_url, create=True)
+    theirs = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'theirs.db'}")
+    for opened in (ours, theirs):
+        study = optuna.create_study(storage=opened, study_name="s", sampler=SAMPLER)
+        for width in (3, 4):
+            study.add_trial(
+                optuna.trial.create_trial(
+                    state=TrialState.WAITING,
+                    params={"a": width, "b": "x"},
+                    distributions={"a": IntDistribution(1, 8), "b": CategoricalDistribution("xy")},
+                    user_attrs={"epoch": 0, "keep": [1, 2]},
+                    system_attrs={"constraints": [-1.0]},
+                )
+            )
+        del study
+    fresh = storage.open_storage(storage_url)  # what is read is what was stored
+    first, second = (
+        [
+            (t.number, t.state, t.params, t.distributions, t.user_attrs, t.system_attrs)
+            for t in optuna.load_study(study_name="s", storage=opened, sampler=SAMPLER).trials
+        ]
+        for opened in (fresh, theirs)
+    )
+    assert first == second
+
+
+def test_a_parameter_that_changes_its_kind_is_refused(tmp_path: Path) -> None:
+    opened = storage.open_storage(url(tmp_path), create=True)
+    study = optuna.create_study(storage=opened, sampler=SAMPLER)
+    for _ in range(2):
+        study.enqueue_trial({"a": 1})
+        study.ask().suggest_int("a", 1, 8)
+    template = optuna.trial.create_trial(
+        state=TrialState.WAITING,
+        params={"a": "x"},
+        distributions={"a": CategoricalDistribution("xy")},
+    )
+    with pytest.raises(ValueError, match="different distribution kind"):
+        study.add_trial(template)

@@ -1,0 +1,42 @@
+"""What the scripts that measure share: where a figure comes from, and where it is written."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+
+
+def provenance() -> dict[str, Any]:
+    """Say what ran where."""
+    from effllava_optuna.study.manifest import environment  # not for those who need no torch
+
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True, text=True, check=False, cwd=HERE,
+    ).stdout.strip()  # fmt: skip
+    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    return environment() | {
+        "commit": commit,
+        "cores": os.cpu_count(),
+        "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.processor(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def put_section(title: str, text: str) -> None:
+    """Write a section of ``RESULTS.md``, in place of the one with the same title."""
+    place = HERE / "RESULTS.md"
+    found = place.read_text(encoding="utf-8") if place.is_file() else "# Results\n"
+    head, *sections = re.split(r"^## ", found, flags=re.MULTILINE)
+    kept = {section.partition("\n")[0]: section.partition("\n")[2] for section in sections}
+    kept[title] = f"\n{text.strip()}\n\n"
+    body = "".join(f"## {name}\n{kept[name]}" for name in kept)
+    place.write_text(f"{head.rstrip()}\n\n{body.rstrip()}\n", encoding="utf-8")
