@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import os
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +111,11 @@ def _target(file: Path | None, url: str | None, name: str | None) -> Target:
         raise SpecError(
             "No study is given.", hint="Give a study file, or --storage URL --study-name NAME."
         )
-    return Target(url, name, None, f"--storage {url} --study-name {name}")
+    return Target(url, name, None, _named(url, name))
+
+
+def _named(url: str, name: str) -> str:
+    return f"--storage {shlex.quote(url)} --study-name {shlex.quote(name)}"
 
 
 def _target_of(file: Path, spec: StudySpec) -> Target:
@@ -198,6 +203,8 @@ def run(file: Path, changes: tuple[str, ...], workers: int, device: str | None) 
       python -m effllava_optuna.study run studies/quickstart.toml --set study.seed=1
     """
     target = _target_of(file, read_spec(file, changes))
+    if changes:  # which the file does not know of
+        target = replace(target, again=_named(target.url, target.name))
     if target.spec is None:
         raise SpecError(f"{file}: no study.", hint="Give a study file.")
     _quiet_transformers()
@@ -224,6 +231,8 @@ def resume(target: Target, workers: int, device: str | None, *, force: bool) -> 
       python -m effllava_optuna.study resume studies/quickstart.toml
     """
     study = target.study()
+    if target.spec is not None:
+        storage.renew(study, target.spec)
     _quiet_transformers()
     from effllava_optuna.study.crew import devices_for
     from effllava_optuna.study.loop import continued

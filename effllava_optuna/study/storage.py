@@ -242,13 +242,34 @@ def spec_of(study: optuna.Study) -> StudySpec:
     return StudySpec.of(study.user_attrs[SPEC], place=f"study {study.study_name!r}")
 
 
+_FREE = {
+    ("study", "storage"),
+    ("study", "artifacts"),
+    ("export", "directory"),
+    ("search", "failures"),
+    ("search", "timeout"),
+}  # no value of a trial depends on these
+
+
+def renew(study: optuna.Study, given: StudySpec) -> None:
+    """Take over from ``given`` what may change while a study lives."""
+    old, new = spec_of(study).document(), given.document()
+    kept = {
+        table: {
+            key: new[table][key] if (table, key) in _FREE else value for key, value in keys.items()
+        }
+        for table, keys in old.items()
+    }
+    if kept != old:
+        study.set_user_attr(SPEC, kept)
+
+
 def difference(stored: StudySpec, given: StudySpec) -> str | None:
-    """Name the first key in which two specs differ; where a study lives does not count."""
-    free = {("study", "storage"), ("study", "artifacts"), ("export", "directory")}
+    """Name the first key in which two specs differ, of those that may not."""
     old, new = stored.document(), given.document()
     for table in old:
         for key in old[table]:
-            if (table, key) not in free and old[table][key] != new[table][key]:
+            if (table, key) not in _FREE and old[table][key] != new[table][key]:
                 return (
                     f"{table}.{key} is {json.dumps(new[table][key])} in the file and "
                     f"{json.dumps(old[table][key])} in the study"

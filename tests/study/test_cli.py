@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -161,19 +163,22 @@ def test_export_refuses_a_trial_that_is_not_there(smoke: Ran, tmp_path: Path) ->
 
 
 def test_ctrl_c_leaves_a_study_that_resumes(checkpoint: Path, tmp_path: Path) -> None:
-    file = write_tiny(checkpoint, tmp_path)
-    process = started("run", file, output=tmp_path / "output")
+    """With a seed that the file does not know of, the study is named by its database."""
+    file, output = write_tiny(checkpoint, tmp_path), tmp_path / "output"
+    process = started("run", file, "--set", "study.seed=3", output=output)
     wait_for_trials(file.with_suffix(".db"), 5)
     os.kill(process.pid or 0, signal.SIGINT)
     process.join(300)
-    output = (tmp_path / "output").read_text()
-    assert process.exitcode == 130, output
-    assert "Traceback" not in output
-    cure = r"continue with: python -m effllava_optuna\.study resume \S+tiny\.toml"
-    assert re.search(cure, output)
-    assert '"accuracy_test": null' in cli("report", file, "--json").stdout
-    cli("resume", file)
-    found = Ran(file, "").document()
+    told = output.read_text()
+    assert process.exitcode == 130, told
+    assert "Traceback" not in told
+    cure = re.search(r"continue with: python -m effllava_optuna\.study (.*)", told)
+    assert cure is not None, told
+    verb, *named = shlex.split(cure[1])
+    assert (verb, named[0], named[2:]) == ("resume", "--storage", ["--study-name", "tiny"])
+    assert '"accuracy_test": null' in cli("report", *named, "--json").stdout
+    cli("resume", *named)
+    found = json.loads(cli("report", *named, "--json").stdout)
     assert found["trials"]["complete"] == TINY_TRIALS
     assert found["chosen"] is not None
 

@@ -130,6 +130,15 @@ def test_two_processes_never_take_the_same_trial(tmp_path: Path) -> None:
     assert won.empty()
 
 
+def test_what_no_trial_depends_on_may_change(spec: StudySpec) -> None:
+    study = storage.create_study(optuna.storages.InMemoryStorage(), spec)
+    changes = ("search.failures=0.5", "search.timeout=9.0", "export.directory=there")
+    later = read_spec(ROOT / "studies" / "smoke.toml", changes)
+    assert storage.difference(storage.spec_of(study), later) is None
+    storage.renew(study, later)
+    assert storage.spec_of(study) == later
+
+
 def test_a_template_is_stored_as_optuna_stores_it(storage_url: str, tmp_path: Path) -> None:
     """The second one takes the short way, as its distributions are known."""
     ours = storage.open_storage(storage_url, create=True)
