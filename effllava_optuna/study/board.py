@@ -30,7 +30,7 @@ def draw(epochs: Epochs) -> None:
 
     from effllava_optuna.report.figures import front_by_epoch
 
-    study = epochs.study
+    study, control = epochs.study, epochs.ledger.study
     dense = epochs.bench.bundle.dense
     figure = front_by_epoch(
         trials_of(study),
@@ -42,7 +42,9 @@ def draw(epochs: Epochs) -> None:
         warnings.simplefilter("ignore", ExperimentalWarning)
         save_plotly_graph_object(study, figure, graph_object_id=FIGURE)
         save_note(study, note(epochs))
-        save_note(epochs.ledger.study, _CONTROL_NOTE.format(name=study.study_name))
+        save_note(control, _CONTROL_NOTE.format(name=study.study_name))
+        if control.metric_names is None:
+            control.set_metric_names(["proxy accuracy"])
 
 
 _CONTROL_NOTE = """# Epochs of `{name}`
