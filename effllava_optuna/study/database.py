@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
-from optuna.distributions import distribution_to_json
+from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
 
 if TYPE_CHECKING:
+    from collections.abc import Container, Sequence
+
     from optuna.distributions import BaseDistribution
     from optuna.storages import BaseStorage
-    from optuna.trial import FrozenTrial
     from sqlalchemy.orm import Session
 
 
@@ -47,11 +50,13 @@ def guard(storage: BaseStorage) -> None:
 
 
 class Database(RDBStorage):
-    """Optuna's storage, which stores the parameters of a template all at once.
+    """Optuna's storage, with other ways to store a template and to read trials.
 
-    Optuna asks three questions about each parameter and each attribute before it stores one. Here
-    a parameter is asked about once for each study and process, and not again while its
-    distribution stays the same.
+    Optuna asks three questions about each parameter and attribute of a template before it stores
+    one, and makes an object of each row and two distributions of each parameter that it reads.
+    With 64 genes, that is most of what a trial costs. Here a parameter is asked about once for
+    each study and process, and not again while its distribution stays the same; and rows are read
+    as rows.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -95,3 +100,97 @@ class Database(RDBStorage):
             )
         self._checked |= {(study_id, name): distributions[name] for name in template.params}
         return trial
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """Read one trial.
+
+        Raises:
+            KeyError: There is none.
+        """
+        from optuna.storages._rdb import models, storage
+
+        with storage._create_scoped_session(self.scoped_session) as session:
+            found = _read(session, [models.TrialModel.trial_id == trial_id])
+        if not found:
+            raise KeyError(models.NOT_FOUND_MSG)
+        return found[0]
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        from optuna.storages._rdb import models, storage
+
+        number = models.TrialModel.trial_id
+        conditions: list[Any] = [models.TrialModel.study_id == study_id]
+        if states is not None:
+            conditions.append(
+                models.TrialModel.state.in_([state for state in TrialState if state in states])
+            )
+        if trial_id_greater_than > -1:
+            earlier = [one for one in included_trial_ids if one <= trial_id_greater_than]
+            conditions.append(sqlalchemy.or_(number.in_(earlier), number > trial_id_greater_than))
+        with storage._create_scoped_session(self.scoped_session) as session:
+            models.StudyModel.find_or_raise_by_id(study_id, session)
+            return _read(session, conditions)
+
+
+_distribution = functools.cache(json_to_distribution)  # a study has a few, and millions of copies
+
+
+def _read(session: Session, conditions: Sequence[Any]) -> list[FrozenTrial]:
+    """Read the trials that meet conditions, by id: one query for each table."""
+    from optuna.storages._rdb import models
+
+    trial = models.TrialModel
+    chosen = sqlalchemy.select(trial.trial_id).where(*conditions)
+
+    def rows(model: Any, *columns: Any, order: Any = None) -> dict[int, list[Any]]:
+        query = sqlalchemy.select(model.trial_id, *columns).where(model.trial_id.in_(chosen))
+        found: dict[int, list[Any]] = {}
+        for number, *row in session.execute(query if order is None else query.order_by(order)):
+            found.setdefault(number, []).append(row)
+        return found
+
+    heads: Sequence[Any] = session.scalars(
+        sqlalchemy.select(trial).where(*conditions).order_by(trial.trial_id)
+    ).all()
+    if not heads:
+        return []
+    param, value, step = (
+        models.TrialParamModel, models.TrialValueModel, models.TrialIntermediateValueModel,
+    )  # fmt: skip
+    user, system = models.TrialUserAttributeModel, models.TrialSystemAttributeModel
+    params = rows(
+        param, param.param_name, param.param_value, param.distribution_json, order=param.param_id
+    )
+    values = rows(value, value.value, value.value_type, order=value.objective)
+    steps = rows(step, step.step, step.intermediate_value, step.intermediate_value_type)
+    user_attrs = rows(user, user.key, user.value_json)
+    system_attrs = rows(system, system.key, system.value_json)
+    return [
+        FrozenTrial(
+            number=head.number,
+            state=head.state,
+            value=None,
+            values=[value.stored_repr_to_value(*row) for row in values.get(key, ())] or None,
+            datetime_start=head.datetime_start,
+            datetime_complete=head.datetime_complete,
+            params={
+                name: _distribution(told).to_external_repr(stored)
+                for name, stored, told in params.get(key, ())
+            },
+            distributions={name: _distribution(told) for name, _, told in params.get(key, ())},
+            user_attrs={name: json.loads(told) for name, told in user_attrs.get(key, ())},
+            system_attrs={name: json.loads(told) for name, told in system_attrs.get(key, ())},
+            intermediate_values={
+                at: step.stored_repr_to_intermediate_value(*row) for at, *row in steps.get(key, ())
+            },
+            trial_id=key,
+        )
+        for head in heads
+        for key in (head.trial_id,)
+    ]
