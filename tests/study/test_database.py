@@ -27,6 +27,7 @@ SPACE = {
 }
 
 
+@pytest.mark.slow
 class TestDatabase(StorageTestCase):
     @pytest.fixture
     def storage(self, tmp_path: Path) -> BaseStorage:
