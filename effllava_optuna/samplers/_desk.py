@@ -36,7 +36,9 @@ from effllava_optuna.samplers._slots import (
     Ticket,
     counted,
     due,
+    firsts,
     is_open,
+    of_epoch,
     seekers,
     ticket_of,
     twin_of,
@@ -145,7 +147,8 @@ class Desk:
             mine, rest = orders[0], orders[1:]
             others = len(seekers(study.get_trials(deepcopy=False))) - 1
             self._write(study, view, rest[: max(0, len(rest) - others)])
-            if not is_open(counted(study.get_trials(deepcopy=False)), mine.ticket):
+            now = of_epoch(study.get_trials(deepcopy=False), view.epoch)
+            if not is_open(counted(now), mine.ticket):
                 return None  # `fill` was faster
             return self._claim(study, trial, view, mine)
 
@@ -160,11 +163,9 @@ class Desk:
         generation = tickets[0].slot.generation
         if self.steady and generation:
             tickets = tickets[:1]
-        table = counted(trials)
+        table = counted(of_epoch(trials, view.epoch))
         known = [
-            trial
-            for slot, trial in table.items()
-            if slot.epoch == view.epoch and (self.steady or slot.generation < generation)
+            trial for slot, trial in table.items() if self.steady or slot.generation < generation
         ]
         past = [trial for trial in known if trial.state == TrialState.COMPLETE]
         pending = [trial for trial in known if not trial.state.is_finished()]
@@ -176,7 +177,7 @@ class Desk:
         ]
 
     def _write(self, study: Study, view: SpaceView, orders: Sequence[_Order]) -> int:
-        table = counted(study.get_trials(deepcopy=False))
+        table = counted(of_epoch(study.get_trials(deepcopy=False), view.epoch))
         written = {
             _compat.create_waiting(
                 study,
@@ -189,13 +190,14 @@ class Desk:
             if is_open(table, order.ticket)
         }
         trials = study.get_trials(deepcopy=False)
+        first = firsts(of_epoch(trials, view.epoch))
         for trial in trials:
             if trial.state != TrialState.WAITING:
                 continue
             mine = _compat.trial_id(trial) in written
             ticket = ticket_of(trial)
             stale = ticket is not None and ticket.slot.epoch < view.epoch
-            if stale or (mine and twin_of(trials, trial) is not None):
+            if stale or (mine and twin_of(first, trial) is not None):
                 _withdraw(study, trial)
         return len(written)
 

@@ -43,22 +43,38 @@ def domination_ranks(losses: FloatArray, penalties: FloatArray) -> IntArray:
     Returns:
         Shape ``(points,)``, the front of each point, counted from 0.
     """
-    feasible = penalties <= 0
-    no_worse = (losses[:, None, :] <= losses[None, :, :]).all(axis=2)
-    better = (losses[:, None, :] < losses[None, :, :]).any(axis=2)
-    both = feasible[:, None] & feasible[None, :]
-    dominates = np.where(
-        both, no_worse & better, np.maximum(penalties, 0)[:, None] < np.maximum(penalties, 0)
-    )
-    ranks = np.full(len(losses), -1, dtype=np.int64)
-    dominators = dominates.sum(axis=0)
-    front = 0
-    while (ranks < 0).any():
-        members = (ranks < 0) & (dominators == 0)
-        ranks[members] = front
-        dominators = dominators - dominates[members].sum(axis=0)
-        front += 1
+    infeasible = penalties > 0
+    ranks = np.empty(len(losses), dtype=np.int64)
+    ranks[~infeasible] = _fronts(losses[~infeasible])
+    worst = ranks[~infeasible].max(initial=-1)
+    ranks[infeasible] = np.unique(penalties[infeasible], return_inverse=True)[1] + worst + 1
     return ranks
+
+
+def _fronts(losses: FloatArray) -> IntArray:
+    """Peel fronts off feasible points, one after the other."""
+    points, places = np.unique(losses, axis=0, return_inverse=True)
+    ranks = np.empty(len(points), dtype=np.int64)
+    left, front = np.arange(len(points)), 0
+    while len(left):
+        mine = _undominated(points[left])
+        ranks[left[mine]] = front
+        left, front = left[~mine], front + 1
+    return ranks[places.reshape(-1)]
+
+
+def _undominated(points: FloatArray) -> NDArray[np.bool_]:
+    """Mark the points that no other one dominates; they differ, and are sorted by all columns."""
+    if points.shape[1] > 2:
+        no_worse = np.asarray((points[:, None, :] <= points[None, :, :]).all(axis=2))
+        np.fill_diagonal(no_worse, val=False)
+        return np.asarray(~no_worse.any(axis=0))
+    # Whoever comes before is no worse in the first column, so only the last one decides.
+    last = points[:, -1]
+    best_before = np.concatenate([[np.inf], np.minimum.accumulate(last)[:-1]])
+    mine = np.asarray(last < best_before)
+    mine[0] = True
+    return mine
 
 
 def crowding_distances(losses: FloatArray) -> FloatArray:

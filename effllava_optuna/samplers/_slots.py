@@ -104,6 +104,11 @@ def counted(trials: Iterable[FrozenTrial]) -> dict[Slot, FrozenTrial]:
     return {slot: best[slot][1] for slot in sorted(best)}
 
 
+def of_epoch(trials: Iterable[FrozenTrial], epoch: int | None) -> list[FrozenTrial]:
+    """Keep the trials of one epoch: a long study has many others, and each look at them costs."""
+    return [trial for trial in trials if trial.user_attrs.get("epoch") == epoch]
+
+
 def next_attempt(trial: FrozenTrial | None) -> int | None:
     """Tell which attempt a slot is due for, given the trial that counts for it; None for none."""
     if trial is None:
@@ -121,8 +126,8 @@ def is_finished(trial: FrozenTrial) -> bool:
 
 def finished_slots(trials: Iterable[FrozenTrial], epoch: int) -> set[Slot]:
     """List the finished slots of an epoch."""
-    table = counted(trials).items()
-    return {slot for slot, trial in table if slot.epoch == epoch and is_finished(trial)}
+    table = counted(of_epoch(trials, epoch)).items()
+    return {slot for slot, trial in table if is_finished(trial)}
 
 
 def epoch_finished(
@@ -147,7 +152,7 @@ def due(
         population_size: Slots in a generation.
         steady: So many generations follow each other without waiting for results.
     """
-    table = counted(trials)
+    table = counted(of_epoch(trials, epoch))
     generation = 0
     while True:
         slots = [Slot(epoch, generation, index) for index in range(population_size)]
@@ -165,23 +170,25 @@ def is_open(table: Mapping[Slot, FrozenTrial], ticket: Ticket) -> bool:
     return next_attempt(table.get(ticket.slot)) == ticket.attempt
 
 
-def twin_of(trials: Iterable[FrozenTrial], trial: FrozenTrial) -> int | None:
-    """Find the lowest-numbered trial with the same slot and attempt that has not failed.
+def firsts(trials: Iterable[FrozenTrial]) -> dict[Ticket, int]:
+    """Give each ticket the lowest-numbered trial that holds it and has not failed."""
+    found: dict[Ticket, int] = {}
+    for trial in trials:
+        ticket = ticket_of(trial)
+        if ticket is not None and trial.state != TrialState.FAIL:
+            found[ticket] = min(trial.number, found.get(ticket, trial.number))
+    return found
+
+
+def twin_of(firsts: Mapping[Ticket, int], trial: FrozenTrial) -> int | None:
+    """Find the trial that counts instead of one that has the same ticket; see `firsts`.
 
     Returns:
         Its number, or None where there is none before ``trial``.
     """
     ticket = ticket_of(trial)
-    if ticket is None:
-        return None
-    numbers = [
-        other.number
-        for other in trials
-        if other.number < trial.number
-        and other.state != TrialState.FAIL
-        and ticket_of(other) == ticket
-    ]
-    return min(numbers, default=None)
+    first = None if ticket is None else firsts.get(ticket)
+    return None if first is None or first >= trial.number else first
 
 
 def duplicate_of(study: Study, number: int) -> int | None:
@@ -196,4 +203,5 @@ def duplicate_of(study: Study, number: int) -> int | None:
         the asking trial is the one that counts.
     """
     trials = study.get_trials(deepcopy=False)
-    return twin_of(trials, trials[number])
+    mine = trials[number]
+    return twin_of(firsts(of_epoch(trials, mine.user_attrs.get("epoch"))), mine)

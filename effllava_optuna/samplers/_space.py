@@ -94,6 +94,7 @@ class Grid:
         costs: Per gene the cost of each value.
         tops: Shape ``(genes,)``, the index of the dense level of each gene.
         budget: Bound on the cost; infinite where there is none.
+        indices: Per gene the index of each value.
     """
 
     names: tuple[str, ...]
@@ -101,6 +102,7 @@ class Grid:
     costs: tuple[NDArray[np.float64], ...]
     tops: Genome
     budget: float
+    indices: tuple[Mapping[int, int], ...]
 
     @classmethod
     def of(cls, view: SpaceView) -> Grid:
@@ -117,6 +119,10 @@ class Grid:
             costs=tuple(np.asarray(view.costs[name], dtype=np.float64) for name in view.levels),
             tops=np.array([len(levels) - 1 for levels in view.levels.values()], dtype=np.int64),
             budget=math.inf if view.budget is None else view.budget,
+            indices=tuple(
+                {int(value): index for index, value in enumerate(levels)}
+                for levels in view.levels.values()
+            ),
         )
 
     def params(self, genome: Genome) -> dict[str, int]:
@@ -126,9 +132,12 @@ class Grid:
 
     def genome(self, params: Mapping[str, int]) -> Genome:
         """Snap parameters to the nearest levels, the lower one where two are equally near."""
-        rows = zip(self.names, self.levels, strict=True)
-        nearest = [int(np.abs(levels - params[name]).argmin()) for name, levels in rows]
-        return np.array(nearest, dtype=np.int64)
+        values = [params[name] for name in self.names]
+        found = [
+            known[value] if value in known else int(np.abs(levels - value).argmin())
+            for value, known, levels in zip(values, self.indices, self.levels, strict=True)
+        ]
+        return np.array(found, dtype=np.int64)
 
     def cost(self, genome: Genome) -> float:
         """Add up the costs of a genome's levels."""

@@ -7,7 +7,15 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from effllava_optuna.samplers import Slot, counted, epoch_finished, finished_slots, slot_of
-from effllava_optuna.samplers._slots import Ticket, due, is_foreign, is_open, seekers, twin_of
+from effllava_optuna.samplers._slots import (
+    Ticket,
+    due,
+    firsts,
+    is_foreign,
+    is_open,
+    seekers,
+    twin_of,
+)
 
 COMPLETE, FAIL, PRUNED = TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED
 RUNNING, WAITING = TrialState.RUNNING, TrialState.WAITING
@@ -73,7 +81,8 @@ def test_a_failed_slot_is_due_once_more_and_then_finished() -> None:
 def test_the_lowest_number_counts_unless_it_failed() -> None:
     trials = numbered(trial_of(FAIL, 0), trial_of(COMPLETE, 0), trial_of(RUNNING, 0))
     assert counted(trials)[Slot(0, 0, 0)].number == 1
-    assert [twin_of(trials, trial) for trial in trials] == [None, None, 1]
+    first = firsts(trials)
+    assert [twin_of(first, trial) for trial in trials] == [None, None, 1]
 
 
 def test_a_lost_trial_is_no_attempt_until_it_has_cost_three_processes() -> None:
