@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import zlib
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -82,6 +83,7 @@ class History:
         penalties: Shape ``(trials,)``; positive for infeasible trials.
         signs: Shape ``(objectives,)``; -1 for an objective that is maximised.
         pending: Genomes that somebody is measuring.
+        places: Slot of each trial, ascending.
     """
 
     trials: Sequence[FrozenTrial]
@@ -90,6 +92,7 @@ class History:
     penalties: FloatArray
     signs: FloatArray
     pending: Sequence[Genome] = ()
+    places: Sequence[Slot] = ()
 
     @classmethod
     def of(
@@ -99,7 +102,8 @@ class History:
         directions: Sequence[StudyDirection],
         pending: Sequence[FrozenTrial] = (),
     ) -> History:
-        """Read trials that have all genes of a grid."""
+        """Read trials that have a slot and all genes of a grid."""
+        places = [slot for slot in map(slot_of, trials) if slot is not None]
         signs = np.array([-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in directions])
         values = np.array([trial.values for trial in trials], dtype=np.float64)
         return cls(
@@ -109,26 +113,24 @@ class History:
             np.array([_penalty(trial) for trial in trials], dtype=np.float64),
             signs,
             [grid.genome(proposal_of(trial).params) for trial in pending],
+            places,
         )
 
     def slots(self, generation: int | None = None) -> list[tuple[int, Slot]]:
         """Give the slot of each trial (of one generation), with its position."""
-        slots = [(row, slot_of(trial)) for row, trial in enumerate(self.trials)]
-        return [
-            (row, slot)
-            for row, slot in slots
-            if slot is not None and generation in (None, slot.generation)
-        ]
+        places = enumerate(self.places)
+        return [(row, slot) for row, slot in places if generation in (None, slot.generation)]
 
     def before(self, generation: int) -> History:
         """Give what the generations before one have measured."""
-        rows = [row for row, slot in self.slots() if slot.generation < generation]
+        end = bisect_left(self.places, generation, key=lambda slot: slot.generation)
         return History(
-            [self.trials[row] for row in rows],
-            [self.genomes[row] for row in rows],
-            self.losses[rows],
-            self.penalties[rows],
+            self.trials[:end],
+            self.genomes[:end],
+            self.losses[:end],
+            self.penalties[:end],
             self.signs,
+            places=self.places[:end],
         )
 
     def worse(self, excess: float) -> FloatArray:
