@@ -71,7 +71,7 @@ def test_it_shows_names_widths_numbers_figure_and_note(address: str) -> None:
     assert {"epoch 0", "epoch 1", "dense", "chosen"} <= {trace["name"] for trace in drawn["data"]}
     assert "Chosen by validation" in found["note"]["body"]
     control = get(address, f"/api/studies/{studies['smoke/projector']}?after=0")
-    assert control["metric_names"] == ["proxy accuracy"]
+    assert control["objective_names"] == ["proxy accuracy"]
     assert "One trial is one attempt" in control["note"]["body"]
     *epochs, report = [trial for trial in control["trials"] if trial["state"] == "Complete"]
     assert len(epochs) == 2
