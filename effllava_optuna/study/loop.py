@@ -125,12 +125,12 @@ def search(epochs: Epochs, watch: Watch | None = None) -> None:
 
     epochs.advance()
     while not epochs.finished:
-        written = epochs.sampler.write_due(study)
-        if not written and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            time.sleep(_PAUSE)
-            epochs.advance()
-            continue
-        with suppress(SearchOver):
+        with suppress(SearchOver):  # somebody else may finish the last slot at any moment
+            written = epochs.sampler.write_due(study)
+            if not written and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                time.sleep(_PAUSE)
+                epochs.advance()
+                continue
             study.optimize(
                 PruningObjective(epochs),
                 callbacks=[evolution, after, leave],

@@ -155,6 +155,18 @@ def test_too_many_failures_stop_the_study_with_their_reasons(
     assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 40
 
 
+def test_a_search_may_be_finished_by_somebody_else_at_any_moment(
+    opened: Callable[..., Epochs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs = opened(epochs=1)
+    with epochs.bench:
+        search(epochs)
+        looks = iter([False])  # a moment ago it was not finished
+        monkeypatch.setattr(Epochs, "finished", property(lambda _: next(looks, True)))
+        search(epochs)
+    assert len(epochs.study.get_trials(deepcopy=False)) == 10
+
+
 def test_a_trial_that_takes_too_long_fails(opened: Callable[..., Epochs]) -> None:
     epochs = opened(timeout=1e-9)
     told = r"4 of 4 trials failed: TimeoutError: not done within search.timeout = 1e-09 s \(4\)"
