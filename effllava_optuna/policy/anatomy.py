@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NewType
 from effllava_optuna.errors import PolicyError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 SiteId = NewType("SiteId", str)
 
@@ -108,6 +108,6 @@ class Anatomy:
         ]
 
     @staticmethod
-    def from_json(sites: list[Mapping[str, Any]]) -> Anatomy:
+    def from_json(sites: Sequence[Mapping[str, Any]]) -> Anatomy:
         """Read what `to_json` gave."""
         return Anatomy(tuple(Site(**{**site, "kind": Kind(site["kind"])}) for site in sites))

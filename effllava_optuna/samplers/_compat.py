@@ -1,4 +1,4 @@
-"""Everything that reaches behind Optuna's public interface, in one place.
+"""Everything of the samplers that reaches behind Optuna's public interface, in one place.
 
 Written for Optuna 5. A template trial is the only way to create a trial together with its
 parameters and attributes in one transaction; ``Study`` has no public method for it that

@@ -50,8 +50,7 @@ if TYPE_CHECKING:
     from effllava_optuna.samplers._breeding import Breeder
     from effllava_optuna.samplers._space import SpaceProvider, SpaceView
 
-# Seconds between two looks at the storage. A look at a generation of 20 x 64 genes takes SQLite
-# some 50 ms, during which nobody else may write.
+# Seconds between two looks at the storage; on SQLite nobody else may write during one.
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.3
 _COMPLAIN_AFTER = 60.0  # seconds of waiting
 
@@ -157,24 +156,24 @@ class Desk:
     ) -> list[_Order]:
         """Add its genome to every ticket that is due; all are of one generation."""
         size = self.breeder.population_size
-        tickets = due(trials, view.epoch, population_size=size, steady=self.steady)
+        table = counted(of_epoch(trials, view.epoch))
+        tickets = due(table, view.epoch, population_size=size, steady=self.steady)
         if not tickets:
             return []
         generation = tickets[0].slot.generation
         if self.steady and generation:
             tickets = tickets[:1]
-        table = counted(of_epoch(trials, view.epoch))
         known = [
             trial for slot, trial in table.items() if self.steady or slot.generation < generation
         ]
         past = [trial for trial in known if trial.state == TrialState.COMPLETE]
         pending = [trial for trial in known if not trial.state.is_finished()]
         fresh = self.breeder.generation(view, generation, past, study.directions, pending)
-        return [
-            _Order(ticket, proposal_of(table[slot]) if ticket.attempt else fresh[slot.index])
-            for ticket in tickets
-            for slot in (ticket.slot,)
-        ]
+
+        def proposal(ticket: Ticket) -> Proposal:
+            return proposal_of(table[ticket.slot]) if ticket.attempt else fresh[ticket.slot.index]
+
+        return [_Order(ticket, proposal(ticket)) for ticket in tickets]
 
     def _write(self, study: Study, view: SpaceView, orders: Sequence[_Order]) -> int:
         table = counted(of_epoch(study.get_trials(deepcopy=False), view.epoch))

@@ -139,7 +139,7 @@ def epoch_finished(
 
 
 def due(
-    trials: Iterable[FrozenTrial], epoch: int, *, population_size: int, steady: int = 0
+    table: Mapping[Slot, FrozenTrial], epoch: int, *, population_size: int, steady: int = 0
 ) -> list[Ticket]:
     """List what must be tried now: the gaps of the unfinished generation, or a whole new one.
 
@@ -147,12 +147,11 @@ def due(
     generation is known before this one is finished.
 
     Args:
-        trials: Of the study.
+        table: The trials of the epoch that are `counted`.
         epoch: Which one is open.
         population_size: Slots in a generation.
         steady: So many generations follow each other without waiting for results.
     """
-    table = counted(of_epoch(trials, epoch))
     generation = 0
     while True:
         slots = [Slot(epoch, generation, index) for index in range(population_size)]

@@ -82,17 +82,16 @@ class Folder(FileSystemArtifactStore):
     The dashboard serves hexadecimal names only, hence no suffixes.
     """
 
-    @property
-    def path(self) -> Path:
-        """Give the directory; it is made when something is put there."""
-        return self._base_path
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self.path = Path(path)  # made when something is put there
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Store a file; it is on disk when this returns."""
-        place = self._get_filepath(artifact_id)
+        place = self.path / artifact_id
         draft = place.with_suffix(f".{os.getpid()}.part")
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             with draft.open("wb") as file:
                 file.write(content_body.read())
                 file.flush()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from effllava_optuna.errors import EffllavaError, SpecError
 from effllava_optuna.study import storage
-from effllava_optuna.study.screen import Screen, console
+from effllava_optuna.study.screen import (
+    Screen,
+    calibration,
+    console,
+    exported,
+    quiet_transformers,
+)
 from effllava_optuna.study.spec import read_spec
 
 if TYPE_CHECKING:
@@ -178,7 +183,7 @@ def check(file: Path, *, deep: bool) -> None:
         f"generations x {search.population} policies = {search.trials} trials, in {target.url}"
     )
     if deep:
-        _quiet_transformers()
+        quiet_transformers()
         from effllava_optuna.study.workbench import Workbench
         from effllava_optuna.tasks import Split
 
@@ -207,7 +212,7 @@ def run(file: Path, changes: tuple[str, ...], workers: int, device: str | None) 
         target = replace(target, again=_named(target.url, target.name))
     if target.spec is None:
         raise SpecError(f"{file}: no study.", hint="Give a study file.")
-    _quiet_transformers()
+    quiet_transformers()
     from effllava_optuna.study.crew import devices_for
     from effllava_optuna.study.loop import begun
 
@@ -233,7 +238,7 @@ def resume(target: Target, workers: int, device: str | None, *, force: bool) -> 
     study = target.study()
     if target.spec is not None:
         storage.renew(study, target.spec)
-    _quiet_transformers()
+    quiet_transformers()
     from effllava_optuna.study.crew import devices_for
     from effllava_optuna.study.loop import continued
 
@@ -260,7 +265,7 @@ def worker(target: Target, device: str | None, *, force: bool) -> None:
       python -m effllava_optuna.study worker --storage sqlite:///q.db --study-name quickstart
     """
     study = target.study()
-    _quiet_transformers()
+    quiet_transformers()
     from effllava_optuna.study.loop import continued, search
 
     with (
@@ -280,7 +285,7 @@ def status(target: Target, *, as_json: bool) -> None:
     Example:
       python -m effllava_optuna.study status studies/quickstart.toml --json
     """
-    found = _document(target)
+    found = _document(target.study())
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -299,7 +304,7 @@ def report(target: Target, *, as_json: bool) -> None:
     Example:
       python -m effllava_optuna.study report studies/quickstart.toml
     """
-    found = _document(target)
+    found = _document(target.study())
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -331,13 +336,13 @@ def export_(target: Target, trial: int | None, out: Path | None, *, overwrite: b
     directory = out or _export_directory(spec, Path(target.again) if target.spec else None)
     if directory is None:
         raise SpecError("There is no directory to write to.", hint="Give --out DIR.")
-    _quiet_transformers()
+    quiet_transformers()
     from effllava_optuna.study.loop import continued, write_checkpoint
 
     with Screen(target.again) as screen, continued(study, target.url, screen.say) as epochs:
         screen.say("exporting and verifying", 0.0)
         verified = write_checkpoint(epochs, number, directory, overwrite=overwrite)
-        screen.told(_exported(number, verified))
+        screen.told(exported(number, verified))
 
 
 @main.command()
@@ -357,11 +362,11 @@ def dashboard(target: Target, host: str, port: int) -> None:
     serve(study, target.url, host, port)
 
 
-def _document(target: Target) -> dict[str, Any]:
+def _document(study: Study) -> dict[str, Any]:
     from effllava_optuna.report import document
     from effllava_optuna.study.facts import facts_of
 
-    return document(facts_of(target.study()))
+    return document(facts_of(study))
 
 
 def _to_the_end(
@@ -372,58 +377,21 @@ def _to_the_end(
     others: Sequence[str | None],
 ) -> None:
     """Search, report and export; what is done already is not done again."""
-    from effllava_optuna.report import document, policies, summary
+    from effllava_optuna.report import policies, summary
     from effllava_optuna.study.crew import crew
-    from effllava_optuna.study.facts import facts_of
     from effllava_optuna.study.loop import conclude, search, write_checkpoint
 
-    screen.told(_calibration(epochs))
+    screen.told(calibration(epochs))
     with crew(target.url, target.name, others):
         search(epochs, screen.watch)
     conclude(epochs)
-    found = document(facts_of(epochs.study))
+    found = _document(epochs.study)
     screen.told(summary(found), "", policies(found))
     directory = _export_directory(epochs.spec, file)
     if directory is not None:
         screen.say("exporting and verifying", 0.0)
         number = found["chosen"]["trial"]
-        screen.told(_exported(number, write_checkpoint(epochs, number, directory, overwrite=True)))
-
-
-def _calibration(epochs: Epochs) -> str:
-    bundle = epochs.bench.bundle
-    dense, latency = bundle.dense, bundle.latency
-    anatomy = epochs.bench.anatomy
-    lines = [
-        f"dense model: {dense.parameters:,} parameters, proxy accuracy {dense.accuracy:.3f}, "
-        f"{dense.latency_ms:.1f} ms; {len(anatomy.sites)} sites hold "
-        f"{anatomy.parameters / dense.parameters:.0%} of the parameters",
-        f"latency table: off by {latency.error:.1%} on random policies; refit tables: "
-        f"{dense.memory_mb:.1f} MB",
-    ]
-    if bundle.effective_tokens:
-        tokens = sorted(bundle.effective_tokens.values())
-        lines.append(
-            f"token weights: {tokens[0]:.0f} to {tokens[-1]:.0f} effective tokens a site; "
-            f"damping {min(bundle.damping.values())} to {max(bundle.damping.values())}"
-        )
-    if epochs.spec.search.steady:
-        lines.append("search.steady: with several workers the result cannot be reproduced")
-    narrowest = latency.predict(anatomy, bundle.narrowest(anatomy))
-    if dense.latency_ms / narrowest < 1.5:
-        lines.append(
-            f"warning: the narrowest policy is only {dense.latency_ms / narrowest:.2f}x faster: "
-            "this workload is bound by overhead; use a larger latency.batch or longer prompts"
-        )
-    return "\n".join(lines)
-
-
-def _exported(number: int, verified: Any) -> str:
-    return (
-        f"trial {number} exported to {verified.directory}: {verified.parameters:,} parameters; "
-        f"reloaded in a fresh process: logits differ by {verified.logit_difference:.1e}, "
-        f"same generation: {'yes' if verified.generation_equal else 'no'}"
-    )
+        screen.told(exported(number, write_checkpoint(epochs, number, directory, overwrite=True)))
 
 
 def _export_directory(spec: StudySpec, file: Path | None) -> Path | None:
@@ -431,12 +399,3 @@ def _export_directory(spec: StudySpec, file: Path | None) -> Path | None:
     if directory is None:
         return None
     return Path(directory) if file is None else file.parent / directory
-
-
-def _quiet_transformers() -> None:
-    """Keep transformers from drawing its own bars over ours."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()

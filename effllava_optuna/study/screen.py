@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from effllava_optuna.study.records import trials_of
 if TYPE_CHECKING:
     from effllava_optuna.policy import TrialRecord
     from effllava_optuna.study.evolution import Epochs
+    from effllava_optuna.surgery import Verified
 
 _INTERRUPTED = 130
 
@@ -92,3 +94,50 @@ class Screen:
         if not self.console.is_terminal:
             self.told(f"{what}: {note}")
         self._last = what
+
+
+def calibration(epochs: Epochs) -> str:
+    """Say what the calibration found."""
+    bundle = epochs.bench.bundle
+    dense, latency = bundle.dense, bundle.latency
+    anatomy = epochs.bench.anatomy
+    lines = [
+        f"dense model: {dense.parameters:,} parameters, proxy accuracy {dense.accuracy:.3f}, "
+        f"{dense.latency_ms:.1f} ms; {len(anatomy.sites)} sites hold "
+        f"{anatomy.parameters / dense.parameters:.0%} of the parameters",
+        f"latency table: off by {latency.error:.1%} on random policies; refit tables: "
+        f"{dense.memory_mb:.1f} MB",
+    ]
+    if bundle.effective_tokens:
+        tokens = sorted(bundle.effective_tokens.values())
+        lines.append(
+            f"token weights: {tokens[0]:.0f} to {tokens[-1]:.0f} effective tokens a site; "
+            f"damping {min(bundle.damping.values())} to {max(bundle.damping.values())}"
+        )
+    if epochs.spec.search.steady:
+        lines.append("search.steady: with several workers the result cannot be reproduced")
+    narrowest = latency.predict(anatomy, bundle.narrowest(anatomy))
+    if dense.latency_ms / narrowest < 1.5:
+        lines.append(
+            f"warning: the narrowest policy is only {dense.latency_ms / narrowest:.2f}x faster: "
+            "this workload is bound by overhead; use a larger latency.batch or longer prompts"
+        )
+    return "\n".join(lines)
+
+
+def exported(number: int, verified: Verified) -> str:
+    """Say where a checkpoint is, and that it comes back."""
+    return (
+        f"trial {number} exported to {verified.directory}: {verified.parameters:,} parameters; "
+        f"reloaded in a fresh process: logits differ by {verified.logit_difference:.1e}, "
+        f"same generation: {'yes' if verified.generation_equal else 'no'}"
+    )
+
+
+def quiet_transformers() -> None:
+    """Keep transformers from drawing its own bars over ours."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -242,26 +242,22 @@ def spec_of(study: optuna.Study) -> StudySpec:
     return StudySpec.of(study.user_attrs[SPEC], place=f"study {study.study_name!r}")
 
 
+_PATIENCE = ("failures", "timeout")  # of [search]: what was measured does not depend on them
 _FREE = {
     ("study", "storage"),
     ("study", "artifacts"),
     ("export", "directory"),
-    ("search", "failures"),
-    ("search", "timeout"),
-}  # no value of a trial depends on these
+    *(("search", key) for key in _PATIENCE),
+}
 
 
 def renew(study: optuna.Study, given: StudySpec) -> None:
-    """Take over from ``given`` what may change while a study lives."""
-    old, new = spec_of(study).document(), given.document()
-    kept = {
-        table: {
-            key: new[table][key] if (table, key) in _FREE else value for key, value in keys.items()
-        }
-        for table, keys in old.items()
-    }
-    if kept != old:
-        study.set_user_attr(SPEC, kept)
+    """Let a study bear as much as ``given`` says from now on; all else stays as it began."""
+    document = spec_of(study).document()
+    table = given.search.model_dump(mode="json", include=set(_PATIENCE))
+    if document["search"] | table != document["search"]:
+        document["search"] |= table
+        study.set_user_attr(SPEC, document)
 
 
 def difference(stored: StudySpec, given: StudySpec) -> str | None:

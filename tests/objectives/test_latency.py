@@ -53,7 +53,7 @@ def test_sums_of_the_table_are_whole_runs_of_an_additive_model(tiny: Loaded) -> 
 
 def test_timings_are_interleaved_and_warm_ups_do_not_count() -> None:
     calls = []
-    stopwatch = SimpleNamespace(workload=Workload(warmup=1, repeats=2))
+    stopwatch: Any = SimpleNamespace(workload=Workload(warmup=1, repeats=2))
 
     def run(name: str) -> Callable[[], Mapping[str, float]]:
         def timed() -> Mapping[str, float]:
@@ -63,8 +63,7 @@ def test_timings_are_interleaved_and_warm_ups_do_not_count() -> None:
         return timed
 
     found: dict[Any, dict[str, list[float]]] = Stopwatch.race(
-        stopwatch,  # type: ignore[arg-type]
-        {"a": run("a"), "b": run("b")},
+        stopwatch, {"a": run("a"), "b": run("b")}
     )
     assert calls == ["a", "b"] * 3
     assert found == {"a": {"prefill": [3.0, 5.0]}, "b": {"prefill": [4.0, 6.0]}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def test_an_anatomy_refuses_no_sites_and_the_same_site_twice() -> None:
 
 def test_the_digest_changes_with_every_field_of_a_site(anatomy: Anatomy) -> None:
     first, *rest = anatomy.sites
-    changes = [
+    changes: list[dict[str, Any]] = [
         {"tower": "vision"},
         {"layer": 9},
         {"kind": Kind.MLP, "layer": 9},
@@ -36,13 +37,13 @@ def test_the_digest_changes_with_every_field_of_a_site(anatomy: Anatomy) -> None
         {"unit_params": 101},
         {"floor": 2},
     ]
-    digests = {Anatomy((replace(first, **change), *rest)).digest for change in changes}  # type: ignore[arg-type]
+    digests = {Anatomy((replace(first, **change), *rest)).digest for change in changes}
     digests |= {anatomy.digest, Anatomy((*rest, first)).digest, Anatomy(tuple(rest)).digest}
     assert len(digests) == len(changes) + 3
 
 
 def test_json_keeps_the_anatomy(anatomy: Anatomy) -> None:
-    again = Anatomy.from_json(anatomy.to_json())  # type: ignore[arg-type]
+    again = Anatomy.from_json(anatomy.to_json())
     assert again == anatomy
     assert again.digest == anatomy.digest
     assert all(isinstance(site.kind, Kind) for site in again.sites)

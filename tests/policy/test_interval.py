@@ -20,7 +20,9 @@ def test_samples_of_one_unit_count_as_little_as_one() -> None:
     per_unit = np.random.default_rng(1).random(100) < 0.7
     units = [str(index) for index in range(100)]
     low, high = bootstrap_interval(per_unit, units)
-    clustered_low, clustered_high = bootstrap_interval(np.repeat(per_unit, 8), np.repeat(units, 8))  # type: ignore[arg-type]
+    clustered_low, clustered_high = bootstrap_interval(
+        np.repeat(per_unit, 8), [unit for unit in units for _ in range(8)]
+    )
     naive_low, naive_high = bootstrap_interval(
         np.repeat(per_unit, 8), [str(i) for i in range(800)]
     )

@@ -13,6 +13,7 @@ from effllava_optuna.samplers._slots import (
     firsts,
     is_foreign,
     is_open,
+    of_epoch,
     seekers,
     twin_of,
 )
@@ -39,7 +40,8 @@ def numbered(*trials: FrozenTrial) -> list[FrozenTrial]:
 
 
 def due_now(*trials: FrozenTrial, epoch: int = 0, steady: int = 0) -> list[tuple[int, int, int]]:
-    tickets = due(numbered(*trials), epoch, population_size=2, steady=steady)
+    table = counted(of_epoch(numbered(*trials), epoch))
+    tickets = due(table, epoch, population_size=2, steady=steady)
     assert all(ticket.slot.epoch == epoch for ticket in tickets)
     return [(ticket.slot.generation, ticket.slot.index, ticket.attempt) for ticket in tickets]
 

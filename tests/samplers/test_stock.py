@@ -63,5 +63,6 @@ def test_failures_do_not_stop_it(name: Stock) -> None:
 
 
 def test_an_unknown_sampler_is_refused() -> None:
+    name: Any = "cma"
     with pytest.raises(ValueError, match="no sampler 'cma': use one of nsga2, tpe, random"):
-        EpochStockSampler(None, "cma")  # type: ignore[arg-type]
+        EpochStockSampler(None, name)

@@ -220,7 +220,8 @@ def main() -> None:
     optuna.storages.RDBStorage("sqlite://")  # imports what every forked process would import
     for line in sys.stdin:
         url, scratch, points = json.loads(line)
-        print(json.dumps(followed(url, Path(scratch), points)), flush=True)  # noqa: T201
+        sys.stdout.write(json.dumps(followed(url, Path(scratch), points)) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 from effllava_optuna.study import storage
-from effllava_optuna.study.loop import continued, search
+from effllava_optuna.study.loop import conclude, continued, search
 from tests.study.conftest import Ran, clone, started
 from tests.study.test_cli import wait_for_trials
 
@@ -25,8 +25,12 @@ def test_three_kills_change_nothing(calibrated: Path, smoke: Ran, tmp_path: Path
     study = storage.open_study(storage.open_storage(url), "smoke")
     with continued(study, url) as epochs:
         search(epochs)
+        conclude(epochs)
     expected, found = smoke.document("status"), Ran(killed, "").document("status")
     assert expected["trials"]["complete"] == 48
     assert found["trials"]["complete"] == 48
     assert found["digest"] == expected["digest"]
     assert found["hypervolume"] == expected["hypervolume"]
+    for row in ("chosen", "dense", "uniform2"):
+        for key in ("policy", "accuracy_validation", "accuracy_test", "latency_ms"):
+            assert found[row][key] == expected[row][key]

@@ -130,13 +130,14 @@ def test_two_processes_never_take_the_same_trial(tmp_path: Path) -> None:
     assert won.empty()
 
 
-def test_what_no_trial_depends_on_may_change(spec: StudySpec) -> None:
-    study = storage.create_study(optuna.storages.InMemoryStorage(), spec)
-    changes = ("search.failures=0.5", "search.timeout=9.0", "export.directory=there")
-    later = read_spec(ROOT / "studies" / "smoke.toml", changes)
+def test_a_study_may_bear_more_later_and_stays_where_it_is(spec: StudySpec) -> None:
+    file, place = ROOT / "studies" / "smoke.toml", "study.artifacts=there"
+    study = storage.create_study(optuna.storages.InMemoryStorage(), read_spec(file, (place,)))
+    patience = ("search.failures=0.5", "search.timeout=9.0")
+    later = read_spec(file, patience)
     assert storage.difference(storage.spec_of(study), later) is None
     storage.renew(study, later)
-    assert storage.spec_of(study) == later
+    assert storage.spec_of(study) == read_spec(file, (*patience, place))
 
 
 def test_a_template_is_stored_as_optuna_stores_it(storage_url: str, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from effllava_optuna.errors import EffllavaError, ModelError
+from effllava_optuna.policy import SiteId
 from effllava_optuna.surgery import Loaded, Probe, arranged, moments, rank_units
 from effllava_optuna.tasks import Digits, Split, encode
 
@@ -70,8 +71,8 @@ def test_taylor_does_not_depend_on_how_samples_are_batched(
 ) -> None:
     together = rank_units(tiny, [Probe(batch.inputs, batch.targets)], "taylor")
     apart = rank_units(tiny, [Probe(one.inputs, one.targets) for one in singles], "taylor")
-    for site in ("language.00.attn", "language.02.mlp"):
-        assert together.units[site].tolist() == apart.units[site].tolist()  # type: ignore[index]
+    for site in map(SiteId, ("language.00.attn", "language.02.mlp")):
+        assert together.units[site].tolist() == apart.units[site].tolist()
 
 
 def test_magnitude_is_the_energy_of_a_units_columns(tiny: Loaded) -> None:

@@ -80,8 +80,8 @@ def model(
         return make_llava(attention_bias=True, mlp_bias=True)
     loaded = make_llava("Qwen2Config", head_dim=6)
     for handle in loaded.handles[::2]:
-        handle.module.num_heads = 6  # type: ignore[assignment]
-        handle.module.num_key_value_heads = 3  # type: ignore[assignment]
+        module: Any = handle.module
+        module.num_heads, module.num_key_value_heads = 6, 3
     return Loaded.of(loaded.model, loaded.processor, "with head counts")
 
 

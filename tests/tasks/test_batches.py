@@ -72,7 +72,8 @@ def test_a_trailing_space_is_dropped_and_a_line_break_kept(
     processor: Any, ending: str, kept: str
 ) -> None:
     other = copy.copy(processor)
-    other.chat_template = "{{ messages[0]['content'][1]['text'] + ' ' + %r }}" % ending  # noqa: UP031
+    asked = "messages[0]['content'][1]['text']"
+    other.chat_template = f"{{{{ {asked} + ' ' + {ending!r} }}}}"
     assert prompt(other, "why?") == f"why? {kept}"
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -8,16 +8,19 @@ from effllava_optuna.errors import TaskError
 from effllava_optuna.tasks import Digits, Sample, Split, checked
 
 
-class Edited(Digits):
+@dataclass(frozen=True)
+class Edited:
     """Digits, but one split is something else."""
 
-    def __init__(self, split: Split, samples: tuple[Sample, ...]) -> None:
-        super().__init__(proxy=8, validation=8, test=8)
-        object.__setattr__(self, "edit", (split, samples))
+    split: Split
+    edited: tuple[Sample, ...]
+    digits: Digits = field(default_factory=lambda: Digits(proxy=8, validation=8, test=8))
+    name: str = "edited"
+    digest: str = "edited"
+    chance: float = 0.25
 
     def samples(self, split: Split) -> tuple[Sample, ...]:
-        edited, samples = self.edit  # type: ignore[attr-defined]
-        return samples if split is edited else super().samples(split)
+        return self.edited if split is self.split else self.digits.samples(split)
 
 
 def test_a_task_whose_splits_share_nothing_passes() -> None:
