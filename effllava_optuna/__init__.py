@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery.calibrate import rank_units as rank_units
     from effllava_optuna.surgery.export import export as export
     from effllava_optuna.surgery.export import load_pruned as load_pruned
-    from effllava_optuna.surgery.load import Loaded as Loaded
     from effllava_optuna.surgery.load import load as load
+    from effllava_optuna.surgery.loaded import Loaded as Loaded
     from effllava_optuna.surgery.narrow import masked as masked
     from effllava_optuna.surgery.narrow import narrowed as narrowed
     from effllava_optuna.surgery.narrow import sliced as sliced

@@ -40,6 +40,11 @@ TEMPLATE = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a test run write the tables of the README that it generates."""
+    parser.addoption("--write-tables", action="store_true", help="write the README's tables")
+
+
 @pytest.fixture(scope="session")
 def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A PostgreSQL server of our own, by a URL up to the name of a database; skips without one."""

@@ -28,9 +28,14 @@ def two_numbers(anatomy: Anatomy, widths: Widths) -> tuple[Policy, ...]:
     }
     return tuple(
         Policy.of(
-            anatomy, [widths[s.id][level[anatomy.kinds.index(s.kind)]] for s in anatomy.sites]
+            anatomy,
+            [
+                widths[site.id][chosen[site.kind]] if site.kind in chosen else site.width
+                for site in anatomy.sites
+            ],
         )
         for level in product(*levels.values())
+        for chosen in (dict(zip(levels, level, strict=True)),)
     )
 
 
@@ -43,7 +48,10 @@ def one_number(anatomy: Anatomy, widths: Widths) -> tuple[Policy, ...]:
     found: dict[Policy, None] = {}
     for width in widths[fine.id]:
         share = width / fine.width
-        keep = [_nearest(widths[site.id], share * site.width) for site in anatomy.sites]
+        keep = [
+            _nearest(widths[site.id], share * site.width) if site.kind in anatomy.kinds else 1
+            for site in anatomy.sites
+        ]
         found[Policy.of(anatomy, keep)] = None
     return tuple(found)
 

@@ -61,7 +61,7 @@ class LatencyTable:
 
     Attributes:
         new_tokens: Of the workload.
-        vision_ms: The vision tower; no policy changes it.
+        vision_ms: The vision tower, where no policy changes it.
         dense_ms: By phase (``prefill``, ``decode``: one token), the decoder at full width.
         saved_ms: By phase, site and width: change against the dense site, <= 0.
         friendly: By site, the widths that no wider one clearly beats; the dense one among them.
@@ -82,9 +82,11 @@ class LatencyTable:
         total = self.vision_ms
         for phase, times in (("prefill", 1), ("decode", self.new_tokens - 1)):
             if times:
+                # What a block that is left out saves is said by its own site alone.
                 saved = sum(
-                    self.saved_ms[phase][site.id][count]
-                    for site, count in zip(anatomy.sites, policy.keep, strict=True)
+                    self.saved_ms[phase][site][count]
+                    for site, count in policy.working(anatomy).items()
+                    if count in self.saved_ms[phase][site]
                 )
                 dense = self.dense_ms[phase]
                 # What sites save is timed one kind at a time; on a machine under load the sum
@@ -133,7 +135,9 @@ class Stopwatch:
             torch.cuda.synchronize(self.loaded.device)
 
     def vision(self) -> float:
-        """Time the vision tower, in ms."""
+        """Time the vision tower, in ms; 0 where it runs with the decoder, as it is cut, too."""
+        if self.seen.features is None:
+            return 0.0
         return self._timed(lambda: look(self.loaded, self.inputs))
 
     @torch.inference_mode()

@@ -6,8 +6,9 @@ relative to the dense model and weighted by parameters, is
 
     Omega = sum_l a_l log(||W'_l||_F / ||W_l||_F),    sum_l a_l = 1,
 
-over the query, key, value, output, gate, up and down matrices. That the paper's term is built
-from weight norms is known; this form of it is inferred.
+over the query, key, value, output, gate, up and down matrices. A matrix of a block that is left
+out counts with -log(1 + ||W_l||_F). That the paper's term is built from weight norms is known;
+this form of it is inferred.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def risk_table(
         for name in (*handle.inputs, handle.output)
     )
     table: dict[SiteId, dict[int, float]] = {}
+    gone: dict[tuple[str, int], float] = {}
     for handle in loaded.handles:
         site = handle.site
         shares = _squared_norms(handle, torch.from_numpy(order.units[site.id].copy()))
@@ -74,23 +76,32 @@ def risk_table(
                 weight = handle.linear(name).weight.numel() / total
                 nats += weight * 0.5 * math.log(kept / float(squares.sum()))
             table[site.id][width] = nats
+        norms = {name: math.sqrt(float(squares.sum())) for name, squares in shares.items()}
+        absent = -sum(
+            handle.linear(name).weight.numel() / total * math.log1p(norm)
+            for name, norm in norms.items()
+        )
+        here = (site.tower, site.layer)
+        # No width may carry less risk than none at all.
+        gone[here] = gone.get(here, 0.0) + min(absent, *table[site.id].values())
+    for block in loaded.blocks:
+        here = (block.site.tower, block.site.layer)
+        table[block.site.id] = {0: gone.get(here, 0.0), 1: 0.0}
     return table
 
 
 def risk(policy: Policy, loaded: Loaded, table: RiskTable) -> float:
     """Sum Omega of ``policy`` up, in nats; 0 for the dense policy."""
-    return sum(
-        table[handle.site.id][count]
-        for handle, count in zip(loaded.handles, policy.keep, strict=True)
-    )
+    kept = policy.working(loaded.anatomy)
+    return sum(table[site][count] for site, count in kept.items() if count in table[site])
 
 
 def _squared_norms(handle: Handle, units: torch.Tensor) -> dict[str, torch.Tensor]:
     """Give each matrix's squared norm by unit, in order: shape ``(width,)`` each."""
     norms = {}
-    for name, each in handle.inputs.items():
+    for name, rows in handle.inputs.items():
         squares = handle.linear(name).weight.detach().double().pow(2).sum(1).cpu()
-        norms[name] = squares.reshape(-1, each).sum(1)[units]
+        norms[name] = rows.sums(squares, handle.site.width)[units]
     squares = handle.linear(handle.output).weight.detach().double().pow(2).sum(0).cpu()
     norms[handle.output] = squares.reshape(-1, handle.columns).sum(1)[units]
     for name, squares in norms.items():

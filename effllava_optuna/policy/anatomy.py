@@ -22,6 +22,7 @@ class Kind(StrEnum):
 
     ATTN = "attn"
     MLP = "mlp"
+    BLOCK = "block"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,13 @@ class Site:
     Attributes:
         tower: The stack it belongs to, such as ``language``.
         layer: Index of its block in the stack, from 0.
-        kind: ``attn``: a unit is one key/value head with the query heads that read it;
-            ``mlp``: a unit is one hidden channel.
+        kind: ``attn``: a unit is one key/value head with the query heads that read it (or one
+            query head where all share one key/value head); ``mlp``: a unit is one hidden
+            channel; ``block``: the one unit is a whole block.
         width: Units of the dense model.
-        unit_params: Parameters that go with one unit.
-        floor: Fewest units that may stay, at least 1.
+        unit_params: Parameters that go with one unit; of a block those that belong to no other
+            unit.
+        floor: Fewest units that may stay: at least 1, and 0 for a block.
     """
 
     tower: str
@@ -46,10 +49,11 @@ class Site:
     floor: int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.floor <= self.width:
+        lowest = 0 if self.kind is Kind.BLOCK else 1
+        if not lowest <= self.floor <= self.width:
             raise PolicyError(
                 f"{self.id} has floor {self.floor} and width {self.width}.",
-                hint="Use a floor from 1 up to the width.",
+                hint=f"Use a floor from {lowest} up to the width.",
             )
 
     @property
@@ -90,8 +94,10 @@ class Anatomy:
 
     @cached_property
     def kinds(self) -> tuple[Kind, ...]:
-        """Give the kinds of site that occur, in order of their first site."""
-        return tuple(dict.fromkeys(site.kind for site in self.sites))
+        """Give the kinds of site that have widths, in order of their first site."""
+        return tuple(
+            dict.fromkeys(site.kind for site in self.sites if site.kind is not Kind.BLOCK)
+        )
 
     def to_json(self) -> list[dict[str, Any]]:
         """Give the sites as JSON."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from effllava_optuna.errors import PolicyError
+from effllava_optuna.policy.anatomy import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,7 +58,8 @@ class Order:
         """
         units = {}
         for site in anatomy.sites:
-            score = np.asarray(scores.get(site.id, ()), dtype=np.float64)
+            alone = [0.0] if site.kind is Kind.BLOCK else []  # nothing to rank in a block
+            score = np.asarray(scores.get(site.id, alone), dtype=np.float64)
             if score.shape != (site.width,) or not np.isfinite(score).all():
                 raise PolicyError(
                     f"{site.id} has no {site.width} finite {method} scores.",

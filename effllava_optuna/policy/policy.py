@@ -13,7 +13,7 @@ from effllava_optuna.policy.anatomy import Kind
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from effllava_optuna.policy.anatomy import Anatomy, Site
+    from effllava_optuna.policy.anatomy import Anatomy, Site, SiteId
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Policy:
 
     @staticmethod
     def uniform(anatomy: Anatomy, *, keep: float | Mapping[str, float]) -> Policy:
-        """Keep the same share everywhere, or one share for each kind of site.
+        """Keep the same share everywhere, or one share for each kind of site; and every block.
 
         Args:
             anatomy: The model's.
@@ -81,7 +81,7 @@ class Policy:
         shares = keep if isinstance(keep, Mapping) else dict.fromkeys(Kind, keep)
         counts = []
         for site in anatomy.sites:
-            share = shares.get(site.kind)
+            share = 1.0 if site.kind is Kind.BLOCK else shares.get(site.kind)
             if share is None or not 0 < share <= 1:
                 raise PolicyError(
                     f"{site.kind} sites cannot keep a share of {share}.",
@@ -102,11 +102,19 @@ class Policy:
 
     def kept_share(self, anatomy: Anatomy) -> float:
         """Give the share of the prunable parameters that stay, in (0, 1]."""
+        kept = self.working(anatomy)
+        return sum(kept[s.id] * s.unit_params for s in anatomy.sites) / anatomy.parameters
+
+    def working(self, anatomy: Anatomy) -> dict[SiteId, int]:
+        """Give the units that compute, by site: none in a block that is left out."""
         self.check(anatomy)
-        kept = sum(
-            count * site.unit_params for site, count in zip(anatomy.sites, self.keep, strict=True)
-        )
-        return kept / anatomy.parameters
+        pairs = list(zip(anatomy.sites, self.keep, strict=True))
+        gone = {
+            (site.tower, site.layer)
+            for site, count in pairs
+            if site.kind is Kind.BLOCK and not count
+        }
+        return {s.id: 0 if (s.tower, s.layer) in gone else count for s, count in pairs}
 
     def check(self, anatomy: Anatomy) -> None:
         """Refuse another model's anatomy.

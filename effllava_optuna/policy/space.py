@@ -75,14 +75,22 @@ class Space:
     genes: tuple[Gene, ...]
 
     @staticmethod
-    def of(anatomy: Anatomy, widths: Mapping[SiteId, Sequence[int]]) -> Space:
-        """Make the space of epoch 0: one gene a site, from the allowed widths by site id.
+    def of(
+        anatomy: Anatomy, widths: Mapping[SiteId, Sequence[int]], *, tied: bool = False
+    ) -> Space:
+        """Make the space of epoch 0 from the allowed widths by site id.
+
+        Args:
+            anatomy: The model's.
+            widths: Ascending, by site id.
+            tied: One gene for all sites of a tower and kind that are alike, as configurations
+                with one width a tower demand, instead of one a site. Blocks stay single.
 
         Raises:
             PolicyError: A site's widths are not inside its floor and width, or leave out the
                 dense width.
         """
-        genes = []
+        groups: dict[object, tuple[list[int], tuple[int, ...]]] = {}
         for index, site in enumerate(anatomy.sites):
             allowed = tuple(map(operator.index, widths.get(site.id, ())))
             if not allowed or allowed[-1] != site.width or allowed[0] < site.floor:
@@ -90,7 +98,13 @@ class Space:
                     f"{site.id} has allowed widths {allowed}.",
                     hint=f"Give widths from {site.floor} up, {site.width} among them.",
                 )
-            genes.append(Gene(site.id, (index,), allowed))
+            like = (site.tower, site.kind, site.width, allowed)
+            key = like if tied and site.width > 1 else index
+            groups.setdefault(key, ([], allowed))[0].append(index)
+        genes = [
+            Gene(anatomy.sites[members[0]].id, tuple(members), allowed)
+            for members, allowed in groups.values()
+        ]
         return Space(0, anatomy.digest, tuple(genes))
 
     @cached_property

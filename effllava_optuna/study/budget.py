@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from effllava_optuna.errors import SpecError
+from effllava_optuna.policy import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,6 +21,9 @@ _SLACK = 1e-9  # rounding of a sum must not make a policy too expensive
 @dataclass(frozen=True)
 class Budget:
     """Costs that add up over sites, and how much a policy may spend.
+
+    What is in a block that is left out costs nothing, but the sum cannot know: it takes it at its
+    narrowest off the cost of the block. So the sum is never less than what a policy costs.
 
     Attributes:
         costs: By site and width; they do not fall with width.
@@ -61,12 +65,12 @@ def budget_of(spec: StudySpec, anatomy: Anatomy, bundle: Bundle) -> Budget:
     """
     search, latency = spec.search, bundle.latency
     if search.speedup is not None:
-        costs = {
+        saved = {
             site: {width: latency.saved(site, width) for width in widths}
             for site, widths in bundle.widths.items()
         }
         dense_ms = bundle.dense.latency_ms
-        budget = Budget(costs, dense_ms / search.speedup - dense_ms)
+        budget = Budget(_without_contents(anatomy, saved), dense_ms / search.speedup - dense_ms)
         narrowest = bundle.narrowest(anatomy)
         if not budget.allows(anatomy, narrowest):
             reach = dense_ms / latency.predict(anatomy, narrowest)
@@ -83,7 +87,7 @@ def budget_of(spec: StudySpec, anatomy: Anatomy, bundle: Bundle) -> Budget:
         }
         for site in anatomy.sites
     }
-    budget = Budget(costs, search.kept_share)
+    budget = Budget(_without_contents(anatomy, costs), search.kept_share)
     narrowest = bundle.narrowest(anatomy)
     if not budget.allows(anatomy, narrowest):
         raise SpecError(
@@ -92,3 +96,17 @@ def budget_of(spec: StudySpec, anatomy: Anatomy, bundle: Bundle) -> Budget:
             hint="Allow more, or give smaller pruning.shares.",
         )
     return budget
+
+
+def _without_contents(
+    anatomy: Anatomy, costs: Mapping[SiteId, Mapping[int, float]]
+) -> dict[SiteId, Mapping[int, float]]:
+    """Take what a block holds at its narrowest off the cost of leaving it out."""
+    found = dict(costs)
+    for block in anatomy.sites:
+        if block.kind is Kind.BLOCK:
+            inside = [s for s in anatomy.sites if (s.tower, s.layer) == (block.tower, block.layer)]
+            least = sum(min(costs[s.id].values()) for s in inside if s is not block)
+            absent = min(costs[block.id][0] - least, costs[block.id][1])
+            found[block.id] = {0: absent, 1: costs[block.id][1]}
+    return found

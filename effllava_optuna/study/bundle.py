@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from effllava_optuna.objectives import LatencyTable
-from effllava_optuna.policy import Order, Policy, SiteId
+from effllava_optuna.policy import Kind, Order, Policy, SiteId
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -144,12 +144,16 @@ def _by_width(table: Mapping[str, Mapping[str, float]]) -> dict[SiteId, dict[int
 
 def widths_of(anatomy: Anatomy, spec: StudySpec) -> dict[SiteId, tuple[int, ...]]:
     """Give each site the widths that the spec's shares stand for; the dense width among them."""
-    return {site.id: _widths(site.width, site.floor, _step(site.kind, spec), spec.pruning.shares)
-            for site in anatomy.sites}  # fmt: skip
+    return {
+        site.id: (0, 1)
+        if site.kind is Kind.BLOCK
+        else _widths(site.width, site.floor, _step(site.kind, spec), spec.pruning.shares)
+        for site in anatomy.sites
+    }
 
 
-def _step(kind: str, spec: StudySpec) -> int:
-    return spec.pruning.multiple_of if kind == "mlp" else 1
+def _step(kind: Kind, spec: StudySpec) -> int:
+    return spec.pruning.multiple_of if kind is Kind.MLP else 1
 
 
 def _widths(width: int, floor: int, step: int, shares: Sequence[float]) -> tuple[int, ...]:

@@ -58,7 +58,17 @@ class TaskTable(_Table):
 
 
 class PruningTable(_Table):
-    """``[pruning]``: which units go first, how the rest is fitted, and which widths there are."""
+    """``[pruning]``: what is cut, which units go first, how the rest is fitted, which widths.
+
+    ``towers`` are those whose heads and channels are cut; with ``depth`` whole blocks of the
+    decoder may go, too. ``mode`` is ``per-layer``, or ``vllm-safe``: only what a stock
+    configuration can say, one width a tower and kind (and depth), so that the portable export
+    needs no padding.
+    """
+
+    towers: Annotated[tuple[str, ...], Field(min_length=1)] = ("language",)
+    depth: bool = False
+    mode: Literal["per-layer", "vllm-safe"] = "per-layer"
 
     order: Literal["magnitude", "taylor"] = "taylor"
     refit: Literal["none", "least-squares"] = "least-squares"

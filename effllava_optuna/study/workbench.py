@@ -43,8 +43,9 @@ from effllava_optuna.surgery import (
     moments,
     narrowed,
     rank_units,
+    sayable,
 )
-from effllava_optuna.surgery.narrow import elements
+from effllava_optuna.surgery.handle import elements
 from effllava_optuna.tasks import Digits, Split, checked, encode, proxy_only
 
 if TYPE_CHECKING:
@@ -108,7 +109,15 @@ class Workbench:
     ) -> None:
         self.spec = spec
         model = spec.model
-        self.loaded = loaded or load(model.path, device=device or model.device, dtype=model.dtype)
+        self.loaded = loaded or load(
+            model.path,
+            device=device or model.device,
+            dtype=model.dtype,
+            towers=spec.pruning.towers,
+            depth=spec.pruning.depth,
+        )
+        if self.tied:
+            self.loaded = sayable(self.loaded).checked()
         self.anatomy = self.loaded.anatomy
         self.task = task or task_of(spec)
         self._open = ExitStack()
@@ -164,7 +173,12 @@ class Workbench:
     @cached_property
     def wide(self) -> Space:
         """Give the space of epoch 0."""
-        return Space.of(self.anatomy, self.bundle.widths)
+        return Space.of(self.anatomy, self.bundle.widths, tied=self.tied)
+
+    @property
+    def tied(self) -> bool:
+        """Tell whether all blocks of a tower have one width."""
+        return self.spec.pruning.mode == "vllm-safe"
 
     def basis(self, projectors: Sequence[Mapping[str, torch.Tensor]] | None = None) -> Basis:
         """Join the bundle with an epoch's projectors; None: the model's own."""

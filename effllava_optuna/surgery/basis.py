@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from effllava_optuna.policy import Order, Policy, SiteId
-    from effllava_optuna.surgery.load import Loaded
+    from effllava_optuna.surgery.loaded import Loaded
 
 WHOLE = 0  # the fit for use; fit f + 1 is for scoring the samples of fold f, which it never saw
 

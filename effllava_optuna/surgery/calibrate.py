@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from effllava_optuna.policy import SiteId
-    from effllava_optuna.surgery.discover import Handle
-    from effllava_optuna.surgery.load import Loaded
+    from effllava_optuna.surgery.handle import Handle
+    from effllava_optuna.surgery.loaded import Loaded
 
     Inputs = Mapping[str, Any]
     Seen = Callable[[Handle, torch.Tensor, torch.Tensor], None]

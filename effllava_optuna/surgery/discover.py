@@ -1,91 +1,101 @@
-"""Find what can be narrowed by looking at structure, not at a list of models.
+"""Find what can be cut by looking at structure, not at a list of models.
 
-An attention module has linear children for queries, keys, values and output; an MLP has linear
-children in and out of its hidden channels. Head counts come from the shapes of the weights, not
-from the configuration. Parameter paths differ between versions of transformers, so that nothing
-here, or in any file that we write, goes by path.
+The decoder is what the model itself calls its decoder; every other stack of blocks with attention
+is a tower; an MLP that lies in no stack is a projector. Parameter paths differ between versions
+of transformers, so that nothing here, or in any file that we write, goes by path.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from effllava_optuna.errors import ModelError
 from effllava_optuna.policy import Anatomy, Kind, Site
+from effllava_optuna.surgery.depth import dead_blocks, protected
+from effllava_optuna.surgery.handle import Block, Handle, Refusal
+from effllava_optuna.surgery.units import (
+    UnfitError,
+    attention_handle,
+    attentions,
+    mlp_handle,
+    mlps,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Sequence
 
-_QKV = ("q_proj", "k_proj", "v_proj")
-_ATTN_OUT = ("o_proj", "out_proj")
-_MLP = (
-    (("gate_proj", "up_proj"), "down_proj"),
-    (("fc1",), "fc2"),
-)
-_HEAD_COUNTS = ("num_heads", "num_attention_heads")
-_GROUP_COUNTS = ("num_key_value_heads", "num_kv_heads")
+LANGUAGE, VISION, PROJECTOR = "language", "vision", "projector"
 
 
 @dataclass(frozen=True, slots=True)
-class Handle:
-    """Where a site sits in a model, and what one unit is there.
+class Discovery:
+    """What a model is made of, as far as it can be cut.
 
     Attributes:
-        site: The site.
-        module: The attention or MLP module.
-        inputs: Linear children that write the units, with the rows that one unit has.
-        output: The linear child that reads the units.
-        columns: Columns of ``output`` that one unit has.
-        counts: Integer attributes of ``module`` that follow the width, with their value a unit.
+        handles: Attention and MLP sites, in the order of a forward pass.
+        blocks: Whole blocks of the decoder.
+        refused: What looks as if it could be cut, but cannot.
     """
 
-    site: Site
-    module: nn.Module
-    inputs: Mapping[str, int]
-    output: str
-    columns: int
-    counts: Mapping[str, int]
+    handles: tuple[Handle, ...]
+    blocks: tuple[Block, ...]
+    refused: tuple[Refusal, ...]
 
-    def linear(self, name: str) -> nn.Linear:
-        """Give the linear child called ``name``."""
-        child = getattr(self.module, name)
-        if not isinstance(child, nn.Linear):
-            raise ModelError(f"{self.site.id}: {name} is a {type(child).__name__}, not a Linear.")
-        return child
+    @property
+    def anatomy(self) -> Anatomy:
+        """Give the sites in the order of a forward pass; a block follows what is in it."""
+        sites = [handle.site for handle in self.handles]
+        sites += [block.site for block in self.blocks]
+        towers = list(dict.fromkeys(site.tower for site in sites))  # the decoder comes last
+        kinds = list(Kind)
+        sites.sort(key=lambda s: (towers.index(s.tower), s.layer, kinds.index(s.kind)))
+        return Anatomy(tuple(sites))
+
+    def only(self, towers: Sequence[str], *, depth: bool) -> Discovery:
+        """Keep the sites of some towers; with ``depth`` whole blocks, too."""
+        return Discovery(
+            tuple(handle for handle in self.handles if handle.site.tower in towers),
+            tuple(block for block in self.blocks if depth and block.site.tower in towers),
+            tuple(
+                refusal
+                for refusal in self.refused
+                if refusal.place.partition(".")[0] in towers
+                and (depth or not refusal.place.endswith(Kind.BLOCK))
+            ),
+        )
+
+    def without(self, refused: Sequence[Refusal]) -> Discovery:
+        """Leave out what cannot be cut after all."""
+        gone = {refusal.place for refusal in refused}
+        return Discovery(
+            tuple(handle for handle in self.handles if handle.site.id not in gone),
+            tuple(block for block in self.blocks if block.site.id not in gone),
+            self.refused + tuple(refused),
+        )
 
 
-def language_model(model: nn.Module) -> nn.Module:
-    """Find the decoder of a vision-language model.
+def language_model(model: Any) -> nn.Module:
+    """Find the decoder of a model.
 
     Raises:
         ModelError: It has none.
     """
-    decoder, head = (
-        getattr(model, name)() if hasattr(model, name) else None
-        for name in ("get_decoder", "get_output_embeddings")
-    )
-    parts = [part for part in (decoder, head) if isinstance(part, nn.Module)]
-    text = {id(weight) for part in parts for weight in part.parameters()}
-    # Whatever is neither decoder nor output embeddings belongs to a tower.
-    sees = any(id(weight) not in text for weight in model.parameters())
-    if not isinstance(decoder, nn.Module) or not sees:
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if not isinstance(decoder, nn.Module) or not any(_stacks(decoder)):
         raise ModelError(
-            f"{type(model).__name__} has no language decoder beside a tower.",
-            hint="Use a vision-language model, such as a LLaVA checkpoint.",
+            f"{type(model).__name__} has no language decoder that is understood.",
+            hint="Use a vision-language model, such as a LLaVA checkpoint, or a text decoder.",
         )
     return decoder
 
 
-def projector(model: nn.Module) -> nn.Module:
-    """Find the module between the vision tower and the language model.
+def connector(model: nn.Module) -> nn.Module | None:
+    """Find the one part between a vision tower and the decoder that has weights of its own.
 
-    It is the one part beside them that has weights, but no stack of blocks.
-
-    Raises:
-        ModelError: There is none, or more than one.
+    It is a child beside them with weights, but without a stack of blocks.
     """
     decoder = language_model(model)
     body = next(
@@ -99,142 +109,150 @@ def projector(model: nn.Module) -> nn.Module:
         and not any(isinstance(inner, nn.ModuleList) for inner in child.modules())
         and child is not getattr(model, "lm_head", None)
     ]
-    if len(found) != 1:
-        raise ModelError(
-            f"{type(model).__name__} has {len(found)} parts that could be its projector.",
-            hint="Models with one projector beside tower and decoder are understood (LLaVA).",
-        )
-    return found[0]
+    return found[0] if len(found) == 1 else None
 
 
-def discover(model: nn.Module) -> tuple[Handle, ...]:
-    """Find the sites of the language tower, in the order of a forward pass.
+def projector(model: nn.Module) -> nn.Module:
+    """Find what carries vision features to the decoder: the connector, else the MLPs like one.
 
     Raises:
-        ModelError: A block has no attention or no MLP that is understood.
+        ModelError: There is none.
+    """
+    found = connector(model)
+    if found is not None:
+        return found
+    mlps = [h.module for h in discover(model).handles if h.site.tower == PROJECTOR]
+    if not mlps:
+        raise ModelError(
+            f"{type(model).__name__} has no part that could be its projector.",
+            hint="Set projector.steps = 0 to search without training one.",
+        )
+    return nn.ModuleList(mlps)
+
+
+def discover(model: nn.Module) -> Discovery:
+    """Find everything that can be cut, in the order of a forward pass.
+
+    Raises:
+        ModelError: There is no decoder, or nothing of it can be cut.
     """
     decoder = language_model(model)
-    stacks = [
-        module
-        for module in decoder.modules()
-        if isinstance(module, nn.ModuleList) and any(_attention(block) for block in module)
-    ]
-    if len(stacks) != 1:
+    inside = {id(module) for module in decoder.modules()}
+    stacks = list(_stacks(model))
+    if sum(id(stack) in inside for _, stack in stacks) != 1:
         raise ModelError(
-            f"{type(decoder).__name__} has {len(stacks)} stacks of blocks with attention.",
-            hint="Decoders with q_proj, k_proj, v_proj and o_proj in one stack are understood.",
+            f"{type(decoder).__name__} has several stacks of blocks with attention.",
+            hint="Decoders with one stack of blocks can be cut.",
         )
     handles: list[Handle] = []
-    for layer, block in enumerate(stacks[0]):
-        attention, mlp = _attention(block), _mlp(block)
-        if attention is None or mlp is None:
-            missing = "attention" if attention is None else "MLP"
-            raise ModelError(
-                f"Block {layer} of {type(decoder).__name__} has no {missing} that is understood.",
-                hint="Mixture-of-experts and fused projections cannot be narrowed yet.",
-            )
-        handles += [_attention_handle(attention, layer), _mlp_handle(*mlp, layer)]
-    return tuple(handles)
-
-
-def anatomy_of(handles: tuple[Handle, ...]) -> Anatomy:
-    """Give the anatomy that ``handles`` belong to."""
-    return Anatomy(tuple(handle.site for handle in handles))
-
-
-def _has_linears(module: nn.Module, names: tuple[str, ...]) -> bool:
-    return all(isinstance(getattr(module, name, None), nn.Linear) for name in names)
-
-
-def _attention(block: nn.Module) -> nn.Module | None:
-    for module in block.modules():
-        if _has_linears(module, _QKV) and any(_has_linears(module, (o,)) for o in _ATTN_OUT):
-            return module
-    return None
-
-
-def _mlp(block: nn.Module) -> tuple[nn.Module, tuple[str, ...], str] | None:
-    found = [
-        (module, inputs, output)
-        for module in block.modules()
-        for inputs, output in _MLP
-        if _has_linears(module, (*inputs, output))
-    ]
-    # Of a mixture of experts one MLP may look like ours: several, or one beside stacked weights.
-    stacked = any(weight.dim() > 2 for weight in block.parameters())
-    return found[0] if len(found) == 1 and not stacked else None
-
-
-def _attention_handle(module: nn.Module, layer: int) -> Handle:
-    output = next(name for name in _ATTN_OUT if _has_linears(module, (name,)))
-    head_dim = getattr(module, "head_dim", None)
-    if not isinstance(head_dim, int):
+    blocks: list[Block] = []
+    refused: list[Refusal] = []
+    # Towers come before what they feed, wherever a model keeps them.
+    layers: dict[str, int] = {}
+    for path, stack in sorted(stacks, key=lambda found: id(found[1]) in inside):
+        language = id(stack) in inside
+        tower = LANGUAGE if language else _tower(path)
+        if language:
+            handles += _projectors(model, decoder, [stack for _, stack in stacks], refused)
+        dead = 0 if language else dead_blocks(model, stack)
+        for number, block in enumerate(stack):
+            layer = layers[tower] = layers.get(tower, -1) + 1
+            if number >= len(stack) - dead:
+                reason = "nothing reads what it gives; an export leaves it out"
+                refused.append(Refusal(f"{tower}.{layer:02d}", reason))
+                continue
+            handles += _in_block(block, tower, layer, refused)
+        if language:
+            found = _blocks(decoder, stack, handles)
+            kept, reasons = protected(model, found)
+            blocks += kept
+            refused += reasons
+    if not any(handle.site.tower == LANGUAGE for handle in handles):
         raise ModelError(
-            f"{type(module).__name__} of block {layer} does not tell its head_dim.",
-            hint="Use a transformers version whose attention has it.",
+            f"{type(decoder).__name__} has nothing that can be cut: "
+            f"{refused[0].place} has {refused[0].reason}.",
+            hint="Decoders with attention heads or MLP channels in linear layers can be cut.",
         )
-    q, k, v, o = (getattr(module, name) for name in (*_QKV, output))
-    queries, groups = q.out_features // head_dim, k.out_features // head_dim
-    faults = []
-    if not queries or not groups or queries % groups:
-        faults.append(f"{queries} query heads for {groups} key/value heads")
-    if (q.out_features, k.out_features) != (o.in_features, v.out_features):
-        faults.append("queries or keys of another size than what is read (a gate?)")
-    if any(
-        weight.numel() == queries * head_dim > head_dim
-        for name, child in module.named_children()
-        if name.endswith("norm")
-        for weight in child.parameters()
+    return Discovery(tuple(handles), tuple(blocks), tuple(refused))
+
+
+def _stacks(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    """Find the lists of blocks with attention that lie in no other such list."""
+    found: set[int] = set()
+    for path, module in model.named_modules():
+        if (
+            isinstance(module, nn.ModuleList)
+            and id(module) not in found
+            and any(True for block in module for _ in attentions(block))
+        ):
+            found.update(id(inner) for inner in module.modules())
+            yield path, module
+
+
+def _tower(path: str) -> str:
+    return next((name for name in ("audio", "qformer") if name in path), VISION)
+
+
+def _in_block(
+    block: nn.Module, tower: str, layer: int, refused: list[Refusal]
+) -> Iterator[Handle]:
+    """Find the attention and the MLP of a block; say what else it has."""
+    for kind, found, make in (
+        (Kind.ATTN, list(attentions(block)), attention_handle),
+        (Kind.MLP, list(mlps(block)), mlp_handle),
     ):
-        faults.append("a norm over all heads")
-    if any(True for _ in module.parameters(recurse=False)):
-        faults.append("weights of its own")
-    if faults:
-        raise ModelError(
-            f"{type(module).__name__} of block {layer} cannot lose heads exactly: it has "
-            f"{' and '.join(faults)}.",
-            hint="Heads must share nothing but the key/value head of their group.",
-        )
-    rows = queries // groups * head_dim
-    inputs = {"q_proj": rows, "k_proj": head_dim, "v_proj": head_dim}
-    counts = dict.fromkeys(_HEAD_COUNTS, queries // groups)
-    counts |= dict.fromkeys(_GROUP_COUNTS, 1)
-    if getattr(module, "embed_dim", None) == queries * head_dim:
-        counts["embed_dim"] = rows
-    return _handle(module, layer, Kind.ATTN, groups, inputs, output, rows, counts)
+        place = f"{tower}.{layer:02d}.{kind}"
+        # Of a mixture of experts one MLP may look like ours: several, or one beside stacked ones.
+        stacked = kind == Kind.MLP and any(map(_is_experts, block.modules()))
+        if len(found) != 1 or stacked:
+            many = "experts" if stacked else f"{len(found)} modules"
+            reason = f"{many} that could be its {_NAMES[kind]}" if found else _MISSING[kind]
+            refused.append(Refusal(place, reason))
+            continue
+        try:
+            yield make(found[0], tower, layer)
+        except UnfitError as error:
+            refused.append(Refusal(place, f"{error} ({type(found[0].module).__name__})"))
 
 
-def _mlp_handle(module: nn.Module, inputs: tuple[str, ...], output: str, layer: int) -> Handle:
-    width = getattr(module, output).in_features
-    if any(getattr(module, name).out_features != width for name in inputs):
-        raise ModelError(
-            f"{type(module).__name__} of block {layer} has inputs of another width than {width}.",
-            hint="Every input of an MLP must have one row a hidden channel.",
-        )
-    return _handle(
-        module, layer, Kind.MLP, width, dict.fromkeys(inputs, 1), output, 1,
-        {"intermediate_size": 1},
-    )  # fmt: skip
+_NAMES = {Kind.ATTN: "attention", Kind.MLP: "MLP"}
+_MISSING = {kind: f"no {name} that is understood" for kind, name in _NAMES.items()}
 
 
-def _handle(
-    module: nn.Module,
-    layer: int,
-    kind: Kind,
-    width: int,
-    inputs: dict[str, int],
-    output: str,
-    columns: int,
-    counts: dict[str, int],
-) -> Handle:
-    unit_params = columns * getattr(module, output).out_features
-    for name, rows in inputs.items():
-        linear = getattr(module, name)
-        unit_params += rows * (linear.in_features + (linear.bias is not None))
-    present = {
-        name: each
-        for name, each in counts.items()
-        if isinstance(getattr(module, name, None), int) and getattr(module, name) == each * width
-    }
-    site = Site("language", layer, kind, width, unit_params)
-    return Handle(site, module, inputs, output, columns, present)
+def _is_experts(module: nn.Module) -> bool:
+    weights = module.parameters(recurse=False)
+    convolution = hasattr(module, "kernel_size")
+    return not convolution and any(weight.dim() > 2 for weight in weights)
+
+
+def _projectors(
+    model: nn.Module,
+    decoder: nn.Module,
+    stacks: Sequence[nn.ModuleList],
+    refused: list[Refusal],
+) -> Iterator[Handle]:
+    """Find the MLPs that lie in no stack and not in the decoder."""
+    taken = {id(module) for part in (decoder, *stacks) for module in part.modules()}
+    layer = 0
+    for found in mlps(model):
+        if id(found.module) in taken or id(found.module.get_submodule(found.output)) in taken:
+            continue
+        try:
+            yield mlp_handle(found, PROJECTOR, layer)
+        except UnfitError as error:
+            refused.append(Refusal(f"{PROJECTOR}.{layer:02d}", str(error)))
+        layer += 1
+
+
+def _blocks(
+    decoder: nn.Module, stack: nn.ModuleList, handles: Sequence[Handle]
+) -> Iterator[Block]:
+    units: dict[int, int] = {}
+    for handle in handles:
+        if handle.site.tower == LANGUAGE:
+            mine = handle.site.width * handle.site.unit_params
+            units[handle.site.layer] = units.get(handle.site.layer, 0) + mine
+    config: Any = getattr(decoder, "config", None)
+    for layer, block in enumerate(stack):
+        rest = sum(weight.numel() for weight in block.parameters()) - units.get(layer, 0)
+        yield Block(Site(LANGUAGE, layer, Kind.BLOCK, 1, rest, floor=0), block, stack, config)

@@ -1,8 +1,9 @@
 """Write a pruned model as a checkpoint, and prove in a fresh process that it comes back.
 
-The checkpoint is a native one: safetensors under the stock names, the stock ``model_type``, the
-sizes of the layers as a plan in config.json, and a small modelling file for
-``trust_remote_code=True``. `load_pruned` reads it without running that file.
+A ``native`` checkpoint has safetensors under the stock names, the stock ``model_type``, the sizes
+of the layers as a plan in config.json, and a small modelling file for ``trust_remote_code=True``;
+`load_pruned` reads it without running that file. A ``portable`` one is padded to what a stock
+configuration can say, and loads wherever the base model does.
 """
 
 from __future__ import annotations
@@ -16,22 +17,29 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 import transformers
-from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 from effllava_optuna import __version__
 from effllava_optuna.errors import ExportError
 from effllava_optuna.surgery import reload
-from effllava_optuna.surgery.load import load
+from effllava_optuna.surgery.card import Card, written
+from effllava_optuna.surgery.discover import discover
+from effllava_optuna.surgery.load import auto_class, load
+from effllava_optuna.surgery.portable import portable
+from effllava_optuna.surgery.probe import probe
+from effllava_optuna.surgery.seal import is_ours, seal, write_policy
 
 if TYPE_CHECKING:
-    from effllava_optuna.surgery.load import Loaded
+    from collections.abc import Mapping
+
+    from effllava_optuna.surgery.loaded import Loaded
+
+    Form = Literal["native", "portable"]
 
 # Logits of the same weights on the same machine; what differs is memory layout.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
@@ -44,10 +52,11 @@ class Verified:
 
     Attributes:
         directory: Where it is.
-        parameters: Of the whole model.
+        parameters: Of the whole model, padding included.
         logit_difference: Largest absolute difference to the model that was exported.
         generation_equal: Whether greedy generation gives the same tokens.
-        loader: What loaded it: ``load_pruned`` and ``trust_remote_code``.
+        loader: What loaded it: ``load_pruned``, ``trust_remote_code`` or the stock ``Auto`` class.
+        padded: Share of the parameters that are only padding.
     """
 
     directory: str
@@ -55,14 +64,29 @@ class Verified:
     logit_difference: float
     generation_equal: bool
     loader: tuple[str, ...]
+    padded: float = 0.0
 
 
-def export(pruned: Loaded, directory: str | Path, *, overwrite: bool = False) -> Verified:
+def export(
+    pruned: Loaded,
+    directory: str | Path,
+    *,
+    form: Form = "native",
+    card: Card | None = None,
+    inputs: Mapping[str, torch.Tensor] | None = None,
+    overwrite: bool = False,
+) -> Verified:
     """Write ``pruned`` to ``directory`` and verify it in a fresh process.
 
     Args:
         pruned: What `sliced` gave.
         directory: Made if need be. It appears complete or not at all.
+        form: ``native``: each layer has its own size. ``portable``: padded with zeros to one
+            width a tower, where the stock configuration has a field for it, else to the dense
+            width; loads in stock transformers, and in whatever else loads the base model.
+        card: What the model card shall say about data and measurements.
+        inputs: Keyword arguments of the model to compare answers on; a picture and two questions
+            where there is a processor to make them.
         overwrite: Replace an export that is already there.
 
     Raises:
@@ -72,17 +96,30 @@ def export(pruned: Loaded, directory: str | Path, *, overwrite: bool = False) ->
     """
     target = Path(directory).resolve()
     occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
-    if occupied and not (overwrite and reload.is_pruned(target)):
+    if occupied and not (overwrite and is_ours(target)):
         raise ExportError(
             f"{directory} is not empty.",
             hint="Choose another directory, or allow overwriting an earlier export.",
+        )
+    asked = dict(inputs) if inputs is not None else probe(pruned.processor)
+    leaving = portable(pruned) if form == "portable" else pruned
+    plan = _plan(leaving)
+    if form == "portable" and (plan["linears"] or plan["counts"]):
+        raise ExportError(
+            f"{pruned.source} has sizes that its configuration cannot say, such as those of "
+            f"{next(iter(plan['linears'] or plan['counts']))}.",
+            hint="Export it as native.",
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
             draft = Path(scratch) / "checkpoint"
-            _write(pruned, draft)
-            found = _verify(pruned, draft, Path(scratch))
+            _write(leaving, draft, plan if form == "native" else None)
+            found = _verify(pruned, draft, Path(scratch), asked)
+            spare = 1 - pruned.model.num_parameters() / leaving.model.num_parameters()
+            report = Verified(str(directory), **found, padded=round(spare, 6))
+            _describe(pruned, draft, form, card or Card(), report)
+            seal(draft)
             if target.exists():
                 shutil.rmtree(target)
             draft.rename(target)
@@ -91,8 +128,6 @@ def export(pruned: Loaded, directory: str | Path, *, overwrite: bool = False) ->
             f"{directory} cannot be written: {error.strerror or error}.",
             hint="Choose a directory on a disk with room for the checkpoint.",
         ) from error
-    report = Verified(str(directory), **found)
-    (target / "verified.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
     return report
 
 
@@ -102,7 +137,7 @@ def load_pruned(directory: str | Path, *, device: str = "auto", dtype: str = "au
     Raises:
         ModelError: The directory holds no such checkpoint, or a damaged one.
     """
-    if not reload.is_pruned(directory):
+    if not is_ours(directory):
         raise ExportError(
             f"{directory} holds no checkpoint that effllava_optuna wrote.",
             hint="Give the directory that `export` wrote; use load() for others.",
@@ -110,14 +145,15 @@ def load_pruned(directory: str | Path, *, device: str = "auto", dtype: str = "au
     return load(directory, device=device, dtype=dtype)
 
 
-def _plan(pruned: Loaded, base: type) -> dict[str, Any]:
+def _plan(pruned: Loaded) -> dict[str, Any]:
     """Compare the model with the one that its configuration describes."""
+    base = reload.stock_class(pruned.model)
     with torch.device("meta"):
         stock = dict(base(pruned.model.config).named_modules())
     plan: dict[str, Any] = {
         "format": 1, "base": base.__name__, "version": __version__, "linears": {}, "counts": {},
     }  # fmt: skip
-    handles = {id(handle.module): handle for handle in pruned.handles}
+    handles = {id(handle.module): handle for handle in discover(pruned.model).handles}
     for path, module in pruned.model.named_modules():
         if isinstance(module, nn.Linear):
             shape = (module.out_features, module.in_features)
@@ -127,7 +163,7 @@ def _plan(pruned: Loaded, base: type) -> dict[str, Any]:
                 )
             if shape != (stock[path].out_features, stock[path].in_features):
                 plan["linears"][path] = list(shape)
-        elif id(module) in handles:
+        if id(module) in handles:
             counts = {name: getattr(module, name) for name in handles[id(module)].counts}
             changed = {n: c for n, c in counts.items() if getattr(stock[path], n) != c}
             if changed:
@@ -135,29 +171,35 @@ def _plan(pruned: Loaded, base: type) -> dict[str, Any]:
     return plan
 
 
-def _write(pruned: Loaded, draft: Path) -> None:
+def _write(pruned: Loaded, draft: Path, plan: dict[str, Any] | None) -> None:
+    """Write weights, configuration and processor; with a plan, the modelling file, too."""
     model = pruned.model
-    base: Any = type(model)
-    while not base.__module__.startswith("transformers."):
-        base = base.__base__
-    pruned_name = f"Pruned{base.__name__}"
-    plan = _plan(pruned, base)
+    base = reload.stock_class(model)
     # A native class writes hub names; ours, once registered, writes the same ones.
     reload.adopt_renaming(type(model).__name__, base.__name__, model.config.model_type)
     model.save_pretrained(draft)
-    pruned.processor.save_pretrained(draft)
+    if pruned.processor is not None:
+        pruned.processor.save_pretrained(draft)
     for leftover in draft.glob("*.py"):
         leftover.unlink()
     place = draft / "config.json"
     config = json.loads(place.read_text(encoding="utf-8"))
-    config |= {
-        "architectures": [pruned_name],
-        "auto_map": dict.fromkeys(
-            ("AutoModelForImageTextToText", "AutoModel"), f"modeling_effllava.{pruned_name}"
-        ),
-        reload.PLAN: plan,
-    }
+    for key in ("auto_map", reload.PLAN):
+        config.pop(key, None)
+    config["architectures"] = [base.__name__]
+    if plan is not None:
+        name = f"Pruned{base.__name__}"
+        auto = auto_class(model.config).__name__
+        config |= {
+            "architectures": [name],
+            "auto_map": dict.fromkeys((auto, "AutoModel"), f"modeling_effllava.{name}"),
+            reload.PLAN: plan,
+        }
+        (draft / "modeling_effllava.py").write_text(_modelling(model, base), encoding="utf-8")
     place.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _modelling(model: Any, base: type) -> str:
     text = (Path(__file__).parent / "modeling_effllava.py.txt").read_text(encoding="utf-8")
     for name, value in {
         "BASE": base.__name__,
@@ -168,50 +210,48 @@ def _write(pruned: Loaded, draft: Path) -> None:
         "ADOPT": inspect.getsource(reload.adopt_renaming),
     }.items():
         text = text.replace(f"{{{name}}}", value)
-    (draft / "modeling_effllava.py").write_text(text, encoding="utf-8")
+    return text
 
 
-def probe(loaded: Loaded) -> dict[str, torch.Tensor]:
-    """Make inputs that any checkpoint can answer: a fixed picture and two short questions."""
-    size = 64
-    waves = np.add.outer(np.arange(size) * 3, np.arange(size) * 5) % 256
-    picture = Image.fromarray(np.stack([waves, waves.T, 255 - waves], -1).astype(np.uint8))
-    texts = []
-    for question in ("what is in the picture?", "what digit is at the top left?"):
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        if getattr(loaded.processor, "chat_template", None):
-            texts.append(
-                loaded.processor.apply_chat_template(
-                    [{"role": "user", "content": content}], add_generation_prompt=True
-                )
-            )
-        else:
-            texts.append(f"{loaded.processor.image_token}\n{question}")
-    return dict(
-        loaded.processor(
-            text=texts,
-            images=[picture, picture],
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        )
-    )
+def _describe(pruned: Loaded, draft: Path, form: Form, card: Card, report: Verified) -> None:
+    """Write policy.json, the model card and what the fresh process found."""
+    cut = pruned.cut
+    document: dict[str, Any] = {
+        "form": form,
+        "base_model": pruned.source,
+        "effllava_optuna": __version__,
+        "transformers": transformers.__version__,
+    }
+    if cut is not None:
+        kept = cut.policy.working(cut.anatomy)
+        document |= {
+            "anatomy": cut.anatomy.digest,
+            "order": cut.order,
+            "sites": {s.id: {"kept": kept[s.id], "of": s.width} for s in cut.anatomy.sites},
+        }
+    document["metrics"] = [asdict(metric) for metric in card.metrics]
+    write_policy(draft, document)
+    (draft / "README.md").write_text(written(pruned, card, form), encoding="utf-8")
+    found = json.dumps(asdict(report), indent=2)
+    (draft / "verified.json").write_text(found + "\n", encoding="utf-8")
 
 
 @torch.no_grad()
-def respond(loaded: Loaded, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def respond(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Give logits and greedily generated tokens for ``inputs``."""
-    moved = {name: value.to(loaded.device) for name, value in inputs.items()}
-    logits = loaded.model(**moved).logits[:, -1].float()
-    tokens = loaded.model.generate(**moved, max_new_tokens=_NEW_TOKENS, do_sample=False)
+    device = model.get_input_embeddings().weight.device
+    moved = {name: value.to(device) for name, value in inputs.items()}
+    logits = model(**moved).logits[:, -1].float()
+    tokens = model.generate(**moved, max_new_tokens=_NEW_TOKENS, do_sample=False)
     new = tokens[:, moved["input_ids"].shape[1] :]
     padded = nn.functional.pad(new, (0, _NEW_TOKENS - new.shape[1]), value=-1)
     return {"logits": logits.cpu().contiguous(), "tokens": padded.cpu().contiguous()}
 
 
-def _verify(pruned: Loaded, draft: Path, scratch: Path) -> dict[str, Any]:
-    inputs = probe(pruned)
-    expected = respond(pruned, inputs)
+def _verify(
+    pruned: Loaded, draft: Path, scratch: Path, inputs: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
+    expected = respond(pruned.model, inputs)
     save_file({name: value.contiguous() for name, value in inputs.items()}, scratch / "in")
     save_file(expected, scratch / "out")
     dtype = str(pruned.model.dtype).removeprefix("torch.")

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from effllava_optuna.surgery.discover import projector
+from effllava_optuna.surgery.discover import LANGUAGE, PROJECTOR, connector, projector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from effllava_optuna.surgery.load import Loaded
+    from effllava_optuna.surgery.loaded import Loaded
 
     State = Mapping[str, torch.Tensor]
 
@@ -31,22 +31,32 @@ class Seen:
 
     Attributes:
         inputs: Keyword arguments of the model other than pictures, on the model's device.
-        features: What the projector receives, shape ``(images, tokens, channels)``.
+        features: What the projector receives, shape ``(images, tokens, channels)``. None: the
+            tower runs each time; the pictures are among the inputs.
     """
 
     inputs: Mapping[str, Any]
-    features: torch.Tensor
+    features: torch.Tensor | None
 
 
 @torch.no_grad()
 def look(loaded: Loaded, inputs: Mapping[str, Any]) -> Seen:
-    """Run the vision tower on ``inputs``, up to the projector."""
+    """Run the vision tower on ``inputs``, up to the projector.
+
+    Where the tower itself is cut, or no one part of the model carries features from tower to
+    decoder, nothing can be computed once for all policies.
+    """
     caught: list[torch.Tensor] = []
     moved = {name: value.to(loaded.device) for name, value in inputs.items()}
+    if "pixel_values" in moved:
+        moved["pixel_values"] = moved["pixel_values"].to(loaded.model.dtype)
+    carrier = connector(loaded.model)
+    fixed = set(loaded.towers) <= {LANGUAGE, PROJECTOR}
+    if "pixel_values" not in moved or carrier is None or not fixed:
+        return Seen(moved, None)
     pictures = {name: moved.pop(name) for name in _VISION_INPUTS if name in moved}
-    pictures["pixel_values"] = pictures["pixel_values"].to(loaded.model.dtype)
     with loaded.lock:
-        hook = projector(loaded.model).register_forward_pre_hook(
+        hook = carrier.register_forward_pre_hook(
             lambda _, arguments: caught.append(arguments[0].detach())
         )
         try:
@@ -61,11 +71,12 @@ def answer(loaded: Loaded, seen: Seen) -> torch.Tensor:
 
     Gradients flow to the projector, if it asks for them.
     """
-    projected = projector(loaded.model)(seen.features)
-    encoded = BaseModelOutputWithPooling(pooler_output=list(projected))
-    logits: torch.Tensor = loaded.model(
-        **seen.inputs, mm_encoder_outputs={"image": encoded}, logits_to_keep=1
-    ).logits
+    inputs = dict(seen.inputs)
+    if seen.features is not None:
+        projected = projector(loaded.model)(seen.features)
+        encoded = BaseModelOutputWithPooling(pooler_output=list(projected))
+        inputs["mm_encoder_outputs"] = {"image": encoded}
+    logits: torch.Tensor = loaded.model(**inputs, logits_to_keep=1).logits
     return logits[:, -1]
 
 

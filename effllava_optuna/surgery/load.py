@@ -3,87 +3,60 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
 
 from effllava_optuna.errors import ModelError
-from effllava_optuna.surgery.discover import anatomy_of, discover
-from effllava_optuna.surgery.reload import is_pruned, pruned_class
+from effllava_optuna.surgery.discover import LANGUAGE
+from effllava_optuna.surgery.examine import examined
+from effllava_optuna.surgery.loaded import Loaded
+from effllava_optuna.surgery.probe import probe
+from effllava_optuna.surgery.reload import has_plan, pruned_class
+from effllava_optuna.surgery.seal import check_seal, is_ours
 
 if TYPE_CHECKING:
-    from effllava_optuna.policy import Anatomy, Order
-    from effllava_optuna.surgery.discover import Handle
+    from collections.abc import Iterator, Sequence
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A model that is understood.
+def load(
+    path_or_id: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    towers: Sequence[str] = (LANGUAGE,),
+    depth: bool = False,
+) -> Loaded:
+    """Load a vision-language checkpoint or a text decoder, its processor and its anatomy.
 
-    Attributes:
-        model: In evaluation mode, its parameters frozen.
-        processor: Makes its inputs.
-        anatomy: Its sites.
-        handles: Where the sites are, in the order of the anatomy.
-        source: What it was loaded from.
-        order: The ranking into which its units are permuted at present; None: as they came.
-        lock: Whoever narrows the model or trains its projector holds it.
-    """
-
-    model: Any
-    processor: Any
-    anatomy: Anatomy
-    handles: tuple[Handle, ...]
-    source: str
-    order: Order | None = None
-    lock: threading.RLock = field(default_factory=threading.RLock)
-
-    @property
-    def device(self) -> torch.device:
-        """Give the device of the input embeddings."""
-        device = self.model.get_input_embeddings().weight.device
-        if not isinstance(device, torch.device):
-            raise ModelError(f"{self.source} has no device.")
-        return device
-
-    @staticmethod
-    def of(model: Any, processor: Any, source: str) -> Loaded:
-        """Understand ``model``.
-
-        Raises:
-            ModelError: Its structure is not understood, or it has parameters without data.
-        """
-        hollow = [name for name, weight in model.named_parameters() if weight.is_meta]
-        if hollow:
-            raise ModelError(
-                f"{source}: {hollow[0]} is offloaded (meta device).",
-                hint="Load the whole model into memory.",
-            )
-        handles = discover(model)
-        model.eval().requires_grad_(requires_grad=False)
-        return Loaded(model, processor, anatomy_of(handles), handles, source)
-
-
-def load(path_or_id: str | Path, *, device: str = "auto", dtype: str = "auto") -> Loaded:
-    """Load a vision-language checkpoint, its processor and its anatomy.
+    What its structure says is put to the test (`examined`).
 
     Args:
         path_or_id: A directory, a hub id, or ``digits-vlm``, the model inside the package.
             Directories that `export` wrote are understood, too.
-        device: ``cpu``, ``cuda``, ``cuda:1`` ...; ``auto``: cuda where there is one.
+        device: ``cpu``, ``cuda``, ``cuda:1`` ...; ``auto``: cuda where there is one;
+            ``device-map``: spread over all devices, as ``device_map="auto"`` does.
         dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto``: as the checkpoint was saved,
             but float32 on a CPU, which computes half precision slowly.
+        towers: What to cut: ``language``, ``vision``, ``projector`` ...
+        depth: Offer whole blocks of the decoder, too.
 
     Raises:
-        ModelError: There is no such checkpoint, it is no vision-language model, its weights do
-            not fit its configuration, or its structure is not understood.
+        ModelError: There is no such checkpoint, its weights do not fit its configuration, its
+            structure is not understood, or part of it is offloaded.
 
     Example:
         >>> loaded = load("digits-vlm", device="cpu")
@@ -99,30 +72,70 @@ def load(path_or_id: str | Path, *, device: str = "auto", dtype: str = "auto") -
         raise ModelError(
             f"There is no directory {source!r}.", hint="Give a directory, a hub id, or digits-vlm."
         )
-    where = _device(device)
+    spread = device == "device-map"
+    where = _device("auto" if spread else device)
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"dtype is {dtype!r}.", hint=f"Use auto or one of {', '.join(DTYPES)}.")
     kind: Any = DTYPES.get(dtype, torch.float32 if where.type == "cpu" else "auto")
-    factory: Any = AutoModelForImageTextToText
-    try:
-        if is_pruned(place):
+    if is_ours(place):
+        check_seal(Path(place))
+    with _explained(source):
+        sees = _sees(AutoConfig.from_pretrained(place))
+        processor = (AutoProcessor if sees else AutoTokenizer).from_pretrained(place)
+    model = read(place, source, dtype=kind, **({"device_map": "auto"} if spread else {}))
+    if not spread:
+        model.to(where)
+    loaded = Loaded.of(model, processor, source, towers=towers, depth=depth)
+    return examined(loaded, probe(processor))
+
+
+def read(place: str | Path, source: str, **options: Any) -> Any:
+    """Read a model alone, without running code from a directory.
+
+    Args:
+        place: A directory or a hub id.
+        source: What to call it in messages.
+        options: For ``from_pretrained``.
+
+    Raises:
+        ModelError: It cannot be read, or its weights do not fit.
+    """
+    with _explained(source):
+        if has_plan(place):
             factory = pruned_class(Path(place))
-        processor = AutoProcessor.from_pretrained(place)
-        # Sizes that do not fit come back in the report, by name; it is refused below.
+        else:
+            factory = auto_class(AutoConfig.from_pretrained(place))
+        # Sizes that do not fit come back in the report, by name.
         model, report = factory.from_pretrained(
-            place, dtype=kind, output_loading_info=True, ignore_mismatched_sizes=True
+            place, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
+    check_keys(report, source)
+    return model
+
+
+@contextmanager
+def _explained(source: str) -> Iterator[None]:
+    """Say in one line what a damaged file raises, somewhere below: it has no common family."""
+    try:
+        yield
     except ModelError:
         raise
-    except Exception as error:  # what a damaged file raises, somewhere below, has no common family
+    except Exception as error:
         first = (str(error).strip() or "no message").splitlines()[0].strip().rstrip(".:")
         raise ModelError(
             f"{source!r} does not load: {type(error).__name__}: {first}.",
-            hint="Give a directory or hub id that AutoModelForImageTextToText and AutoProcessor "
-            "load, or digits-vlm.",
+            hint="Give a directory or hub id that AutoModelForImageTextToText or "
+            "AutoModelForCausalLM, and AutoProcessor load, or digits-vlm.",
         ) from error
-    check_keys(report, source)
-    return Loaded.of(model.to(where), processor, source)
+
+
+def auto_class(config: Any) -> Any:
+    """Give the factory for a configuration: of vision-language models, else of text decoders."""
+    return AutoModelForImageTextToText if _sees(config) else AutoModelForCausalLM
+
+
+def _sees(config: Any) -> bool:
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
 def fingerprint(model: Any) -> str:

@@ -19,20 +19,17 @@ from torch import nn
 
 from effllava_optuna.errors import ModelError
 from effllava_optuna.policy import Policy
-from effllava_optuna.surgery.load import Loaded
+from effllava_optuna.surgery.depth import dropped, trim
+from effllava_optuna.surgery.handle import elements
+from effllava_optuna.surgery.loaded import Cut, Loaded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from effllava_optuna.policy import Order, SiteId
-    from effllava_optuna.surgery.discover import Handle
+    from effllava_optuna.surgery.handle import Block, Handle
 
     Refit = Mapping[tuple[SiteId, int], torch.Tensor]
-
-
-def elements(units: torch.Tensor, each: int) -> torch.Tensor:
-    """Give the rows or columns of ``units``, ``each`` to a unit: shape ``(units * each,)``."""
-    return (units[:, None] * each + torch.arange(each, device=units.device)).reshape(-1)
 
 
 @dataclass
@@ -103,11 +100,12 @@ def masked(loaded: Loaded, policy: Policy, order: Order) -> Iterator[Loaded]:
     hooks = []
     with loaded.lock:
         in_order = _is_arranged(loaded, order)
-        for handle, count in zip(loaded.handles, policy.keep, strict=True):
+        kept = policy.working(loaded.anatomy)
+        for handle in loaded.handles:
             ranked = torch.arange(handle.site.width) if in_order else _ranked(order, handle)
-            kept = torch.zeros(handle.site.width * handle.columns, dtype=torch.bool)
-            kept[elements(ranked[:count], handle.columns)] = True
-            mask = kept.to(handle.linear(handle.output).weight.device)
+            mask = torch.zeros(handle.site.width * handle.columns, dtype=torch.bool)
+            mask[elements(ranked[: kept[handle.site.id]], handle.columns)] = True
+            mask = mask.to(handle.linear(handle.output).weight.device)
 
             def silence(
                 _: nn.Module, inputs: tuple[torch.Tensor], mask: torch.Tensor = mask
@@ -115,11 +113,25 @@ def masked(loaded: Loaded, policy: Policy, order: Order) -> Iterator[Loaded]:
                 return inputs[0].masked_fill(~mask, 0)
 
             hooks.append(handle.linear(handle.output).register_forward_pre_hook(silence))
+        hooks += [
+            block.module.register_forward_hook(_passed, with_kwargs=True)
+            for block in _absent(loaded, kept)
+        ]
         try:
             yield loaded
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _absent(loaded: Loaded, kept: Mapping[SiteId, int]) -> list[Block]:
+    return [block for block in loaded.blocks if not kept[block.site.id]]
+
+
+def _passed(_: nn.Module, inputs: Any, named: Mapping[str, Any], output: Any) -> Any:
+    """Return what a block was given for what it computed."""
+    given = inputs[0] if inputs else named["hidden_states"]
+    return (given, *output[1:]) if isinstance(output, tuple) else given
 
 
 @contextmanager
@@ -161,9 +173,9 @@ def _permuted(loaded: Loaded, order: Order) -> _Arrangement:
 def _permute(handle: Handle, units: torch.Tensor) -> None:
     """Put ``units`` first to last, in the memory that the weights already have."""
     with torch.no_grad():
-        for name, each in handle.inputs.items():
+        for name, owned in handle.inputs.items():
             linear = handle.linear(name)
-            rows = elements(units, each).to(linear.weight.device)
+            rows = owned.index(units, handle.site.width).to(linear.weight.device)
             linear.weight.copy_(linear.weight[rows])
             if linear.bias is not None:
                 linear.bias.copy_(linear.bias[rows])
@@ -196,8 +208,11 @@ def narrowed(
             yield loaded
             return
         inside = undo.enter_context(arranged(loaded, order))
-        for handle, count in zip(inside.handles, policy.keep, strict=True):
-            if count == handle.site.width:
+        kept = policy.working(loaded.anatomy)
+        undo.enter_context(dropped(_absent(loaded, kept)))
+        for handle in inside.handles:
+            count = kept[handle.site.id]
+            if count in (0, handle.site.width):
                 continue
             fitted = (refit or {}).get((handle.site.id, count))
             shape = (handle.linear(handle.output).out_features, handle.columns * count)
@@ -207,8 +222,15 @@ def narrowed(
                     f"{tuple(fitted.shape)} instead of {shape}.",
                     hint="Fit the output matrices of this model again.",
                 )
-            for name, rows in handle.inputs.items():
-                undo.enter_context(_shrunk(handle.linear(name), rows=rows * count))
+            for name, owned in handle.inputs.items():
+                first = torch.arange(count)
+                # What is stacked in one matrix is copied; all else is a view.
+                rows = (
+                    slice(owned.each * count)
+                    if len(owned.parts) == 1
+                    else owned.index(first, handle.site.width)
+                )
+                undo.enter_context(_shrunk(handle.linear(name), rows=rows))
             undo.enter_context(
                 _shrunk(
                     handle.linear(handle.output), columns=handle.columns * count, weight=fitted
@@ -222,16 +244,16 @@ def narrowed(
 def _shrunk(
     linear: nn.Linear,
     *,
-    rows: int | None = None,
+    rows: slice | torch.Tensor = slice(None),
     columns: int | None = None,
     weight: torch.Tensor | None = None,
 ) -> Iterator[None]:
     full = {name: linear._parameters[name] for name in ("weight", "bias")}
     dense = linear.weight
-    small = dense[:rows, :columns] if weight is None else weight.to(dense.device, dense.dtype)
+    small = dense[rows, :columns] if weight is None else weight.to(dense.device, dense.dtype)
     linear.weight = nn.Parameter(small, requires_grad=False)
     if linear.bias is not None:
-        linear.bias = nn.Parameter(linear.bias[:rows], requires_grad=False)
+        linear.bias = nn.Parameter(linear.bias[rows], requires_grad=False)
     try:
         yield
     finally:
@@ -251,6 +273,8 @@ def _counting(handle: Handle, count: int) -> Iterator[None]:
 
 def sliced(loaded: Loaded, policy: Policy, order: Order, refit: Refit | None = None) -> Loaded:
     """Build the smaller model that ``policy`` stands for; ``loaded`` is not changed.
+
+    Blocks of a vision tower that nothing reads (the last one of LLaVA) are left out.
 
     Args:
         loaded: The model.
@@ -276,7 +300,11 @@ def sliced(loaded: Loaded, policy: Policy, order: Order, refit: Refit | None = N
             own = nn.Parameter(parameter.detach().clone().contiguous(), requires_grad=False)
             memo[id(parameter)] = own
         model = copy.deepcopy(small.model, memo)
+    trim(model)
     for module in model.modules():
         if isinstance(module, nn.Linear):
             module.out_features, module.in_features = module.weight.shape
-    return Loaded.of(model, loaded.processor, loaded.source)
+    small = Loaded.of(
+        model, loaded.processor, loaded.source, towers=loaded.towers, depth=loaded.depth
+    )
+    return replace(small, cut=Cut(loaded.anatomy, policy, order.method))

@@ -48,8 +48,13 @@ def adopt_renaming(pruned: str, base: str, model_type: str) -> None:
         conversion_mapping.register_checkpoint_conversion_mapping(pruned, mapping, overwrite=True)
 
 
-def is_pruned(place: str | Path) -> bool:
-    """Tell whether ``place`` is a directory that `export` wrote."""
+def stock_class(model: Any) -> Any:
+    """Give the class of transformers that a model is of, or was cut from."""
+    return next(c for c in type(model).__mro__ if c.__module__.startswith("transformers."))
+
+
+def has_plan(place: str | Path) -> bool:
+    """Tell whether ``place`` is a directory whose layers have the sizes of a plan."""
     config = Path(place) / "config.json"
     try:
         document = json.loads(config.read_text(encoding="utf-8"))

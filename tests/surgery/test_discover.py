@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-import transformers
 from torch import nn
 
 from effllava_optuna.errors import ModelError
 from effllava_optuna.policy import Kind
-from effllava_optuna.surgery import Loaded, discover, projector
+from effllava_optuna.surgery import Loaded, Rows, discover, projector
+from tests.surgery.families import FAMILIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +86,6 @@ def test_the_parameters_of_all_units_are_those_of_the_blocks(
     ("config", "text", "width", "columns"),
     [
         ("LlamaConfig", {"num_key_value_heads": 6}, 6, 8),
-        ("LlamaConfig", {"num_key_value_heads": 1}, 1, 48),
         ("Qwen2Config", {"head_dim": 6}, 3, 12),
         ("Qwen3Config", {}, 3, 16),
         ("Gemma3TextConfig", {}, 3, 16),
@@ -99,8 +98,8 @@ def test_groups_are_read_off_the_shapes(
     for handle in loaded.handles[::2]:
         assert (handle.site.width, handle.columns) == (width, columns)
         assert handle.linear("o_proj").in_features == width * columns
-        assert handle.linear("q_proj").out_features == width * handle.inputs["q_proj"]
-        assert handle.linear("k_proj").out_features == width * handle.inputs["k_proj"]
+        assert handle.linear("q_proj").out_features == width * handle.inputs["q_proj"].each
+        assert handle.linear("k_proj").out_features == width * handle.inputs["k_proj"].each
 
 
 def test_the_projector_is_what_lies_between_tower_and_decoder(tiny: Loaded) -> None:
@@ -112,21 +111,31 @@ def test_a_model_is_frozen_and_in_evaluation_mode(tiny: Loaded) -> None:
     assert not any(weight.requires_grad for weight in tiny.model.parameters())
 
 
-@pytest.mark.parametrize("config", ["LlamaConfig", "OPTConfig"])
-def test_a_model_without_eyes_is_refused(config: str) -> None:
-    sizes: dict[str, Any] = {
-        "vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "word_embed_proj_dim": 8, "ffn_dim": 8, "intermediate_size": 8,
-    }  # fmt: skip
-    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**sizes))
-    with pytest.raises(ModelError, match=r"ForCausalLM has no language decoder .* LLaVA check"):
-        Loaded.of(model, None, "text only")
+def test_where_all_query_heads_share_one_key_head_they_are_the_units(
+    make_llava: Callable[..., Loaded],
+) -> None:
+    handle = make_llava(num_key_value_heads=1).handles[0]
+    assert (handle.site.width, handle.columns) == (6, 8)
+    assert handle.inputs == {"q_proj": Rows((8,))}
+    assert handle.counts["num_key_value_groups"] == 1
+
+
+def test_a_model_without_a_decoder_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"Linear has no language decoder .* LLaVA check"):
+        Loaded.of(nn.Linear(2, 2), None, "no model")
+
+
+def test_a_text_decoder_has_no_tower() -> None:
+    loaded = Loaded.of(FAMILIES["llama"].build(), None, "text only")
+    assert {site.tower for site in loaded.anatomy.sites} == {"language"}
+    with pytest.raises(ModelError, match=r"text only has nothing to cut in tower 'vision'\."):
+        Loaded.of(FAMILIES["llama"].build(), None, "text only", towers=["vision"])
 
 
 @pytest.mark.parametrize(
-    ("config", "text", "message"),
+    ("config", "text", "reason"),
     [
-        ("MixtralConfig", {"num_local_experts": 2}, "Block 0 of MixtralModel has no MLP"),
+        ("MixtralConfig", {"num_local_experts": 2}, "mlp: no MLP that is understood"),
         (
             "Qwen2MoeConfig",
             {
@@ -136,24 +145,39 @@ def test_a_model_without_eyes_is_refused(config: str) -> None:
                 "shared_expert_intermediate_size": 8,
                 "head_dim": 6,
             },
-            "Block 0 of Qwen2MoeModel has no MLP that is understood. Mixture-of-experts",
+            "mlp: experts that could be its MLP",
         ),
-        ("Olmo2Config", {"head_dim": 6}, "Olmo2Attention of block 0 .* a norm over all heads"),
-        ("Phi3Config", {"head_dim": 6}, "Phi3Model has 0 stacks of blocks with attention"),
+        ("Olmo2Config", {"head_dim": 6}, "attn: a norm over all heads (Olmo2Attention)"),
+    ],
+)
+def test_what_is_not_understood_of_a_decoder_is_left_as_it_is(
+    make_llava: Callable[..., Loaded], config: str, text: dict[str, Any], reason: str
+) -> None:
+    loaded = make_llava(config, **text)
+    kind = reason.partition(":")[0]
+    assert [f"{r.place}: {r.reason}" for r in loaded.refused] == [
+        f"language.{layer:02d}.{reason}" for layer in range(3)
+    ]
+    assert {site.kind for site in loaded.anatomy.sites} == {*Kind} - {Kind.BLOCK, Kind(kind)}
+
+
+@pytest.mark.parametrize(
+    ("config", "text", "rows"),
+    [
+        ("Phi3Config", {"head_dim": 6}, {"qkv_proj": (12, 6, 6), "gate_up_proj": (1, 1)}),
         (
             "Qwen3NextConfig",
             {"num_experts": 0, "layer_types": ["full_attention"] * 3},
-            "Qwen3NextAttention of block 0 .* another size than what is read",
+            {"q_proj": (32,), "k_proj": (8,), "gate_proj": (1,)},
         ),
     ],
 )
-def test_decoders_that_are_not_understood_are_refused(
-    make_llava: Callable[..., Loaded], config: str, text: dict[str, Any], message: str
+def test_fused_matrices_and_gates_are_read_off_the_shapes(
+    make_llava: Callable[..., Loaded], config: str, text: dict[str, Any], rows: dict[str, Any]
 ) -> None:
-    with pytest.raises(ModelError, match=message) as caught:
-        make_llava(config, **text)
-    assert caught.value.hint
-    assert "\n" not in str(caught.value)
+    attention, mlp = (handle.inputs for handle in make_llava(config, **text).handles[:2])
+    found = {**attention, **mlp}
+    assert {name: found[name].parts for name in rows} == rows
 
 
 def broken(**changes: Any) -> nn.Module:
@@ -164,51 +188,66 @@ def broken(**changes: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("block", "message"),
+    ("block", "reason"),
     [
-        ([Attention()], "Block 0 of Decoder has no MLP"),
-        ([Attention(), Mlp(), Mlp()], "Block 0 of Decoder has no MLP"),
-        ([Attention(), Mlp(gate=10)], "Mlp of block 0 has inputs of another width than 5"),
+        ([Attention()], "no MLP that is understood"),
+        ([Attention(), Mlp(), Mlp()], "2 modules that could be its MLP"),
+        ([Attention(), Mlp(gate=11)], "inputs of another width than 5 (Mlp)"),
+        ([Attention(), Mlp(gate=10)], "inputs of another width than 5 (Mlp)"),
         ([Attention(k_proj=6, v_proj=6), Mlp()], "4 query heads for 3 key/value heads"),
-        ([Attention(v_proj=8), Mlp()], "another size than what is read"),
+        ([Attention(v_proj=8), Mlp()], "queries or keys of another size than what is read"),
         ([broken(sinks=nn.Parameter(torch.zeros(4))), Mlp()], "weights of its own"),
         ([broken(k_norm=nn.LayerNorm(8)), Mlp()], "a norm over all heads"),
-        ([broken(head_dim=None), Mlp()], "does not tell its head_dim"),
+        ([broken(head_dim=None), Mlp()], "no head_dim"),
+        ([broken(k_proj=None, v_proj=None), Mlp()], "keys and values of another block"),
     ],
 )
-def test_blocks_that_cannot_lose_units_exactly_are_refused(
-    block: list[nn.Module], message: str
-) -> None:
+def test_what_cannot_lose_units_exactly_is_refused(block: list[nn.Module], reason: str) -> None:
+    found = discover(Vlm(Decoder(block)))
+    assert len(found.handles) == 1
+    (refusal,) = (refusal for refusal in found.refused if "block" not in refusal.place)
+    assert refusal.reason.startswith(reason)
+
+
+def test_a_decoder_of_which_nothing_can_be_cut_is_refused() -> None:
+    message = r"Decoder has nothing that can be cut: language\.00\.attn has weights of its own"
     with pytest.raises(ModelError, match=message):
-        discover(Vlm(Decoder(block)))
+        discover(Vlm(Decoder([broken(sinks=nn.Parameter(torch.zeros(4)))])))
 
 
 def test_norms_within_a_head_and_norms_that_do_nothing_are_fine() -> None:
     block = [broken(q_norm=nn.LayerNorm(2), k_norm=nn.Identity()), Mlp()]
-    first, second = discover(Vlm(Decoder(block)))
+    first, second = discover(Vlm(Decoder(block))).handles
     assert (first.site.width, first.columns, second.site.width) == (2, 4, 5)
 
 
 def test_one_block_of_another_kind_is_named() -> None:
     whole: list[nn.Module] = [Attention(), Mlp()]
-    with pytest.raises(ModelError, match="Block 1 of Decoder has no attention"):
-        discover(Vlm(Decoder(whole, [Mlp()])))
+    found = discover(Vlm(Decoder(whole, [Mlp()])))
+    assert [handle.site.id for handle in found.handles][2:] == ["language.01.mlp"]
+    assert [refusal.place for refusal in found.refused if "attn" in refusal.place] == [
+        "language.01.attn"
+    ]
 
 
 def test_head_counts_follow_the_width_only_where_they_are_counts() -> None:
     attention = broken(num_heads=4, num_key_value_heads=2, num_attention_heads=7, embed_dim=8)
-    handle = discover(Vlm(Decoder([attention, Mlp()])))[0]
+    handle = discover(Vlm(Decoder([attention, Mlp()]))).handles[0]
     assert handle.counts == {"num_heads": 2, "num_key_value_heads": 1, "embed_dim": 4}
 
 
-@pytest.mark.parametrize("parts", [{"one": nn.Linear(3, 3), "two": nn.Linear(3, 3)}, {}])
-def test_no_projector_or_two_are_refused(parts: dict[str, nn.Module]) -> None:
+def test_without_a_part_between_tower_and_decoder_there_is_no_projector() -> None:
     tower = nn.Sequential(nn.ModuleList([nn.Linear(3, 3)]))
-    model = Vlm(Decoder([Attention(), Mlp()]), tower=tower, **parts)
-    with pytest.raises(
-        ModelError, match=f"Vlm has {len(parts)} parts that could be its projector"
-    ):
+    model = Vlm(Decoder([Attention(), Mlp()]), tower=tower)
+    with pytest.raises(ModelError, match=r"Vlm has no part that could be its projector\. Set"):
         projector(model)
+
+
+def test_mlps_inside_a_tower_can_be_the_projector() -> None:
+    model = FAMILIES["qwen3_vl"].build()
+    merger, *deeper = projector(model).children()
+    assert merger is model.model.visual.merger
+    assert deeper == [*model.model.visual.deepstack_merger_list]
 
 
 def test_a_child_that_is_no_linear_layer_is_named(tiny: Loaded) -> None:
@@ -219,7 +258,7 @@ def test_a_child_that_is_no_linear_layer_is_named(tiny: Loaded) -> None:
 def test_a_model_that_is_not_in_memory_is_refused(make_llava: Callable[..., Loaded]) -> None:
     model = make_llava().model.to("meta")
     with pytest.raises(
-        ModelError, match=r"mine: .* is offloaded \(meta device\)\. Load the whole"
+        ModelError, match=r"mine: .* is offloaded \(meta device or disk\)\. Load the whole"
     ):
         Loaded.of(model, SimpleNamespace(), "mine")
 

@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from effllava_optuna import export, load, load_pruned, narrowed, sliced
+from effllava_optuna import export, load, load_pruned, narrowed, rank_units, sliced
 from effllava_optuna.errors import ExportError, ModelError
-from effllava_optuna.policy import Order, Policy
-from effllava_optuna.surgery import Loaded, Verified
+from effllava_optuna.policy import Kind, Order, Policy
+from effllava_optuna.surgery import Card, Loaded, Metric, Verified
+from effllava_optuna.surgery.card import written
+from effllava_optuna.surgery.seal import seal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,7 +97,7 @@ def test_it_is_a_stock_checkpoint_but_for_its_sizes(
     biases = {name for name in names if name.endswith("bias")}
     stock_names = load_file(checkpoint / "model.safetensors").keys()
     assert names - biases == {name for name in stock_names if not name.endswith("bias")}
-    assert {p.suffix for p in place.iterdir()} <= {".json", ".jinja", ".safetensors", ".py"}
+    assert {p.suffix for p in place.iterdir()} <= {".json", ".jinja", ".md", ".safetensors", ".py"}
     assert "import effllava" not in (place / "modeling_effllava.py").read_text()
 
 
@@ -183,15 +185,80 @@ def change_tensor(
         (lambda place: (place / "model.safetensors").unlink(), "does not load"),
     ],
 )
-def test_a_tampered_export_is_refused_in_one_line(
+def test_an_export_that_does_not_fit_together_is_refused_in_one_line(
+    copied: Path, tamper: Callable[[Path], object], message: str
+) -> None:
+    """Whoever writes one by hand can seal it, too."""
+    tamper(copied)
+    seal(copied)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_pruned(copied, device="cpu")
+    assert str(copied) in caught.value.message
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+def cut_short(place: Path) -> None:
+    file = place / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def change_one_byte(place: Path) -> None:
+    file = place / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (cut_short, "model.safetensors is not the file that was exported. Copy or export"),
+        (change_one_byte, "model.safetensors is not the file that was exported"),
+        (change_plan(version="1"), "config.json is not the file that was exported"),
+        (lambda place: (place / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda place: (place / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+        (lambda place: (place / "checksums.json").unlink(), "has no checksums.json that can"),
+        (lambda place: (place / "checksums.json").write_text("{"), "has no checksums.json that"),
+    ],
+)
+def test_a_truncated_or_tampered_export_is_refused_by_its_hash(
     copied: Path, tamper: Callable[[Path], object], message: str
 ) -> None:
     tamper(copied)
     with pytest.raises(ModelError, match=message) as caught:
         load_pruned(copied, device="cpu")
     assert str(copied) in caught.value.message
-    assert caught.value.hint
     assert "\n" not in str(caught.value)
+
+
+def test_what_was_added_to_an_export_does_not_matter(copied: Path) -> None:
+    (copied / "notes.txt").write_text("served since Monday")
+    load_pruned(copied, device="cpu")
+
+
+def test_an_export_says_what_it_is(exported: tuple[Path, Verified], pruned: Loaded) -> None:
+    place, _ = exported
+    policy = json.loads((place / "policy.json").read_text())
+    assert (policy["format"], policy["form"], policy["base_model"]) == (1, "native", pruned.source)
+    assert pruned.cut is not None
+    assert {site: entry["kept"] for site, entry in policy["sites"].items()} == dict(
+        pruned.cut.policy.working(pruned.cut.anatomy)
+    )
+    assert all(entry["kept"] <= entry["of"] for entry in policy["sites"].values())
+    card = (place / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n")
+    assert "load_pruned(" in card
+    assert "| language.00 | " in card
+
+
+def test_a_card_has_what_was_measured_and_on_what(pruned: Loaded) -> None:
+    card = Card("64 questions.", (Metric("accuracy, test", 0.9, 0.85, 0.95), Metric("ms", 2.5)))
+    text = written(pruned, card, "portable")
+    assert "| accuracy, test | 0.900 [0.850, 0.950] |" in text
+    assert "| ms | 2.500 |" in text
+    assert "64 questions." in text
+    assert "load_pruned" not in text
 
 
 def test_what_is_there_is_not_overwritten(pruned: Loaded, copied: Path, tmp_path: Path) -> None:
@@ -264,6 +331,40 @@ def test_an_export_that_does_not_come_back_is_not_kept(
 
 
 @pytest.mark.slow
+def test_a_portable_export_loads_in_stock_transformers(
+    make_llava: Callable[..., Loaded], tmp_path: Path, batch: Batch
+) -> None:
+    dense = make_llava(attention_bias=True)
+    small = cut(dense)
+    place = tmp_path / "portable"
+    verified = export(small, place, form="portable")
+    assert verified.loader == ("AutoModelForImageTextToText",)
+    assert verified.generation_equal
+    assert 0 < verified.padded < 1
+    loaded = load(place, device="cpu")
+    assert type(loaded.model) is type(dense.model)
+    assert PLAN not in json.loads((place / "config.json").read_text())
+    torch.testing.assert_close(respond(loaded, batch), respond(small, batch))
+    widths = {(site.kind, site.width) for site in loaded.anatomy.sites}
+    assert len(widths) == 2
+    change_one_byte(place)
+    with pytest.raises(ModelError, match=r"model\.safetensors is not the file"):
+        load(place, device="cpu")
+
+
+def test_a_uniform_policy_is_portable_without_padding(
+    make_llava: Callable[..., Loaded], tmp_path: Path
+) -> None:
+    dense = make_llava()
+    anatomy = dense.anatomy
+    policy = Policy.of(anatomy, [2 if site.kind is Kind.ATTN else 9 for site in anatomy.sites])
+    small = sliced(dense, policy, rank_units(dense))
+    assert export(small, tmp_path / "it", form="portable").padded == 0
+    config = json.loads((tmp_path / "it" / "config.json").read_text())["text_config"]
+    assert (config["num_key_value_heads"], config["num_attention_heads"]) == (2, 4)
+    assert (config["head_dim"], config["intermediate_size"]) == (8, 9)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_export_can_be_cut_and_exported_over_itself(
     make_llava: Callable[..., Loaded], batch: Batch, tmp_path: Path, dtype: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -18,13 +18,22 @@ from effllava_optuna.surgery import (
     projector,
     projector_state,
 )
+from tests.surgery.families import FAMILIES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from effllava_optuna.tasks import Batch
 
 
 def other_state(loaded: Loaded) -> dict[str, torch.Tensor]:
     return {name: weight * 0.5 + 0.1 for name, weight in projector_state(loaded).items()}
+
+
+def features(loaded: Loaded, inputs: Mapping[str, Any]) -> torch.Tensor:
+    found = look(loaded, inputs).features
+    assert found is not None
+    return found
 
 
 def plain(loaded: Loaded, batch: Batch) -> torch.Tensor:
@@ -35,7 +44,7 @@ def plain(loaded: Loaded, batch: Batch) -> torch.Tensor:
 
 def test_answers_from_features_equal_the_plain_forward(tiny: Loaded, batch: Batch) -> None:
     seen = look(tiny, batch.inputs)
-    assert seen.features.shape == (len(batch), 16, 16)
+    assert features(tiny, batch.inputs).shape == (len(batch), 16, 16)
     assert not {"pixel_values"} & set(seen.inputs)
     assert torch.equal(answer(tiny, seen), plain(tiny, batch))
 
@@ -43,11 +52,11 @@ def test_answers_from_features_equal_the_plain_forward(tiny: Loaded, batch: Batc
 def test_features_stay_valid_while_the_language_model_and_projector_change(
     tiny: Loaded, order: Order, batch: Batch
 ) -> None:
-    seen = look(tiny, batch.inputs)
+    seen, before = look(tiny, batch.inputs), features(tiny, batch.inputs)
     half = Policy.uniform(tiny.anatomy, keep=0.5)
     with narrowed(tiny, half, order) as small, projecting(small, other_state(tiny)):
         found, expected = answer(small, seen), plain(small, batch)
-        assert torch.equal(look(small, batch.inputs).features, seen.features)
+        assert torch.equal(features(small, batch.inputs), before)
     assert torch.equal(found, expected)
     assert (found - plain(tiny, batch)).abs().max() > 0.1
 
@@ -111,11 +120,11 @@ def test_a_state_that_does_not_fit_changes_nothing(tiny: Loaded) -> None:
 def test_two_threads_may_look_at_once(tiny: Loaded, batch: Batch) -> None:
     pictures = [batch.inputs["pixel_values"] * share for share in (1.0, 0.5)]
     asked = [dict(batch.inputs) | {"pixel_values": picture} for picture in pictures]
-    alone = [look(tiny, inputs).features for inputs in asked]
+    alone = [features(tiny, inputs) for inputs in asked]
     found: list[list[torch.Tensor]] = [[], []]
 
     def work(index: int) -> None:
-        found[index] += [look(tiny, asked[index]).features for _ in range(10)]
+        found[index] += [features(tiny, asked[index]) for _ in range(10)]
 
     threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]
     for thread in threads:
@@ -124,4 +133,24 @@ def test_two_threads_may_look_at_once(tiny: Loaded, batch: Batch) -> None:
         thread.join()
     for expected, mine in zip(alone, found, strict=True):
         assert len(mine) == 10
-        assert all(torch.equal(features, expected) for features in mine)
+        assert all(torch.equal(one, expected) for one in mine)
+
+
+def test_where_the_tower_is_cut_it_runs_each_time(
+    make_llava: Callable[..., Loaded], batch: Batch
+) -> None:
+    plain_model = make_llava()
+    loaded = Loaded.of(plain_model.model, None, "tower", towers=["vision", "language"])
+    seen = look(loaded, batch.inputs)
+    assert seen.features is None
+    assert torch.equal(answer(loaded, seen), plain(loaded, batch))
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "idefics3", "llama"])
+def test_other_families_answer_as_a_plain_forward_does(name: str) -> None:
+    model = FAMILIES[name].build()
+    loaded = Loaded.of(model, None, name)
+    inputs = FAMILIES[name].inputs()
+    with torch.no_grad():
+        expected = model(**inputs).logits[:, -1]
+        assert torch.allclose(answer(loaded, look(loaded, inputs)), expected, atol=1e-5)

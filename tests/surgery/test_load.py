@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import ViTConfig, ViTModel
 
-from effllava_optuna import load, load_pruned
+from effllava_optuna import export, load, load_pruned, rank_units, sliced
 from effllava_optuna.errors import ExportError, ModelError
+from effllava_optuna.policy import Policy
+from effllava_optuna.surgery import Loaded
 from effllava_optuna.surgery.load import check_keys
+from tests.surgery.families import FAMILIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from effllava_optuna.surgery import Loaded
 
     Damage = Callable[[Path], Any]
 
@@ -130,19 +131,39 @@ def test_the_current_directory_is_a_directory_like_others(
     assert load(".", device="cpu").anatomy == tiny.anatomy
 
 
-def test_a_text_model_is_refused_in_one_line(tiny: Loaded, tmp_path: Path) -> None:
-    config = LlamaConfig(
-        vocab_size=9,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
+def test_a_text_decoder_is_loaded_with_its_tokenizer(tiny: Loaded, tmp_path: Path) -> None:
+    FAMILIES["llama"].build().save_pretrained(tmp_path)
+    tiny.processor.tokenizer.save_pretrained(tmp_path)
+    loaded = load(tmp_path, device="cpu", depth=True)
+    assert len(loaded.anatomy.sites) == 8
+    policy = Policy.of(loaded.anatomy, [1, 30, 2, 96, 0, 2, 50, 1])
+    small = sliced(loaded, policy, rank_units(loaded))
+    verified = export(small, tmp_path / "small")
+    assert verified.loader == ("load_pruned", "trust_remote_code")
+    assert load_pruned(tmp_path / "small", device="cpu").model.config.num_hidden_layers == 2
+
+
+def test_a_model_of_another_kind_is_refused_in_one_line(tiny: Loaded, tmp_path: Path) -> None:
+    config = ViTConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
     )
-    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    ViTModel(config).save_pretrained(tmp_path)
     tiny.processor.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="Unrecognized configuration class") as caught:
         load(tmp_path, device="cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_offloaded_weights_are_refused(make_llava: Callable[..., Loaded]) -> None:
+    model = make_llava().model
+    model.model.language_model.layers[2].to("meta")
+    message = r"mine: model\.language_model\.layers\.2\..* is offloaded \(meta device or disk\)"
+    with pytest.raises(ModelError, match=message):
+        Loaded.of(model, None, "mine")
+
+
+def test_a_model_may_be_spread_over_devices(checkpoint: Path, tiny: Loaded) -> None:
+    assert load(checkpoint, device="device-map").anatomy == tiny.anatomy
 
 
 def test_a_wrong_dtype_or_device_is_refused_before_anything_is_read() -> None:

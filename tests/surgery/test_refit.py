@@ -18,7 +18,7 @@ from effllava_optuna.surgery import (
     moments,
     narrowed,
 )
-from effllava_optuna.surgery.narrow import elements
+from effllava_optuna.surgery.handle import elements
 from effllava_optuna.surgery.refit import DAMPINGS
 
 if TYPE_CHECKING:

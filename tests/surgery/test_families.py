@@ -1,0 +1,263 @@
+"""Every family: cut at random, in all towers, it stays one function, and comes back from disk."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from effllava_optuna.errors import ModelError
+from effllava_optuna.policy import Anatomy, Kind, Order, Policy
+from effllava_optuna.surgery import (
+    Discovery,
+    Loaded,
+    discover,
+    examined,
+    masked,
+    narrowed,
+    portable,
+    sayable,
+    sliced,
+)
+from effllava_optuna.surgery.export import _plan, _write, respond
+from tests.surgery.families import FAMILIES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+README = Path(__file__).parents[2] / "README.md"
+# Logits are near 3. The same sums in another order, in float32.
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
+GREEDY: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+
+
+def towers_of(found: Discovery) -> list[str]:
+    return list(dict.fromkeys(handle.site.tower for handle in found.handles))
+
+
+@functools.cache
+def understood(name: str) -> Loaded:
+    """All of a family that can be cut, put to the test. Whoever changes it changes it back."""
+    model = FAMILIES[name].build()
+    loaded = Loaded.of(model, None, name, towers=towers_of(discover(model)), depth=True)
+    return examined(loaded, FAMILIES[name].inputs())
+
+
+def drawn(anatomy: Anatomy, seed: int) -> tuple[Policy, Order]:
+    """Draw a policy and an order; of the blocks, about a third go."""
+    rng = np.random.default_rng(seed)
+    keep = [
+        int(rng.random() > 0.35) if s.kind is Kind.BLOCK else int(rng.integers(1, s.width + 1))
+        for s in anatomy.sites
+    ]
+    scores = {site.id: rng.random(site.width) for site in anatomy.sites}
+    return Policy.of(anatomy, keep), Order.from_scores(anatomy, "random", scores)
+
+
+@torch.no_grad()
+def logits(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    found: torch.Tensor = model(**inputs).logits.float()
+    return found
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_masked_narrowed_and_sliced_are_one_function(name: str) -> None:
+    loaded, inputs = understood(name), FAMILIES[name].inputs()
+    dense = logits(loaded.model, inputs)
+    before = {key: weight.clone() for key, weight in loaded.model.state_dict().items()}
+    settings = loaded.model.config.to_dict()
+    for seed in range(2):
+        policy, order = drawn(loaded.anatomy, seed)
+        with masked(loaded, policy, order):
+            expected = logits(loaded.model, inputs)
+            tokens = loaded.model.generate(**inputs, **GREEDY)
+        # The mask does something, so that agreeing with it says something.
+        assert (expected - dense).abs().max() > 0.1
+        with narrowed(loaded, policy, order):
+            torch.testing.assert_close(logits(loaded.model, inputs), expected, **CLOSE)
+            assert torch.equal(loaded.model.generate(**inputs, **GREEDY), tokens)
+        small = sliced(loaded, policy, order).model
+        torch.testing.assert_close(logits(small, inputs), expected, **CLOSE)
+        assert torch.equal(small.generate(**inputs, **GREEDY), tokens)
+        static = small.generate(**inputs, **GREEDY, cache_implementation="static")
+        assert torch.equal(static, tokens)
+    assert torch.equal(logits(loaded.model, inputs), dense)
+    assert loaded.model.config.to_dict() == settings
+    after = loaded.model.state_dict()
+    assert all(torch.equal(after[key], weight) for key, weight in before.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_half_precision_agrees_within_its_rounding(name: str, dtype: torch.dtype) -> None:
+    family = FAMILIES[name]
+    model = family.build().to(dtype)
+    inputs = {
+        key: value.to(dtype) if value.is_floating_point() else value
+        for key, value in family.inputs().items()
+    }
+    parts = discover(model)
+    loaded = examined(Loaded.of(model, None, name, towers=towers_of(parts), depth=True), inputs)
+    assert len(loaded.anatomy.sites) == len(understood(name).anatomy.sites)
+    policy, order = drawn(loaded.anatomy, 0)
+    with masked(loaded, policy, order):
+        expected = logits(model, inputs)
+    with narrowed(loaded, policy, order):
+        found = logits(model, inputs)
+    rounding = 0.1 if dtype is torch.bfloat16 else 0.02
+    assert (found - expected).abs().max() < rounding * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3", "mllama"])
+def test_the_attention_kernel_does_not_matter(name: str) -> None:
+    loaded, inputs = understood(name), FAMILIES[name].inputs()
+    policy, order = drawn(loaded.anatomy, 1)
+    small = sliced(loaded, policy, order).model
+    expected = logits(small, inputs)
+    small.set_attn_implementation("eager")
+    torch.testing.assert_close(logits(small, inputs), expected, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "reason"),
+    [
+        ("internvl (6B tower)", "vision.00.attn", "a norm over all heads"),
+        ("blip-2", "vision.00.attn", "a forward pass that relies on its size (RuntimeError"),
+        ("gemma4", "language.01.block", "a forward pass that relies on its size (RuntimeError"),
+        ("qwen3_5", "language.00.attn", "no attention that is understood"),
+        ("qwen3_vl", "language.01.block", "features of the vision tower added behind it"),
+        ("llava", "vision.02", "nothing reads what it gives"),
+    ],
+)
+def test_what_cannot_be_cut_is_said_with_the_reason(name: str, place: str, reason: str) -> None:
+    refused = {refusal.place: refusal.reason for refusal in understood(name).refused}
+    assert refused[place].startswith(reason)
+    assert "\n" not in refused[place]
+
+
+def test_a_norm_over_all_heads_is_caught_even_where_its_name_hides_it() -> None:
+    """The structural rule looks for weights of a norm; the test, at what is computed."""
+
+    class Hidden(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * x.pow(2).mean(-1, keepdim=True).rsqrt()
+
+    family = FAMILIES["internvl (6B tower)"]
+    model = family.build()
+    for block in model.model.vision_tower.encoder.layer:
+        block.attention.q_norm = block.attention.k_norm = Hidden()
+    loaded = Loaded.of(model, None, "disguised", towers=["vision", "language"])
+    assert any(site.id == "vision.00.attn" for site in loaded.anatomy.sites)
+    refused = examined(loaded, family.inputs()).refused
+    assert [r.place for r in refused] == [f"vision.{layer:02d}.attn" for layer in range(3)]
+    assert all(r.reason.startswith("units that are not independent") for r in refused)
+
+
+def test_a_model_that_cannot_answer_is_refused() -> None:
+    loaded = understood("llava")
+    with pytest.raises(ModelError, match=r"llava cannot answer a question: \w+Error: "):
+        examined(loaded, {"input_ids": torch.tensor([[1, 3, 3, 7]]), **FAMILIES["llava"].pictures})
+
+
+def test_the_dead_block_of_llava_is_left_out_for_free() -> None:
+    loaded, inputs = understood("llava"), FAMILIES["llava"].inputs()
+    dense = Policy.dense(loaded.anatomy)
+    _, order = drawn(loaded.anatomy, 0)
+    small = sliced(loaded, dense, order)
+    assert torch.equal(logits(small.model, inputs), logits(loaded.model, inputs))
+    assert small.model.config.vision_feature_layer == -1
+    assert small.model.config.vision_config.num_hidden_layers == 2
+    assert loaded.model.config.vision_feature_layer == -2
+    gone = loaded.model.model.vision_tower.encoder.layers[2]
+    saved = loaded.model.num_parameters() - small.model.num_parameters()
+    assert saved == sum(weight.numel() for weight in gone.parameters())
+
+
+@pytest.mark.slow
+def test_every_family_leaves_and_comes_back(tmp_path: Path) -> None:
+    """Write all of them in both forms; one fresh process reads them back."""
+    for name, family in FAMILIES.items():
+        loaded = understood(name)
+        small = sliced(loaded, *drawn(loaded.anatomy, 0))
+        inputs = family.inputs()
+        expected = respond(small.model, inputs)
+        for form in ("native", "portable"):
+            leaving = portable(small) if form == "portable" else small
+            plan = _plan(leaving)
+            place = tmp_path / name / form
+            assert bool(plan["linears"]) == (form == "native"), name
+            _write(leaving, place, plan if form == "native" else None)
+            save_file({k: v.contiguous() for k, v in inputs.items()}, place / "in")
+            save_file(expected, place / "out")
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from effllava_optuna.surgery.verify import main\n"
+        "for place in sorted(Path(sys.argv[1]).glob('*/*')):\n"
+        "    print(place)\n"
+        "    main(str(place), str(place / 'in'), str(place / 'out'), 'cpu', 'float32')\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    lines = [line for line in run.stdout.splitlines() if line.startswith("{")]
+    assert len(lines) == 2 * len(FAMILIES)
+    for line in map(json.loads, lines):
+        assert line["logit_difference"] < 1e-4
+        assert line["generation_equal"]
+
+
+def test_the_readme_says_what_can_be_cut(request: pytest.FixtureRequest) -> None:
+    """``pytest --write-tables`` writes the table; without it, it must be the one that is there."""
+    table = "\n".join(_table())
+    begin, end = "<!-- families: pytest --write-tables -->\n", "\n<!-- end of families -->"
+    text = README.read_text(encoding="utf-8")
+    head, _, rest = text.partition(begin)
+    found, _, tail = rest.partition(end)
+    if request.config.getoption("--write-tables"):
+        README.write_text(f"{head}{begin}{table}{end}{tail}", encoding="utf-8")
+    else:
+        assert found == table
+
+
+def _table() -> list[str]:
+    columns = {
+        "decoder heads": ("language", Kind.ATTN),
+        "decoder MLPs": ("language", Kind.MLP),
+        "blocks": ("language", Kind.BLOCK),
+        "tower heads": ("vision", Kind.ATTN),
+        "tower MLPs": ("vision", Kind.MLP),
+        "projector": ("projector", Kind.MLP),
+    }
+    rows = [
+        f"| family | {' | '.join(columns)} | without padding |",
+        f"|---|{'---|' * (len(columns) + 1)}",
+    ]
+    for name in FAMILIES:
+        loaded = understood(name)
+        cells = [_cell(loaded, tower, kind) for tower, kind in columns.values()]
+        plain = {(h.site.tower, h.site.kind) for h in sayable(loaded).handles}
+        said = [label for label, group in columns.items() if group in plain]
+        rows.append(f"| {name} | {' | '.join(cells)} | {', '.join(said)} |")
+    return rows
+
+
+def _cell(loaded: Loaded, tower: str, kind: Kind) -> str:
+    sites = [site for site in loaded.anatomy.sites if (site.tower, site.kind) == (tower, kind)]
+    end = f".{kind}"
+    refused = [r for r in loaded.refused if r.place.startswith(tower) and r.place.endswith(end)]
+    if not sites:
+        return "no" if refused else ""
+    return f"{len(sites)} of {len(sites) + len(refused)}" if refused else "yes"
