@@ -110,10 +110,10 @@ def calibration(epochs: Epochs) -> str:
     ]
     if bundle.effective_tokens:
         tokens = sorted(bundle.effective_tokens.values())
-        lines.append(
-            f"token weights: {tokens[0]:.0f} to {tokens[-1]:.0f} effective tokens a site; "
-            f"damping {min(bundle.damping.values())} to {max(bundle.damping.values())}"
-        )
+        lines.append(f"token weights: {tokens[0]:.0f} to {tokens[-1]:.0f} effective tokens a site")
+    if bundle.damping:
+        dampings = sorted(bundle.damping.values())
+        lines.append(f"damping of the refits: {dampings[0]:g} to {dampings[-1]:g}")
     if epochs.spec.search.steady:
         lines.append("search.steady: with several workers the result cannot be reproduced")
     narrowest = latency.predict(anatomy, bundle.narrowest(anatomy))

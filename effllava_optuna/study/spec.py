@@ -58,10 +58,18 @@ class TaskTable(_Table):
 
 
 class PruningTable(_Table):
-    """``[pruning]``: which units go first, how the rest is fitted, and which widths there are."""
+    """``[pruning]``: which units go first, how the rest is fitted, and which widths there are.
 
-    order: Literal["magnitude", "taylor"] = "taylor"
-    refit: Literal["none", "least-squares"] = "least-squares"
+    ``tokens`` says what a token weighs in the moments that wanda, flap, obs and the refits use.
+    The fits, and what it takes to make them, stay under ``table_gb``.
+    """
+
+    order: Literal["magnitude", "wanda", "flap", "taylor", "taylor-loss", "obs", "random"] = (
+        "taylor"
+    )
+    refit: Literal["none", "bias", "least-squares"] = "least-squares"
+    tokens: Literal["gradient", "all", "text"] = "gradient"
+    precision: Literal["float64", "float32"] = "float64"
     folds: Annotated[int, Field(ge=2, le=8)] = 2
     shares: Annotated[tuple[Share, ...], Field(min_length=1)] = SHARES
     multiple_of: Count = 1

@@ -1,26 +1,42 @@
 """Everything that touches a model: load, rank, narrow, refit, slice, export."""
 
 from effllava_optuna.surgery.basis import WHOLE, Basis, running
-from effllava_optuna.surgery.calibrate import Moments, Probe, moments, rank_units
+from effllava_optuna.surgery.calibrate import Moments, Probe, Sums, Survey, survey
+from effllava_optuna.surgery.compensate import Compensation, Recipe, compensate
 from effllava_optuna.surgery.discover import Handle, discover, projector
 from effllava_optuna.surgery.export import Verified, export, load_pruned
 from effllava_optuna.surgery.features import Seen, answer, look, projecting, projector_state
 from effllava_optuna.surgery.load import Loaded, fingerprint, load
 from effllava_optuna.surgery.narrow import arranged, masked, narrowed, sliced
-from effllava_optuna.surgery.refit import choose_damping, least_squares
+from effllava_optuna.surgery.rank import ORDERS, rank_units
+from effllava_optuna.surgery.refit import (
+    Fitted,
+    Refit,
+    choose_damping,
+    least_squares,
+    mean_biases,
+)
 
 __all__ = [
+    "ORDERS",
     "WHOLE",
     "Basis",
+    "Compensation",
+    "Fitted",
     "Handle",
     "Loaded",
     "Moments",
     "Probe",
+    "Recipe",
+    "Refit",
     "Seen",
+    "Sums",
+    "Survey",
     "Verified",
     "answer",
     "arranged",
     "choose_damping",
+    "compensate",
     "discover",
     "export",
     "fingerprint",
@@ -29,7 +45,7 @@ __all__ = [
     "load_pruned",
     "look",
     "masked",
-    "moments",
+    "mean_biases",
     "narrowed",
     "projecting",
     "projector",
@@ -37,4 +53,5 @@ __all__ = [
     "rank_units",
     "running",
     "sliced",
+    "survey",
 ]
