@@ -1,12 +1,13 @@
 """Everything that touches a model: load, rank, narrow, refit, slice, export."""
 
 from effllava_optuna.surgery.basis import WHOLE, Basis, running
-from effllava_optuna.surgery.calibrate import Moments, Probe, Sums, Survey, survey
+from effllava_optuna.surgery.calibrate import Probe, Survey, survey
 from effllava_optuna.surgery.compensate import Compensation, Recipe, compensate
 from effllava_optuna.surgery.discover import Handle, discover, projector
 from effllava_optuna.surgery.export import Verified, export, load_pruned
 from effllava_optuna.surgery.features import Seen, answer, look, projecting, projector_state
 from effllava_optuna.surgery.load import Loaded, fingerprint, load
+from effllava_optuna.surgery.moments import Moments, Sums
 from effllava_optuna.surgery.narrow import arranged, masked, narrowed, sliced
 from effllava_optuna.surgery.rank import ORDERS, rank_units
 from effllava_optuna.surgery.refit import (
@@ -16,6 +17,7 @@ from effllava_optuna.surgery.refit import (
     least_squares,
     mean_biases,
 )
+from effllava_optuna.surgery.sequence import refit_in_sequence
 
 __all__ = [
     "ORDERS",
@@ -51,6 +53,7 @@ __all__ = [
     "projector",
     "projector_state",
     "rank_units",
+    "refit_in_sequence",
     "running",
     "sliced",
     "survey",

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from effllava_optuna.errors import ModelError
+from effllava_optuna.surgery.moments import Moments, Sums
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from effllava_optuna.policy import SiteId
     from effllava_optuna.surgery.discover import Handle
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 
     Inputs = Mapping[str, Any]
 
-# Share of a token's weight that its gradient decides. Image tokens outnumber those that carry
-# the answer; the rest is uniform, so that no token is without weight.
-GRADIENT_SHARE = 0.9
 TOKENS = ("gradient", "all", "text")
 _PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id")
 
@@ -46,103 +44,6 @@ class Probe:
     inputs: Inputs
     targets: torch.Tensor | None = None
     answers: torch.Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """Sums over tokens, each token with a weight w.
-
-    Attributes:
-        second: Of w x x^T, shape ``(columns, columns)``, float64; or its diagonal alone, shape
-            ``(columns,)``.
-        first: Of w x, shape ``(columns,)``, float64.
-        weight: Of w.
-        squares: Of w^2.
-    """
-
-    second: torch.Tensor
-    first: torch.Tensor
-    weight: float
-    squares: float
-
-    @staticmethod
-    def of(x: torch.Tensor, weight: torch.Tensor, *, full: bool) -> Sums:
-        """Sum over the rows of ``x``, shape ``(tokens, columns)``."""
-        scaled = x * weight[:, None]
-        return Sums(
-            scaled.T @ x if full else (scaled * x).sum(0),
-            scaled.sum(0),
-            float(weight.sum()),
-            float(weight.pow(2).sum()),
-        )
-
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(
-            self.second + other.second,
-            self.first + other.first,
-            self.weight + other.weight,
-            self.squares + other.squares,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """Moments of the inputs of one site's output matrix under token weights.
-
-    Attributes:
-        focus: Sums under what sets tokens apart: the squared norm of the margin's gradient there,
-            or whether the token is one that counts.
-        rest: Sums in which all tokens weigh the same, for the rest of the weight; None: there is
-            no rest.
-    """
-
-    focus: Sums
-    rest: Sums | None = None
-
-    def __add__(self, other: Moments) -> Moments:
-        rest = self.rest + other.rest if self.rest and other.rest else None
-        return Moments(self.focus + other.focus, rest)
-
-    @property
-    def matrix(self) -> torch.Tensor:
-        """Give E[w x x^T], shape ``(columns, columns)``, or its diagonal.
-
-        With the gradient, w = 0.9 g^2 / mean(g^2) + 0.1.
-        """
-        return self._mean(lambda sums: sums.second)
-
-    @property
-    def mean(self) -> torch.Tensor:
-        """Give E[w x], shape ``(columns,)``."""
-        return self._mean(lambda sums: sums.first)
-
-    @property
-    def squares(self) -> torch.Tensor:
-        """Give E[w x^2], shape ``(columns,)``."""
-        found = self.matrix
-        return found.diagonal() if found.dim() == 2 else found
-
-    @property
-    def effective_tokens(self) -> float:
-        """Give Kish's effective number of tokens, (sum w)^2 / sum w^2."""
-        share = self._share
-        focused = self.focus.squares / self.focus.weight**2 if self.focus.weight > 0 else 0.0
-        # w = s u / mean(u) + 1 - s has sum n and sum of squares s^2 n^2 focused + (1 - s^2) n.
-        uniform = 1 / self.rest.weight if self.rest and self.rest.weight else 0.0
-        inverse = share**2 * focused + (1 - share**2) * uniform
-        return 1 / inverse if inverse > 0 else 0.0
-
-    @property
-    def _share(self) -> float:
-        if self.rest is None:
-            return 1.0
-        return GRADIENT_SHARE if self.focus.weight > 0 else 0.0
-
-    def _mean(self, of: Callable[[Sums], torch.Tensor]) -> torch.Tensor:
-        found = of(self.focus) * (self._share / (self.focus.weight or 1.0))
-        if self.rest is not None:
-            found.add_(of(self.rest), alpha=(1 - self._share) / (self.rest.weight or 1.0))
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,28 +95,72 @@ def survey(
         raise ModelError(f"There is no token weight {tokens!r}.", hint=f"Use {', '.join(TOKENS)}.")
     found: dict[SiteId, Survey] = {}
     for probe in probes:
-        inputs = {name: value.to(loaded.device) for name, value in probe.inputs.items()}
-        caught: dict[SiteId, torch.Tensor] = {}
-        with loaded.lock, torch.enable_grad(), watching(handles, caught):
-            logits = loaded.model(**inputs, logits_to_keep=1).logits[:, -1].float()
-            _check(handles, caught)
-            at = [caught[handle.site.id] for handle in handles]
-            # Token weights always come from the margin.
-            margins = _gradients(_margin(logits, probe), at, again=goal != "margin")
-            changes = margins if goal == "margin" else _gradients(_goal(logits, probe, goal), at)
-        for handle, x, margin, change in zip(handles, at, margins, changes, strict=True):
-            real, text = _masks(loaded, handle, x, inputs)
-            x = x.detach() * real[..., None].to(x.dtype)
-            effect = _effect(x * change, inputs, handle.columns)
-            flat, real, text = x.flatten(0, -2).double(), real.flatten(), text.flatten()
-            if tokens == "gradient":
-                g2 = margin.flatten(0, -2).double().pow(2).sum(-1) * real
-                moments = Moments(Sums.of(flat, g2, full=full), Sums.of(flat, real, full=full))
-            else:
-                moments = Moments(Sums.of(flat, real if tokens == "all" else text, full=full))
-            mine, old = Survey(effect, moments), found.get(handle.site.id)
+        for handle, seen in zip(
+            handles, observe(loaded, handles, probe, tokens=tokens, goal=goal), strict=True
+        ):
+            mine = Survey(seen.effect, seen.moments(seen.x, full=full))
+            old = found.get(handle.site.id)
             found[handle.site.id] = mine if old is None else old + mine
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one probe told about one site, token by token.
+
+    Attributes:
+        x: Shape ``(tokens, columns)``, float64, 0 where there is padding.
+        focus: Shape ``(tokens,)``: what sets tokens apart, see `Moments`.
+        rest: Shape ``(tokens,)``: 1, or 0 where there is padding; None: there is no rest.
+        effect: See `Survey`.
+    """
+
+    x: torch.Tensor
+    focus: torch.Tensor
+    rest: torch.Tensor | None
+    effect: torch.Tensor
+
+    def moments(
+        self, left: torch.Tensor, right: torch.Tensor | None = None, *, full: bool = True
+    ) -> Moments:
+        """Give the moments of ``left``, or of ``left`` with ``right``, under these weights."""
+        rest = None if self.rest is None else Sums.of(left, self.rest, right, full=full)
+        return Moments(Sums.of(left, self.focus, right, full=full), rest)
+
+
+def observe(
+    loaded: Loaded,
+    handles: Sequence[Handle],
+    probe: Probe,
+    *,
+    tokens: str = "gradient",
+    goal: str = "margin",
+) -> Iterator[Seen]:
+    """Run one probe forward and backward; give what each of ``handles`` saw, one by one.
+
+    Args, raises: those of `survey`.
+    """
+    if tokens not in TOKENS:
+        raise ModelError(f"There is no token weight {tokens!r}.", hint=f"Use {', '.join(TOKENS)}.")
+    inputs = {name: value.to(loaded.device) for name, value in probe.inputs.items()}
+    caught: dict[SiteId, torch.Tensor] = {}
+    with loaded.lock, torch.enable_grad(), watching(handles, caught):
+        logits = loaded.model(**inputs, logits_to_keep=1).logits[:, -1].float()
+        at = [caught[site] for site in _checked(handles, caught)]
+        # Token weights always come from the margin.
+        margins = _gradients(_margin(logits, probe), at, again=goal != "margin")
+        changes = margins if goal == "margin" else _gradients(_goal(logits, probe, goal), at)
+    for handle, value, margin, change in zip(handles, at, margins, changes, strict=True):
+        real, text = _masks(loaded, handle, value, inputs)
+        x = value.detach() * real[..., None].to(value.dtype)
+        effect = _effect(x * change, inputs, handle.columns)
+        real, text = real.flatten(), text.flatten()
+        if tokens == "gradient":
+            focus = margin.flatten(0, -2).double().pow(2).sum(-1) * real
+        else:
+            focus = real if tokens == "all" else text
+        rest = real if tokens == "gradient" else None
+        yield Seen(x.flatten(0, -2).double(), focus, rest, effect)
 
 
 @contextmanager
@@ -237,7 +182,7 @@ def watching(handles: Sequence[Handle], caught: dict[SiteId, torch.Tensor]) -> I
             hook.remove()
 
 
-def _check(handles: Sequence[Handle], caught: Mapping[SiteId, torch.Tensor]) -> None:
+def _checked(handles: Sequence[Handle], caught: Mapping[SiteId, torch.Tensor]) -> Iterator[SiteId]:
     for handle in handles:
         seen = caught.get(handle.site.id)
         if seen is None:
@@ -250,6 +195,7 @@ def _check(handles: Sequence[Handle], caught: Mapping[SiteId, torch.Tensor]) -> 
                 f"{handle.site.id} computes NaN or infinity on the calibration samples.",
                 hint="Use dtype float32 or bfloat16, and check the checkpoint.",
             )
+        yield handle.site.id
 
 
 def _choices(logits: torch.Tensor, probe: Probe) -> torch.Tensor:

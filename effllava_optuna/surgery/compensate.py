@@ -32,9 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from effllava_optuna.policy import SiteId
-    from effllava_optuna.surgery.calibrate import Moments, Probe, Survey
+    from effllava_optuna.surgery.calibrate import Probe, Survey
     from effllava_optuna.surgery.discover import Handle
     from effllava_optuna.surgery.load import Loaded
+    from effllava_optuna.surgery.moments import Moments
     from effllava_optuna.surgery.refit import Refit
 
     Widths = Mapping[SiteId, Sequence[int]]

@@ -19,7 +19,7 @@ from effllava_optuna.policy import SiteId
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from effllava_optuna.surgery.calibrate import Moments
+    from effllava_optuna.surgery.moments import Moments
 
 # Tried in this order; shares of the mean of the diagonal of C.
 DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)

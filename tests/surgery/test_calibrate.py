@@ -11,7 +11,7 @@ import torch
 
 from effllava_optuna.errors import ModelError
 from effllava_optuna.surgery import Loaded, Moments, Probe, Sums, survey
-from tests.surgery.twins import Told, told
+from tests.surgery.twins import Told
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,11 +19,6 @@ if TYPE_CHECKING:
     from effllava_optuna.policy import SiteId
     from effllava_optuna.tasks import Batch
     from tests.surgery.twins import Array
-
-
-@pytest.fixture(scope="module")
-def twin(tiny: Loaded, singles: list[Batch]) -> dict[SiteId, Told]:
-    return told(tiny, [tiny.handles[0], tiny.handles[3]], singles)
 
 
 def weights_of(mine: Told, tokens: str) -> Array:
@@ -45,8 +40,10 @@ def test_moments_are_means_over_single_tokens(
     probe = Probe(batch.inputs, batch.targets)
     full = survey(tiny, handles, [probe], tokens=tokens)
     slim = survey(tiny, handles, [probe], tokens=tokens, full=False)
-    assert set(full) == set(twin)
-    for site, mine in twin.items():
+    assert [*full] == [handle.site.id for handle in handles]
+    for handle in handles:
+        site = handle.site.id
+        mine = twin[site]
         weights = weights_of(mine, tokens)
         matrix = (mine.x * weights[:, None]).T @ mine.x / len(mine.x)
         mean = (mine.x * weights[:, None]).mean(0)

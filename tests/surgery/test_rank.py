@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from effllava_optuna.errors import EffllavaError, ModelError
 from effllava_optuna.surgery import ORDERS, Loaded, Probe, arranged, rank_units
 from effllava_optuna.surgery.rank import OBS_DAMPING, eliminate
-from tests.surgery.twins import Told, margin, told, units_of
+from tests.surgery.twins import Told, margin, units_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from effllava_optuna.tasks import Batch
 
     Array = np.ndarray[Any, np.dtype[np.float64]]
-
-
-@pytest.fixture(scope="module")
-def twin(tiny: Loaded, singles: list[Batch]) -> dict[SiteId, Told]:
-    return told(tiny, tiny.handles, singles)
 
 
 def weight_of(handle: Handle) -> Array:
