@@ -36,7 +36,7 @@ class Sums:
     def of(
         x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor | None = None, *, full: bool
     ) -> Sums:
-        """Sum over the rows of ``x``, shape ``(tokens, columns)``, and those of ``y``, if given."""
+        """Sum over the rows of ``x``, shape ``(tokens, columns)``, and of ``y``, if given."""
         scaled = x * weight[:, None]
         return Sums(
             scaled.T @ (x if y is None else y) if full else (scaled * x).sum(0),
