@@ -152,19 +152,13 @@ Token weights at keep 0.5:
 
 {chr(10).join(weighted)}
 
-{where["cpu"]}, threads: 1; torch {where["torch"]}, transformers {where["transformers"]}; {where["date"]}.
+{where["cpu"]}, threads: 1; torch {where["torch"]}, transformers {where["transformers"]};
+{where["date"]}.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure the draws that are missing, and write the tables.
-
-    Example:
-        >>> main(["--tiny"])  # doctest: +ELLIPSIS
-        About 10 s.
-        magnitude none 0.5: ...
-        taylor least-squares 0.5: ...
-    """
+    """Measure the draws that are missing, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="a few combinations; writes nothing")
     chosen = parser.parse_args(arguments)

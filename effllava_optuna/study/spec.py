@@ -140,9 +140,13 @@ class ReportTable(_Table):
 
 
 class ExportTable(_Table):
-    """``[export]``: where ``run`` writes the chosen checkpoint; nothing: it does not."""
+    """``[export]``: where ``run`` writes the chosen checkpoint; nothing: it does not.
+
+    ``sequential`` fits its output matrices again, each to the layers that are pruned before it.
+    """
 
     directory: str | None = None
+    sequential: bool = False
 
 
 class StudySpec(_Table):
