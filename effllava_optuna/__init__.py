@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from effllava_optuna.policy import Policy as Policy
-    from effllava_optuna.surgery.calibrate import rank_units as rank_units
     from effllava_optuna.surgery.export import export as export
     from effllava_optuna.surgery.export import load_pruned as load_pruned
     from effllava_optuna.surgery.load import load as load
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery.narrow import masked as masked
     from effllava_optuna.surgery.narrow import narrowed as narrowed
     from effllava_optuna.surgery.narrow import sliced as sliced
+    from effllava_optuna.surgery.rank import rank_units as rank_units
 
 __version__ = "0.1.0"
 

@@ -243,3 +243,11 @@ def batch(processor: Any) -> Batch:
     from effllava_optuna.tasks import Digits, Split, encode
 
     return encode(processor, Digits().samples(Split.PROXY)[:6])[0]
+
+
+@pytest.fixture(scope="session")
+def singles(processor: Any) -> list[Batch]:
+    """The samples of `batch`, one to a batch: nothing is padded."""
+    from effllava_optuna.tasks import Digits, Split, encode
+
+    return list(encode(processor, Digits().samples(Split.PROXY)[:6], batch_size=1))

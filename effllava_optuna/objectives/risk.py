@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from effllava_optuna.policy import Order, Policy, SiteId
-    from effllava_optuna.surgery import Handle, Loaded
+    from effllava_optuna.surgery import Handle, Loaded, Refit
 
     RiskTable = Mapping[SiteId, Mapping[int, float]]
 
@@ -37,7 +37,7 @@ def risk_table(
     widths: Mapping[SiteId, Sequence[int]],
     *,
     form: str = "paper",
-    refit: Mapping[tuple[SiteId, int], torch.Tensor] | None = None,
+    refit: Refit | None = None,
 ) -> dict[SiteId, dict[int, float]]:
     """Tabulate each site's share of Omega at each width, in nats.
 
@@ -71,8 +71,9 @@ def risk_table(
             for name, squares in shares.items():
                 kept = float(squares[:width].sum())
                 fitted = (refit or {}).get((site.id, width))
-                if form == "refit" and name == handle.output and fitted is not None:
-                    kept = float(fitted.double().pow(2).sum())
+                matrix = None if fitted is None else fitted.weight
+                if form == "refit" and name == handle.output and matrix is not None:
+                    kept = float(matrix.double().pow(2).sum())
                 weight = handle.linear(name).weight.numel() / total
                 nats += weight * 0.5 * math.log(kept / float(squares.sum()))
             table[site.id][width] = nats

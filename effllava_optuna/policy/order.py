@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from effllava_optuna.policy.anatomy import Anatomy, SiteId
+    from effllava_optuna.policy.anatomy import Anatomy, Site, SiteId
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,7 @@ class Order:
         units = {}
         for site in anatomy.sites:
             alone = [0.0] if site.kind is Kind.BLOCK else []  # nothing to rank in a block
-            score = np.asarray(scores.get(site.id, alone), dtype=np.float64)
-            if score.shape != (site.width,) or not np.isfinite(score).all():
-                raise PolicyError(
-                    f"{site.id} has no {site.width} finite {method} scores.",
-                    hint="Check that the model and the samples give finite numbers.",
-                )
-            units[site.id] = np.argsort(-score, kind="stable").astype(np.int64)
+            units[site.id] = ranked(site, method, np.asarray(scores.get(site.id, alone)))
         return Order(anatomy.digest, method, units)
 
     @cached_property
@@ -76,3 +70,17 @@ class Order:
             content.update(site.encode())
             content.update(self.units[site].astype("<i8").tobytes())
         return content.hexdigest()[:16]
+
+
+def ranked(site: Site, method: str, scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Rank the units of one site by ``scores``, shape ``(width,)``, as `Order.from_scores` does.
+
+    Raises:
+        PolicyError: The scores are too few, or not finite.
+    """
+    if scores.shape != (site.width,) or not np.isfinite(scores).all():
+        raise PolicyError(
+            f"{site.id} has no {site.width} finite {method} scores.",
+            hint="Check that the model and the samples give finite numbers.",
+        )
+    return np.argsort(-scores, kind="stable").astype(np.int64)

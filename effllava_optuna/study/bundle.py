@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,14 +10,16 @@ import torch
 
 from effllava_optuna.objectives import LatencyTable
 from effllava_optuna.policy import Kind, Order, Policy, SiteId
+from effllava_optuna.surgery import Fitted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from effllava_optuna.policy import Anatomy
     from effllava_optuna.study.spec import StudySpec
+    from effllava_optuna.surgery import Refit
 
-Refit = dict[tuple[SiteId, int], torch.Tensor]
+_PARTS = ("weight", "bias")
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Bundle:
         risk: Each site's share of Omega, by width.
         latency: Milliseconds by width.
         damping: Chosen for each site.
-        effective_tokens: Of each site, under the gradient weights.
+        effective_tokens: Of each site, under its token weights.
         dense: The dense model's values.
         reference: Corner of the hypervolume: accuracy of guessing, 1.05 x dense latency.
     """
@@ -78,8 +80,11 @@ class Bundle:
             f"order/{site}": torch.from_numpy(units) for site, units in self.order.units.items()
         }
         for fit, refit in enumerate(self.refits):
-            for (site, count), weight in (refit or {}).items():
-                stored[f"refit/{fit}/{site}/{count}"] = weight
+            for (site, count), fitted in (refit or {}).items():
+                for part in _PARTS:
+                    tensor = getattr(fitted, part)
+                    if tensor is not None:
+                        stored[f"refit/{fit}/{site}/{count}/{part}"] = tensor
         return stored
 
     def facts(self) -> dict[str, Any]:
@@ -104,14 +109,17 @@ class Bundle:
         units = {
             site.id: tensors[f"order/{site.id}"].numpy().astype(np.int64) for site in anatomy.sites
         }
-        refits: list[Refit | None] = [{} if fitted else None for fitted in facts["fits"]]
-        for name, weight in tensors.items():
+        refits: list[dict[tuple[SiteId, int], Fitted] | None] = [
+            {} if fitted else None for fitted in facts["fits"]
+        ]
+        for name, tensor in tensors.items():
             kind, *rest = name.split("/")
             if kind == "refit":
-                fit, site, count = rest
+                fit, site, count, part = rest
                 mine = refits[int(fit)]
                 if mine is not None:
-                    mine[SiteId(site), int(count)] = weight
+                    key = SiteId(site), int(count)
+                    mine[key] = replace(mine.get(key, Fitted()), **{part: tensor})
         return Bundle(
             Order(anatomy.digest, facts["method"], units),
             tuple(refits),

@@ -318,7 +318,14 @@ def report(target: Target, *, as_json: bool) -> None:
 @click.option("--trial", type=int, help="Which trial; the chosen one if not given.")
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of the checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
-def export_(target: Target, trial: int | None, out: Path | None, *, overwrite: bool) -> None:
+@click.option(
+    "--sequential",
+    is_flag=True,
+    help="Fit layer after layer on the pruned layers before it, and measure again.",
+)
+def export_(
+    target: Target, trial: int | None, out: Path | None, *, overwrite: bool, sequential: bool
+) -> None:
     """Write a policy's checkpoint with its own basis, and verify it in a fresh process.
 
     \b
@@ -337,12 +344,19 @@ def export_(target: Target, trial: int | None, out: Path | None, *, overwrite: b
     if directory is None:
         raise SpecError("There is no directory to write to.", hint="Give --out DIR.")
     quiet_transformers()
-    from effllava_optuna.study.loop import continued, write_checkpoint
+    from effllava_optuna.study.checkpoint import write_checkpoint
+    from effllava_optuna.study.loop import continued
 
     with Screen(target.again) as screen, continued(study, target.url, screen.say) as epochs:
         screen.say("exporting and verifying", 0.0)
-        verified = write_checkpoint(epochs, number, directory, overwrite=overwrite)
-        screen.told(exported(number, verified))
+        written = write_checkpoint(
+            epochs,
+            number,
+            directory,
+            overwrite=overwrite,
+            sequential=sequential or spec.export.sequential,
+        )
+        screen.told(exported(written))
 
 
 @main.command()
@@ -378,8 +392,9 @@ def _to_the_end(
 ) -> None:
     """Search, report and export; what is done already is not done again."""
     from effllava_optuna.report import policies, summary
+    from effllava_optuna.study.checkpoint import write_checkpoint
     from effllava_optuna.study.crew import crew
-    from effllava_optuna.study.loop import conclude, search, write_checkpoint
+    from effllava_optuna.study.loop import conclude, search
 
     screen.told(calibration(epochs))
     with crew(target.url, target.name, others):
@@ -390,8 +405,14 @@ def _to_the_end(
     directory = _export_directory(epochs.spec, file)
     if directory is not None:
         screen.say("exporting and verifying", 0.0)
-        number = found["chosen"]["trial"]
-        screen.told(exported(number, write_checkpoint(epochs, number, directory, overwrite=True)))
+        written = write_checkpoint(
+            epochs,
+            found["chosen"]["trial"],
+            directory,
+            overwrite=True,
+            sequential=epochs.spec.export.sequential,
+        )
+        screen.told(exported(written))
 
 
 def _export_directory(spec: StudySpec, file: Path | None) -> Path | None:

@@ -26,6 +26,7 @@ from effllava_optuna.samplers import (
 from effllava_optuna.study.artifacts import Vault
 from effllava_optuna.study.budget import budget_of
 from effllava_optuna.study.bundle import Bundle
+from effllava_optuna.study.calibrating import calibrate
 from effllava_optuna.study.database import guard
 from effllava_optuna.study.ledger import Ledger, Publication
 from effllava_optuna.study.manifest import settle
@@ -115,7 +116,7 @@ class Epochs:
         _ = self.budget  # refuse an impossible one before the first trial
 
     def _calibrate(self) -> Publication:
-        bundle = self.bench.calibrate(self.say)
+        bundle = calibrate(self.bench, self.say)
         return Publication(
             bundle.dense.accuracy,
             {"bundle": bundle.facts()},

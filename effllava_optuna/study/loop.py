@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optuna.trial import TrialState
 
 from effllava_optuna.errors import StudyError
-from effllava_optuna.policy import Policy
 from effllava_optuna.samplers import reap, slot_of
 from effllava_optuna.study import artifacts, storage
 from effllava_optuna.study.board import draw
@@ -20,7 +18,6 @@ from effllava_optuna.study.finish import Finish
 from effllava_optuna.study.objective import REASON, PruningObjective, TrialFailed
 from effllava_optuna.study.records import record_of
 from effllava_optuna.study.workbench import Workbench
-from effllava_optuna.surgery import WHOLE, export, projecting, sliced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,7 +28,6 @@ if TYPE_CHECKING:
     from effllava_optuna.policy import TrialRecord
     from effllava_optuna.study.spec import StudySpec
     from effllava_optuna.study.workbench import Say
-    from effllava_optuna.surgery import Verified
 
     Watch = Callable[[Epochs, TrialRecord], None]
 
@@ -167,28 +163,3 @@ def conclude(epochs: Epochs) -> None:
         return float(results["chosen"]["accuracy_proxy"])
 
     epochs.conclude(make)
-
-
-def write_checkpoint(
-    epochs: Epochs, number: int, directory: str | Path, *, overwrite: bool
-) -> Verified:
-    """Export the policy of a trial with its own basis, and verify it.
-
-    Raises:
-        StudyError: There is no such trial, or it was not measured.
-        ExportError: The directory cannot be used, or the checkpoint does not come back.
-    """
-    trials = epochs.study.get_trials(deepcopy=False)
-    if not 0 <= number < len(trials) or not record_of(trials[number]).measured:
-        raise StudyError(
-            f"Trial {number} of {epochs.study.study_name!r} was not measured.",
-            hint="Choose a complete trial; `status` lists the front.",
-        )
-    trial = record_of(trials[number])
-    basis = epochs.basis(trial.basis)
-    policy = Policy.of(epochs.bench.anatomy, trial.keep)
-    with projecting(epochs.bench.loaded, basis.projectors[WHOLE]) as loaded:
-        pruned = sliced(loaded, policy, basis.order, basis.refits[WHOLE])
-    verified = export(pruned, directory, overwrite=overwrite)
-    epochs.study.set_user_attr(storage.EXPORTED, {"trial": number, "directory": str(directory)})
-    return verified

@@ -13,8 +13,8 @@ from effllava_optuna.study.records import trials_of
 
 if TYPE_CHECKING:
     from effllava_optuna.policy import TrialRecord
+    from effllava_optuna.study.checkpoint import Written
     from effllava_optuna.study.evolution import Epochs
-    from effllava_optuna.surgery import Verified
 
 _INTERRUPTED = 130
 
@@ -110,10 +110,10 @@ def calibration(epochs: Epochs) -> str:
     ]
     if bundle.effective_tokens:
         tokens = sorted(bundle.effective_tokens.values())
-        lines.append(
-            f"token weights: {tokens[0]:.0f} to {tokens[-1]:.0f} effective tokens a site; "
-            f"damping {min(bundle.damping.values())} to {max(bundle.damping.values())}"
-        )
+        lines.append(f"token weights: {tokens[0]:.0f} to {tokens[-1]:.0f} effective tokens a site")
+    if bundle.damping:
+        dampings = sorted(bundle.damping.values())
+        lines.append(f"damping of the refits: {dampings[0]:g} to {dampings[-1]:g}")
     if epochs.spec.search.steady:
         lines.append("search.steady: with several workers the result cannot be reproduced")
     narrowest = latency.predict(anatomy, bundle.narrowest(anatomy))
@@ -125,12 +125,21 @@ def calibration(epochs: Epochs) -> str:
     return "\n".join(lines)
 
 
-def exported(number: int, verified: Verified) -> str:
-    """Say where a checkpoint is, and that it comes back."""
-    return (
-        f"trial {number} exported to {verified.directory}: {verified.parameters:,} parameters; "
-        f"reloaded in a fresh process: logits differ by {verified.logit_difference:.1e}, "
+def exported(written: Written) -> str:
+    """Say where a checkpoint is, that it comes back, and what fitting it in sequence did."""
+    verified, before, after = written.verified, written.before, written.after
+    line = (
+        f"trial {written.trial} exported to {verified.directory}: "
+        f"{verified.parameters:,} parameters; reloaded in a fresh process: logits differ by "
+        f"{verified.logit_difference:.1e}, "
         f"same generation: {'yes' if verified.generation_equal else 'no'}"
+    )
+    if before is None or after is None:
+        return line
+    return (
+        f"{line}\nfitted in sequence: accuracy {before.proxy:.3f} -> {after.proxy:.3f} on the "
+        f"proxy that it was fitted to, {before.validation:.3f} -> {after.validation:.3f} on "
+        "validation"
     )
 
 

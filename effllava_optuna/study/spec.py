@@ -63,15 +63,19 @@ class PruningTable(_Table):
     ``towers`` are those whose heads and channels are cut; with ``depth`` whole blocks of the
     decoder may go, too. ``mode`` is ``per-layer``, or ``vllm-safe``: only what a stock
     configuration can say, one width a tower and kind (and depth), so that the portable export
-    needs no padding.
+    needs no padding. ``tokens`` says what a token weighs in the moments that wanda, flap, obs and
+    the refits use. The fits, and what it takes to make them, stay under ``table_gb``.
     """
 
     towers: Annotated[tuple[str, ...], Field(min_length=1)] = ("language",)
     depth: bool = False
     mode: Literal["per-layer", "vllm-safe"] = "per-layer"
-
-    order: Literal["magnitude", "taylor"] = "taylor"
-    refit: Literal["none", "least-squares"] = "least-squares"
+    order: Literal["magnitude", "wanda", "flap", "taylor", "taylor-loss", "obs", "random"] = (
+        "taylor"
+    )
+    refit: Literal["none", "bias", "least-squares"] = "least-squares"
+    tokens: Literal["gradient", "all", "text"] = "gradient"
+    precision: Literal["float64", "float32"] = "float64"
     folds: Annotated[int, Field(ge=2, le=8)] = 2
     shares: Annotated[tuple[Share, ...], Field(min_length=1)] = SHARES
     multiple_of: Count = 1
@@ -142,9 +146,13 @@ class ReportTable(_Table):
 
 
 class ExportTable(_Table):
-    """``[export]``: where ``run`` writes the chosen checkpoint; nothing: it does not."""
+    """``[export]``: where ``run`` writes the chosen checkpoint; nothing: it does not.
+
+    ``sequential`` fits its output matrices again, each to the layers that are pruned before it.
+    """
 
     directory: str | None = None
+    sequential: bool = False
 
 
 class StudySpec(_Table):

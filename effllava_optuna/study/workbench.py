@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from optuna.logging import get_logger
 
-from effllava_optuna.errors import SpecError, StudyError
+from effllava_optuna.errors import StudyError
 from effllava_optuna.objectives import (
     Stopwatch,
     Workload,
@@ -23,46 +21,36 @@ from effllava_optuna.objectives import (
     ask,
     ask_crossed,
     flops,
-    folds_of,
-    measure_table,
     parameters,
     risk,
-    risk_table,
 )
 from effllava_optuna.policy import Policy, Space
-from effllava_optuna.study.bundle import Bundle, Dense, widths_of
+from effllava_optuna.study.bundle import Bundle
+from effllava_optuna.study.task import task_of
 from effllava_optuna.surgery import (
     WHOLE,
     Basis,
-    Moments,
-    Probe,
     arranged,
-    choose_damping,
-    least_squares,
     load,
-    moments,
     narrowed,
-    rank_units,
     sayable,
 )
-from effllava_optuna.surgery.handle import elements
-from effllava_optuna.tasks import Digits, Split, checked, encode, proxy_only
+from effllava_optuna.tasks import Split, proxy_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from effllava_optuna.objectives import Asked
-    from effllava_optuna.policy import SiteId
-    from effllava_optuna.study.bundle import Refit
     from effllava_optuna.study.spec import StudySpec
-    from effllava_optuna.surgery import Handle, Loaded
-    from effllava_optuna.tasks import Batch, Sample, Scores, Task
+    from effllava_optuna.surgery import Loaded
+    from effllava_optuna.tasks import Sample, Scores, Task
 
     Say = Callable[[str, float], None]
 
 # Threads on matrices this small mostly wait for each other, and on shared cores for their core:
 # compare the error of the latency table in a run with `--set model.threads=2`.
 _SMALL = 20_000_000  # parameters
+_logger = get_logger(__name__)
 _HEADROOM = 1.05  # of the dense latency: where the hypervolume begins
 
 
@@ -233,130 +221,10 @@ class Workbench:
         """Ask the samples of ``split``, for the fits for use."""
         return ask(self.loaded, self.task.samples(split), batch_size=250, fit=WHOLE)
 
-    def calibrate(self, say: Say) -> Bundle:
-        """Make the bundle: order, refits, latency and risk tables, dense values.
-
-        Args:
-            say: Is told what is being done, and which share of it is.
-        """
-        spec = self.spec
-        say("ranking units", 0.0)
-        probes = [_probe(batch) for batch in encode(self.loaded.processor, self.proxy)]
-        order = rank_units(self.loaded, probes, spec.pruning.order)
-        widths = widths_of(self.anatomy, spec)
-        say("timing widths", 0.0)
-        with arranged(self.loaded, order) as ready:
-            self.stopwatch.loaded = ready
-            latency = measure_table(
-                self.stopwatch,
-                order,
-                widths,
-                seed=spec.study.seed,
-                progress=lambda share: say("timing widths", share),
-            )
-        self.stopwatch.loaded = self.loaded
-        widths = {site: tuple(friendly) for site, friendly in latency.friendly.items()}
-        refits, damping, effective = self._refits(widths, order.units, say)
-        say("measuring the dense model", 0.0)
-        unfitted = (None,) * (spec.pruning.folds + 1)
-        plain = Basis("dense", order, unfitted, unfitted)
-        dense = Policy.dense(self.anatomy)
-        scores = answers(self.loaded, plain, dense, self.crossed)
-        dense_ms = latency.dense(self.anatomy)
-        memory = sum(
-            weight.nbytes for refit in refits if refit is not None for weight in refit.values()
-        )
-        return Bundle(
-            order,
-            refits,
-            widths,
-            risk_table(self.loaded, order, widths, form=spec.quality.risk, refit=refits[WHOLE]),
-            latency,
-            damping,
-            effective,
-            Dense(
-                float(scores.hit.mean()),
-                float(scores.probability.mean()),
-                dense_ms,
-                parameters(self.loaded),
-                flops(self.loaded, self.stopwatch.seen) / 1e9,
-                memory / 1e6,
-            ),
-            (self.task.chance, _HEADROOM * dense_ms),
-        )
-
-    def _refits(
-        self,
-        widths: Mapping[SiteId, Sequence[int]],
-        ranked: Mapping[SiteId, np.ndarray[tuple[int], np.dtype[np.int64]]],
-        say: Say,
-    ) -> tuple[tuple[Refit | None, ...], dict[SiteId, float], dict[SiteId, float]]:
-        """Fit every output matrix for every width: on the whole proxy and without each fold."""
-        spec, fits = self.spec, self.spec.pruning.folds + 1
-        if spec.pruning.refit == "none":
-            return (None,) * fits, {}, {}
-        dealt = [
-            [_probe(batch) for batch in encode(self.loaded.processor, samples)]
-            for samples in folds_of(self.proxy, spec.pruning.folds)
-        ]
-        refits: tuple[Refit, ...] = tuple({} for _ in range(fits))
-        damping: dict[SiteId, float] = {}
-        effective: dict[SiteId, float] = {}
-        done = 0
-        for handles in _shifts(self.loaded.handles, spec.pruning.folds, spec.pruning.table_gb):
-            taken = [moments(self.loaded, handles, probes) for probes in dealt]
-            for handle in handles:
-                site = handle.site
-                by_fold = [fold.pop(site.id) for fold in taken]
-                units = torch.from_numpy(ranked[site.id].copy())
-                fitted, damping[site.id] = _fit(handle, by_fold, widths[site.id], units)
-                for refit, mine in zip(refits, fitted, strict=True):
-                    refit.update({(site.id, width): weight for width, weight in mine.items()})
-                effective[site.id] = round(_total(by_fold).effective_tokens, 1)
-                done += 1
-                say("fitting output matrices", done / len(self.loaded.handles))
-        held = sum(weight.nbytes for refit in refits for weight in refit.values()) / 1e9
-        if held > spec.pruning.table_gb:
-            raise StudyError(
-                f"The refit tables take {held:.2f} GB, pruning.table_gb allows "
-                f"{spec.pruning.table_gb}.",
-                hint="Allow more, or give fewer pruning.shares or pruning.folds.",
-            )
-        return refits, damping, effective
-
     def sizes(self, policy: Policy) -> tuple[int, float]:
         """Give the parameters of the network of ``policy``, and the GFLOPs of the workload."""
         with self.loaded.lock, narrowed(self.loaded, policy, self.bundle.order) as network:
             return parameters(network), flops(network, self.stopwatch.seen) / 1e9
-
-
-def task_of(spec: StudySpec) -> Task:
-    """Make the task that a spec names.
-
-    Raises:
-        SpecError: It names a function that cannot be imported.
-        TaskError: Two splits share a unit.
-    """
-    table = spec.task
-    build: Callable[..., Task] = Digits
-    if ":" in table.name:
-        module, _, function = table.name.partition(":")
-        sys.path.insert(0, str(Path.cwd()))
-        try:
-            build = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError) as error:
-            raise SpecError(
-                f"task.name = {table.name!r}: {error}.",
-                hint="Name a function of a module that Python finds here.",
-            ) from error
-        finally:
-            sys.path.pop(0)
-    sizes = {"proxy": table.proxy, "validation": table.validation, "test": table.test}
-    return checked(build(seed=spec.task_seed, **sizes))
-
-
-def _probe(batch: Batch) -> Probe:
-    return Probe(batch.inputs, batch.targets)
 
 
 def _within(seconds: float | None, asked: Iterable[Asked]) -> Iterator[Asked]:
@@ -365,44 +233,3 @@ def _within(seconds: float | None, asked: Iterable[Asked]) -> Iterator[Asked]:
         yield item
         if seconds is not None and time.monotonic() - began > seconds:
             raise TimeoutError(f"not done within search.timeout = {seconds:g} s")
-
-
-def _shifts(handles: Sequence[Handle], folds: int, gigabytes: float) -> list[list[Handle]]:
-    """Split ``handles`` so that the moments of one part fit into ``gigabytes``."""
-    shifts: list[list[Handle]] = []
-    room = 0.0
-    for handle in handles:
-        need = folds * 2 * 8 * (handle.columns * handle.site.width) ** 2 / 1e9
-        if not shifts or need > room:
-            shifts.append([])
-            room = gigabytes
-        shifts[-1].append(handle)
-        room -= need
-    return shifts
-
-
-def _total(folds: Sequence[Moments]) -> Moments:
-    return sum(folds[1:], start=folds[0])
-
-
-def _fit(
-    handle: Handle, folds: Sequence[Moments], widths: Sequence[int], units: torch.Tensor
-) -> tuple[list[dict[int, torch.Tensor]], float]:
-    each = handle.columns
-    columns = elements(units, each).to(folds[0].plain.device)
-    weight = handle.linear(handle.output).weight.detach()[:, columns]
-    narrow = [width * each for width in widths if width < handle.site.width]
-    if not narrow:
-        return [{} for _ in range(len(folds) + 1)], 0.0
-    damping = choose_damping(weight, folds, columns, narrow[:: max(1, len(narrow) // 3)])
-    unseen = [_total(folds)] + [
-        _total([fold for other, fold in enumerate(folds) if other != index])
-        for index in range(len(folds))
-    ]
-    fitted = []
-    for known in unseen:
-        fit = least_squares(weight, known.matrix[columns][:, columns], narrow, damping)
-        fitted.append(
-            {count // each: matrix.contiguous() for count, matrix in fit.weights.items()}
-        )
-    return fitted, damping

@@ -1,8 +1,9 @@
 """Everything that touches a model: load, rank, narrow, refit, slice, export."""
 
 from effllava_optuna.surgery.basis import WHOLE, Basis, running
-from effllava_optuna.surgery.calibrate import Moments, Probe, moments, rank_units
+from effllava_optuna.surgery.calibrate import Probe, Survey, survey
 from effllava_optuna.surgery.card import Card, Metric
+from effllava_optuna.surgery.compensate import Compensation, Recipe, compensate
 from effllava_optuna.surgery.discover import Discovery, discover, projector
 from effllava_optuna.surgery.examine import examined
 from effllava_optuna.surgery.export import Verified, export, load_pruned
@@ -10,29 +11,46 @@ from effllava_optuna.surgery.features import Seen, answer, look, projecting, pro
 from effllava_optuna.surgery.handle import Block, Handle, Refusal, Rows
 from effllava_optuna.surgery.load import fingerprint, load
 from effllava_optuna.surgery.loaded import Loaded
+from effllava_optuna.surgery.moments import Moments, Sums
 from effllava_optuna.surgery.narrow import arranged, masked, narrowed, sliced
 from effllava_optuna.surgery.portable import portable, sayable
 from effllava_optuna.surgery.probe import probe
-from effllava_optuna.surgery.refit import choose_damping, least_squares
+from effllava_optuna.surgery.rank import ORDERS, rank_units
+from effllava_optuna.surgery.refit import (
+    Fitted,
+    Refit,
+    choose_damping,
+    least_squares,
+    mean_biases,
+)
+from effllava_optuna.surgery.sequence import refit_in_sequence
 
 __all__ = [
+    "ORDERS",
     "WHOLE",
     "Basis",
     "Block",
     "Card",
+    "Compensation",
     "Discovery",
+    "Fitted",
     "Handle",
     "Loaded",
     "Metric",
     "Moments",
     "Probe",
+    "Recipe",
+    "Refit",
     "Refusal",
     "Rows",
     "Seen",
+    "Sums",
+    "Survey",
     "Verified",
     "answer",
     "arranged",
     "choose_damping",
+    "compensate",
     "discover",
     "examined",
     "export",
@@ -42,7 +60,7 @@ __all__ = [
     "load_pruned",
     "look",
     "masked",
-    "moments",
+    "mean_biases",
     "narrowed",
     "portable",
     "probe",
@@ -50,7 +68,9 @@ __all__ = [
     "projector",
     "projector_state",
     "rank_units",
+    "refit_in_sequence",
     "running",
     "sayable",
     "sliced",
+    "survey",
 ]

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
     import torch
 
-    from effllava_optuna.policy import Order, Policy, SiteId
+    from effllava_optuna.policy import Order, Policy
     from effllava_optuna.surgery.loaded import Loaded
+    from effllava_optuna.surgery.refit import Refit
 
 WHOLE = 0  # the fit for use; fit f + 1 is for scoring the samples of fold f, which it never saw
 
@@ -27,14 +28,14 @@ class Basis:
     Attributes:
         digest: Identifies the content.
         order: Which units stay.
-        refits: Output matrices by site and count: first those fitted on the whole proxy, then
-            for each fold those fitted without it. None: no refit.
+        refits: Output matrices and biases by site and count: first those fitted on the whole
+            proxy, then for each fold those fitted without it. None: no refit.
         projectors: Projector weights in the same places. None: those of the model as loaded.
     """
 
     digest: str
     order: Order
-    refits: tuple[Mapping[tuple[SiteId, int], torch.Tensor] | None, ...]
+    refits: tuple[Refit | None, ...]
     projectors: tuple[Mapping[str, torch.Tensor] | None, ...]
 
     @property

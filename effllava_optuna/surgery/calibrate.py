@@ -1,8 +1,8 @@
-"""What the proxy samples tell about the units: scores for the order, moments for the refit.
+"""What the calibration samples tell about the units: the effect of each, and moments.
 
 Both look at the inputs of the output matrices (``o_proj``, ``down_proj``): there a unit is some
 columns. The answer margin, the logit of the likeliest answer minus that of the next, says what
-matters; the plain loss would not, since its gradient vanishes where a model is sure.
+matters; the plain loss says less, since its gradient vanishes where a model is sure.
 """
 
 from __future__ import annotations
@@ -14,22 +14,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from effllava_optuna.errors import ModelError
-from effllava_optuna.policy import Order
-from effllava_optuna.surgery.narrow import arrangement
+from effllava_optuna.surgery.moments import Moments, Sums
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from effllava_optuna.policy import SiteId
     from effllava_optuna.surgery.handle import Handle
     from effllava_optuna.surgery.loaded import Loaded
 
     Inputs = Mapping[str, Any]
-    Seen = Callable[[Handle, torch.Tensor, torch.Tensor], None]
 
-# Share of a token's weight that its gradient decides. Image tokens outnumber those that carry
-# the answer; the rest is uniform, so that no token is without weight.
-GRADIENT_SHARE = 0.9
+TOKENS = ("gradient", "all", "text")
+_PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,64 +37,141 @@ class Probe:
         inputs: Keyword arguments of the model, padded on the left.
         targets: Shape ``(samples, targets)``: tokens that the answer may begin with, -1 where
             a sample has fewer. None: any token.
+        answers: Shape ``(samples,)``: which of ``targets`` is right, or which token where there
+            are none; only the loss asks for it.
     """
 
     inputs: Inputs
     targets: torch.Tensor | None = None
+    answers: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Moments:
-    """Second moments of the inputs of one site's output matrix, as sums.
+class Survey:
+    """What some probes told about one site.
 
     Attributes:
-        weighted: Shape ``(columns, columns)``, float64: sum over tokens of g^2 x x^T, where g is
-            the norm of the margin's gradient at the token.
-        plain: The same without g.
-        weight: Sum of g^2.
-        tokens: Number of tokens.
-        squares: Sum of g^4, for the effective sample size.
+        effect: Shape ``(width,)``, float64: sum over samples (in a tower: pictures) of the
+            squared first-order change if the unit fell silent.
+        moments: Of the inputs of the output matrix.
     """
 
-    weighted: torch.Tensor
-    plain: torch.Tensor
-    weight: float
-    tokens: int
-    squares: float
+    effect: torch.Tensor
+    moments: Moments
 
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(
-            self.weighted + other.weighted,
-            self.plain + other.plain,
-            self.weight + other.weight,
-            self.tokens + other.tokens,
-            self.squares + other.squares,
-        )
+    def __add__(self, other: Survey) -> Survey:
+        return Survey(self.effect + other.effect, self.moments + other.moments)
 
-    @property
-    def matrix(self) -> torch.Tensor:
-        """Give E[w x x^T], w = 0.9 g^2 / mean(g^2) + 0.1: shape ``(columns, columns)``."""
-        plain = self.plain / max(self.tokens, 1)
-        if self.weight <= 0:
-            return plain
-        return GRADIENT_SHARE * self.weighted / self.weight + (1 - GRADIENT_SHARE) * plain
 
-    @property
-    def effective_tokens(self) -> float:
-        """Give Kish's effective number of tokens under the gradient weights."""
-        return self.weight**2 / self.squares if self.squares > 0 else float(self.tokens)
+def survey(
+    loaded: Loaded,
+    handles: Sequence[Handle],
+    probes: Sequence[Probe],
+    *,
+    tokens: str = "gradient",
+    goal: str = "margin",
+    full: bool = True,
+) -> dict[SiteId, Survey]:
+    """Collect in one sweep what every order and refit asks of ``probes``.
+
+    Memory: a matrix of ``columns`` squared in float64 for each of ``handles``, two where tokens
+    are weighted by gradient; call it with few sites at a time where that is much.
+
+    Args:
+        loaded: The model.
+        handles: The sites; their columns are taken as they are now.
+        probes: Calibration samples.
+        tokens: What tokens weigh in the moments. ``gradient``: by the squared gradient of the
+            answer margin, `GRADIENT_SHARE` of it. ``all``: the same. ``text``: only those that
+            stand for no picture; in a vision tower there are none, and all weigh the same.
+        goal: Whose change the effect is: ``margin``, or ``loss`` of the right answer.
+        full: Whole matrices of second moments; if not, their diagonals.
+
+    Raises:
+        ModelError: ``tokens`` or ``goal`` is unknown, the loss has no answers, a site computes
+            what is not finite, or is never run.
+    """
+    if tokens not in TOKENS:
+        raise ModelError(f"There is no token weight {tokens!r}.", hint=f"Use {', '.join(TOKENS)}.")
+    found: dict[SiteId, Survey] = {}
+    for probe in probes:
+        for handle, seen in zip(
+            handles, observe(loaded, handles, probe, tokens=tokens, goal=goal), strict=True
+        ):
+            mine = Survey(seen.effect, seen.moments(seen.x, full=full))
+            old = found.get(handle.site.id)
+            found[handle.site.id] = mine if old is None else old + mine
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one probe told about one site, token by token.
+
+    Attributes:
+        x: Shape ``(tokens, columns)``, float64, 0 where there is padding.
+        focus: Shape ``(tokens,)``: what sets tokens apart, see `Moments`.
+        rest: Shape ``(tokens,)``: 1, or 0 where there is padding; None: there is no rest.
+        effect: See `Survey`.
+    """
+
+    x: torch.Tensor
+    focus: torch.Tensor
+    rest: torch.Tensor | None
+    effect: torch.Tensor
+
+    def moments(
+        self, left: torch.Tensor, right: torch.Tensor | None = None, *, full: bool = True
+    ) -> Moments:
+        """Give the moments of ``left``, or of ``left`` with ``right``, under these weights."""
+        rest = None if self.rest is None else Sums.of(left, self.rest, right, full=full)
+        return Moments(Sums.of(left, self.focus, right, full=full), rest)
+
+
+def observe(
+    loaded: Loaded,
+    handles: Sequence[Handle],
+    probe: Probe,
+    *,
+    tokens: str = "gradient",
+    goal: str = "margin",
+) -> Iterator[Seen]:
+    """Run one probe forward and backward; give what each of ``handles`` saw, one by one.
+
+    Args, raises: those of `survey`.
+    """
+    if tokens not in TOKENS:
+        raise ModelError(f"There is no token weight {tokens!r}.", hint=f"Use {', '.join(TOKENS)}.")
+    inputs = {name: value.to(loaded.device) for name, value in probe.inputs.items()}
+    caught: dict[SiteId, torch.Tensor] = {}
+    with loaded.lock, torch.enable_grad(), watching(handles, caught):
+        logits = loaded.model(**inputs, logits_to_keep=1).logits[:, -1].float()
+        at = [caught[site] for site in _checked(handles, caught)]
+        # Token weights always come from the margin.
+        margins = _gradients(_margin(logits, probe), at, again=goal != "margin")
+        changes = margins if goal == "margin" else _gradients(_goal(logits, probe, goal), at)
+    for handle, value, margin, change in zip(handles, at, margins, changes, strict=True):
+        real, text = _masks(loaded, handle, value, inputs)
+        x = value.detach() * real[..., None].to(value.dtype)
+        effect = _effect(x * change, inputs, handle.columns)
+        real, text = real.flatten(), text.flatten()
+        if tokens == "gradient":
+            focus = margin.flatten(0, -2).double().pow(2).sum(-1) * real
+        else:
+            focus = real if tokens == "all" else text
+        rest = real if tokens == "gradient" else None
+        yield Seen(x.flatten(0, -2).double(), focus, rest, effect)
 
 
 @contextmanager
-def _watching(handles: Sequence[Handle], caught: dict[SiteId, torch.Tensor]) -> Iterator[None]:
-    """Catch the inputs of the output matrices, ready to receive gradients."""
+def watching(handles: Sequence[Handle], caught: dict[SiteId, torch.Tensor]) -> Iterator[None]:
+    """Catch the inputs of the output matrices; where gradients are on, ready for some."""
     hooks = []
     for handle in handles:
 
         def catch(_: Any, inputs: tuple[torch.Tensor], handle: Handle = handle) -> None:
-            if not inputs[0].requires_grad:
+            if torch.is_grad_enabled() and not inputs[0].requires_grad:
                 inputs[0].requires_grad_()
-            inputs[0].retain_grad()
             caught[handle.site.id] = inputs[0]
 
         hooks.append(handle.linear(handle.output).register_forward_pre_hook(catch))
@@ -108,101 +182,80 @@ def _watching(handles: Sequence[Handle], caught: dict[SiteId, torch.Tensor]) -> 
             hook.remove()
 
 
-def _sweep(loaded: Loaded, handles: Sequence[Handle], probes: Sequence[Probe], see: Seen) -> None:
-    """Run each probe forward and backward; show ``see`` each site's inputs and gradients."""
-    for probe in probes:
-        inputs = {name: value.to(loaded.device) for name, value in probe.inputs.items()}
-        caught: dict[SiteId, torch.Tensor] = {}
-        with loaded.lock, torch.enable_grad(), _watching(handles, caught):
-            logits = loaded.model(**inputs, logits_to_keep=1).logits[:, -1].float()
-            if probe.targets is not None:
-                targets = probe.targets.to(loaded.device)
-                logits = logits.gather(1, targets.clamp(min=0))
-                logits = logits.masked_fill(targets < 0, float("-inf"))
-            best = logits.topk(2, dim=-1).values
-            (best[:, 0] - best[:, 1]).sum().backward()
-        real = inputs["attention_mask"].bool()
-        for handle in handles:
-            seen = caught[handle.site.id]
-            if seen.grad is None or not bool(torch.isfinite(seen).all()):
-                raise ModelError(
-                    f"{handle.site.id} computes NaN or infinity on the calibration samples.",
-                    hint="Use dtype float32 or bfloat16, and check the checkpoint.",
-                )
-            keep = real.to(seen.device)[..., None]
-            see(handle, seen.detach() * keep, seen.grad * keep)
-
-
-def rank_units(
-    loaded: Loaded, batches: Sequence[Probe] | None = None, method: str = "magnitude"
-) -> Order:
-    """Rank the units of every site, most important first.
-
-    Args:
-        loaded: The model.
-        batches: Calibration samples; ``magnitude`` needs none.
-        method: ``magnitude``: squared Frobenius norm of the unit's columns of the output matrix.
-            ``taylor``: sum over samples of the squared first-order change of the answer margin
-            if the unit fell silent (Molchanov et al. 2017, with the margin for the loss).
-
-    Raises:
-        ModelError: The method is unknown, or needs samples and has none.
-
-    Example:
-        >>> from effllava_optuna import load
-        >>> loaded = load("digits-vlm", device="cpu")
-        >>> rank_units(loaded).units["language.00.attn"].shape
-        (4,)
-    """
-    scores: dict[SiteId, torch.Tensor] = {}
-    if method == "magnitude":
-        for handle in loaded.handles:
-            energy = handle.linear(handle.output).weight.detach().double().pow(2).sum(0)
-            scores[handle.site.id] = energy.reshape(-1, handle.columns).sum(1)
-    elif method == "taylor":
-        if not batches:
+def _checked(handles: Sequence[Handle], caught: Mapping[SiteId, torch.Tensor]) -> Iterator[SiteId]:
+    for handle in handles:
+        seen = caught.get(handle.site.id)
+        if seen is None:
             raise ModelError(
-                "The taylor order needs calibration samples.", hint="Pass batches=[Probe(...)]."
+                f"{handle.site.id} is not run by the calibration samples.",
+                hint="Give samples with pictures, as the search will.",
             )
-
-        def see(handle: Handle, x: torch.Tensor, gradient: torch.Tensor) -> None:
-            change = (x * gradient).double().sum(1)
-            change = change.reshape(len(change), -1, handle.columns).sum(-1).pow(2).sum(0)
-            scores[handle.site.id] = scores.get(handle.site.id, torch.zeros_like(change)) + change
-
-        _sweep(loaded, loaded.handles, batches, see)
-    else:
-        raise ModelError(f"There is no order {method!r}.", hint="Use magnitude or taylor.")
-    found = {site: score.cpu().numpy() for site, score in scores.items()}
-    present = arrangement(loaded)
-    if present is not None:  # an order always speaks of the units as the checkpoint numbers them
-        found = {site: score[present.units[site].argsort()] for site, score in found.items()}
-    return Order.from_scores(loaded.anatomy, method, found)
+        if not bool(torch.isfinite(seen).all()):
+            raise ModelError(
+                f"{handle.site.id} computes NaN or infinity on the calibration samples.",
+                hint="Use dtype float32 or bfloat16, and check the checkpoint.",
+            )
+        yield handle.site.id
 
 
-def moments(
-    loaded: Loaded, handles: Sequence[Handle], probes: Sequence[Probe]
-) -> dict[SiteId, Moments]:
-    """Sum the second moments of some sites' inputs over ``probes``, columns as they are now.
+def _choices(logits: torch.Tensor, probe: Probe) -> torch.Tensor:
+    if probe.targets is None:
+        return logits
+    targets = probe.targets.to(logits.device)
+    return logits.gather(1, targets.clamp(min=0)).masked_fill(targets < 0, float("-inf"))
 
-    Memory: two matrices of ``columns`` squared in float64 for each of ``handles``; call it with
-    few sites at a time where that is much.
-    """
-    sums: dict[SiteId, Moments] = {}
 
-    def see(handle: Handle, x: torch.Tensor, gradient: torch.Tensor) -> None:
-        x = x.flatten(0, 1).double()
-        g2 = gradient.flatten(0, 1).double().pow(2).sum(-1)
-        used = x.abs().sum(-1) > 0
-        mine = Moments(
-            (x * g2[:, None]).T @ x,
-            x.T @ x,
-            float(g2.sum()),
-            int(used.sum()),
-            float(g2.pow(2).sum()),
+def _margin(logits: torch.Tensor, probe: Probe) -> torch.Tensor:
+    best = _choices(logits, probe).topk(2, dim=-1).values
+    return (best[:, 0] - best[:, 1]).sum()
+
+
+def _goal(logits: torch.Tensor, probe: Probe, goal: str) -> torch.Tensor:
+    if goal != "loss":
+        raise ModelError(f"There is no goal {goal!r}.", hint="Use margin or loss.")
+    if probe.answers is None:
+        raise ModelError(
+            "The loss needs the right answers.", hint="Pass Probe(inputs, targets, answers)."
         )
-        old = sums.get(handle.site.id)
-        sums[handle.site.id] = mine if old is None else old + mine
+    right = probe.answers.to(logits.device)
+    return torch.nn.functional.cross_entropy(_choices(logits, probe), right, reduction="sum")
 
-    _sweep(loaded, handles, probes, see)
-    return sums
+
+def _gradients(
+    goal: torch.Tensor, at: Sequence[torch.Tensor], *, again: bool = False
+) -> list[torch.Tensor]:
+    """Give the gradient of ``goal`` at each tensor; 0 where it does not depend on it."""
+    found = torch.autograd.grad(goal, list(at), retain_graph=again, allow_unused=True)
+    return [
+        torch.zeros_like(x) if gradient is None else gradient
+        for x, gradient in zip(at, found, strict=True)
+    ]
+
+
+def _masks(
+    loaded: Loaded, handle: Handle, x: torch.Tensor, inputs: Inputs
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tell which tokens are no padding, and which of them are text: 1 or 0, by token."""
+    if handle.site.tower != "language":
+        every = x.new_ones(x.shape[:-1], dtype=torch.float64)
+        return every, every
+    real = inputs["attention_mask"].to(x.device).double()
+    text = real.clone()
+    for name in _PLACEHOLDERS:
+        token = getattr(loaded.model.config, name, None)
+        if token is not None:
+            text[(inputs["input_ids"] == token).to(x.device)] = 0
+    return real, text
+
+
+def _effect(change: torch.Tensor, inputs: Inputs, columns: int) -> torch.Tensor:
+    """Add up ``change`` by sample and unit; give the sum of its squares, by unit."""
+    change = change.double()
+    if change.dim() > 2:
+        change = change.flatten(1, -2).sum(1)
+    elif "image_grid_thw" in inputs:  # pictures of several sizes, one behind the other
+        sizes = inputs["image_grid_thw"].prod(-1)
+        ends = (sizes.cumsum(0) * len(change) // sizes.sum()).tolist()
+        starts = [0, *ends[:-1]]
+        change = torch.stack([change[i:j].sum(0) for i, j in zip(starts, ends, strict=True)])
+    return change.reshape(len(change), -1, columns).sum(-1).pow(2).sum(0)

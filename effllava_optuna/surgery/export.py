@@ -161,8 +161,11 @@ def _plan(pruned: Loaded) -> dict[str, Any]:
                 raise ExportError(
                     f"{path} is narrowed at present.", hint="Export what `sliced` gives."
                 )
-            if shape != (stock[path].out_features, stock[path].in_features):
+            gained = module.bias is not None and stock[path].bias is None
+            if gained or shape != (stock[path].out_features, stock[path].in_features):
                 plan["linears"][path] = list(shape)
+            if gained:  # a refit may bring one to a layer that has none
+                plan.setdefault("biases", []).append(path)
         if id(module) in handles:
             counts = {name: getattr(module, name) for name in handles[id(module)].counts}
             changed = {n: c for n, c in counts.items() if getattr(stock[path], n) != c}

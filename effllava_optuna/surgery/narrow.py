@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
     from effllava_optuna.policy import Order, SiteId
     from effllava_optuna.surgery.handle import Block, Handle
-
-    Refit = Mapping[tuple[SiteId, int], torch.Tensor]
+    from effllava_optuna.surgery.refit import Fitted, Refit
 
 
 @dataclass
@@ -194,8 +193,8 @@ def narrowed(
         loaded: The model; inside `arranged` by the same order, entering costs views only.
         policy: Units kept at each site. The dense policy touches nothing.
         order: Which units those are.
-        refit: By site and count, shape ``(out, count * columns)``: the output matrix fitted to
-            the units that stay. Sites that are not in it keep the columns they have.
+        refit: By site and count: what the output matrix and its bias become for the units that
+            stay. Sites that are not in it keep the columns they have.
 
     Raises:
         PolicyError: The policy belongs to another anatomy.
@@ -214,14 +213,7 @@ def narrowed(
             count = kept[handle.site.id]
             if count in (0, handle.site.width):
                 continue
-            fitted = (refit or {}).get((handle.site.id, count))
-            shape = (handle.linear(handle.output).out_features, handle.columns * count)
-            if fitted is not None and fitted.shape != shape:
-                raise ModelError(
-                    f"The fit of {handle.site.id} for {count} units has shape "
-                    f"{tuple(fitted.shape)} instead of {shape}.",
-                    hint="Fit the output matrices of this model again.",
-                )
+            fitted = _checked(handle, count, (refit or {}).get((handle.site.id, count)))
             for name, owned in handle.inputs.items():
                 first = torch.arange(count)
                 # What is stacked in one matrix is copied; all else is a view.
@@ -233,11 +225,28 @@ def narrowed(
                 undo.enter_context(_shrunk(handle.linear(name), rows=rows))
             undo.enter_context(
                 _shrunk(
-                    handle.linear(handle.output), columns=handle.columns * count, weight=fitted
+                    handle.linear(handle.output), columns=handle.columns * count, fitted=fitted
                 )
             )
             undo.enter_context(_counting(handle, count))
         yield inside
+
+
+def _checked(handle: Handle, count: int, fitted: Fitted | None) -> Fitted | None:
+    """Refuse a fit whose shapes are not those of the site's output matrix and bias."""
+    out = handle.linear(handle.output).out_features
+    if fitted is not None:
+        for part, shape in (
+            (fitted.weight, (out, handle.columns * count)),
+            (fitted.bias, (out,)),
+        ):
+            if part is not None and part.shape != shape:
+                raise ModelError(
+                    f"The fit of {handle.site.id} for {count} units has shape "
+                    f"{tuple(part.shape)} instead of {shape}.",
+                    hint="Fit the output matrices of this model again.",
+                )
+    return fitted
 
 
 @contextmanager
@@ -246,14 +255,18 @@ def _shrunk(
     *,
     rows: slice | torch.Tensor = slice(None),
     columns: int | None = None,
-    weight: torch.Tensor | None = None,
+    fitted: Fitted | None = None,
 ) -> Iterator[None]:
     full = {name: linear._parameters[name] for name in ("weight", "bias")}
     dense = linear.weight
-    small = dense[rows, :columns] if weight is None else weight.to(dense.device, dense.dtype)
-    linear.weight = nn.Parameter(small, requires_grad=False)
-    if linear.bias is not None:
-        linear.bias = nn.Parameter(linear.bias[rows], requires_grad=False)
+    weight = dense[rows, :columns]
+    bias = None if linear.bias is None else linear.bias[rows]
+    if fitted is not None:
+        weight = weight if fitted.weight is None else fitted.weight.to(dense.device, dense.dtype)
+        bias = bias if fitted.bias is None else fitted.bias.to(dense.device, dense.dtype)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:  # a fit may bring one to a layer that has none
+        linear.bias = nn.Parameter(bias, requires_grad=False)
     try:
         yield
     finally:

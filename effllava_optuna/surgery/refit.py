@@ -7,20 +7,49 @@ of ||A[:, j]||^2 over the columns j >= k: one factorisation serves all widths.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from effllava_optuna.errors import ModelError
+from effllava_optuna.policy import SiteId
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from effllava_optuna.surgery.calibrate import Moments
+    from effllava_optuna.surgery.moments import Moments
 
 # Tried in this order; shares of the mean of the diagonal of C.
 DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
+REFITS = ("none", "bias", "least-squares")
+PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
+
+# What the rounding of a factor may add to the squared error of a fit, as a share of the squared
+# output: a hundredth of a percent of its norm.
+_EXCESS = 1e-8
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What takes the place of an output matrix and its bias when some units stay.
+
+    Attributes:
+        weight: Shape ``(out, count * columns)``; None: the columns that stay, as they are.
+        bias: Shape ``(out,)``, the original bias included; None: the original bias, if any.
+    """
+
+    weight: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Count the bytes that are held."""
+        return sum(part.nbytes for part in (self.weight, self.bias) if part is not None)
+
+
+Refit = Mapping[tuple[SiteId, int], Fitted]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +60,21 @@ class Fit:
         weights: By number of columns kept, shape ``(out, kept)``.
         damage: Shape ``(columns + 1,)``: the damped residual when the first j columns stay,
             non-increasing, 0 at the end.
+        precision: In which the factor was computed.
     """
 
     weights: dict[int, torch.Tensor]
     damage: torch.Tensor
+    precision: torch.dtype = torch.float64
 
 
 def least_squares(
-    weight: torch.Tensor, matrix: torch.Tensor, columns: Sequence[int], damping: float
+    weight: torch.Tensor,
+    matrix: torch.Tensor,
+    columns: Sequence[int],
+    damping: float,
+    *,
+    precision: torch.dtype = torch.float64,
 ) -> Fit:
     """Fit ``weight`` to its first columns, for each number of ``columns``.
 
@@ -47,34 +83,65 @@ def least_squares(
         matrix: Shape ``(columns, columns)``: E[w x x^T] in the same order, float64.
         columns: How many columns stay; each gets a fit.
         damping: Share of the mean of the diagonal of ``matrix`` that is added to it; > 0.
+        precision: Of the factorisation. Where float32 has no factor, or its rounding would cost
+            more than a hundredth of a percent of the output's norm, float64 is used instead.
 
     Raises:
         ModelError: The damped matrix has no Cholesky factor.
     """
-    size = len(matrix)
-    damped = matrix.double() + _ridge(matrix, damping) * torch.eye(
-        size, dtype=torch.float64, device=matrix.device
-    )
+    damped = matrix.to(precision, copy=True)
+    damped.diagonal().add_(ridge(matrix, damping))
     lower, failed = torch.linalg.cholesky_ex(damped)
     if int(failed):
+        if precision != torch.float64:
+            return least_squares(weight, matrix, columns, damping)
         raise ModelError(
-            f"The moments of {size} columns cannot be factored with damping {damping}.",
+            f"The moments of {len(matrix)} columns cannot be factored with damping {damping}.",
             hint="Use a larger damping or more calibration samples.",
         )
-    projected = weight.double() @ lower
-    energy = projected.pow(2).sum(0)
+    projected = weight.to(precision) @ lower
+    energy = projected.double().pow(2).sum(0)
     damage = torch.cat([energy.flip(0).cumsum(0).flip(0), energy.new_zeros(1)])
-    weights = {
-        kept: torch.linalg.solve_triangular(
-            lower[:kept, :kept], projected[:, :kept], upper=False, left=False
-        ).to(weight.dtype)
-        for kept in columns
-    }
-    return Fit(weights, damage)
+    weights = {kept: _solved(projected, lower, kept) for kept in columns}
+    if precision != torch.float64 and weights:
+        widest = max(weights)
+        missed = weight.double() @ damped[:, :widest].double()
+        missed -= weights[widest].double() @ damped[:widest, :widest].double()
+        excess = torch.linalg.solve_triangular(
+            lower[:widest, :widest].mT, missed.to(precision), upper=True, left=False
+        )
+        if not float(excess.double().pow(2).sum()) <= _EXCESS * float(damage[0]):
+            return least_squares(weight, matrix, columns, damping)
+    return Fit(
+        {kept: found.to(weight.dtype) for kept, found in weights.items()}, damage, precision
+    )
+
+
+def mean_biases(
+    weight: torch.Tensor, bias: torch.Tensor | None, mean: torch.Tensor, columns: Sequence[int]
+) -> dict[int, torch.Tensor]:
+    """Let the bias say what the removed columns say on average (An et al. 2024).
+
+    Args:
+        weight: Shape ``(out, columns)``, its columns in order, most important first.
+        bias: Shape ``(out,)``, if there is one.
+        mean: Shape ``(columns,)``: E[w x] in the same order.
+        columns: How many columns stay; each gets a bias.
+    """
+    own = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
+    if bias is not None:
+        own += bias
+    dense, said = weight.double(), mean.double()
+    return {kept: (own + dense[:, kept:] @ said[kept:]).to(weight.dtype) for kept in columns}
 
 
 def choose_damping(
-    weight: torch.Tensor, folds: Sequence[Moments], order: torch.Tensor, columns: Sequence[int]
+    weight: torch.Tensor,
+    folds: Sequence[Moments],
+    order: torch.Tensor,
+    columns: Sequence[int],
+    *,
+    precision: torch.dtype = torch.float64,
 ) -> float:
     """Choose the damping that fits best the folds it did not see.
 
@@ -83,21 +150,36 @@ def choose_damping(
         folds: The moments of each fold, at least two.
         order: Shape ``(columns,)``: the columns of the moments, most important first.
         columns: Numbers of columns kept at which the fits are compared.
+        precision: Of the factorisations.
     """
     errors = dict.fromkeys(DAMPINGS, 0.0)
     dense = weight.double()
     for index, held_out in enumerate(folds):
-        rest = [fold for other, fold in enumerate(folds) if other != index]
-        seen = sum(rest[1:], start=rest[0]).matrix[order][:, order]
+        seen = without(folds, index).matrix[order][:, order]
         unseen = held_out.matrix[order][:, order]
         for damping in DAMPINGS:
-            for kept, fitted in least_squares(weight, seen, columns, damping).weights.items():
+            fit = least_squares(weight, seen, columns, damping, precision=precision)
+            for kept, fitted in fit.weights.items():
                 change = -dense
                 change[:, :kept] += fitted.double()
                 errors[damping] += float(((change @ unseen) * change).sum())
     return min(DAMPINGS, key=errors.__getitem__)
 
 
-def _ridge(matrix: torch.Tensor, damping: float) -> float:
+def without(folds: Sequence[Moments], index: int | None = None) -> Moments:
+    """Add up the moments of all folds but one; of all, where none is named."""
+    rest = [fold for other, fold in enumerate(folds) if other != index]
+    return sum(rest[1:], start=rest[0])
+
+
+def ridge(matrix: torch.Tensor, damping: float) -> float:
+    """Give what ``damping`` adds to the diagonal of ``matrix``."""
     mean = float(matrix.diagonal().double().mean())
     return damping * mean if mean > 0 else 1.0
+
+
+def _solved(projected: torch.Tensor, lower: torch.Tensor, kept: int) -> torch.Tensor:
+    solved: torch.Tensor = torch.linalg.solve_triangular(
+        lower[:kept, :kept], projected[:, :kept], upper=False, left=False
+    )
+    return solved

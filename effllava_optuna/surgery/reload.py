@@ -24,7 +24,7 @@ def resize(model: Any, plan: Any) -> None:
         new = nn.Linear(
             columns,
             rows,
-            bias=old.bias is not None,
+            bias=old.bias is not None or path in plan.get("biases", ()),
             device=old.weight.device,
             dtype=old.weight.dtype,
         )

@@ -9,6 +9,7 @@ import torch
 from effllava_optuna import Policy, rank_units, sliced
 from effllava_optuna.errors import ModelError
 from effllava_optuna.objectives import risk, risk_table
+from effllava_optuna.surgery import Fitted
 
 if TYPE_CHECKING:
     from effllava_optuna.policy import SiteId
@@ -53,7 +54,8 @@ def test_the_refit_form_takes_the_norms_that_run(tiny: Loaded) -> None:
     handle = tiny.handles[1]
     fitted = torch.full((handle.linear(handle.output).out_features, 2), 3.0)
     plain = risk_table(tiny, order, every_width(tiny))
-    table = risk_table(tiny, order, every_width(tiny), form="refit", refit={(site.id, 2): fitted})
+    refit = {(site.id, 2): Fitted(fitted), (site.id, 1): Fitted(bias=torch.ones(len(fitted)))}
+    table = risk_table(tiny, order, every_width(tiny), form="refit", refit=refit)
     output = handle.linear(handle.output).weight.double()
     kept = output[:, order.units[site.id][:2].copy()].norm()
     total = sum(

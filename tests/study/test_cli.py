@@ -12,6 +12,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
 
 from effllava_optuna import load_pruned
@@ -153,6 +154,32 @@ def test_a_study_can_be_named_by_its_database(smoke: Ran) -> None:
     done = cli("status", "--storage", url, check=False)
     assert done.returncode == 2
     assert "Give a study file, or --storage URL --study-name NAME" in done.stderr
+
+
+def test_an_export_may_be_fitted_in_sequence_and_is_measured_again(
+    smoke: Ran, tmp_path: Path
+) -> None:
+    file, out = clone(smoke.file, tmp_path / "clone"), tmp_path / "sequential"
+    printed = cli("export", file, "--sequential", "--out", out).stdout
+    line = " ".join(printed.split())
+    found = re.search(
+        r"fitted in sequence: accuracy (\S+) -> (\S+) on the proxy that it was fitted to, "
+        r"(\S+) -> (\S+) on validation",
+        line,
+    )
+    assert found is not None
+    assert all(0 < float(share) <= 1 for share in found.groups())
+    chosen = smoke.document()["chosen"]
+    assert float(found[3]) == pytest.approx(chosen["accuracy_validation"], abs=1e-3)
+    before = load_pruned(smoke.file.parent / "smoke.pruned", device="cpu")
+    after = load_pruned(out, device="cpu")
+    assert after.anatomy == before.anatomy
+    changed = {
+        name.rsplit(".", 2)[1]
+        for name, weight in after.model.state_dict().items()
+        if not torch.equal(weight, before.model.state_dict()[name])
+    }
+    assert changed == {"o_proj", "down_proj"}
 
 
 def test_export_refuses_a_trial_that_is_not_there(smoke: Ran, tmp_path: Path) -> None:

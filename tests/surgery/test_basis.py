@@ -10,6 +10,7 @@ import torch
 from effllava_optuna.policy import Order, Policy
 from effllava_optuna.surgery import (
     Basis,
+    Fitted,
     Loaded,
     answer,
     look,
@@ -28,7 +29,7 @@ def test_each_fit_runs_with_its_own_refit_and_projector(
 ) -> None:
     policy = Policy.uniform(tiny.anatomy, keep=0.5)
     site = tiny.anatomy.sites[1].id
-    refits = [None, *({(site, 12): torch.full((36, 12), value)} for value in (0.1, 0.2))]
+    refits = [None, *({(site, 12): Fitted(torch.full((36, 12), value))} for value in (0.1, 0.2))]
     states = [
         None,
         *({n: w * share for n, w in projector_state(tiny).items()} for share in (0.5, 2.0)),

@@ -1,162 +1,135 @@
-"""Scores and moments, against twins that go sample by sample and token by token."""
+"""What the samples tell, against twins that go sample by sample and token by token."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 
-from effllava_optuna.errors import EffllavaError, ModelError
-from effllava_optuna.policy import SiteId
-from effllava_optuna.surgery import Loaded, Probe, arranged, moments, rank_units
-from effllava_optuna.tasks import Digits, Split, encode
+from effllava_optuna.errors import ModelError
+from effllava_optuna.surgery import Loaded, Moments, Probe, Sums, survey
+from tests.surgery.twins import Told
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from effllava_optuna.policy import Order
-    from effllava_optuna.surgery import Handle
+    from effllava_optuna.policy import SiteId
     from effllava_optuna.tasks import Batch
+    from tests.surgery.twins import Array
 
 
-@pytest.fixture(scope="module")
-def singles(processor: Any) -> list[Batch]:
-    """The samples of `batch`, one to a batch: nothing is padded."""
-    return list(encode(processor, Digits().samples(Split.PROXY)[:6], batch_size=1))
+def weights_of(mine: Told, tokens: str) -> Array:
+    """Weigh each token by the book; the mean weight is 1."""
+    if tokens == "gradient":
+        g2 = (mine.margin**2).sum(1)
+        weights: Array = 0.9 * g2 / g2.mean() + 0.1
+    else:
+        counts = mine.text if tokens == "text" else np.ones(len(mine.x))
+        weights = counts / counts.mean()
+    return weights
 
 
-def margin(loaded: Loaded, single: Batch, *, targets: bool) -> torch.Tensor:
-    """Give how far the likeliest answer of one sample is ahead of the next."""
-    logits = loaded.model(**single.inputs).logits[0, -1]
-    if targets:
-        logits = logits[single.targets[0]]
-    first, second, *_ = logits.sort(descending=True).values
-    margin: torch.Tensor = first - second
-    return margin
-
-
-def units_of(handle: Handle) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.arange(handle.site.width * handle.columns).reshape(handle.site.width, -1)
-
-
-@pytest.mark.parametrize("targets", [True, False])
-def test_taylor_is_the_squared_effect_of_turning_each_unit_down(
-    tiny: Loaded, batch: Batch, singles: list[Batch], targets: bool
-) -> None:
-    scores = {handle.site.id: np.zeros(handle.site.width) for handle in tiny.handles}
-    for single in singles:
-        for handle in tiny.handles:
-            # The first-order change when a unit falls silent is the slope of its volume.
-            volume = torch.ones(handle.site.width * handle.columns, requires_grad=True)
-            hook = handle.linear(handle.output).register_forward_pre_hook(
-                lambda _, inputs, volume=volume: inputs[0] * volume
-            )
-            slope = torch.autograd.grad(margin(tiny, single, targets=targets), volume)[0]
-            hook.remove()
-            scores[handle.site.id] += slope.numpy()[units_of(handle)].sum(1) ** 2
-    found = rank_units(tiny, [Probe(batch.inputs, batch.targets if targets else None)], "taylor")
-    assert found.method == "taylor"
-    for site, expected in scores.items():
-        ranked = expected[found.units[site]]
-        # Equal up to rounding may swap; otherwise the ranking is that of the twin.
-        assert (np.diff(ranked) <= 1e-3 * expected.max()).all()
-        assert ranked[0] == pytest.approx(expected.max(), rel=1e-3)
-        assert expected.std() > 0
-
-
-def test_taylor_does_not_depend_on_how_samples_are_batched(
-    tiny: Loaded, batch: Batch, singles: list[Batch]
-) -> None:
-    together = rank_units(tiny, [Probe(batch.inputs, batch.targets)], "taylor")
-    apart = rank_units(tiny, [Probe(one.inputs, one.targets) for one in singles], "taylor")
-    for site in map(SiteId, ("language.00.attn", "language.02.mlp")):
-        assert together.units[site].tolist() == apart.units[site].tolist()
-
-
-def test_magnitude_is_the_energy_of_a_units_columns(tiny: Loaded) -> None:
-    order = rank_units(tiny)
-    for handle in tiny.handles:
-        weight = handle.linear(handle.output).weight.numpy().astype(np.float64)
-        energy = [(weight[:, columns] ** 2).sum() for columns in units_of(handle)]
-        assert order.units[handle.site.id].tolist() == np.argsort(-np.array(energy)).tolist()
-
-
-def test_an_order_numbers_units_as_the_checkpoint_does(
-    tiny: Loaded, batch: Batch, order: Order
-) -> None:
-    probes = [Probe(batch.inputs, batch.targets)]
-    methods = ("magnitude", "taylor")
-    outside = [rank_units(tiny, probes, method) for method in methods]
-    with arranged(tiny, order):
-        inside = [rank_units(tiny, probes, method) for method in methods]
-    assert [o.digest for o in inside] == [o.digest for o in outside]
-
-
-def test_moments_are_sums_over_single_tokens(
-    tiny: Loaded, batch: Batch, singles: list[Batch]
+@pytest.mark.parametrize("tokens", ["gradient", "all", "text"])
+def test_moments_are_means_over_single_tokens(
+    tiny: Loaded, batch: Batch, twin: dict[SiteId, Told], tokens: str
 ) -> None:
     handles = [tiny.handles[0], tiny.handles[3]]
-    found = moments(tiny, handles, [Probe(batch.inputs, batch.targets)])
-    assert set(found) == {handle.site.id for handle in handles}
+    probe = Probe(batch.inputs, batch.targets)
+    full = survey(tiny, handles, [probe], tokens=tokens)
+    slim = survey(tiny, handles, [probe], tokens=tokens, full=False)
+    assert [*full] == [handle.site.id for handle in handles]
     for handle in handles:
-        weighted = np.zeros((handle.site.width * handle.columns,) * 2)
-        plain = np.zeros_like(weighted)
-        squared: list[float] = []
-        for single in singles:
-            caught: list[torch.Tensor] = []
-            hook = handle.linear(handle.output).register_forward_pre_hook(
-                lambda _, inputs, caught=caught: caught.append(inputs[0].requires_grad_())
+        site = handle.site.id
+        mine = twin[site]
+        weights = weights_of(mine, tokens)
+        matrix = (mine.x * weights[:, None]).T @ mine.x / len(mine.x)
+        mean = (mine.x * weights[:, None]).mean(0)
+        close = {"rtol": 1e-3, "atol": 1e-4 * matrix.max()}
+        found = full[site].moments
+        np.testing.assert_allclose(found.matrix, matrix, **close)
+        np.testing.assert_allclose(found.mean, mean, rtol=1e-3, atol=1e-4 * abs(mean).max())
+        for moments in (found, slim[site].moments):
+            np.testing.assert_allclose(moments.squares, matrix.diagonal(), **close)
+            assert moments.effective_tokens == pytest.approx(
+                weights.sum() ** 2 / (weights**2).sum(), rel=1e-3
             )
-            value = margin(tiny, single, targets=True)
-            hook.remove()
-            gradient = torch.autograd.grad(value, caught[0])[0][0].double().numpy()
-            for x, g in zip(caught[0][0].detach().double().numpy(), gradient, strict=True):
-                weighted += g @ g * np.outer(x, x)
-                plain += np.outer(x, x)
-                squared.append(g @ g)
-        mine = found[handle.site.id]
-        g2 = np.array(squared)
-        assert mine.tokens == len(g2) == int(batch.inputs["attention_mask"].sum())
-        np.testing.assert_allclose(mine.plain, plain, rtol=1e-3, atol=1e-4 * plain.max())
-        np.testing.assert_allclose(mine.weighted, weighted, rtol=1e-3, atol=1e-4 * weighted.max())
-        assert mine.weight == pytest.approx(g2.sum(), rel=1e-3)
-        assert mine.effective_tokens == pytest.approx(g2.sum() ** 2 / (g2**2).sum(), rel=1e-3)
-        assert mine.effective_tokens < mine.tokens
-        expected = 0.9 * weighted / g2.sum() + 0.1 * plain / len(g2)
-        np.testing.assert_allclose(mine.matrix, expected, rtol=1e-3, atol=1e-4 * expected.max())
+        assert found.effective_tokens <= len(mine.x) == int(batch.inputs["attention_mask"].sum())
+    kish = {site: mine.moments.effective_tokens for site, mine in full.items()}
+    assert (tokens == "all") == all(kish[site] > len(twin[site].x) - 1e-6 for site in kish)
 
 
-def test_moments_of_parts_add_up_to_those_of_the_whole(
-    tiny: Loaded, batch: Batch, singles: list[Batch]
+@pytest.mark.parametrize("tokens", ["gradient", "text"])
+def test_what_parts_tell_adds_up_to_what_the_whole_tells(
+    tiny: Loaded, batch: Batch, singles: list[Batch], tokens: str
 ) -> None:
     handle = tiny.handles[1]
+    site = handle.site.id
     probes = [Probe(single.inputs, single.targets) for single in singles]
-    whole = moments(tiny, [handle], [Probe(batch.inputs, batch.targets)])[handle.site.id]
-    parts = [moments(tiny, [handle], [probe])[handle.site.id] for probe in probes]
-    added = sum(parts[1:], start=parts[0])
-    assert added.tokens == whole.tokens
-    assert added.weight == pytest.approx(whole.weight, rel=1e-3)
-    torch.testing.assert_close(added.matrix, whole.matrix, rtol=1e-3, atol=1e-4)
+    whole = survey(tiny, [handle], [Probe(batch.inputs, batch.targets)], tokens=tokens)[site]
+    parts = [survey(tiny, [handle], [probe], tokens=tokens)[site] for probe in probes]
+    for added in (
+        sum(parts[1:], start=parts[0]),
+        survey(tiny, [handle], probes, tokens=tokens)[site],
+    ):
+        assert added.moments.effective_tokens == pytest.approx(
+            whole.moments.effective_tokens, rel=1e-3
+        )
+        torch.testing.assert_close(added.effect, whole.effect, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            added.moments.matrix, whole.moments.matrix, rtol=1e-3, atol=1e-4
+        )
+
+
+def test_tokens_that_nothing_depends_on_all_weigh_the_same() -> None:
+    x = torch.randn(10, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    every = Sums.of(x, torch.ones(10, dtype=torch.float64), full=True)
+    silent = Moments(Sums.of(x, torch.zeros(10, dtype=torch.float64), full=True), every)
+    torch.testing.assert_close(silent.matrix, x.T @ x / 10)
+    assert silent.effective_tokens == pytest.approx(10)
+
+
+def test_a_site_that_the_answer_does_not_depend_on_has_no_effect(
+    make_llava: Callable[..., Loaded], batch: Batch
+) -> None:
+    loaded = make_llava()
+    for handle in loaded.handles[2:]:
+        handle.linear(handle.output).weight.zero_()
+    loaded.handles[1].linear("up_proj").weight.zero_()
+    found = survey(loaded, loaded.handles, [Probe(batch.inputs, batch.targets)])
+    assert [bool(found[handle.site.id].effect.any()) for handle in loaded.handles] == [
+        True,
+        *[False] * 5,
+    ]
+
+
+def test_what_cannot_be_asked_is_refused(tiny: Loaded, batch: Batch) -> None:
+    probe = Probe(batch.inputs, batch.targets)
+    with pytest.raises(ModelError, match=r"no token weight 'some'\. Use gradient, all, text"):
+        survey(tiny, tiny.handles, [probe], tokens="some")
+    with pytest.raises(ModelError, match=r"no goal 'gain'\. Use margin or loss"):
+        survey(tiny, tiny.handles, [replace(probe, answers=batch.answers)], goal="gain")
+    with pytest.raises(ModelError, match=r"The loss needs the right answers\. Pass Probe"):
+        survey(tiny, tiny.handles, [probe], goal="loss")
+
+
+def test_a_site_that_never_runs_is_named(make_llava: Callable[..., Loaded], batch: Batch) -> None:
+    loaded = make_llava()
+    idle = loaded.handles[3]
+    idle.module.forward = lambda x: x
+    with pytest.raises(ModelError, match=r"language\.01\.mlp is not run by the calibration"):
+        survey(loaded, loaded.handles, [Probe(batch.inputs, batch.targets)])
 
 
 def test_calibration_leaves_the_model_as_it_was(tiny: Loaded, batch: Batch) -> None:
     before = {name: weight.clone() for name, weight in tiny.model.state_dict().items()}
-    rank_units(tiny, [Probe(batch.inputs)], "taylor")
+    survey(tiny, tiny.handles, [Probe(batch.inputs, batch.targets, batch.answers)], goal="loss")
     assert all(torch.equal(w, before[n]) for n, w in tiny.model.state_dict().items())
     assert not any(weight.requires_grad for weight in tiny.model.parameters())
     assert all(weight.grad is None for weight in tiny.model.parameters())
     assert not any(module._forward_pre_hooks for module in tiny.model.modules())
-
-
-def test_an_order_that_cannot_be_made_is_refused(tiny: Loaded) -> None:
-    with pytest.raises(ModelError, match=r"no order 'alphabet'\. Use magnitude or taylor"):
-        rank_units(tiny, method="alphabet")
-    with pytest.raises(ModelError, match="taylor order needs calibration samples"):
-        rank_units(tiny, [], "taylor")
-    with pytest.raises(ModelError, match="taylor order needs calibration samples"):
-        rank_units(tiny, method="taylor")
 
 
 def test_numbers_that_are_not_finite_are_refused(
@@ -164,12 +137,6 @@ def test_numbers_that_are_not_finite_are_refused(
 ) -> None:
     broken = make_llava()
     broken.handles[2].linear("v_proj").weight[0, 0] = torch.nan
-    broken.handles[3].linear("down_proj").weight[0, 0] = torch.inf
-    probes = [Probe(batch.inputs, batch.targets)]
     with pytest.raises(ModelError, match=r"language\.01\.attn computes NaN or infinity"):
-        rank_units(broken, probes, "taylor")
-    with pytest.raises(ModelError, match=r"language\.01\.attn computes NaN or infinity"):
-        moments(broken, broken.handles, probes)
-    with pytest.raises(EffllavaError, match=r"language\.01\.mlp has no 24 finite magnitude"):
-        rank_units(broken)
+        survey(broken, broken.handles, [Probe(batch.inputs, batch.targets)])
     assert not any(module._forward_pre_hooks for module in broken.model.modules())

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText
 from effllava_optuna import export, load, load_pruned, narrowed, rank_units, sliced
 from effllava_optuna.errors import ExportError, ModelError
 from effllava_optuna.policy import Kind, Order, Policy
-from effllava_optuna.surgery import Card, Loaded, Metric, Verified
+from effllava_optuna.surgery import Card, Fitted, Loaded, Metric, Verified
 from effllava_optuna.surgery.card import written
 from effllava_optuna.surgery.seal import seal
 
@@ -36,17 +36,20 @@ def respond(loaded: Loaded, batch: Batch) -> torch.Tensor:
 
 
 def cut(dense: Loaded) -> Loaded:
-    """Slice to another number of heads in each block, with one matrix that was refitted."""
+    """Slice to another number of heads in each block, some of it refitted."""
     scores = {s.id: torch.arange(s.width).numpy() * 1.0 for s in dense.anatomy.sites}
     order = Order.from_scores(dense.anatomy, "reversed", scores)
-    site = dense.anatomy.sites[1].id
-    refit = {(site, 7): torch.full((36, 7), 0.1)}
+    sites = [site.id for site in dense.anatomy.sites]
+    refit = {
+        (sites[1], 7): Fitted(torch.full((36, 7), 0.1)),
+        (sites[5], 16): Fitted(bias=torch.linspace(-1, 1, 36)),
+    }
     return sliced(dense, Policy.of(dense.anatomy, [1, 7, 3, 24, 2, 16]), order, refit)
 
 
 @pytest.fixture(scope="module")
 def pruned(make_llava: Callable[..., Loaded]) -> Loaded:
-    return cut(make_llava(attention_bias=True, mlp_bias=True))
+    return cut(make_llava(attention_bias=True))
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +98,8 @@ def test_it_is_a_stock_checkpoint_but_for_its_sizes(
     assert config["model_type"] == stock["model_type"]
     names = load_file(place / "model.safetensors").keys()
     biases = {name for name in names if name.endswith("bias")}
+    gained = {name for name in biases if "down_proj" in name}
+    assert [name.partition("layers")[2] for name in gained] == [".2.mlp.down_proj.bias"]
     stock_names = load_file(checkpoint / "model.safetensors").keys()
     assert names - biases == {name for name in stock_names if not name.endswith("bias")}
     assert {p.suffix for p in place.iterdir()} <= {".json", ".jinja", ".md", ".safetensors", ".py"}
@@ -171,7 +176,7 @@ def change_tensor(
         (change_plan(format=2), "has a plan of format 2, this version reads 1. Use the version"),
         (change_plan(base="NoSuchModel"), "was cut from a NoSuchModel, which transformers"),
         (change_plan(base="pipeline"), "was cut from a pipeline, which transformers"),
-        (change_plan(linears={}), "mismatched keys, such as"),
+        (change_plan(linears={}), "1 unexpected keys, such as .*2.mlp.down_proj.bias"),
         (change_plan(linears=[1]), "does not load"),
         (change_plan(linears={"model.nothing": [1, 1]}), "does not load: KeyError.*model.nothing"),
         (resize_plan("0.mlp.down_proj", [36, 8]), "1 mismatched keys, such as .*0.mlp.down_proj"),

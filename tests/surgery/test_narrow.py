@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from effllava_optuna.errors import ModelError, PolicyError
 from effllava_optuna.policy import Anatomy, Order, Policy
-from effllava_optuna.surgery import Loaded, arranged, masked, narrowed, sliced
+from effllava_optuna.surgery import Fitted, Loaded, arranged, masked, narrowed, sliced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -241,18 +241,43 @@ def test_a_refit_replaces_the_output_matrix_of_its_site_and_width(
     attn, mlp = tiny.anatomy.sites[0].id, tiny.anatomy.sites[1].id
     generator = torch.Generator().manual_seed(0)
     refit = {
-        (attn, 1): torch.randn(36, 16, generator=generator, dtype=torch.float64),
-        (mlp, 7): torch.randn(36, 7, generator=generator),
-        (mlp, 8): torch.full((36, 8), torch.nan),
-        (tiny.anatomy.sites[3].id, 24): torch.full((36, 24), torch.nan),
+        (attn, 1): Fitted(torch.randn(36, 16, generator=generator, dtype=torch.float64)),
+        (mlp, 7): Fitted(torch.randn(36, 7, generator=generator)),
+        (mlp, 8): Fitted(torch.full((36, 8), torch.nan)),
+        (tiny.anatomy.sites[3].id, 24): Fitted(torch.full((36, 24), torch.nan)),
     }
     plain = respond(sliced(tiny, policy, order), batch)
     with unharmed(tiny), narrowed(tiny, policy, order, refit) as small:
-        assert torch.equal(tiny.handles[0].linear("o_proj").weight, refit[attn, 1].float())
-        assert torch.equal(tiny.handles[1].linear("down_proj").weight, refit[mlp, 7])
+        for handle, site, count in ((tiny.handles[0], attn, 1), (tiny.handles[1], mlp, 7)):
+            fitted = refit[site, count].weight
+            assert fitted is not None
+            assert torch.equal(handle.linear(handle.output).weight, fitted.float())
         found = respond(small, batch)
     assert (found - plain).abs().max() > 0.1
     torch.testing.assert_close(respond(sliced(tiny, policy, order, refit), batch), found, **CLOSE)
+
+
+def test_a_refit_may_bring_a_bias_where_there_is_none(model: Loaded, batch: Batch) -> None:
+    order, policy = shuffled(model.anatomy, 0), different_heads(model.anatomy)
+    shift = torch.randn(36, generator=torch.Generator().manual_seed(1))
+    sites = [model.anatomy.sites[index].id for index in (0, 1)]
+    refit = {(sites[0], 1): Fitted(bias=shift), (sites[1], 7): Fitted(bias=shift)}
+    hooks = [
+        handle.linear(handle.output).register_forward_hook(
+            lambda linear, _, out: out - (0 if linear.bias is None else linear.bias) + shift
+        )
+        for handle in model.handles[:2]
+    ]
+    with narrowed(model, policy, order) as small:
+        expected = respond(small, batch)
+    for hook in hooks:
+        hook.remove()
+    with unharmed(model), narrowed(model, policy, order, refit) as small:
+        found = respond(small, batch)
+    torch.testing.assert_close(found, expected, **CLOSE)
+    own = sliced(model, policy, order, refit)
+    torch.testing.assert_close(respond(own, batch), found, **CLOSE)
+    assert torch.equal(own.handles[0].linear(own.handles[0].output).bias, shift)
 
 
 def test_a_refit_of_another_shape_is_refused(tiny: Loaded, order: Order) -> None:
@@ -262,7 +287,10 @@ def test_a_refit_of_another_shape_is_refused(tiny: Loaded, order: Order) -> None
         r"fit of language\.00\.mlp for 7 units has shape \(36, 8\) instead of \(36, 7\)\. Fit"
     )
     with unharmed(tiny), pytest.raises(ModelError, match=message):
-        narrowed(tiny, policy, order, {(site, 7): torch.zeros(36, 8)}).__enter__()
+        narrowed(tiny, policy, order, {(site, 7): Fitted(torch.zeros(36, 8))}).__enter__()
+    wrong = Fitted(torch.zeros(36, 7), torch.zeros(7))
+    with unharmed(tiny), pytest.raises(ModelError, match=r"shape \(7,\) instead of \(36,\)"):
+        narrowed(tiny, policy, order, {(site, 7): wrong}).__enter__()
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])

@@ -10,13 +10,16 @@ import torch
 from effllava_optuna.errors import ModelError
 from effllava_optuna.policy import Order, Policy
 from effllava_optuna.surgery import (
+    Fitted,
     Loaded,
     Moments,
     Probe,
+    Sums,
     choose_damping,
     least_squares,
-    moments,
+    mean_biases,
     narrowed,
+    survey,
 )
 from effllava_optuna.surgery.handle import elements
 from effllava_optuna.surgery.refit import DAMPINGS
@@ -35,9 +38,7 @@ def fold(tokens: int, seed: int) -> Moments:
     """Moments of correlated inputs and unequal gradients."""
     x = randn(tokens, COLUMNS, seed=seed) @ randn(COLUMNS, COLUMNS, seed=99)
     g2 = randn(tokens, seed=seed + 1000).pow(2)
-    return Moments(
-        (x * g2[:, None]).T @ x, x.T @ x, float(g2.sum()), tokens, float(g2.pow(2).sum())
-    )
+    return Moments(Sums.of(x, g2, full=True), Sums.of(x, torch.ones(tokens), full=True))
 
 
 @pytest.fixture(params=[1e-3, 1e-1, 10.0])
@@ -102,6 +103,44 @@ def test_what_has_no_factor_is_refused(matrix: torch.Tensor, damping: float) -> 
         least_squares(WEIGHT, matrix.clone(), [1], damping)
 
 
+@pytest.mark.parametrize("x", INPUTS)
+def test_float32_fits_like_float64_where_it_can(x: torch.Tensor) -> None:
+    matrix = x.T @ x
+    exact = least_squares(WEIGHT, matrix, [3, 6], 1e-2)
+    coarse = least_squares(WEIGHT, matrix, [3, 6], 1e-2, precision=torch.float32)
+    assert coarse.precision == torch.float32
+    for kept in (3, 6):
+        assert coarse.weights[kept].dtype == WEIGHT.dtype
+        assert not torch.equal(coarse.weights[kept], exact.weights[kept])
+        torch.testing.assert_close(coarse.weights[kept], exact.weights[kept], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(coarse.damage, exact.damage, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tiny_share", [1e-7, 1e-12])
+def test_float64_takes_over_where_float32_is_too_coarse(tiny_share: float) -> None:
+    # Columns that are nearly one: float32 finds a factor, but a bad one, or none at all.
+    x = randn(TOKENS, 1, seed=7) + tiny_share * randn(TOKENS, COLUMNS, seed=8)
+    weight = 1e3 * WEIGHT
+    found = least_squares(weight, x.T @ x, [5], 1e-13, precision=torch.float32)
+    assert found.precision == torch.float64
+    exact = least_squares(weight, x.T @ x, [5], 1e-13)
+    assert torch.equal(found.weights[5], exact.weights[5])
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_bias_says_what_removed_columns_say_on_average(own: bool) -> None:
+    x, weights = randn(TOKENS, COLUMNS, seed=4) + 1, randn(TOKENS, seed=5).pow(2)
+    mean = (weights[:, None] * x).sum(0) / weights.sum()
+    bias = randn(OUT, seed=6) if own else None
+    found = mean_biases(WEIGHT, bias, mean, range(1, COLUMNS + 1))
+    for kept, after in found.items():
+        before = x @ WEIGHT.T + (0 if bias is None else bias)
+        narrow = x[:, :kept] @ WEIGHT[:, :kept].T + after
+        # No other bias is closer, in the mean over the weighted tokens.
+        off = (weights[:, None] * (before - narrow)).sum(0)
+        torch.testing.assert_close(off, torch.zeros_like(off), rtol=0, atol=1e-9)
+
+
 def test_the_damping_is_the_one_that_predicts_the_other_folds_best() -> None:
     order = torch.randperm(COLUMNS, generator=torch.Generator().manual_seed(5))
     weight = WEIGHT[:, order]
@@ -131,12 +170,13 @@ def test_a_refit_from_moments_brings_the_narrowed_model_closer(
     site = handle.site.id
     policy = Policy.of(tiny.anatomy, {site: 12})
     ranked = elements(torch.from_numpy(order.units[site]), handle.columns)
-    matrix = moments(tiny, [handle], [Probe(batch.inputs)])[site].matrix[ranked][:, ranked]
+    told = survey(tiny, [handle], [Probe(batch.inputs)])[site]
+    matrix = told.moments.matrix[ranked][:, ranked]
     fit = least_squares(handle.linear("down_proj").weight[:, ranked], matrix, [12], 1e-3)
     with torch.no_grad():
         dense = tiny.model(**batch.inputs).logits[:, -1]
         with narrowed(tiny, policy, order) as small:
             plain = (small.model(**batch.inputs).logits[:, -1] - dense).norm()
-        with narrowed(tiny, policy, order, {(site, 12): fit.weights[12]}) as small:
+        with narrowed(tiny, policy, order, {(site, 12): Fitted(fit.weights[12])}) as small:
             refitted = (small.model(**batch.inputs).logits[:, -1] - dense).norm()
     assert refitted < 0.7 * plain

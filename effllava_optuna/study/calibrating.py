@@ -1,0 +1,116 @@
+"""Calibration: what a study publishes once, before trial 0."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from optuna.logging import get_logger
+
+from effllava_optuna.objectives import (
+    answers,
+    flops,
+    folds_of,
+    measure_table,
+    parameters,
+    risk_table,
+)
+from effllava_optuna.policy import Policy
+from effllava_optuna.study.bundle import Bundle, Dense, widths_of
+from effllava_optuna.surgery import WHOLE, Basis, Probe, Recipe, arranged, compensate, rank_units
+from effllava_optuna.tasks import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from effllava_optuna.policy import SiteId
+    from effllava_optuna.study.workbench import Say, Workbench
+    from effllava_optuna.surgery import Compensation
+    from effllava_optuna.tasks import Batch
+
+_logger = get_logger(__name__)
+_HEADROOM = 1.05  # of the dense latency: where the hypervolume begins
+
+
+def calibrate(bench: Workbench, say: Say) -> Bundle:
+    """Make the bundle: order, refits, latency and risk tables, dense values.
+
+    Args:
+        bench: The model and the samples.
+        say: Is told what is being done, and which share of it is.
+    """
+    spec, loaded, anatomy, stopwatch = bench.spec, bench.loaded, bench.anatomy, bench.stopwatch
+    # How long a width takes does not depend on which units stay: any order will do here.
+    anyhow, widths = rank_units(loaded), widths_of(anatomy, spec)
+    say("timing widths", 0.0)
+    with arranged(loaded, anyhow) as ready:
+        stopwatch.loaded = ready
+        latency = measure_table(
+            stopwatch,
+            anyhow,
+            widths,
+            seed=spec.study.seed,
+            progress=lambda share: say("timing widths", share),
+        )
+    stopwatch.loaded = loaded
+    widths = {site: tuple(friendly) for site, friendly in latency.friendly.items()}
+    found = _compensated(bench, widths, say)
+    say("measuring the dense model", 0.0)
+    unfitted = (None,) * (spec.pruning.folds + 1)
+    plain = Basis("dense", found.order, unfitted, unfitted)
+    scores = answers(loaded, plain, Policy.dense(anatomy), bench.crossed)
+    dense_ms = latency.dense(anatomy)
+    whole, form = found.refits[WHOLE], spec.quality.risk
+    return Bundle(
+        found.order,
+        found.refits,
+        widths,
+        risk_table(loaded, found.order, widths, form=form, refit=whole),
+        latency,
+        found.damping,
+        found.effective_tokens,
+        Dense(
+            float(scores.hit.mean()),
+            float(scores.probability.mean()),
+            dense_ms,
+            parameters(loaded),
+            flops(loaded, stopwatch.seen) / 1e9,
+            found.nbytes / 1e6,
+        ),
+        (bench.task.chance, _HEADROOM * dense_ms),
+    )
+
+
+def _compensated(
+    bench: Workbench, widths: Mapping[SiteId, Sequence[int]], say: Say
+) -> Compensation:
+    """Rank the units and fit the output matrices, on the whole proxy and without each fold."""
+    table, processor = bench.spec.pruning, bench.loaded.processor
+    say("ranking and fitting", 0.0)
+    found = compensate(
+        bench.loaded,
+        [
+            [probe(batch) for batch in encode(processor, samples)]
+            for samples in folds_of(bench.proxy, table.folds)
+        ],
+        widths,
+        Recipe(
+            table.order,
+            table.refit,
+            table.tokens,
+            table.precision,
+            bench.spec.study.seed,
+            table.table_gb,
+        ),
+        lambda share: say("ranking and fitting", share),
+    )
+    if found.fallen_back:
+        _logger.warning(
+            f"float32 was too coarse to fit {len(found.fallen_back)} sites, such as "
+            f"{found.fallen_back[0]}: they were fitted in float64."
+        )
+    return found
+
+
+def probe(batch: Batch) -> Probe:
+    """Make a calibration probe of a batch."""
+    return Probe(batch.inputs, batch.targets, batch.answers)
