@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery.narrow import masked as masked
     from effllava_optuna.surgery.narrow import narrowed as narrowed
     from effllava_optuna.surgery.narrow import sliced as sliced
+    from effllava_optuna.surgery.onnx import export_onnx as export_onnx
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ _HOMES = {
     "Loaded": "surgery",
     "Policy": "policy",
     "export": "surgery",
+    "export_onnx": "surgery",
     "load": "surgery",
     "load_pruned": "surgery",
     "masked": "surgery",

@@ -21,6 +21,7 @@ from effllava_optuna.study.screen import (
     calibration,
     console,
     exported,
+    exported_onnx,
     quiet_transformers,
 )
 from effllava_optuna.study.spec import read_spec
@@ -317,13 +318,24 @@ def report(target: Target, *, as_json: bool) -> None:
 @_targeted
 @click.option("--trial", type=int, help="Which trial; the chosen one if not given.")
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of the checkpoint.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(("native", "onnx")),
+    default="native",
+    show_default=True,
+    help="native: a checkpoint of the whole model. onnx: a file with its language part.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
-def export_(target: Target, trial: int | None, out: Path | None, *, overwrite: bool) -> None:
+def export_(
+    target: Target, trial: int | None, out: Path | None, kind: str, *, overwrite: bool
+) -> None:
     """Write a policy's checkpoint with its own basis, and verify it in a fresh process.
 
     \b
     Example:
       python -m effllava_optuna.study export studies/quickstart.toml --trial 17 --out pruned
+      python -m effllava_optuna.study export studies/quickstart.toml --format onnx --out a.onnx
     """
     study = target.study()
     spec = storage.spec_of(study)
@@ -337,10 +349,16 @@ def export_(target: Target, trial: int | None, out: Path | None, *, overwrite: b
     if directory is None:
         raise SpecError("There is no directory to write to.", hint="Give --out DIR.")
     quiet_transformers()
-    from effllava_optuna.study.loop import continued, write_checkpoint
+    from effllava_optuna.study.loop import continued, write_checkpoint, write_onnx
 
     with Screen(target.again) as screen, continued(study, target.url, screen.say) as epochs:
         screen.say("exporting and verifying", 0.0)
+        if kind == "onnx":
+            file = out or directory.with_suffix(".onnx")
+            screen.told(
+                exported_onnx(number, write_onnx(epochs, number, file, overwrite=overwrite))
+            )
+            return
         verified = write_checkpoint(epochs, number, directory, overwrite=overwrite)
         screen.told(exported(number, verified))
 

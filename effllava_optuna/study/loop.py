@@ -20,7 +20,7 @@ from effllava_optuna.study.finish import Finish
 from effllava_optuna.study.objective import REASON, PruningObjective, TrialFailed
 from effllava_optuna.study.records import record_of
 from effllava_optuna.study.workbench import Workbench
-from effllava_optuna.surgery import WHOLE, export, projecting, sliced
+from effllava_optuna.surgery import WHOLE, export, export_onnx, projecting, sliced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from effllava_optuna.policy import TrialRecord
     from effllava_optuna.study.spec import StudySpec
     from effllava_optuna.study.workbench import Say
-    from effllava_optuna.surgery import Verified
+    from effllava_optuna.surgery import Loaded, Verified, VerifiedOnnx
 
     Watch = Callable[[Epochs, TrialRecord], None]
 
@@ -178,6 +178,23 @@ def write_checkpoint(
         StudyError: There is no such trial, or it was not measured.
         ExportError: The directory cannot be used, or the checkpoint does not come back.
     """
+    verified = export(_network(epochs, number), directory, overwrite=overwrite)
+    epochs.study.set_user_attr(storage.EXPORTED, {"trial": number, "directory": str(directory)})
+    return verified
+
+
+def write_onnx(epochs: Epochs, number: int, path: str | Path, *, overwrite: bool) -> VerifiedOnnx:
+    """Write the language part of a trial's network as ONNX, and verify it.
+
+    Raises:
+        StudyError: There is no such trial, or it was not measured.
+        ExportError: As for `export_onnx`.
+    """
+    return export_onnx(_network(epochs, number), path, overwrite=overwrite)
+
+
+def _network(epochs: Epochs, number: int) -> Loaded:
+    """Slice the network of a trial, with its own basis."""
     trials = epochs.study.get_trials(deepcopy=False)
     if not 0 <= number < len(trials) or not record_of(trials[number]).measured:
         raise StudyError(
@@ -188,7 +205,4 @@ def write_checkpoint(
     basis = epochs.basis(trial.basis)
     policy = Policy.of(epochs.bench.anatomy, trial.keep)
     with projecting(epochs.bench.loaded, basis.projectors[WHOLE]) as loaded:
-        pruned = sliced(loaded, policy, basis.order, basis.refits[WHOLE])
-    verified = export(pruned, directory, overwrite=overwrite)
-    epochs.study.set_user_attr(storage.EXPORTED, {"trial": number, "directory": str(directory)})
-    return verified
+        return sliced(loaded, policy, basis.order, basis.refits[WHOLE])

@@ -14,7 +14,7 @@ from effllava_optuna.study.records import trials_of
 if TYPE_CHECKING:
     from effllava_optuna.policy import TrialRecord
     from effllava_optuna.study.evolution import Epochs
-    from effllava_optuna.surgery import Verified
+    from effllava_optuna.surgery import Verified, VerifiedOnnx
 
 _INTERRUPTED = 130
 
@@ -131,6 +131,15 @@ def exported(number: int, verified: Verified) -> str:
         f"trial {number} exported to {verified.directory}: {verified.parameters:,} parameters; "
         f"reloaded in a fresh process: logits differ by {verified.logit_difference:.1e}, "
         f"same generation: {'yes' if verified.generation_equal else 'no'}"
+    )
+
+
+def exported_onnx(number: int, verified: VerifiedOnnx) -> str:
+    """Say where an ONNX file is, and that onnxruntime computes the same."""
+    return (
+        f"language part of trial {number} exported to {verified.path}: "
+        f"{verified.parameters:,} parameters; in onnxruntime logits differ by "
+        f"{verified.logit_difference:.1e}"
     )
 
 

@@ -7,6 +7,7 @@ from effllava_optuna.surgery.export import Verified, export, load_pruned
 from effllava_optuna.surgery.features import Seen, answer, look, projecting, projector_state
 from effllava_optuna.surgery.load import Loaded, fingerprint, load
 from effllava_optuna.surgery.narrow import arranged, masked, narrowed, sliced
+from effllava_optuna.surgery.onnx import VerifiedOnnx, export_onnx, verify_onnx
 from effllava_optuna.surgery.refit import choose_damping, least_squares
 
 __all__ = [
@@ -18,11 +19,13 @@ __all__ = [
     "Probe",
     "Seen",
     "Verified",
+    "VerifiedOnnx",
     "answer",
     "arranged",
     "choose_damping",
     "discover",
     "export",
+    "export_onnx",
     "fingerprint",
     "least_squares",
     "load",
@@ -37,4 +40,5 @@ __all__ = [
     "rank_units",
     "running",
     "sliced",
+    "verify_onnx",
 ]
