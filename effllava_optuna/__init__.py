@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery.narrow import masked as masked
     from effllava_optuna.surgery.narrow import narrowed as narrowed
     from effllava_optuna.surgery.narrow import sliced as sliced
+    from effllava_optuna.surgery.onnx import export_onnx as export_onnx
     from effllava_optuna.surgery.rank import rank_units as rank_units
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ _HOMES = {
     "Loaded": "surgery",
     "Policy": "policy",
     "export": "surgery",
+    "export_onnx": "surgery",
     "load": "surgery",
     "load_pruned": "surgery",
     "masked": "surgery",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from effllava_optuna.errors import StudyError
 from effllava_optuna.objectives import ask
@@ -11,14 +11,27 @@ from effllava_optuna.policy import Policy
 from effllava_optuna.study import storage
 from effllava_optuna.study.calibrating import probe
 from effllava_optuna.study.records import record_of
-from effllava_optuna.surgery import WHOLE, Basis, export, projecting, refit_in_sequence, sliced
+from effllava_optuna.surgery import (
+    WHOLE,
+    Basis,
+    Card,
+    Metric,
+    export,
+    export_onnx,
+    projecting,
+    refit_in_sequence,
+    sliced,
+)
 from effllava_optuna.tasks import Split, encode
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from effllava_optuna.study.evolution import Epochs
-    from effllava_optuna.surgery import Verified
+    from effllava_optuna.surgery import Verified, VerifiedOnnx
+
+    Form = Literal["native", "portable", "onnx"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +49,7 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A checkpoint, and what fitting it in sequence did.
+    """An export, and what fitting it in sequence did.
 
     Attributes:
         trial: Whose policy it is.
@@ -46,7 +59,7 @@ class Written:
     """
 
     trial: int
-    verified: Verified
+    verified: Verified | VerifiedOnnx
     before: Accuracy | None = None
     after: Accuracy | None = None
 
@@ -54,8 +67,9 @@ class Written:
 def write_checkpoint(
     epochs: Epochs,
     number: int,
-    directory: str | Path,
+    place: str | Path,
     *,
+    form: Form,
     overwrite: bool,
     sequential: bool = False,
 ) -> Written:
@@ -64,7 +78,8 @@ def write_checkpoint(
     Args:
         epochs: Of the study.
         number: Of the trial.
-        directory: Where to.
+        place: The directory; of ``onnx`` the file.
+        form: ``native``, ``portable``, or ``onnx``: the language part alone.
         overwrite: Replace an earlier export.
         sequential: Fit the output matrices again, layer after layer on the proxy, and measure
             the policy before and after.
@@ -85,16 +100,49 @@ def write_checkpoint(
     basis = _in_sequence(epochs, policy, own) if sequential else own
     with projecting(epochs.bench.loaded, basis.projectors[WHOLE]) as loaded:
         pruned = sliced(loaded, policy, basis.order, basis.refits[WHOLE])
-    verified = export(pruned, directory, overwrite=overwrite)
+    if form == "onnx":
+        verified: Verified | VerifiedOnnx = export_onnx(pruned, place, overwrite=overwrite)
+    else:
+        card = _card(epochs, number, sequential=sequential)
+        verified = export(pruned, place, form=form, card=card, overwrite=overwrite)
     written = Written(number, verified)
     if sequential:
         before, after = (_measured(epochs, policy, each) for each in (own, basis))
         written = replace(written, before=before, after=after)
-    facts = {"trial": number, "directory": str(directory)}
+    facts = {"trial": number, "directory": str(place), "form": form}
     if written.before is not None and written.after is not None:
         facts |= {"before": asdict(written.before), "after": asdict(written.after)}
     epochs.study.set_user_attr(storage.EXPORTED, facts)
     return written
+
+
+def _card(epochs: Epochs, number: int, *, sequential: bool) -> Card:
+    """Tell what the report measured of a trial, as long as the export is what was measured."""
+    spec, task = epochs.spec, epochs.bench.task
+    data = (
+        f"Calibration, search and projector training used {spec.task.proxy} samples of "
+        f"{task.name} ({task.digest[:16]}). Validation chose; test was only measured."
+    )
+    results = epochs.study.user_attrs.get(storage.RESULTS)
+    rows = [row for row in (results or {}).get("front", ()) if row["trial"] == number]
+    if not rows or sequential:
+        return Card(data)
+    metrics = [
+        Metric(f"accuracy, {split}", rows[0][f"accuracy_{split}"], *_ends(rows[0], split))
+        for split in ("validation", "test")
+    ]
+    dense = (results or {})["dense"]
+    metrics += [
+        Metric("accuracy of the dense model, test", dense["accuracy_test"], *_ends(dense, "test")),
+        Metric("speed-up, measured", rows[0]["speedup_measured"]),
+        Metric("share of the prunable weights kept", rows[0]["kept_share"]),
+    ]
+    return Card(data, metrics)
+
+
+def _ends(row: Mapping[str, Any], split: str) -> tuple[float, float]:
+    low, high = row[f"accuracy_{split}_interval"]
+    return low, high
 
 
 def _in_sequence(epochs: Epochs, policy: Policy, basis: Basis) -> Basis:

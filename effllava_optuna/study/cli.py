@@ -7,7 +7,7 @@ import json
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import optuna
@@ -317,6 +317,13 @@ def report(target: Target, *, as_json: bool) -> None:
 @_targeted
 @click.option("--trial", type=int, help="Which trial; the chosen one if not given.")
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of the checkpoint.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("native", "portable", "onnx")),
+    help="native: each layer has its own size. portable: loads wherever the base model does. "
+    "onnx: a file with the language part. Not given: as the study file says, or native.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
 @click.option(
     "--sequential",
@@ -324,13 +331,20 @@ def report(target: Target, *, as_json: bool) -> None:
     help="Fit layer after layer on the pruned layers before it, and measure again.",
 )
 def export_(
-    target: Target, trial: int | None, out: Path | None, *, overwrite: bool, sequential: bool
+    target: Target,
+    trial: int | None,
+    out: Path | None,
+    form: Literal["native", "portable", "onnx"] | None,
+    *,
+    overwrite: bool,
+    sequential: bool,
 ) -> None:
     """Write a policy's checkpoint with its own basis, and verify it in a fresh process.
 
     \b
     Example:
       python -m effllava_optuna.study export studies/quickstart.toml --trial 17 --out pruned
+      python -m effllava_optuna.study export studies/quickstart.toml --format onnx --out a.onnx
     """
     study = target.study()
     spec = storage.spec_of(study)
@@ -347,12 +361,15 @@ def export_(
     from effllava_optuna.study.checkpoint import write_checkpoint
     from effllava_optuna.study.loop import continued
 
+    if form == "onnx" and out is None:
+        directory = directory.with_suffix(".onnx")
     with Screen(target.again) as screen, continued(study, target.url, screen.say) as epochs:
         screen.say("exporting and verifying", 0.0)
         written = write_checkpoint(
             epochs,
             number,
             directory,
+            form=form or spec.form,
             overwrite=overwrite,
             sequential=sequential or spec.export.sequential,
         )
@@ -409,6 +426,7 @@ def _to_the_end(
             epochs,
             found["chosen"]["trial"],
             directory,
+            form=epochs.spec.form,
             overwrite=True,
             sequential=epochs.spec.export.sequential,
         )

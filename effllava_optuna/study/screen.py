@@ -126,14 +126,23 @@ def calibration(epochs: Epochs) -> str:
 
 
 def exported(written: Written) -> str:
-    """Say where a checkpoint is, that it comes back, and what fitting it in sequence did."""
+    """Say where an export is, that it comes back, and what fitting it in sequence did."""
+    from effllava_optuna.surgery import VerifiedOnnx
+
     verified, before, after = written.verified, written.before, written.after
-    line = (
-        f"trial {written.trial} exported to {verified.directory}: "
-        f"{verified.parameters:,} parameters; reloaded in a fresh process: logits differ by "
-        f"{verified.logit_difference:.1e}, "
-        f"same generation: {'yes' if verified.generation_equal else 'no'}"
-    )
+    found = f"{verified.parameters:,} parameters"
+    if isinstance(verified, VerifiedOnnx):
+        line = (
+            f"language part of trial {written.trial} exported to {verified.path}: {found}; in "
+            f"onnxruntime logits differ by {verified.logit_difference:.1e}"
+        )
+    else:
+        padding = f" ({verified.padded:.0%} of them padding)" if verified.padded else ""
+        line = (
+            f"trial {written.trial} exported to {verified.directory}: {found}{padding}; reloaded "
+            f"in a fresh process: logits differ by {verified.logit_difference:.1e}, "
+            f"same generation: {'yes' if verified.generation_equal else 'no'}"
+        )
     if before is None or after is None:
         return line
     return (

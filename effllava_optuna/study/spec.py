@@ -149,9 +149,12 @@ class ExportTable(_Table):
     """``[export]``: where ``run`` writes the chosen checkpoint; nothing: it does not.
 
     ``sequential`` fits its output matrices again, each to the layers that are pruned before it.
+    ``form`` is ``native``, ``portable`` (one width a tower, for engines that load the base model
+    only) or, left out, what fits ``pruning.mode``.
     """
 
     directory: str | None = None
+    form: Literal["native", "portable"] | None = None
     sequential: bool = False
 
 
@@ -201,6 +204,14 @@ class StudySpec(_Table):
         if max(self.pruning.shares) != 1.0:
             raise ValueError("pruning.shares must contain 1.0, the dense width")
         return self
+
+    @property
+    def form(self) -> Literal["native", "portable"]:
+        """Give the form in which the chosen checkpoint leaves."""
+        fitting: Literal["native", "portable"] = (
+            "portable" if self.pruning.mode == "vllm-safe" else "native"
+        )
+        return self.export.form or fitting
 
     @staticmethod
     def of(document: dict[str, Any], *, place: str = "study") -> StudySpec:

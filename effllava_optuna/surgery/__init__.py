@@ -13,6 +13,7 @@ from effllava_optuna.surgery.load import fingerprint, load
 from effllava_optuna.surgery.loaded import Loaded
 from effllava_optuna.surgery.moments import Moments, Sums
 from effllava_optuna.surgery.narrow import arranged, masked, narrowed, sliced
+from effllava_optuna.surgery.onnx import VerifiedOnnx, export_onnx, verify_onnx
 from effllava_optuna.surgery.portable import portable, sayable
 from effllava_optuna.surgery.probe import probe
 from effllava_optuna.surgery.rank import ORDERS, rank_units
@@ -47,6 +48,7 @@ __all__ = [
     "Sums",
     "Survey",
     "Verified",
+    "VerifiedOnnx",
     "answer",
     "arranged",
     "choose_damping",
@@ -54,6 +56,7 @@ __all__ = [
     "discover",
     "examined",
     "export",
+    "export_onnx",
     "fingerprint",
     "least_squares",
     "load",
@@ -73,4 +76,5 @@ __all__ = [
     "sayable",
     "sliced",
     "survey",
+    "verify_onnx",
 ]

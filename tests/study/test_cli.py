@@ -16,6 +16,7 @@ import torch
 from optuna.trial import TrialState
 
 from effllava_optuna import load_pruned
+from effllava_optuna.surgery import verify_onnx
 from tests.study.conftest import (
     ROOT,
     TINY_TRIALS,
@@ -187,6 +188,28 @@ def test_export_refuses_a_trial_that_is_not_there(smoke: Ran, tmp_path: Path) ->
     assert done.returncode == 2
     assert "Trial 9999 of 'smoke' was not measured" in done.stderr
     assert not (tmp_path / "x").exists()
+
+
+def test_an_onnx_file_is_not_written_over(smoke: Ran, tmp_path: Path) -> None:
+    file = tmp_path / "a.onnx"
+    file.write_text("years of work")
+    done = cli("export", smoke.file, "--format", "onnx", "--out", file, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        f"{file} is there already. Choose another name, or allow overwriting an earlier export."
+    )
+    assert file.read_text() == "years of work"
+
+
+@pytest.mark.slow
+def test_the_language_part_is_exported_as_onnx(smoke: Ran, tmp_path: Path) -> None:
+    file = tmp_path / "a.onnx"
+    file.write_text("an earlier one")
+    words = ("--format", "onnx", "--out", file, "--overwrite")
+    assert "in onnxruntime logits differ by" in cli("export", smoke.file, *words).stdout
+    pruned = load_pruned(smoke.file.parent / "smoke.pruned", device="cpu")
+    assert verify_onnx(pruned, file).logit_difference < 1e-2
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
 
 
 def test_ctrl_c_leaves_a_study_that_resumes(checkpoint: Path, tmp_path: Path) -> None:
