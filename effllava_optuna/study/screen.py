@@ -14,6 +14,7 @@ from effllava_optuna.study.records import trials_of
 if TYPE_CHECKING:
     from effllava_optuna.policy import TrialRecord
     from effllava_optuna.study.evolution import Epochs
+    from effllava_optuna.study.recovery import Report
     from effllava_optuna.surgery import Verified, VerifiedOnnx
 
 _INTERRUPTED = 130
@@ -140,6 +141,23 @@ def exported_onnx(number: int, verified: VerifiedOnnx) -> str:
         f"language part of trial {number} exported to {verified.path}: "
         f"{verified.parameters:,} parameters; in onnxruntime logits differ by "
         f"{verified.logit_difference:.1e}"
+    )
+
+
+def recovered(report: Report) -> str:
+    """Say what a recovery gave, on samples that it did not learn from."""
+    done, verified = report.recovered, report.verified
+    accuracies = [
+        f"{share:.3f} [{low:.3f}, {high:.3f}]"
+        for share, (low, high) in (report.before, report.after)
+    ]
+    return (
+        f"{done.steps} steps on {done.samples} samples, {done.weights:,} weights: divergence from "
+        f"the dense model {done.before:.3f} -> {done.after:.3f} nats on samples held out\n"
+        f"validation accuracy {' -> '.join(accuracies)}\n"
+        f"written to {verified.directory}; reloaded in a fresh process: logits differ by "
+        f"{verified.logit_difference:.1e}, same generation: "
+        f"{'yes' if verified.generation_equal else 'no'}"
     )
 
 
