@@ -22,6 +22,7 @@ from effllava_optuna.study.screen import (
     console,
     exported,
     quiet_transformers,
+    recovered,
 )
 from effllava_optuna.study.spec import read_spec
 
@@ -374,6 +375,61 @@ def export_(
             sequential=sequential or spec.export.sequential,
         )
         screen.told(exported(written))
+
+
+@main.command()
+@_targeted
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Directory of the new checkpoint.",
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="What to recover; the study's export if not given.",
+)
+@click.option(
+    "--part",
+    type=click.Choice(("projector", "lora")),
+    default="lora",
+    show_default=True,
+    help="What learns: the projector, or adapters on the decoder that are merged.",
+)
+@click.option(
+    "--data",
+    metavar="TASK",
+    help="Whose proxy split teaches, as task.name; the study's if not given.",
+)
+@click.option(
+    "--samples", type=click.IntRange(8, 4096), help="How many; the study's if not given."
+)
+@click.option("--steps", default=300, show_default=True, type=click.IntRange(1))
+@click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
+def recover(
+    target: Target, out: Path, checkpoint: Path | None, *, overwrite: bool, **course: Any
+) -> None:
+    """Distil the dense model's answers into an exported checkpoint, and export it again.
+
+    Nothing is learned from validation or test; accuracy on validation is printed.
+
+    \b
+    Example:
+      python -m effllava_optuna.study recover studies/quickstart.toml --out recovered
+    """
+    spec = storage.spec_of(target.study())
+    place = checkpoint or _export_directory(spec, Path(target.again) if target.spec else None)
+    if place is None:
+        raise SpecError("There is no checkpoint to recover.", hint="Give --checkpoint DIR.")
+    quiet_transformers()
+    from effllava_optuna.study.recovery import Course, recover_checkpoint
+
+    with Screen(target.again) as screen:
+        report = recover_checkpoint(
+            spec, Course(**course), place, out, screen.say, overwrite=overwrite
+        )
+        screen.told(recovered(report))
 
 
 @main.command()

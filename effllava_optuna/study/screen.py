@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from effllava_optuna.policy import TrialRecord
     from effllava_optuna.study.checkpoint import Written
     from effllava_optuna.study.evolution import Epochs
+    from effllava_optuna.study.recovery import Report
 
 _INTERRUPTED = 130
 
@@ -149,6 +150,23 @@ def exported(written: Written) -> str:
         f"{line}\nfitted in sequence: accuracy {before.proxy:.3f} -> {after.proxy:.3f} on the "
         f"proxy that it was fitted to, {before.validation:.3f} -> {after.validation:.3f} on "
         "validation"
+    )
+
+
+def recovered(report: Report) -> str:
+    """Say what a recovery gave, on samples that it did not learn from."""
+    done, verified = report.recovered, report.verified
+    accuracies = [
+        f"{share:.3f} [{low:.3f}, {high:.3f}]"
+        for share, (low, high) in (report.before, report.after)
+    ]
+    return (
+        f"{done.steps} steps on {done.samples} samples, {done.weights:,} weights: divergence from "
+        f"the dense model {done.before:.3f} -> {done.after:.3f} nats on samples held out\n"
+        f"validation accuracy {' -> '.join(accuracies)}\n"
+        f"written to {verified.directory}; reloaded in a fresh process: logits differ by "
+        f"{verified.logit_difference:.1e}, same generation: "
+        f"{'yes' if verified.generation_equal else 'no'}"
     )
 
 

@@ -50,7 +50,7 @@ class Card:
 
 def written(pruned: Loaded, card: Card, form: str) -> str:
     """Give the text of the card, in the format of the Hugging Face hub."""
-    base = pruned.source
+    base = pruned.source if pruned.cut is None else pruned.cut.base
     task = "image-text-to-text" if hasattr(pruned.processor, "image_processor") else None
     lines = [
         "---",
@@ -80,10 +80,8 @@ def written(pruned: Loaded, card: Card, form: str) -> str:
     if card.data:
         lines += ["## Data", "", card.data, ""]
     if pruned.cut is not None:
-        policy = pruned.cut.policy.working(pruned.cut.anatomy)
-        widths = {site.id: site.width for site in pruned.cut.anatomy.sites}
         lines += ["## Policy", "", "Units kept of those that there were, block by block.", ""]
-        lines += _policy(policy, widths)
+        lines += _policy(pruned.cut.kept)
     return "\n".join(lines)
 
 
@@ -103,11 +101,11 @@ _LOADING: Mapping[str, Sequence[str]] = {
 }
 
 
-def _policy(policy: Mapping[SiteId, int], widths: Mapping[SiteId, int]) -> list[str]:
+def _policy(sites: Mapping[SiteId, tuple[int, int]]) -> list[str]:
     rows: dict[str, dict[str, str]] = defaultdict(dict)
-    for site, kept in policy.items():
+    for site, (kept, width) in sites.items():
         place, _, kind = site.rpartition(".")
-        rows[place][kind] = f"{kept} of {widths[site]}"
+        rows[place][kind] = f"{kept} of {width}"
     kinds = list(dict.fromkeys(kind for row in rows.values() for kind in row))
     head = [f"| block | {' | '.join(kinds)} |", f"|{'---|' * (len(kinds) + 1)}"]
     return head + [

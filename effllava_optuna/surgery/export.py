@@ -221,17 +221,13 @@ def _describe(pruned: Loaded, draft: Path, form: Form, card: Card, report: Verif
     cut = pruned.cut
     document: dict[str, Any] = {
         "form": form,
-        "base_model": pruned.source,
+        "base_model": pruned.source if cut is None else cut.base,
         "effllava_optuna": __version__,
         "transformers": transformers.__version__,
     }
     if cut is not None:
-        kept = cut.policy.working(cut.anatomy)
-        document |= {
-            "anatomy": cut.anatomy.digest,
-            "order": cut.order,
-            "sites": {s.id: {"kept": kept[s.id], "of": s.width} for s in cut.anatomy.sites},
-        }
+        sites = {site: {"kept": kept, "of": width} for site, (kept, width) in cut.kept.items()}
+        document |= {"anatomy": cut.anatomy, "order": cut.order, "sites": sites}
     document["metrics"] = [asdict(metric) for metric in card.metrics]
     write_policy(draft, document)
     (draft / "README.md").write_text(written(pruned, card, form), encoding="utf-8")

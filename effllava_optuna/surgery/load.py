@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,13 @@ from transformers import (
 )
 
 from effllava_optuna.errors import ModelError
+from effllava_optuna.policy import SiteId
 from effllava_optuna.surgery.discover import LANGUAGE
 from effllava_optuna.surgery.examine import examined
-from effllava_optuna.surgery.loaded import Loaded
+from effllava_optuna.surgery.loaded import Cut, Loaded
 from effllava_optuna.surgery.probe import probe
 from effllava_optuna.surgery.reload import has_plan, pruned_class
-from effllava_optuna.surgery.seal import check_seal, is_ours
+from effllava_optuna.surgery.seal import check_seal, is_ours, read_policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -86,7 +88,19 @@ def load(
     if not spread:
         model.to(where)
     loaded = Loaded.of(model, processor, source, towers=towers, depth=depth)
+    if is_ours(place):
+        loaded = replace(loaded, cut=_cut(read_policy(place)))
     return examined(loaded, probe(processor))
+
+
+def _cut(document: dict[str, Any]) -> Cut | None:
+    """Read from policy.json how a model came about."""
+    if "sites" not in document:
+        return None
+    kept = {
+        SiteId(site): (entry["kept"], entry["of"]) for site, entry in document["sites"].items()
+    }
+    return Cut(document["base_model"], document["anatomy"], document["order"], kept)
 
 
 def read(place: str | Path, source: str, **options: Any) -> Any:

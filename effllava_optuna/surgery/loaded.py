@@ -13,9 +13,9 @@ from effllava_optuna.errors import ModelError
 from effllava_optuna.surgery.discover import LANGUAGE, Discovery, discover
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from effllava_optuna.policy import Anatomy, Order, Policy
+    from effllava_optuna.policy import Anatomy, Order, SiteId
     from effllava_optuna.surgery.handle import Block, Handle, Refusal
 
 
@@ -24,14 +24,16 @@ class Cut:
     """How a model came about.
 
     Attributes:
-        anatomy: Of the dense model.
-        policy: What was kept of it.
+        base: What the dense model was loaded from.
+        anatomy: Digest of its anatomy.
         order: How its units were ranked.
+        kept: By site, the units that were kept and those that there were.
     """
 
-    anatomy: Anatomy
-    policy: Policy
+    base: str
+    anatomy: str
     order: str
+    kept: Mapping[SiteId, tuple[int, int]]
 
 
 @dataclass(frozen=True)

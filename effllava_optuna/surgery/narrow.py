@@ -320,4 +320,6 @@ def sliced(loaded: Loaded, policy: Policy, order: Order, refit: Refit | None = N
     small = Loaded.of(
         model, loaded.processor, loaded.source, towers=loaded.towers, depth=loaded.depth
     )
-    return replace(small, cut=Cut(loaded.anatomy, policy, order.method))
+    working = policy.working(loaded.anatomy)
+    kept = {site.id: (working[site.id], site.width) for site in loaded.anatomy.sites}
+    return replace(small, cut=Cut(loaded.source, policy.anatomy, order.method, kept))

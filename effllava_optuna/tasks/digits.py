@@ -168,18 +168,53 @@ class Digits:
         return made
 
 
+@dataclass(frozen=True)
+class TrainingDigits(Digits):
+    """The digits task, its proxy drawn afresh from the scans that trained the embedded model.
+
+    For recovery: a study that calibrates on them would not see how a policy generalises.
+
+    Example:
+        >>> task = TrainingDigits(seed=0, proxy=1000)
+        >>> len({sample.unit for sample in task.samples(Split.PROXY)})
+        1000
+    """
+
+    @property
+    def name(self) -> str:
+        """Name the task as a study file does."""
+        return "effllava_optuna.tasks.digits:TrainingDigits"
+
+    def samples(self, split: Split) -> tuple[Sample, ...]:
+        """Give the samples of ``split``; validation and test are those of `Digits`."""
+        return self._drawn if split is Split.PROXY else super().samples(split)
+
+    @cached_property
+    def _drawn(self) -> tuple[Sample, ...]:
+        pool, _ = scans()
+        rng = np.random.default_rng([self.seed, len(Split) + 1])
+        return tuple(
+            _sample(
+                Split.PROXY, index, rng.choice(len(pool.labels), 4, replace=False), pool, rng,
+                unit=f"training-{index:04d}",
+            )
+            for index in range(self.proxy)
+        )  # fmt: skip
+
+
 def _sample(
     split: Split,
     index: int,
     four: NDArray[np.int64],
     pool: Scans,
     rng: np.random.Generator,
+    unit: str | None = None,
 ) -> Sample:
     placed = rng.permutation(four)
     question, answer = ask(pool.labels[placed], rng)
     return Sample(
         id=f"{split}-{index:04d}",
-        unit=f"four-{min(four):03d}",
+        unit=unit or f"four-{min(four):03d}",
         split=split,
         image=Image.fromarray(draw(enlarge(pool.pixels[placed]))),
         question=question,
@@ -189,4 +224,4 @@ def _sample(
 
 
 if TYPE_CHECKING:
-    _: Callable[[], Task] = Digits
+    _: tuple[Callable[[], Task], ...] = (Digits, TrainingDigits)

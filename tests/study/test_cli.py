@@ -29,7 +29,7 @@ from tests.study.conftest import (
     write_tiny,
 )
 
-VERBS = ("check", "run", "resume", "status", "report", "export", "dashboard")
+VERBS = ("check", "run", "resume", "status", "report", "export", "recover", "dashboard")
 FRONT = {
     "trial", "epoch", "policy", "quality", "accuracy_proxy", "accuracy_validation",
     "accuracy_test", "risk", "latency_ms", "latency_ms_measured", "speedup_predicted",

@@ -247,9 +247,8 @@ def test_an_export_says_what_it_is(exported: tuple[Path, Verified], pruned: Load
     policy = json.loads((place / "policy.json").read_text())
     assert (policy["format"], policy["form"], policy["base_model"]) == (1, "native", pruned.source)
     assert pruned.cut is not None
-    assert {site: entry["kept"] for site, entry in policy["sites"].items()} == dict(
-        pruned.cut.policy.working(pruned.cut.anatomy)
-    )
+    assert {s: (e["kept"], e["of"]) for s, e in policy["sites"].items()} == pruned.cut.kept
+    assert load_pruned(place, device="cpu").cut == pruned.cut
     assert all(entry["kept"] <= entry["of"] for entry in policy["sites"].values())
     card = (place / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n")

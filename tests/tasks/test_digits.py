@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from effllava_optuna.tasks import Digits, Sample, Split
-from effllava_optuna.tasks.digits import TRAIN_DIGITS, scans
+from effllava_optuna.tasks import Digits, Sample, Split, checked
+from effllava_optuna.tasks.digits import TRAIN_DIGITS, TrainingDigits, scans
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -126,3 +126,19 @@ def test_guessing_is_right_as_often_as_the_task_says(task: Digits) -> None:
     sample = task.samples(Split.PROXY)[0]
     assert task.chance == 1 / len(sample.targets)
     assert task.name == "digits"
+
+
+def test_fresh_samples_show_training_scans_only_and_the_rest_stays(task: Digits) -> None:
+    fresh = TrainingDigits(seed=0, proxy=100)
+    train, _ = scans()
+    trained = {key(scan * 16) for scan in train.pixels}
+    known = labels()
+    for sample in fresh.samples(Split.PROXY):
+        four = tiles(sample)
+        assert trained >= set(four)
+        assert len(set(four)) == 4
+        right = right_answer(sample.question, [known[tile] for tile in four])
+        assert sample.targets[sample.answer] == str(right)
+    for split in (Split.VALIDATION, Split.TEST):
+        assert [s.id for s in fresh.samples(split)] == [s.id for s in task.samples(split)]
+    assert checked(fresh).digest != task.digest
