@@ -9,9 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from rich.console import RenderableType
+
+    from effllava_optuna.policy import Anatomy, Kind, Site
 
 
 def summary(document: Mapping[str, Any]) -> RenderableType:
@@ -105,3 +107,48 @@ def _accuracy(row: Mapping[str, Any], split: str) -> str:
     if interval is None:
         return f"{value:.3f}"
     return f"{value:.3f}\n[{interval[0]:.3f} {interval[1]:.3f}]"
+
+
+def anatomy_table(
+    anatomy: Anatomy, refused: Sequence[tuple[str, str]]
+) -> tuple[Table, Table | str]:
+    """Show what can be cut, blocks that are alike on one line, and what cannot and why.
+
+    Args:
+        anatomy: Of the model.
+        refused: Places that cannot be cut, with the reason.
+    """
+    style: Any = {"box": None, "pad_edge": False, "header_style": "bold"}
+    table = Table("tower", "blocks", "what", **style)
+    for name in ("units", "parameters a unit", "parameters"):
+        table.add_column(name, justify="right")
+    groups: dict[tuple[str, Kind, int, int], list[Site]] = {}
+    for site in anatomy.sites:
+        key = (site.tower, site.kind, site.width, site.unit_params)
+        groups.setdefault(key, []).append(site)
+    for (tower, kind, width, each), sites in groups.items():
+        numbers = _ranges([site.layer for site in sites])
+        whole = f"{len(sites) * width * each:,}"
+        table.add_row(tower, numbers, kind, f"{width:,}", f"{each:,}", whole)
+    table.caption = f"{anatomy.parameters:,} parameters in {len(anatomy.sites)} sites"
+    if not refused:
+        return table, "Nothing else looks as if it could be cut."
+    reasons: dict[str, list[str]] = {}
+    for place, reason in refused:
+        reasons.setdefault(reason, []).append(place)
+    rest = Table("not cut", "because of", **style)
+    for reason, places in reasons.items():
+        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        rest.add_row(f"{places[0]}{more}", reason)
+    return table, rest
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Write numbers as ranges: ``0-2, 5``."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)

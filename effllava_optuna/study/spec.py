@@ -191,6 +191,10 @@ class StudySpec(_Table):
                 f"projector.parts is {self.projector.parts}; use a multiple of pruning.folds "
                 f"({self.pruning.folds})"
             )
+        if "projector" in self.pruning.towers and self.projector.steps:
+            raise ValueError(
+                "pruning.towers cuts the projector, which is trained, too; set projector.steps = 0"
+            )
         if self.search.kept_share is not None and self.search.speedup is not None:
             raise ValueError(
                 "search.kept_share and search.speedup are both given; a study has one budget"

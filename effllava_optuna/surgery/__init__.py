@@ -9,7 +9,7 @@ from effllava_optuna.surgery.examine import examined
 from effllava_optuna.surgery.export import Verified, export, load_pruned
 from effllava_optuna.surgery.features import Seen, answer, look, projecting, projector_state
 from effllava_optuna.surgery.handle import Block, Handle, Refusal, Rows
-from effllava_optuna.surgery.load import fingerprint, load
+from effllava_optuna.surgery.load import fingerprint, load, outline
 from effllava_optuna.surgery.loaded import Loaded
 from effllava_optuna.surgery.moments import Moments, Sums
 from effllava_optuna.surgery.narrow import arranged, masked, narrowed, sliced
@@ -65,6 +65,7 @@ __all__ = [
     "masked",
     "mean_biases",
     "narrowed",
+    "outline",
     "portable",
     "probe",
     "projecting",

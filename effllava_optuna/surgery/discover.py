@@ -54,6 +54,11 @@ class Discovery:
         sites.sort(key=lambda s: (towers.index(s.tower), s.layer, kinds.index(s.kind)))
         return Anatomy(tuple(sites))
 
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Give the towers that have something to cut, in the order of a forward pass."""
+        return tuple(dict.fromkeys(handle.site.tower for handle in self.handles))
+
     def only(self, towers: Sequence[str], *, depth: bool) -> Discovery:
         """Keep the sites of some towers; with ``depth`` whole blocks, too."""
         return Discovery(
@@ -84,9 +89,9 @@ def language_model(model: Any) -> nn.Module:
         ModelError: It has none.
     """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    if not isinstance(decoder, nn.Module) or not any(_stacks(decoder)):
+    if not isinstance(decoder, nn.Module):
         raise ModelError(
-            f"{type(model).__name__} has no language decoder that is understood.",
+            f"{type(model).__name__} has no language decoder.",
             hint="Use a vision-language model, such as a LLaVA checkpoint, or a text decoder.",
         )
     return decoder
@@ -139,10 +144,11 @@ def discover(model: nn.Module) -> Discovery:
     decoder = language_model(model)
     inside = {id(module) for module in decoder.modules()}
     stacks = list(_stacks(model))
-    if sum(id(stack) in inside for _, stack in stacks) != 1:
+    found = sum(id(stack) in inside for _, stack in stacks)
+    if found != 1:
         raise ModelError(
-            f"{type(decoder).__name__} has several stacks of blocks with attention.",
-            hint="Decoders with one stack of blocks can be cut.",
+            f"{type(decoder).__name__} has {found} stacks of blocks with attention.",
+            hint="Decoders with one stack, of blocks with attention in linear layers, can be cut.",
         )
     handles: list[Handle] = []
     blocks: list[Block] = []
@@ -163,8 +169,7 @@ def discover(model: nn.Module) -> Discovery:
                 continue
             handles += _in_block(block, tower, layer, refused)
         if language:
-            found = _blocks(decoder, stack, handles)
-            kept, reasons = protected(model, found)
+            kept, reasons = protected(model, _blocks(decoder, stack, handles))
             blocks += kept
             refused += reasons
     if not any(handle.site.tower == LANGUAGE for handle in handles):

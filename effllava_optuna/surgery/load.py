@@ -20,7 +20,7 @@ from transformers import (
 
 from effllava_optuna.errors import ModelError
 from effllava_optuna.policy import SiteId
-from effllava_optuna.surgery.discover import LANGUAGE
+from effllava_optuna.surgery.discover import LANGUAGE, Discovery, discover
 from effllava_optuna.surgery.examine import examined
 from effllava_optuna.surgery.loaded import Cut, Loaded
 from effllava_optuna.surgery.probe import probe
@@ -39,7 +39,7 @@ def load(
     *,
     device: str = "auto",
     dtype: str = "auto",
-    towers: Sequence[str] = (LANGUAGE,),
+    towers: Sequence[str] | None = (LANGUAGE,),
     depth: bool = False,
 ) -> Loaded:
     """Load a vision-language checkpoint or a text decoder, its processor and its anatomy.
@@ -53,7 +53,7 @@ def load(
             ``device-map``: spread over all devices, as ``device_map="auto"`` does.
         dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto``: as the checkpoint was saved,
             but float32 on a CPU, which computes half precision slowly.
-        towers: What to cut: ``language``, ``vision``, ``projector`` ...
+        towers: What to cut: ``language``, ``vision``, ``projector`` ... None: everything.
         depth: Offer whole blocks of the decoder, too.
 
     Raises:
@@ -65,15 +65,7 @@ def load(
         >>> len(loaded.anatomy.sites), loaded.anatomy.sites[1].id
         (12, 'language.00.mlp')
     """
-    source = str(path_or_id)
-    embedded = EMBEDDED / source
-    inside = "/" not in source and (embedded / "config.json").is_file()
-    place = embedded if inside else path_or_id
-    is_path = isinstance(path_or_id, Path) or source[:1] in {"/", ".", "~"}
-    if is_path and not Path(place).is_dir():
-        raise ModelError(
-            f"There is no directory {source!r}.", hint="Give a directory, a hub id, or digits-vlm."
-        )
+    source, place = str(path_or_id), _placed(path_or_id)
     spread = device == "device-map"
     where = _device("auto" if spread else device)
     if dtype != "auto" and dtype not in DTYPES:
@@ -101,6 +93,36 @@ def _cut(document: dict[str, Any]) -> Cut | None:
         SiteId(site): (entry["kept"], entry["of"]) for site, entry in document["sites"].items()
     }
     return Cut(document["base_model"], document["anatomy"], document["order"], kept)
+
+
+def outline(path_or_id: str | Path) -> Discovery:
+    """Say what of a checkpoint could be cut, by its configuration alone.
+
+    No weights are read, so that nothing is put to the test.
+
+    Raises:
+        ModelError: There is no such checkpoint, or its structure is not understood.
+    """
+    source, place = str(path_or_id), _placed(path_or_id)
+    with _explained(source):
+        config = AutoConfig.from_pretrained(place)
+        with torch.device("meta"):
+            model = auto_class(config).from_config(config)
+    return discover(model)
+
+
+def _placed(path_or_id: str | Path) -> str | Path:
+    """Find a checkpoint inside the package, in a directory, or leave it to the hub."""
+    source = str(path_or_id)
+    embedded = EMBEDDED / source
+    if "/" not in source and (embedded / "config.json").is_file():
+        return embedded
+    is_path = isinstance(path_or_id, Path) or source[:1] in {"/", ".", "~"}
+    if is_path and not Path(path_or_id).is_dir():
+        raise ModelError(
+            f"There is no directory {source!r}.", hint="Give a directory, a hub id, or digits-vlm."
+        )
+    return path_or_id
 
 
 def read(place: str | Path, source: str, **options: Any) -> Any:

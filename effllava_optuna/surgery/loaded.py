@@ -96,7 +96,7 @@ class Loaded:
         processor: Any,
         source: str,
         *,
-        towers: Sequence[str] = (LANGUAGE,),
+        towers: Sequence[str] | None = (LANGUAGE,),
         depth: bool = False,
     ) -> Loaded:
         """Understand ``model``.
@@ -105,7 +105,7 @@ class Loaded:
             model: A transformers model with a decoder.
             processor: Makes its inputs.
             source: What to call it in messages.
-            towers: The towers to cut: ``language``, ``vision``, ``projector`` ...
+            towers: The towers to cut: ``language``, ``vision``, ``projector`` ... None: all.
             depth: Offer whole blocks of the decoder, too.
 
         Raises:
@@ -119,7 +119,10 @@ class Loaded:
                 hint="Load the whole model into memory.",
             )
         model.eval().requires_grad_(requires_grad=False)
-        parts = discover(model).only(towers, depth=depth)
+        found = discover(model)
+        if towers is None:
+            towers = found.towers
+        parts = found.only(towers, depth=depth)
         return Loaded(model, processor, parts, source, tuple(towers), depth).checked()
 
     def checked(self) -> Loaded:

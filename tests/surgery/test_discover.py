@@ -121,7 +121,7 @@ def test_where_all_query_heads_share_one_key_head_they_are_the_units(
 
 
 def test_a_model_without_a_decoder_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"Linear has no language decoder .* LLaVA check"):
+    with pytest.raises(ModelError, match=r"Linear has no language decoder\. .* LLaVA check"):
         Loaded.of(nn.Linear(2, 2), None, "no model")
 
 
