@@ -85,11 +85,11 @@ def section(rows: Sequence[dict[str, Any]], where: dict[str, Any], fresh: int) -
     for label, mine in groups.items():
         gains = [row["test"] - before[row["seed"]] for row in mine]
         steps = ", ".join(str(row["recovery"]["steps"]) for row in mine if "recovery" in row)
+        spread = f"{np.std(gains, ddof=1):.3f}" if len(gains) > 1 else "one seed"
         each = " / ".join(f"{row['test']:.3f}" for row in mine)
         lines.append(
             f"| {label} | {each} | {np.mean([row['test'] for row in mine]):.3f} | "
-            f"{np.mean(gains):+.3f} ({np.std(gains, ddof=min(1, len(gains) - 1)):.3f}) | "
-            f"{steps or '-'} |"
+            f"{np.mean(gains):+.3f} ({spread}) | {steps or '-'} |"
         )
     table = "\n".join(lines)
     return f"""
