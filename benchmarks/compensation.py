@@ -177,10 +177,8 @@ def told(values: Mapping[int, float], sign: str = "") -> str:
 def report(rows: Sequence[Row], where: Row) -> str:
     """Write the tables."""
     head = " | ".join(f"keep {keep}" for keep in KEEPS)
-    every = [
-        "| order | refit | " + head + " | ahead of the last default at 0.5 |",
-        "|---" * 6 + "|",
-    ]
+    rival = f"ahead of {DEFAULT[0]}, {DEFAULT[1]} at 0.5"
+    every = [f"| order | refit | {head} | {rival} |", "|---" * 6 + "|"]
     for order, refit in product(ORDERS, REFITS):
         cells = [told(gather(rows, order, refit, "gradient", keep)) for keep in KEEPS]
         default, mine = gather(rows, *DEFAULT, 0.5), gather(rows, order, refit, "gradient", 0.5)
