@@ -64,9 +64,7 @@ class PruningTable(_Table):
     The fits, and what it takes to make them, stay under ``table_gb``.
     """
 
-    order: Literal["magnitude", "wanda", "flap", "taylor", "taylor-loss", "obs", "random"] = (
-        "taylor"
-    )
+    order: Literal["magnitude", "wanda", "flap", "taylor", "taylor-loss", "obs", "random"] = "obs"
     refit: Literal["none", "bias", "least-squares"] = "least-squares"
     tokens: Literal["gradient", "all", "text"] = "gradient"
     precision: Literal["float64", "float32"] = "float64"
