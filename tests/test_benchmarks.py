@@ -43,5 +43,5 @@ def test_its_table_pairs_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     line = next(line for line in text.splitlines() if line.startswith("| obs | none | 0.750"))
     assert (
         line
-        == f"| obs | none | 0.750 {spread} | 0.750 {spread} | 0.750 {spread} | -0.200 (0.000) |"
+        == f"| obs | none | 0.750 {spread} | 0.750 {spread} | 0.750 {spread} | +0.200 (0.000) |"
     )

@@ -91,8 +91,6 @@ def survey(
         ModelError: ``tokens`` or ``goal`` is unknown, the loss has no answers, a site computes
             what is not finite, or is never run.
     """
-    if tokens not in TOKENS:
-        raise ModelError(f"There is no token weight {tokens!r}.", hint=f"Use {', '.join(TOKENS)}.")
     found: dict[SiteId, Survey] = {}
     for probe in probes:
         for handle, seen in zip(
@@ -105,7 +103,7 @@ def survey(
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Observed:
     """What one probe told about one site, token by token.
 
     Attributes:
@@ -135,7 +133,7 @@ def observe(
     *,
     tokens: str = "gradient",
     goal: str = "margin",
-) -> Iterator[Seen]:
+) -> Iterator[Observed]:
     """Run one probe forward and backward; give what each of ``handles`` saw, one by one.
 
     Args, raises: those of `survey`.
@@ -160,7 +158,7 @@ def observe(
         else:
             focus = real if tokens == "all" else text
         rest = real if tokens == "gradient" else None
-        yield Seen(x.flatten(0, -2).double(), focus, rest, effect)
+        yield Observed(x.flatten(0, -2).double(), focus, rest, effect)
 
 
 @contextmanager
