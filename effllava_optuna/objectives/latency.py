@@ -61,7 +61,7 @@ class LatencyTable:
 
     Attributes:
         new_tokens: Of the workload.
-        vision_ms: The vision tower, where no policy changes it.
+        vision_ms: The vision tower; 0 where policies cut it, so that it counts as prefill.
         dense_ms: By phase (``prefill``, ``decode``: one token), the decoder at full width.
         saved_ms: By phase, site and width: change against the dense site, <= 0.
         friendly: By site, the widths that no wider one clearly beats; the dense one among them.
@@ -134,11 +134,11 @@ class Stopwatch:
         if self.loaded.device.type == "cuda":
             torch.cuda.synchronize(self.loaded.device)
 
-    def vision(self) -> float:
-        """Time the vision tower, in ms; 0 where it runs with the decoder, as it is cut, too."""
+    def vision(self) -> dict[str, float]:
+        """Time the vision tower; nothing where it runs with the decoder, as it is cut, too."""
         if self.seen.features is None:
-            return 0.0
-        return self._timed(lambda: look(self.loaded, self.inputs))
+            return {}
+        return {"vision": self._timed(lambda: look(self.loaded, self.inputs))}
 
     @torch.inference_mode()
     def decoder(self, network: Loaded) -> dict[str, float]:
@@ -224,7 +224,7 @@ def measure_table(
     runs: dict[Any, Callable[[], Mapping[str, float]]] = {
         name: runner(policy) for name, policy in policies.items()
     }
-    runs["vision"] = lambda: {"vision": stopwatch.vision()}
+    runs["vision"] = stopwatch.vision
     timings = stopwatch.race(runs, progress)
     typical = {
         name: {phase: undisturbed(ms) for phase, ms in phases.items()}
@@ -252,7 +252,7 @@ def measure_table(
                 }
     table = LatencyTable(
         stopwatch.workload.new_tokens,
-        typical["vision"]["vision"],
+        typical["vision"].get("vision", 0.0),
         dense_ms,
         saved,
         better,

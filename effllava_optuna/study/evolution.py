@@ -109,14 +109,14 @@ class Epochs:
                 hint="Use the checkpoint that the study began with.",
             )
         settle(self.study, self.bench, force=force)
-        found = self.ledger.publish(0, self._calibrate)
+        found = self.ledger.publish(0, lambda: self.publication(calibrate(self.bench, self.say)))
         facts, name = found.user_attrs, found.user_attrs["artifact"]
         bundle = Bundle.restored(self.bench.anatomy, facts["bundle"], self.vault.get(name))
         self.bench.adopt(bundle, name)
         _ = self.budget  # refuse an impossible one before the first trial
 
-    def _calibrate(self) -> Publication:
-        bundle = calibrate(self.bench, self.say)
+    def publication(self, bundle: Bundle) -> Publication:
+        """Store a bundle as an artifact, ready to be published."""
         return Publication(
             bundle.dense.accuracy,
             {"bundle": bundle.facts()},

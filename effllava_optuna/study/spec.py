@@ -195,6 +195,11 @@ class StudySpec(_Table):
             raise ValueError(
                 "pruning.towers cuts the projector, which is trained, too; set projector.steps = 0"
             )
+        if self.pruning.refit == "bias" and self.form == "portable":
+            raise ValueError(
+                "pruning.refit is 'bias', which gives layers a bias that stock models do not have; "
+                "use 'least-squares' with a portable export or pruning.mode = 'vllm-safe'"
+            )
         if self.search.kept_share is not None and self.search.speedup is not None:
             raise ValueError(
                 "search.kept_share and search.speedup are both given; a study has one budget"

@@ -106,7 +106,7 @@ def export(
     plan = _plan(leaving)
     if form == "portable" and (plan["linears"] or plan["counts"]):
         raise ExportError(
-            f"{pruned.source} has sizes that its configuration cannot say, such as those of "
+            f"{pruned.source} has sizes or biases that its configuration cannot say, such as "
             f"{next(iter(plan['linears'] or plan['counts']))}.",
             hint="Export it as native.",
         )

@@ -23,8 +23,8 @@ class Additive(Stopwatch):
         self.workload = Workload(repeats=3, warmup=1, new_tokens=3)
         self.slow = 1.0
 
-    def vision(self) -> float:
-        return 7.0
+    def vision(self) -> dict[str, float]:
+        return {"vision": 7.0}
 
     def decoder(self, network: Loaded) -> dict[str, float]:
         self.slow *= 1.0
@@ -76,4 +76,4 @@ def test_prefill_and_decode_are_timed_on_the_model(tiny: Loaded) -> None:
     phases = stopwatch.decoder(tiny)
     assert set(phases) == {"prefill", "decode"}
     assert min(phases.values()) > 0
-    assert stopwatch.vision() > 0
+    assert stopwatch.vision()["vision"] > 0

@@ -15,6 +15,7 @@ from effllava_optuna.errors import SpecError, StudyError
 from effllava_optuna.policy import Policy
 from effllava_optuna.study import storage
 from effllava_optuna.study.artifacts import Folder, Vault
+from effllava_optuna.study.calibrating import calibrate
 from effllava_optuna.study.evolution import Epochs
 from effllava_optuna.study.loop import search
 from effllava_optuna.study.objective import PruningObjective
@@ -26,27 +27,43 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from effllava_optuna.study.bundle import Bundle
     from effllava_optuna.surgery import Loaded
 
 
+TASK = Digits(proxy=16, validation=8, test=8)
+
+
+def spec_of(**table: Any) -> StudySpec:
+    return StudySpec.of(
+        {
+            "study": {"name": "tiny"},
+            "model": {"path": "tiny", "device": "cpu"},
+            "task": {"name": "digits", "proxy": 16},
+            "latency": {"batch": 16, "warmup": 1, "repeats": 3},
+            "search": {"epochs": 2, "generations": 2, "population": 5} | table,
+            "projector": {"parts": 2, "steps": 0},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny: Loaded) -> Bundle:
+    """What all these studies would calibrate: it does not depend on ``[search]``."""
+    with Workbench(spec_of(), tiny, TASK) as bench:
+        return calibrate(bench, lambda *_: None)
+
+
 @pytest.fixture
-def opened(tiny: Loaded, tmp_path: Path) -> Callable[..., Epochs]:
-    """Give a function that calibrates a study whose ``[search]`` is given."""
+def opened(tiny: Loaded, bundle: Bundle, tmp_path: Path) -> Callable[..., Epochs]:
+    """Give a function that opens a calibrated study whose ``[search]`` is given."""
 
     def make(**table: Any) -> Epochs:
-        spec = StudySpec.of(
-            {
-                "study": {"name": "tiny"},
-                "model": {"path": "tiny", "device": "cpu"},
-                "task": {"name": "digits", "proxy": 16},
-                "latency": {"batch": 16, "warmup": 1, "repeats": 3},
-                "search": {"epochs": 2, "generations": 2, "population": 5} | table,
-                "projector": {"parts": 2, "steps": 0},
-            }
-        )
-        bench = Workbench(spec, tiny, Digits(proxy=16, validation=8, test=8))
+        spec = spec_of(**table)
         study = storage.create_study(InMemoryStorage(), spec)
-        epochs = Epochs(study, bench, Vault(Folder(tmp_path / "artifacts")))
+        vault = Vault(Folder(tmp_path / "artifacts"))
+        epochs = Epochs(study, Workbench(spec, tiny, TASK), vault)
+        epochs.ledger.publish(0, lambda: epochs.publication(bundle))
         epochs.open()
         epochs.study.sampler = epochs.sampler
         return epochs
