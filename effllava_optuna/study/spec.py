@@ -197,8 +197,8 @@ class StudySpec(_Table):
             )
         if self.pruning.refit == "bias" and self.form == "portable":
             raise ValueError(
-                "pruning.refit is 'bias', which gives layers a bias that stock models do not have; "
-                "use 'least-squares' with a portable export or pruning.mode = 'vllm-safe'"
+                "pruning.refit is 'bias', which gives layers a bias that stock models do not "
+                "have; use 'least-squares' with a portable export or pruning.mode = 'vllm-safe'"
             )
         if self.search.kept_share is not None and self.search.speedup is not None:
             raise ValueError(
