@@ -125,14 +125,15 @@ def attention_handle(found: Found, tower: str, layer: int) -> Handle:
         faults.append("weights of its own")
     if faults:
         raise UnfitError(" and ".join(faults))
-    width = groups
+    # One key/value head for all: it stays, and query heads may go. (Where the configuration says
+    # that there are more, this block has lost the others.)
     config = getattr(module, "config", None)
-    if getattr(config, "num_key_value_heads", groups + 1) == groups == 1 < queries and others:
-        # The one key/value head stays, and query heads may go. (Where the configuration says
-        # that there are more, this block has lost the others.)
+    shared = others and getattr(config, "num_key_value_heads", 0) == groups == 1
+    width = groups
+    if shared:
         width, parts = queries, {first: parts[first]}
     counts = dict.fromkeys(_HEADS, queries // width)
-    counts |= dict.fromkeys(_GROUPS, 1) if width == groups else {"num_key_value_groups": 1}
+    counts |= {"num_key_value_groups": 1} if shared else dict.fromkeys(_GROUPS, 1)
     counts |= dict.fromkeys(("embed_dim", "all_head_size"), columns // width)
     rows = {name: Rows(tuple(part // width for part in mine)) for name, mine in parts.items()}
     site = Site(tower, layer, Kind.ATTN, width, _unit_params(found, rows, columns // width))

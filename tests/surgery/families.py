@@ -114,6 +114,14 @@ def _llava_like(
     }  # fmt: skip
 
 
+def _internvl(*, norm: bool) -> dict[str, Any]:
+    vision = _VISION | {"image_size": [_SIZE, _SIZE], "patch_size": [14, 14]}
+    return {
+        "vision_config": vision | {"use_qk_norm": norm, "attention_bias": True},
+        "text_config": _text("qwen2"), "image_token_id": _IMAGE, "downsample_ratio": 0.5,
+    }  # fmt: skip
+
+
 _TILED = {"image_grid_pinpoints": [[28, 28], [28, 56], [56, 28]]}
 
 FAMILIES: Mapping[str, Family] = {
@@ -183,30 +191,8 @@ FAMILIES: Mapping[str, Family] = {
         },
         _PATCHES_16, 4, ("mm_token_type_ids",),
     ),
-    "internvl": Family(
-        "InternVLConfig",
-        {
-            "vision_config": _VISION
-            | {
-                "image_size": [_SIZE, _SIZE], "patch_size": [14, 14], "use_qk_norm": False,
-                "attention_bias": True,
-            },
-            "text_config": _text("qwen2"), "image_token_id": _IMAGE, "downsample_ratio": 0.5,
-        },
-        _ONE, 1,
-    ),
-    "internvl (6B tower)": Family(
-        "InternVLConfig",
-        {
-            "vision_config": _VISION
-            | {
-                "image_size": [_SIZE, _SIZE], "patch_size": [14, 14], "use_qk_norm": True,
-                "attention_bias": True,
-            },
-            "text_config": _text("qwen2"), "image_token_id": _IMAGE, "downsample_ratio": 0.5,
-        },
-        _ONE, 1,
-    ),
+    "internvl": Family("InternVLConfig", _internvl(norm=False), _ONE, 1),
+    "internvl (6B tower)": Family("InternVLConfig", _internvl(norm=True), _ONE, 1),
     "idefics3": Family(
         "Idefics3Config",
         {
