@@ -7,6 +7,7 @@ of transformers, so that nothing here, or in any file that we write, goes by pat
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -172,13 +173,28 @@ def discover(model: nn.Module) -> Discovery:
             kept, reasons = protected(model, _blocks(decoder, stack, handles))
             blocks += kept
             refused += reasons
-    if not any(handle.site.tower == LANGUAGE for handle in handles):
+    parts = Discovery(tuple(handles), tuple(blocks), tuple(refused))
+    parts = parts.without(list(_shared(model, parts)))
+    if not any(handle.site.tower == LANGUAGE for handle in parts.handles):
         raise ModelError(
             f"{type(decoder).__name__} has nothing that can be cut: "
-            f"{refused[0].place} has {refused[0].reason}.",
+            f"{parts.refused[0].place} has {parts.refused[0].reason}.",
             hint="Decoders with attention heads or MLP channels in linear layers can be cut.",
         )
-    return Discovery(tuple(handles), tuple(blocks), tuple(refused))
+    return parts
+
+
+def _shared(model: nn.Module, parts: Discovery) -> Iterator[Refusal]:
+    """Refuse what other places have a part in: there is one order for each of them."""
+    weights = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    modules = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    for handle in parts.handles:
+        linears = (handle.linear(name) for name in (*handle.inputs, handle.output))
+        if any(weights[id(weight)] > 1 for linear in linears for weight in linear.parameters()):
+            yield Refusal(handle.site.id, "weights that another place uses, too")
+    for block in parts.blocks:
+        if modules[id(block.module)] > 1:
+            yield Refusal(block.site.id, "a second place in the stack")
 
 
 def _stacks(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:

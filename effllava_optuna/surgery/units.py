@@ -125,15 +125,14 @@ def attention_handle(found: Found, tower: str, layer: int) -> Handle:
         faults.append("weights of its own")
     if faults:
         raise UnfitError(" and ".join(faults))
-    # One key/value head for all: it stays, and query heads may go. (Where the configuration says
-    # that there are more, this block has lost the others.)
-    config = getattr(module, "config", None)
-    shared = others and getattr(config, "num_key_value_heads", 0) == groups == 1
     width = groups
-    if shared:
-        width, parts = queries, {first: parts[first]}
-    counts = dict.fromkeys(_HEADS, queries // width)
-    counts |= {"num_key_value_groups": 1} if shared else dict.fromkeys(_GROUPS, 1)
+    counts = dict.fromkeys(_GROUPS, 1)
+    config = getattr(module, "config", None)
+    if others and getattr(config, "num_key_value_heads", 0) == groups == 1:
+        # The one key/value head stays, and query heads may go, down to one. (Where the
+        # configuration says that there are more, this block has lost the others.)
+        width, parts, counts = queries, {first: parts[first]}, {"num_key_value_groups": 1}
+    counts |= dict.fromkeys(_HEADS, queries // width)
     counts |= dict.fromkeys(("embed_dim", "all_head_size"), columns // width)
     rows = {name: Rows(tuple(part // width for part in mine)) for name, mine in parts.items()}
     site = Site(tower, layer, Kind.ATTN, width, _unit_params(found, rows, columns // width))
@@ -165,9 +164,14 @@ def _is_fused(name: str) -> bool:
 def _linear(module: nn.Module, name: str) -> str:
     """Give the path of the linear child called ``name``, be it wrapped or not; else nothing."""
     child = getattr(module, name, None)
-    if isinstance(child, nn.Linear):
+    if _is_linear(child):
         return name
-    return f"{name}.linear" if isinstance(getattr(child, "linear", None), nn.Linear) else ""
+    return f"{name}.linear" if _is_linear(getattr(child, "linear", None)) else ""
+
+
+def _is_linear(child: object) -> bool:
+    """Tell whether ``child`` holds its own matrix; that of a weight norm is computed."""
+    return isinstance(child, nn.Linear) and "weight" in child._parameters
 
 
 def _head_size(found: Found) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from effllava_optuna.errors import ModelError
 from effllava_optuna.policy import Kind
@@ -207,6 +208,24 @@ def test_what_cannot_lose_units_exactly_is_refused(block: list[nn.Module], reaso
     assert len(found.handles) == 1
     (refusal,) = (refusal for refusal in found.refused if "block" not in refusal.place)
     assert refusal.reason.startswith(reason)
+
+
+def test_weights_of_two_places_are_refused() -> None:
+    """Each place would permute them into an order of its own."""
+    mlp, tied = Mlp(), Mlp()
+    tied.down_proj.weight = mlp.down_proj.weight
+    for second in (mlp, tied):
+        found = discover(Vlm(Decoder([Attention(), mlp], [Attention(), second])))
+        refused = [r.place for r in found.refused if r.reason.startswith("weights that another")]
+        assert refused == ["language.00.mlp", "language.01.mlp"]
+
+
+def test_a_matrix_that_is_computed_is_refused() -> None:
+    mlp = Mlp()
+    weight_norm(mlp.up_proj)  # its parameter is not called weight any more
+    found = discover(Vlm(Decoder([Attention(), mlp])))
+    assert [handle.site.id for handle in found.handles] == ["language.00.attn"]
+    assert "language.00.mlp" in [refusal.place for refusal in found.refused]
 
 
 def test_a_decoder_of_which_nothing_can_be_cut_is_refused() -> None:
