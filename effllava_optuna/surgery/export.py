@@ -90,9 +90,9 @@ def export(
         overwrite: Replace an export that is already there.
 
     Raises:
-        ExportError: The directory holds something, cannot be written, the model is narrowed
-            instead of sliced, or the checkpoint does not come back: other keys, other logits,
-            other tokens.
+        ExportError: The directory holds something, cannot be written, there is nothing to compare
+            answers on, the model is narrowed instead of sliced, or the checkpoint does not come
+            back: other keys, other logits, other tokens.
     """
     target = Path(directory).resolve()
     occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
@@ -100,6 +100,11 @@ def export(
         raise ExportError(
             f"{directory} is not empty.",
             hint="Choose another directory, or allow overwriting an earlier export.",
+        )
+    if inputs is None and pruned.processor is None:
+        raise ExportError(
+            f"{pruned.source} has no processor to make a question with.",
+            hint="Give inputs to compare answers on.",
         )
     asked = dict(inputs) if inputs is not None else probe(pruned.processor)
     leaving = portable(pruned) if form == "portable" else pruned

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -274,6 +274,12 @@ def test_what_is_there_is_not_overwritten(pruned: Loaded, copied: Path, tmp_path
         with pytest.raises(ExportError, match=f"{place} is not empty. Choose another directory"):
             export(pruned, place, overwrite=overwrite)
     assert (folder / "thesis.txt").read_text() == file.read_text() == "years of work"
+
+
+def test_without_a_processor_inputs_must_be_given(pruned: Loaded, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="no processor to make a question with. Give inputs"):
+        export(replace(pruned, processor=None), tmp_path / "small")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_place_that_cannot_be_made_is_named(pruned: Loaded, tmp_path: Path) -> None:
