@@ -2,17 +2,21 @@
 
 A cache, a mask and a configuration know blocks by number: a block that is taken out without
 renumbering the rest gives wrong tokens in silence. Fields that hold one entry a block lose an
-entry; fields that hold numbers of blocks are counted anew.
+entry; fields that hold numbers of blocks are counted anew. A block whose absence they cannot say
+(one sparse block in two, say) stays: a checkpoint without it would be read as another model.
 """
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from effllava_optuna.surgery.handle import Refusal
+from effllava_optuna.surgery.reload import stock_class
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +24,8 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery.handle import Block
 
 _PER_BLOCK = ("layer_types", "mlp_layer_types", "no_rope_layers")
-_NUMBERS = ("cross_attention_layers",)
+_NUMBERS = ("cross_attention_layers", "mlp_only_layers", "moe_layers")
+_FIRST = ("first_k_dense_replace", "num_dense_layers")
 
 
 def protected(model: nn.Module, blocks: Iterator[Block]) -> tuple[list[Block], list[Refusal]]:
@@ -50,6 +55,42 @@ def _needed(model: nn.Module, block: Block, depth: int) -> str:
     if mixed and layer == depth - 1:
         return "a kind that the last block must have"
     return ""
+
+
+def unsaid(model: Any, blocks: Sequence[Block]) -> list[Refusal]:
+    """Refuse the blocks without which the configuration describes others than those that stay."""
+    if not blocks:
+        return []
+    decoder, stack, config = model.get_decoder(), blocks[0].stack, blocks[0].config
+    if len({_kinds(block) for block in stack}) == 1:
+        return []
+    path = next(path for path, module in decoder.named_modules() if module is stack)
+    every = range(len(stack))
+    dense = _described(decoder, path, config, every)
+    refused = []
+    for block in blocks:
+        stay = [layer for layer in every if layer != block.site.layer]
+        if dense and _described(decoder, path, config, stay) != [dense[old] for old in stay]:
+            reason = "a place that the configuration gives to a block of another kind"
+            refused.append(Refusal(block.site.id, reason))
+    return refused
+
+
+def _described(decoder: Any, path: str, config: Any, stay: Sequence[int]) -> list[object]:
+    """Give the kinds of block that a configuration stands for; nothing: it cannot be built."""
+    changed = copy.deepcopy(config)
+    for name, value in _renumbered(config, stay).items():
+        setattr(changed, name, value)
+    try:
+        with torch.device("meta"):
+            described = stock_class(decoder)(changed).get_submodule(path)
+            return [_kinds(block) for block in described]
+    except Exception:  # whatever a configuration, or a model, raises at what it cannot have
+        return []
+
+
+def _kinds(block: nn.Module) -> tuple[tuple[str, type], ...]:
+    return tuple((name, type(module)) for name, module in block.named_modules())
 
 
 def dead_blocks(model: nn.Module, stack: nn.ModuleList) -> int:
@@ -127,6 +168,10 @@ def _renumbered(config: Any, stay: Sequence[int]) -> dict[str, Any]:
         values = getattr(config, name, None)
         if values:
             changes[name] = [new for new, old in enumerate(stay) if old in values]
+    for name in _FIRST:
+        count = getattr(config, name, None)
+        if count:
+            changes[name] = sum(old < count for old in stay)
     return changes
 
 

@@ -8,6 +8,7 @@ difference or an error; such places are refused, with what happened.
 from __future__ import annotations
 
 from dataclasses import replace
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 
 from effllava_optuna.errors import ModelError
 from effllava_optuna.policy import Order, Policy
+from effllava_optuna.surgery.depth import unsaid
 from effllava_optuna.surgery.discover import Discovery
 from effllava_optuna.surgery.handle import Block, Handle, Refusal
 from effllava_optuna.surgery.narrow import masked, narrowed
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 
 # Of the largest number: the same sums in another order and memory layout.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-_PLAIN = (int, float, bool, str, type(None))
+_PLAIN = (int, float, bool, str, type(None), FunctionType)
+_IDLE = "no influence on the answer"
 
 
 def examined(loaded: Loaded, inputs: Mapping[str, Any]) -> Loaded:
@@ -54,11 +57,15 @@ def examined(loaded: Loaded, inputs: Mapping[str, Any]) -> Loaded:
     parts: list[Handle | Block] = [*loaded.handles, *loaded.blocks]
     for part in parts:
         likeness = _likeness(part)
-        if likeness not in verdicts:
-            verdicts[likeness] = _verdict(loaded, part, moved, dense)
-        if verdicts[likeness]:
-            refused.append(Refusal(part.site.id, verdicts[likeness]))
-    return replace(loaded, parts=loaded.parts.without(refused)).checked()
+        verdict = verdicts.get(likeness)
+        if verdict is None:
+            verdict = _verdict(loaded, part, moved, dense)
+            if verdict != _IDLE:  # that is said of a place, not of a class
+                verdicts[likeness] = verdict
+        if verdict:
+            refused.append(Refusal(part.site.id, verdict))
+    left = loaded.parts.without(refused)
+    return replace(loaded, parts=left.without(unsaid(loaded.model, left.blocks))).checked()
 
 
 def _verdict(
@@ -70,12 +77,15 @@ def _verdict(
     handles, blocks = ((part,), ()) if isinstance(part, Handle) else ((), (part,))
     alone = replace(loaded, parts=Discovery(handles, blocks, ()))
     scores = np.random.default_rng(0).random(part.site.width)
-    order = Order.from_scores(alone.anatomy, "random", {part.site.id: scores})
     policy = Policy.of(alone.anatomy, [part.site.width // 2])
-    with masked(alone, policy, order):
-        expected = _run(loaded, inputs, part)
-    if torch.equal(expected[0], dense[0]):
-        return "no influence on the answer"
+    for half in (scores, -scores):  # all of one may be padding
+        order = Order.from_scores(alone.anatomy, "random", {part.site.id: half})
+        with masked(alone, policy, order):
+            expected = _run(loaded, inputs, part)
+        if not torch.equal(expected[0], dense[0]):
+            break
+    else:
+        return _IDLE
     try:
         with narrowed(alone, policy, order):
             found = _run(loaded, inputs, part)

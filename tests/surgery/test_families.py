@@ -29,7 +29,8 @@ from effllava_optuna.surgery import (
     sliced,
 )
 from effllava_optuna.surgery.export import _plan, _write, respond
-from tests.surgery.families import FAMILIES
+from effllava_optuna.surgery.load import read
+from tests.surgery.families import FAMILIES, Family
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -162,6 +163,113 @@ def test_a_norm_over_all_heads_is_caught_even_where_its_name_hides_it() -> None:
     refused = examined(loaded, family.inputs()).refused
     assert [r.place for r in refused] == [f"vision.{layer:02d}.attn" for layer in range(3)]
     assert all(r.reason.startswith("units that are not independent") for r in refused)
+
+
+def text(config: str, **more: Any) -> Any:
+    """Make a text decoder with other settings than those of its family."""
+    return Family(config, {**FAMILIES["llama"].parts, **more}, {}).build()
+
+
+def understood_text(model: Any) -> Loaded:
+    return examined(Loaded.of(model, None, "text", depth=True), FAMILIES["llama"].inputs())
+
+
+def test_blocks_of_one_class_with_another_function_are_tested_apart() -> None:
+    """A function is no module: only its identity tells that a softmax makes channels depend."""
+
+    class Gated(nn.Module):
+        def __init__(self, gate: Any) -> None:
+            super().__init__()
+            self.gate_proj, self.up_proj, self.down_proj = (
+                nn.Linear(*size, bias=False) for size in ((64, 96), (64, 96), (96, 64))
+            )
+            self.gate = gate
+            for weight in self.parameters():
+                nn.init.normal_(weight, std=0.12, generator=torch.Generator().manual_seed(0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            given: torch.Tensor = self.down_proj(self.gate(self.gate_proj(x)) * self.up_proj(x))
+            return given
+
+    model = text("LlamaConfig")
+    for block, gate in zip(
+        model.model.layers, (nn.functional.silu, sums_to_one, nn.functional.silu), strict=True
+    ):
+        block.mlp = Gated(gate)
+    refused = [r.place for r in understood_text(model).refused]
+    assert refused == ["language.00.block", "language.01.mlp"]
+
+
+def sums_to_one(x: torch.Tensor) -> torch.Tensor:
+    return x.softmax(-1)
+
+
+@torch.no_grad()
+def test_units_that_are_all_zero_do_not_make_a_site_idle() -> None:
+    """Padding of a portable export may be all that the first half silences."""
+    for padded in (0, 1):
+        model = text("LlamaConfig")
+        for block in model.model.layers[:2]:
+            block.self_attn.o_proj.weight[:, 32 * padded : 32 * padded + 32] = 0
+        sites = [site.id for site in understood_text(model).anatomy.sites]
+        assert {f"language.{layer:02d}.attn" for layer in range(3)} <= set(sites)
+    model.model.layers[0].self_attn.o_proj.weight.zero_()
+    idle = [
+        r.place for r in understood_text(model).refused if r.reason == "no influence on the answer"
+    ]
+    assert idle == ["language.00.attn"]
+
+
+_SPARSE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16}
+
+
+@pytest.mark.parametrize(
+    ("config", "more"),
+    [
+        ("Qwen3MoeConfig", {**_SPARSE, "mlp_only_layers": [0, 2, 4]}),
+        (
+            "Glm4MoeConfig",
+            {
+                **_SPARSE, "first_k_dense_replace": 2, "n_routed_experts": 4, "n_group": 1,
+                "topk_group": 1,
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_fields_that_number_sparse_blocks_follow(
+    config: str, more: dict[str, Any], tmp_path: Path
+) -> None:
+    loaded = understood_text(text(config, num_hidden_layers=5, **more))
+    assert [block.site.layer for block in loaded.blocks] == [1, 2, 3, 4]
+    keep = [0 if site.id == "language.01.block" else site.width for site in loaded.anatomy.sites]
+    small = sliced(loaded, Policy.of(loaded.anatomy, keep), drawn(loaded.anatomy, 0)[1])
+    _write(small, tmp_path / "small", _plan(small))
+    back = read(tmp_path / "small", "small").eval()
+    inputs = FAMILIES["llama"].inputs()
+    torch.testing.assert_close(logits(back, inputs), logits(small.model, inputs), **CLOSE)
+
+
+def test_a_block_whose_absence_no_field_can_say_stays() -> None:
+    """Of one sparse block in two, only the last of all can go."""
+    model = text("Qwen3MoeConfig", num_hidden_layers=5, decoder_sparse_step=2, **_SPARSE)
+    loaded = understood_text(model)
+    assert [block.site.layer for block in loaded.blocks] == [4]
+    reasons = {refusal.place: refusal.reason for refusal in loaded.refused}
+    assert reasons["language.02.block"].startswith("a place that the configuration gives to")
+
+
+@pytest.mark.parametrize("queries", [[1, 4, 2], [4, 1, 1]])
+def test_one_query_head_of_one_key_head_is_still_a_query_head(queries: list[int]) -> None:
+    loaded = understood_text(text("LlamaConfig", num_key_value_heads=1))
+    keep = [
+        queries[site.layer] if site.kind is Kind.ATTN else site.width
+        for site in loaded.anatomy.sites
+    ]
+    small = sliced(loaded, Policy.of(loaded.anatomy, keep), drawn(loaded.anatomy, 0)[1])
+    wide = portable(small)
+    assert not _plan(wide)["linears"]
+    inputs = FAMILIES["llama"].inputs()
+    torch.testing.assert_close(logits(wide.model, inputs), logits(small.model, inputs), **CLOSE)
 
 
 def test_a_model_that_cannot_answer_is_refused() -> None:
