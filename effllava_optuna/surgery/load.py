@@ -25,7 +25,7 @@ from effllava_optuna.surgery.examine import examined
 from effllava_optuna.surgery.loaded import Cut, Loaded
 from effllava_optuna.surgery.probe import probe
 from effllava_optuna.surgery.reload import has_plan, pruned_class
-from effllava_optuna.surgery.seal import check_seal, is_ours, read_policy
+from effllava_optuna.surgery.seal import POLICY, check_seal, is_ours, read_policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -81,7 +81,8 @@ def load(
         model.to(where)
     loaded = Loaded.of(model, processor, source, towers=towers, depth=depth)
     if is_ours(place):
-        loaded = replace(loaded, cut=_cut(read_policy(place)))
+        with _explained(f"{source}/{POLICY}"):
+            loaded = replace(loaded, cut=_cut(read_policy(place)))
     return examined(loaded, probe(processor))
 
 

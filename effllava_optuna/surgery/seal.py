@@ -35,9 +35,10 @@ def check_seal(directory: Path) -> None:
     cure = "Copy or export the checkpoint again."
     try:
         sums = json.loads((directory / _SUMS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        entries = dict(sums.items())
+    except (AttributeError, OSError, ValueError) as error:
         raise ModelError(f"{directory} has no {_SUMS} that can be read.", hint=cure) from error
-    for name, expected in sums.items():
+    for name, expected in entries.items():
         file = directory / name
         if not file.is_file():
             raise ModelError(f"{file} is missing.", hint=cure)

@@ -153,6 +153,14 @@ def resize_plan(ending: str, size: object) -> Callable[[Path], None]:
     return change
 
 
+def change_policy(**parts: Any) -> Callable[[Path], None]:
+    def change(place: Path) -> None:
+        policy = json.loads((place / "policy.json").read_text())
+        (place / "policy.json").write_text(json.dumps(policy | parts))
+
+    return change
+
+
 def change_tensor(
     ending: str, change: Callable[[torch.Tensor], torch.Tensor | None]
 ) -> Callable[[Path], None]:
@@ -188,6 +196,7 @@ def change_tensor(
         (change_tensor("0.mlp.up_proj.weight", lambda w: w[:-1].clone()), "1 mismatched keys"),
         (lambda place: (place / "model.safetensors").write_bytes(b"\0" * 99), "does not load"),
         (lambda place: (place / "model.safetensors").unlink(), "does not load"),
+        (change_policy(sites={"language.00.mlp": 1}), "policy.json' does not load: TypeError"),
     ],
 )
 def test_an_export_that_does_not_fit_together_is_refused_in_one_line(
@@ -225,6 +234,7 @@ def change_one_byte(place: Path) -> None:
         (lambda place: (place / "tokenizer.json").unlink(), "tokenizer.json is missing"),
         (lambda place: (place / "checksums.json").unlink(), "has no checksums.json that can"),
         (lambda place: (place / "checksums.json").write_text("{"), "has no checksums.json that"),
+        (lambda place: (place / "checksums.json").write_text("[]"), "has no checksums.json that"),
     ],
 )
 def test_a_truncated_or_tampered_export_is_refused_by_its_hash(
@@ -277,7 +287,7 @@ def test_what_is_there_is_not_overwritten(pruned: Loaded, copied: Path, tmp_path
 
 
 def test_without_a_processor_inputs_must_be_given(pruned: Loaded, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="no processor to make a question with. Give inputs"):
+    with pytest.raises(ExportError, match="has no processor to make a question with"):
         export(replace(pruned, processor=None), tmp_path / "small")
     assert not any(tmp_path.iterdir())
 
