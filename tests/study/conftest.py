@@ -39,6 +39,8 @@ name = "digits"
 proxy = 16
 validation = 8
 test = 8
+[pruning]
+shares = [0.1, 0.3, 0.5, 0.7, 1.0]
 [latency]
 batch = 16
 repeats = 3

@@ -157,6 +157,7 @@ def test_a_study_can_be_named_by_its_database(smoke: Ran) -> None:
     assert "Give a study file, or --storage URL --study-name NAME" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_export_may_be_fitted_in_sequence_and_is_measured_again(
     smoke: Ran, tmp_path: Path
 ) -> None:

@@ -386,6 +386,7 @@ def test_a_uniform_policy_is_portable_without_padding(
     assert (config.head_dim, config.intermediate_size) == (8, 9)
 
 
+@pytest.mark.slow
 def test_an_export_in_half_precision_can_be_cut_and_exported_over_itself(
     make_llava: Callable[..., Loaded], batch: Batch, tmp_path: Path
 ) -> None:
