@@ -172,16 +172,21 @@ def _renumbered(config: Any, stay: Sequence[int]) -> dict[str, Any]:
         count = getattr(config, name, None)
         if count:
             changes[name] = sum(old < count for old in stay)
+    if getattr(
+        config, "is_heterogeneous", False
+    ):  # gemma4: by number, what a block has of its own
+        own = {int(old): more for old, more in config.to_dict()["per_layer_config"].items()}
+        changes["per_layer_config"] = {new: own[old] for new, old in enumerate(stay) if old in own}
     return changes
 
 
 @contextmanager
 def _setting(config: Any, changes: Mapping[str, Any]) -> Iterator[None]:
-    before = {name: getattr(config, name) for name in changes}
+    before = dict(vars(config))
     try:
         for name, value in changes.items():
             setattr(config, name, value)
         yield
     finally:
-        for name, value in before.items():
-            setattr(config, name, value)
+        vars(config).clear()
+        vars(config).update(before)

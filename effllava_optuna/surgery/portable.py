@@ -63,11 +63,12 @@ def sayable(loaded: Loaded) -> Loaded:
     return replace(loaded, parts=loaded.parts.without(refused))
 
 
-def _groups(handles: Iterable[Handle]) -> dict[tuple[str, Kind, int], list[Handle]]:
-    """Put together what a configuration speaks of in one field."""
-    groups: dict[tuple[str, Kind, int], list[Handle]] = defaultdict(list)
+def _groups(handles: Iterable[Handle]) -> dict[tuple[object, ...], list[Handle]]:
+    """Put together what a configuration speaks of in one field, and whose units are alike."""
+    groups: dict[tuple[object, ...], list[Handle]] = defaultdict(list)
     for handle in handles:
-        groups[handle.site.tower, handle.site.kind, handle.columns].append(handle)
+        site = handle.site
+        groups[site.tower, site.kind, handle.columns, *handle.inputs].append(handle)
     return groups
 
 

@@ -7,7 +7,7 @@ the weights, not from the configuration. What is said here is a hypothesis: `exa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
@@ -127,7 +127,7 @@ def attention_handle(found: Found, tower: str, layer: int) -> Handle:
         raise UnfitError(" and ".join(faults))
     width = groups
     counts = dict.fromkeys(_GROUPS, 1)
-    config = getattr(module, "config", None)
+    config = _config(module)
     if others and getattr(config, "num_key_value_heads", 0) == groups == 1:
         # The one key/value head stays, and query heads may go, down to one. (Where the
         # configuration says that there are more, this block has lost the others.)
@@ -137,6 +137,14 @@ def attention_handle(found: Found, tower: str, layer: int) -> Handle:
     rows = {name: Rows(tuple(part // width for part in mine)) for name, mine in parts.items()}
     site = Site(tower, layer, Kind.ATTN, width, _unit_params(found, rows, columns // width))
     return Handle(site, module, rows, output, columns // width, _present(module, counts, width))
+
+
+def _config(module: Any) -> Any:
+    """Give the configuration of a module: where blocks differ (gemma4), that of its own block."""
+    config: Any = getattr(module, "config", None)
+    layer = getattr(module, "layer_idx", None)
+    mixed = layer is not None and getattr(config, "is_heterogeneous", False)
+    return config.per_layer_config[layer] if mixed else config
 
 
 def mlp_handle(found: Found, tower: str, layer: int) -> Handle:

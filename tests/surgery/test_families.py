@@ -249,6 +249,38 @@ def test_fields_that_number_sparse_blocks_follow(
     torch.testing.assert_close(logits(back, inputs), logits(small.model, inputs), **CLOSE)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_what_a_block_has_of_its_own_moves_with_it(groups: int, tmp_path: Path) -> None:
+    """A gemma4 says by number which blocks have another head size or other key heads."""
+    family = FAMILIES["gemma4"]
+    changes = {
+        "hidden_size_per_layer_input": 0,
+        "num_hidden_layers": 5,
+        "layer_types": ["sliding_attention", "full_attention"] * 2 + ["full_attention"],
+        "attention_k_eq_v": groups == 1,
+        "num_global_key_value_heads": groups,
+    }
+    parts = {**family.parts, "text_config": family.parts["text_config"] | changes}
+    model = family._replace(parts=parts).build()
+    inputs, settings = family.inputs(), model.config.to_dict()
+    loaded = examined(Loaded.of(model, None, "gemma4", depth=True), inputs)
+    assert [block.site.layer for block in loaded.blocks] == [1, 2, 3]
+    gone = ("language.01.block", "language.02.block")
+    keep = [0 if s.id in gone else max(s.width // 2, 1) for s in loaded.anatomy.sites]
+    policy, order = Policy.of(loaded.anatomy, keep), drawn(loaded.anatomy, 0)[1]
+    with masked(loaded, policy, order):
+        expected = logits(model, inputs)
+    small = sliced(loaded, policy, order)
+    torch.testing.assert_close(logits(small.model, inputs), expected, **CLOSE)
+    for leaving in (small, portable(small)):
+        plan = _plan(leaving)
+        assert leaving is small or not plan["linears"]
+        _write(leaving, tmp_path / "small", plan if leaving is small else None)
+        back = read(tmp_path / "small", "small").eval()
+        torch.testing.assert_close(logits(back, inputs), expected, **CLOSE)
+    assert model.config.to_dict() == settings
+
+
 def test_a_block_whose_absence_no_field_can_say_stays() -> None:
     """Of one sparse block in two, only the last of all can go."""
     model = text("Qwen3MoeConfig", num_hidden_layers=5, decoder_sparse_step=2, **_SPARSE)
