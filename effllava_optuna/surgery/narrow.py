@@ -20,7 +20,8 @@ from torch import nn
 from effllava_optuna.errors import ModelError
 from effllava_optuna.policy import Policy
 from effllava_optuna.surgery.depth import dropped, trim
-from effllava_optuna.surgery.handle import elements
+from effllava_optuna.surgery.discover import LANGUAGE
+from effllava_optuna.surgery.handle import Refusal, elements
 from effllava_optuna.surgery.loaded import Cut, Loaded
 
 if TYPE_CHECKING:
@@ -322,4 +323,23 @@ def sliced(loaded: Loaded, policy: Policy, order: Order, refit: Refit | None = N
     )
     working = policy.working(loaded.anatomy)
     kept = {site.id: (working[site.id], site.width) for site in loaded.anatomy.sites}
-    return replace(small, cut=Cut(loaded.source, policy.anatomy, order.method, kept))
+    return replace(
+        small,
+        parts=small.parts.without(_still_refused(small, loaded, working)),
+        cut=Cut(loaded.source, policy.anatomy, order.method, kept),
+    )
+
+
+def _still_refused(small: Loaded, dense: Loaded, working: Mapping[SiteId, int]) -> list[Refusal]:
+    """Give the sites of a slice that the test of the dense model refused, by their new numbers."""
+    gone = [block.site.layer for block in _absent(dense, working)]
+    found = []
+    for refusal in dense.refused:
+        tower, _, rest = refusal.place.partition(".")
+        layer, _, kind = rest.partition(".")
+        if tower == LANGUAGE and int(layer) in gone:
+            continue
+        number = int(layer) - (sum(n < int(layer) for n in gone) if tower == LANGUAGE else 0)
+        found.append(Refusal(f"{tower}.{number:02d}.{kind}", refusal.reason))
+    here = {site.id for site in small.anatomy.sites}
+    return [refusal for refusal in found if refusal.place in here]

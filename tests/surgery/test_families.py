@@ -6,6 +6,7 @@ import functools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from effllava_optuna.policy import Anatomy, Kind, Order, Policy
 from effllava_optuna.surgery import (
     Discovery,
     Loaded,
+    Refusal,
     discover,
     examined,
     masked,
@@ -302,6 +304,25 @@ def test_one_query_head_of_one_key_head_is_still_a_query_head(queries: list[int]
     assert not _plan(wide)["linears"]
     inputs = FAMILIES["llama"].inputs()
     torch.testing.assert_close(logits(wide.model, inputs), logits(small.model, inputs), **CLOSE)
+
+
+def test_what_the_test_refused_stays_refused_in_a_slice() -> None:
+    loaded = understood("blip-2")
+    policy, order = drawn(loaded.anatomy, 0)
+    small = sliced(loaded, policy, order)
+    assert {r.place for r in small.refused} >= {f"vision.{layer:02d}.attn" for layer in range(3)}
+    assert not any(s.tower == "vision" and s.kind is Kind.ATTN for s in small.anatomy.sites)
+
+
+def test_refusals_are_renumbered_with_the_blocks() -> None:
+    whole = understood("llama")
+    refused = [Refusal(f"language.{layer:02d}.attn", "a reason") for layer in (1, 2)]
+    loaded = replace(whole, parts=whole.parts.without(refused))
+    widths = {site.id: site.width for site in loaded.anatomy.sites}
+    policy = Policy.of(loaded.anatomy, widths | {"language.01.block": 0})
+    small = sliced(loaded, policy, drawn(loaded.anatomy, 0)[1])
+    assert [r.place for r in small.refused if r.reason == "a reason"] == ["language.01.attn"]
+    assert [s.id for s in small.anatomy.sites if s.kind is Kind.ATTN] == ["language.00.attn"]
 
 
 def test_a_model_that_cannot_answer_is_refused() -> None:
