@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from effllava_optuna.errors import StudyError
 from effllava_optuna.objectives import LatencyTable
 from effllava_optuna.policy import Kind, Order, Policy, SiteId
 from effllava_optuna.surgery import Fitted
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery import Refit
 
 _PARTS = ("weight", "bias")
+_FORMAT = 2  # 1 had no biases
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Bundle:
     def facts(self) -> dict[str, Any]:
         """Give the part that is stored as JSON."""
         return {
+            "format": _FORMAT,
             "method": self.order.method,
             "fits": [refit is not None for refit in self.refits],
             "widths": {site: list(widths) for site, widths in self.widths.items()},
@@ -105,7 +108,17 @@ class Bundle:
     def restored(
         anatomy: Anatomy, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
     ) -> Bundle:
-        """Read what `facts` and `tensors` gave."""
+        """Read what `facts` and `tensors` gave.
+
+        Raises:
+            StudyError: Another version gave them.
+        """
+        if facts.get("format") != _FORMAT:
+            raise StudyError(
+                f"The calibration of this study has format {facts.get('format', 1)}, this version "
+                f"reads {_FORMAT}.",
+                hint="Go on with the version that began the study, or begin a new one.",
+            )
         units = {
             site.id: tensors[f"order/{site.id}"].numpy().astype(np.int64) for site in anatomy.sites
         }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from effllava_optuna.errors import StudyError
 from effllava_optuna.study.bundle import Bundle
 from effllava_optuna.study.calibrating import calibrate
 from effllava_optuna.study.spec import read_spec
@@ -62,6 +63,9 @@ def test_a_bundle_comes_back_as_it_was(
         assert bundle.dense.memory_mb * 1e6 == pytest.approx(
             sum(t.nbytes for name, t in tensors.items() if name.startswith("refit/"))
         )
+        older = {name: fact for name, fact in bundle.facts().items() if name != "format"}
+        with pytest.raises(StudyError, match=r"has format 1, this version reads 2\. Go on with"):
+            Bundle.restored(bench.anatomy, older, tensors)
         bench.adopt(again, "b")
         basis = bench.basis()
         half = bundle.narrowest(bench.anatomy)
