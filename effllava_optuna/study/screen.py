@@ -54,9 +54,11 @@ class Screen:
             self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: object
+    ) -> None:
         self.bar.stop()
-        if kind is KeyboardInterrupt:
+        if _interrupted(error):
             self.told(
                 "Stopped. Nothing is lost; continue with: "
                 f"python -m effllava_optuna.study {self.verb} {self.study}"
@@ -95,6 +97,16 @@ class Screen:
         if not self.console.is_terminal:
             self.told(f"{what}: {note}")
         self._last = what
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Tell whether Ctrl-C is what ended it.
+
+    An interruption while Optuna tells a trial comes out as an UnboundLocalError (Optuna 5.0).
+    """
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def calibration(epochs: Epochs) -> str:
