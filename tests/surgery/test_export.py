@@ -350,11 +350,18 @@ def test_an_export_that_does_not_come_back_is_not_kept(
     assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
 
 
-@pytest.mark.slow
+def test_a_bias_that_the_stock_model_does_not_have_is_not_portable(
+    pruned: Loaded, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=r"biases that its configuration cannot say.* native"):
+        export(pruned, tmp_path / "it", form="portable")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_portable_export_loads_in_stock_transformers(
     make_llava: Callable[..., Loaded], tmp_path: Path, batch: Batch
 ) -> None:
-    dense = make_llava(attention_bias=True)
+    dense = make_llava(attention_bias=True, mlp_bias=True)
     small = cut(dense)
     place = tmp_path / "portable"
     verified = export(small, place, form="portable")

@@ -93,8 +93,8 @@ def test_masked_narrowed_and_sliced_are_one_function(name: str) -> None:
         small = sliced(loaded, policy, order).model
         torch.testing.assert_close(logits(small, inputs), expected, **CLOSE)
         assert torch.equal(small.generate(**inputs, **GREEDY), tokens)
-        static = small.generate(**inputs, **GREEDY, cache_implementation="static")
-        assert torch.equal(static, tokens)
+    static = small.generate(**inputs, **GREEDY, cache_implementation="static")
+    assert torch.equal(static, tokens)
     assert torch.equal(logits(loaded.model, inputs), dense)
     assert loaded.model.config.to_dict() == settings
     after = loaded.model.state_dict()
