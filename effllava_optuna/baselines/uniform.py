@@ -26,17 +26,19 @@ def two_numbers(anatomy: Anatomy, widths: Widths) -> tuple[Policy, ...]:
         kind: range(min(len(widths[site.id]) for site in anatomy.sites if site.kind is kind))
         for kind in anatomy.kinds
     }
-    return tuple(
-        Policy.of(
-            anatomy,
-            [
-                widths[site.id][chosen[site.kind]] if site.kind in chosen else site.width
-                for site in anatomy.sites
-            ],
+    found = []
+    for chosen in product(*levels.values()):
+        level = dict(zip(levels, chosen, strict=True))
+        found.append(
+            Policy.of(
+                anatomy,
+                [
+                    widths[s.id][level[s.kind]] if s.kind in level else s.width
+                    for s in anatomy.sites
+                ],
+            )
         )
-        for level in product(*levels.values())
-        for chosen in (dict(zip(levels, level, strict=True)),)
-    )
+    return tuple(found)
 
 
 def one_number(anatomy: Anatomy, widths: Widths) -> tuple[Policy, ...]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from optuna.logging import get_logger
 
 from effllava_optuna.errors import StudyError
 from effllava_optuna.objectives import (
@@ -50,8 +49,6 @@ if TYPE_CHECKING:
 # Threads on matrices this small mostly wait for each other, and on shared cores for their core:
 # compare the error of the latency table in a run with `--set model.threads=2`.
 _SMALL = 20_000_000  # parameters
-_logger = get_logger(__name__)
-_HEADROOM = 1.05  # of the dense latency: where the hypervolume begins
 
 
 @dataclass(frozen=True, slots=True)

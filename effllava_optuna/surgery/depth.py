@@ -172,9 +172,8 @@ def _renumbered(config: Any, stay: Sequence[int]) -> dict[str, Any]:
         count = getattr(config, name, None)
         if count:
             changes[name] = sum(old < count for old in stay)
-    if getattr(
-        config, "is_heterogeneous", False
-    ):  # gemma4: by number, what a block has of its own
+    # By number, what a block has of its own (gemma4).
+    if getattr(config, "is_heterogeneous", False):
         own = {int(old): more for old, more in config.to_dict()["per_layer_config"].items()}
         changes["per_layer_config"] = {new: own[old] for new, old in enumerate(stay) if old in own}
     return changes

@@ -71,7 +71,8 @@ def load(
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"dtype is {dtype!r}.", hint=f"Use auto or one of {', '.join(DTYPES)}.")
     kind: Any = DTYPES.get(dtype, torch.float32 if where.type == "cpu" else "auto")
-    if is_ours(place):
+    ours = is_ours(place)
+    if ours:
         check_seal(Path(place))
     with _explained(source):
         sees = _sees(AutoConfig.from_pretrained(place))
@@ -80,7 +81,7 @@ def load(
     if not spread:
         model.to(where)
     loaded = Loaded.of(model, processor, source, towers=towers, depth=depth)
-    if is_ours(place):
+    if ours:
         with _explained(f"{source}/{POLICY}"):
             loaded = replace(loaded, cut=_cut(read_policy(place)))
     return examined(loaded, probe(processor))
