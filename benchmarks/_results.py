@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -40,3 +41,10 @@ def put_section(title: str, text: str) -> None:
     kept[title] = f"\n{text.strip()}\n\n"
     body = "".join(f"## {name}\n{kept[name]}" for name in kept)
     place.write_text(f"{head.rstrip()}\n\n{body.rstrip()}\n", encoding="utf-8")
+
+
+def publish(name: str, title: str, found: dict[str, Any], text: str) -> None:
+    """Write figures to ``results/NAME.json``, and their section, which is printed, too."""
+    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    put_section(title, text)
+    print(text)

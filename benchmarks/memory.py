@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from _results import RESULTS, provenance, put_section
+from _results import provenance, publish
 
 from effllava_optuna import Loaded, Policy, narrowed, rank_units
 from effllava_optuna.policy import Kind
@@ -142,10 +141,7 @@ def main() -> None:
     sizes = (options.hidden, options.layers, options.policies)
     runs = {refit: alone(refit, *sizes) for refit in ("none", "least-squares")}
     found = {"provenance": provenance(), "policies": options.policies, "runs": runs}
-    (RESULTS / "memory.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    text = section(found)
-    put_section("Memory of a search", text)
-    print(text)
+    publish("memory", "Memory of a search", found, section(found))
 
 
 if __name__ == "__main__":

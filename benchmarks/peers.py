@@ -9,7 +9,6 @@ ended when its time is over.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import time
 import warnings
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import transformers
-from _results import RESULTS, provenance, put_section
+from _results import provenance, publish
 from torch import nn
 
 from effllava_optuna import Loaded, Policy, rank_units, sliced
@@ -191,10 +190,7 @@ def main() -> None:
         "race": race(options.rounds),
         "grouped": grouped(options.patience),
     }
-    (RESULTS / "peers.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    text = section(found)
-    put_section("Side by side with Torch-Pruning", text)
-    print(text)
+    publish("peers", "Side by side with Torch-Pruning", found, section(found))
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def written(pruned: Loaded, card: Card, form: str) -> str:
         "## How to load it",
         "",
         "```python",
-        *_LOADING[form],
+        *(_LOADING[form] if task else map(_of_text, _LOADING[form])),
         "```",
         "",
     ]
@@ -99,6 +99,12 @@ _LOADING: Mapping[str, Sequence[str]] = {
         'processor = AutoProcessor.from_pretrained("DIRECTORY")',
     ),
 }
+
+
+def _of_text(line: str) -> str:
+    """Turn a line about a vision-language model into one about a text decoder."""
+    line = line.replace("AutoModelForImageTextToText", "AutoModelForCausalLM")
+    return line.replace("AutoProcessor", "AutoTokenizer").replace("processor", "tokenizer")
 
 
 def _policy(sites: Mapping[SiteId, tuple[int, int]]) -> list[str]:

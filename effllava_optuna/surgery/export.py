@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +28,7 @@ from effllava_optuna.errors import ExportError
 from effllava_optuna.surgery import reload
 from effllava_optuna.surgery.card import Card, written
 from effllava_optuna.surgery.discover import discover
+from effllava_optuna.surgery.draft import drafting
 from effllava_optuna.surgery.load import auto_class, load
 from effllava_optuna.surgery.portable import portable
 from effllava_optuna.surgery.probe import probe
@@ -115,24 +115,18 @@ def export(
             f"{next(iter(plan['linears'] or plan['counts']))}.",
             hint="Export it as native.",
         )
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-            draft = Path(scratch) / "checkpoint"
-            _write(leaving, draft, plan if form == "native" else None)
-            found = _verify(pruned, draft, Path(scratch), asked)
-            spare = 1 - pruned.model.num_parameters() / leaving.model.num_parameters()
-            report = Verified(str(directory), **found, padded=round(spare, 6))
-            _describe(pruned, draft, form, card or Card(), report)
-            seal(draft)
-            if target.exists():
-                shutil.rmtree(target)
-            draft.rename(target)
-    except OSError as error:
-        raise ExportError(
-            f"{directory} cannot be written: {error.strerror or error}.",
-            hint="Choose a directory on a disk with room for the checkpoint.",
-        ) from error
+    cure = "Choose a directory on a disk with room for the checkpoint."
+    with drafting(target, cure) as scratch:
+        draft = scratch / "checkpoint"
+        _write(leaving, draft, plan if form == "native" else None)
+        found = _verify(pruned, draft, scratch, asked)
+        spare = 1 - pruned.model.num_parameters() / leaving.model.num_parameters()
+        report = Verified(str(directory), **found, padded=round(spare, 6))
+        _describe(pruned, draft, form, card or Card(), report)
+        seal(draft)
+        if target.exists():
+            shutil.rmtree(target)
+        draft.rename(target)
     return report
 
 

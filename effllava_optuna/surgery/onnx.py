@@ -10,7 +10,6 @@ prefill.
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch import nn
 
 from effllava_optuna.errors import ExportError
 from effllava_optuna.surgery.discover import language_model
+from effllava_optuna.surgery.draft import drafting
 from effllava_optuna.surgery.export import TOLERANCE
 from effllava_optuna.surgery.probe import probe
 
@@ -94,25 +94,18 @@ def export_onnx(pruned: Loaded, path: str | Path, *, overwrite: bool = False) ->
             f"{pruned.source} has {pruned.model.dtype}, which onnxruntime does not compute.",
             hint='Load it with dtype="float32".',
         )
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-            draft = Path(scratch) / target.name
-            program = _traced(pruned)
-            size = sum(weight.nbytes for weight in pruned.model.parameters())
-            program.save(draft, external_data=size > _ONE_FILE)
-            found = verify_onnx(pruned, draft)
-            target.unlink(missing_ok=True)
-            weights.unlink(missing_ok=True)
-            beside = draft.with_name(weights.name)
-            if beside.exists():
-                beside.rename(weights)
-            draft.rename(target)
-    except OSError as error:
-        raise ExportError(
-            f"{path} cannot be written: {error.strerror or error}.",
-            hint="Choose a place on a disk with room for the weights.",
-        ) from error
+    with drafting(target, "Choose a place on a disk with room for the weights.") as scratch:
+        draft = scratch / target.name
+        program = _traced(pruned)
+        size = sum(weight.nbytes for weight in pruned.model.parameters())
+        program.save(draft, external_data=size > _ONE_FILE)
+        found = verify_onnx(pruned, draft)
+        target.unlink(missing_ok=True)
+        weights.unlink(missing_ok=True)
+        beside = draft.with_name(weights.name)
+        if beside.exists():
+            beside.rename(weights)
+        draft.rename(target)
     return VerifiedOnnx(str(path), found.parameters, found.logit_difference, found.shapes)
 
 

@@ -46,7 +46,8 @@ def test_help_check_and_report_do_not_import_torch(smoke: Ran) -> None:
     run = f"""
 import sys
 from effllava_optuna.study.cli import main
-for words in (["--help"], ["check", {str(smoke.file)!r}], ["report", {str(smoke.file)!r}]):
+helps = [[verb, "--help"] for verb in ("anatomy", "export", "recover")]
+for words in (["--help"], *helps, ["check", {str(smoke.file)!r}], ["report", {str(smoke.file)!r}]):
     main(words, standalone_mode=False)
     assert "torch" not in sys.modules, f"{{words}} imported torch"
 """

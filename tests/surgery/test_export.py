@@ -275,6 +275,10 @@ def test_a_card_has_what_was_measured_and_on_what(pruned: Loaded) -> None:
     assert "| ms | 2.500 |" in text
     assert "64 questions." in text
     assert "load_pruned" not in text
+    assert "AutoProcessor" in text
+    decoder = written(replace(pruned, processor=pruned.processor.tokenizer), card, "portable")
+    assert "AutoModelForCausalLM" in decoder
+    assert "AutoProcessor" not in decoder
 
 
 def test_what_is_there_is_not_overwritten(pruned: Loaded, copied: Path, tmp_path: Path) -> None:
