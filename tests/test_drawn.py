@@ -1,0 +1,203 @@
+"""The drawn datasets have the schemas of the benchmarks that they stand for."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from effllava_optuna.tasks.digits import draw, enlarge, scans
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+ROOT = Path(__file__).parents[1]
+COLUMNS = ["image", "question", "choices", "answer", "hint", "task", "grade", "subject", "topic"]
+COLUMNS += ["category", "skill", "lecture", "solution"]
+
+
+def load(monkeypatch: pytest.MonkeyPatch, module: str) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module(module)
+
+
+@pytest.fixture(scope="module")
+def where(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("drawn")
+    with pytest.MonkeyPatch.context() as patch:
+        load(patch, "draw_tasks").draw(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def science(where: Path) -> Any:
+    return datasets.load_from_disk(str(where / "scienceqa"))
+
+
+@pytest.fixture(scope="module")
+def tables(where: Path) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", where / "cache")
+        files = {
+            "val": where / "vizwiz" / "val.parquet",
+            "test": where / "vizwiz" / "test.parquet",
+            "wild": where / "llava-bench" / "train.parquet",
+        }
+        return {
+            name: datasets.Dataset.from_parquet(str(file), cache_dir=str(where / "cache"))
+            for name, file in files.items()
+        }
+
+
+@pytest.fixture(scope="module")
+def mmvet(where: Path) -> list[dict[str, str]]:
+    text = (where / "mmvet" / "mm-vet.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def tiles(images: Iterable[Image.Image | None]) -> set[bytes]:
+    """Give the scans that ``images`` show, black ones left out."""
+    grids = [np.asarray(image)[:, :, 0].reshape(2, 16, 2, 16) for image in images if image]
+    every = [grid[row, :, column] for grid in grids for row in (0, 1) for column in (0, 1)]
+    return {tile.tobytes() for tile in every if tile.any()}
+
+
+def pictures(where: Path, mmvet: list[dict[str, str]]) -> list[Image.Image]:
+    """Open the pictures of MM-Vet's rows."""
+    found: list[Image.Image] = []
+    for row in mmvet:
+        with Image.open(where / "mmvet" / "images" / row["image"], formats=["PNG"]) as image:
+            image.load()
+            found.append(image)
+    return found
+
+
+def test_the_same_seed_draws_the_same_bytes(
+    where: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = load(monkeypatch, "draw_tasks")
+    script.draw(tmp_path / "again")
+    script.draw(tmp_path / "other", seed=1)
+    files = [file.relative_to(where) for file in where.rglob("*") if "cache" not in file.parts]
+    files = [file for file in files if (where / file).is_file()]
+    assert len(files) > 80
+    assert sum((where / file).stat().st_size for file in files) < 2_000_000
+    same = [
+        (where / file).read_bytes() == (tmp_path / "again" / file).read_bytes() for file in files
+    ]
+    assert all(same)
+    arrow = "scienceqa/test/data-00000-of-00001.arrow"
+    assert (where / arrow).read_bytes() != (tmp_path / "other" / arrow).read_bytes()
+
+
+def test_scienceqa_has_the_columns_of_the_hub(science: Any) -> None:
+    assert {split: len(rows) for split, rows in science.items()} == {
+        "train": 300,
+        "validation": 200,
+        "test": 400,
+    }
+    for rows in science.values():
+        assert rows.column_names == COLUMNS
+        assert isinstance(rows.features["image"], datasets.Image)
+        assert rows.features["choices"] == datasets.List(datasets.Value("string"))
+        assert rows.features["answer"] == datasets.Value("int8")
+        assert set(rows["task"]) == {"closed choice"}
+        assert {int(grade.removeprefix("grade")) for grade in rows["grade"]} == {*range(1, 13)}
+        assert len(set(rows["subject"])) == 3
+        assert {len(choices) for choices in rows["choices"]} == {2, 3, 4, 5}
+        assert all(len({*choices}) == len(choices) for choices in rows["choices"])
+        assert sum(image is None for image in rows["image"]) == 0.3 * len(rows)
+        assert 0.2 < np.mean([hint != "" for hint in rows["hint"]]) < 0.6
+
+
+def test_no_position_is_right_more_often_than_another(science: Any) -> None:
+    every = [row for rows in science.values() for row in rows.remove_columns("image")]
+    for count in (2, 3, 4, 5):
+        right = Counter(row["answer"] for row in every if len(row["choices"]) == count)
+        total = sum(right.values())
+        assert {*right} == {*range(count)}
+        assert all(abs(n - total / count) < 4 * (total / count) ** 0.5 for n in right.values())
+
+
+def test_splits_share_neither_scans_nor_questions_without_a_picture(science: Any) -> None:
+    shown = [tiles(rows["image"]) for rows in science.values()]
+    assert min(map(len, shown)) >= 96
+    assert sum(map(len, shown)) == len(set.union(*shown))
+    asked = [
+        (row["question"], row["hint"], *row["choices"])
+        for rows in science.values()
+        for row in rows
+        if row["image"] is None
+    ]
+    assert len(asked) == len({*asked}) == 270
+
+
+def test_no_picture_shows_a_scan_that_trained(
+    science: Any, tables: dict[str, Any], mmvet: list[dict[str, str]], where: Path
+) -> None:
+    images = [image for rows in (*science.values(), *tables.values()) for image in rows["image"]]
+    images += pictures(where, mmvet)
+    trained, _ = scans()
+    fours = enlarge(trained.pixels).reshape(-1, 4, 16, 16)
+    known = tiles(Image.fromarray(draw(four)) for four in fours)
+    assert len(known) > 1300
+    assert not known & tiles(images)
+
+
+def test_vizwiz_has_ten_noisy_answers_and_a_test_split_without(tables: dict[str, Any]) -> None:
+    rows, test = tables["val"], tables["test"]
+    assert rows.column_names == ["question_id", "image", "question", "answers", "category"]
+    assert (len(rows), len(test)) == (300, 96)
+    assert {len(answers) for answers in rows["answers"]} == {10}
+    most = [Counter(answers).most_common(1)[0] for answers in rows["answers"]]
+    assert min(count for _, count in most) >= 6
+    assert max(count for _, count in most) < 10
+    kinds = Counter(rows["category"])
+    assert {*kinds} == {"number", "yes/no", "other", "unanswerable"}
+    assert 0.25 < kinds["unanswerable"] / 300 < 0.35
+    for (word, _), kind in zip(most, rows["category"], strict=True):
+        assert (word == "unanswerable") == (kind == "unanswerable")
+        assert word.isdigit() == (kind == "number")
+    assert [*test["answers"]] == [None] * 96
+    assert not tiles(rows["image"]) & tiles(test["image"]) - tiles(blanks(rows, test))
+
+
+def blanks(*tables: Any) -> list[Image.Image]:
+    """Give the pictures that show nothing."""
+    return [image for rows in tables for image in rows["image"] if np.asarray(image).max() < 64]
+
+
+def test_mmvet_joins_parts_and_ways_to_say_them(mmvet: list[dict[str, str]], where: Path) -> None:
+    assert [row["question_id"] for row in mmvet] == [f"v1_{index}" for index in range(80)]
+    assert all(
+        [*row] == ["question_id", "image", "question", "answer", "capability"] for row in mmvet
+    )
+    assert sum("<AND>" in row["answer"] for row in mmvet) > 20
+    assert sum("<OR>" in row["answer"] for row in mmvet) > 10
+    known = {capability for row in mmvet for capability in row["capability"].split(",")}
+    assert known == {"rec", "ocr", "know", "gen", "spat", "math"}
+    assert len({*(where / "mmvet" / "images").iterdir()}) == 70
+    assert {picture.size for picture in pictures(where, mmvet)} == {(32, 32)}
+
+
+def test_llava_bench_asks_sixty_questions_about_24_pictures(tables: dict[str, Any]) -> None:
+    rows = tables["wild"]
+    assert rows.column_names == [
+        "question_id",
+        "question",
+        "image",
+        "category",
+        "gpt_answer",
+        "caption",
+    ]
+    assert [*rows["question_id"]] == [*range(60)]
+    assert {*rows["category"]} == {"conv", "detail", "complex"}
+    assert len({image.tobytes() for image in rows["image"]}) == 24
+    assert all(text.endswith(".") for text in [*rows["gpt_answer"], *rows["caption"]])
