@@ -223,7 +223,7 @@ class Course:
 def evaluate(model: torch.nn.Module, batches: tuple[Batch, ...]) -> Scores:
     """Score ``model`` on encoded samples."""
     model.eval()
-    scores = [score(model(**b.inputs, logits_to_keep=1).logits[:, -1], b) for b in batches]
+    scores = [score(model(**b.inputs, logits_to_keep=1).logits, b) for b in batches]
     model.train()
     return Scores.joined(scores)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import importlib
 import os
 import shutil
 import socket
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 
 # Set before huggingface_hub is imported: a wrong path shall fail, not ask the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Before `datasets` is: what it makes of small files goes with the tests.
+if "HF_DATASETS_CACHE" not in os.environ:
+    os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="effllava-datasets-")
+    atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 # Before torch is: on matrices this small, threads mostly wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -112,6 +118,21 @@ def anatomy() -> Anatomy:
             )
         )
     )
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small datasets in the schemas of four benchmarks. Copy what shall be changed."""
+    place = tmp_path_factory.mktemp("drawn")
+    script("draw_tasks").draw(place)
+    return place
+
+
+def script(name: str) -> Any:
+    """Import a script of benchmarks/, where scripts import each other by their bare names."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+        return importlib.import_module(name)
 
 
 @pytest.fixture(scope="session")

@@ -18,47 +18,28 @@ from effllava_optuna.tasks.digits import draw, enlarge, scans
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-ROOT = Path(__file__).parents[1]
 COLUMNS = ["image", "question", "choices", "answer", "hint", "task", "grade", "subject", "topic"]
 COLUMNS += ["category", "skill", "lecture", "solution"]
 
 
-def load(monkeypatch: pytest.MonkeyPatch, module: str) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module(module)
+@pytest.fixture(scope="module")
+def science(drawn: Path) -> Any:
+    return datasets.load_from_disk(str(drawn / "scienceqa"))
 
 
 @pytest.fixture(scope="module")
-def where(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("drawn")
-    with pytest.MonkeyPatch.context() as patch:
-        load(patch, "draw_tasks").draw(place)
-    return place
+def tables(drawn: Path) -> dict[str, Any]:
+    files = {
+        "val": drawn / "vizwiz" / "val.parquet",
+        "test": drawn / "vizwiz" / "test.parquet",
+        "wild": drawn / "llava-bench" / "train.parquet",
+    }
+    return {name: datasets.Dataset.from_parquet(str(file)) for name, file in files.items()}
 
 
 @pytest.fixture(scope="module")
-def science(where: Path) -> Any:
-    return datasets.load_from_disk(str(where / "scienceqa"))
-
-
-@pytest.fixture(scope="module")
-def tables(where: Path) -> dict[str, Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", where / "cache")
-        files = {
-            "val": where / "vizwiz" / "val.parquet",
-            "test": where / "vizwiz" / "test.parquet",
-            "wild": where / "llava-bench" / "train.parquet",
-        }
-        return {
-            name: datasets.Dataset.from_parquet(str(file), cache_dir=str(where / "cache"))
-            for name, file in files.items()
-        }
-
-
-@pytest.fixture(scope="module")
-def mmvet(where: Path) -> list[dict[str, str]]:
-    text = (where / "mmvet" / "mm-vet.jsonl").read_text()
+def mmvet(drawn: Path) -> list[dict[str, str]]:
+    text = (drawn / "mmvet" / "mm-vet.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()]
 
 
@@ -69,32 +50,33 @@ def tiles(images: Iterable[Image.Image | None]) -> set[bytes]:
     return {tile.tobytes() for tile in every if tile.any()}
 
 
-def pictures(where: Path, mmvet: list[dict[str, str]]) -> list[Image.Image]:
+def pictures(drawn: Path, mmvet: list[dict[str, str]]) -> list[Image.Image]:
     """Open the pictures of MM-Vet's rows."""
     found: list[Image.Image] = []
     for row in mmvet:
-        with Image.open(where / "mmvet" / "images" / row["image"], formats=["PNG"]) as image:
+        with Image.open(drawn / "mmvet" / "images" / row["image"], formats=["PNG"]) as image:
             image.load()
             found.append(image)
     return found
 
 
 def test_the_same_seed_draws_the_same_bytes(
-    where: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = load(monkeypatch, "draw_tasks")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    script = importlib.import_module("draw_tasks")
     script.draw(tmp_path / "again")
     script.draw(tmp_path / "other", seed=1)
-    files = [file.relative_to(where) for file in where.rglob("*") if "cache" not in file.parts]
-    files = [file for file in files if (where / file).is_file()]
+    files = [file.relative_to(drawn) for file in drawn.rglob("*")]
+    files = [file for file in files if (drawn / file).is_file()]
     assert len(files) > 80
-    assert sum((where / file).stat().st_size for file in files) < 2_000_000
+    assert sum((drawn / file).stat().st_size for file in files) < 2_000_000
     same = [
-        (where / file).read_bytes() == (tmp_path / "again" / file).read_bytes() for file in files
+        (drawn / file).read_bytes() == (tmp_path / "again" / file).read_bytes() for file in files
     ]
     assert all(same)
     arrow = "scienceqa/test/data-00000-of-00001.arrow"
-    assert (where / arrow).read_bytes() != (tmp_path / "other" / arrow).read_bytes()
+    assert (drawn / arrow).read_bytes() != (tmp_path / "other" / arrow).read_bytes()
 
 
 def test_scienceqa_has_the_columns_of_the_hub(science: Any) -> None:
@@ -140,10 +122,10 @@ def test_splits_share_neither_scans_nor_questions_without_a_picture(science: Any
 
 
 def test_no_picture_shows_a_scan_that_trained(
-    science: Any, tables: dict[str, Any], mmvet: list[dict[str, str]], where: Path
+    science: Any, tables: dict[str, Any], mmvet: list[dict[str, str]], drawn: Path
 ) -> None:
     images = [image for rows in (*science.values(), *tables.values()) for image in rows["image"]]
-    images += pictures(where, mmvet)
+    images += pictures(drawn, mmvet)
     trained, _ = scans()
     fours = enlarge(trained.pixels).reshape(-1, 4, 16, 16)
     known = tiles(Image.fromarray(draw(four)) for four in fours)
@@ -174,7 +156,7 @@ def blanks(*tables: Any) -> list[Image.Image]:
     return [image for rows in tables for image in rows["image"] if np.asarray(image).max() < 64]
 
 
-def test_mmvet_joins_parts_and_ways_to_say_them(mmvet: list[dict[str, str]], where: Path) -> None:
+def test_mmvet_joins_parts_and_ways_to_say_them(mmvet: list[dict[str, str]], drawn: Path) -> None:
     assert [row["question_id"] for row in mmvet] == [f"v1_{index}" for index in range(80)]
     assert all(
         [*row] == ["question_id", "image", "question", "answer", "capability"] for row in mmvet
@@ -183,8 +165,8 @@ def test_mmvet_joins_parts_and_ways_to_say_them(mmvet: list[dict[str, str]], whe
     assert sum("<OR>" in row["answer"] for row in mmvet) > 10
     known = {capability for row in mmvet for capability in row["capability"].split(",")}
     assert known == {"rec", "ocr", "know", "gen", "spat", "math"}
-    assert len({*(where / "mmvet" / "images").iterdir()}) == 70
-    assert {picture.size for picture in pictures(where, mmvet)} == {(32, 32)}
+    assert len({*(drawn / "mmvet" / "images").iterdir()}) == 70
+    assert {picture.size for picture in pictures(drawn, mmvet)} == {(32, 32)}
 
 
 def test_llava_bench_asks_sixty_questions_about_24_pictures(tables: dict[str, Any]) -> None:

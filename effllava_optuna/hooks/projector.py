@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn import functional
 
 from effllava_optuna.surgery import WHOLE, answer, narrowed, projecting, projector, projector_state
-from effllava_optuna.tasks import target_logits
+from effllava_optuna.tasks import answer_divergence, answer_loss, score
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -113,7 +112,8 @@ def train_projector(
 ) -> Update:
     """Train the projector of ``loaded`` for ``elites``; the model is left as it was.
 
-    Each step takes the next elite in turn and all samples; nothing is drawn at random.
+    Each step takes the next elite in turn and all samples with a picture; nothing is drawn at
+    random. Where fewer than two parts have pictures, nothing can be held out: zero steps.
 
     Args:
         loaded: The model, its projector as it was loaded.
@@ -125,7 +125,11 @@ def train_projector(
     """
     started = time.monotonic()
     school = _School(loaded, basis, elites, training)
+    lessons = [lesson for lesson in lessons if lesson.seen.pictured]
     parts = sorted({lesson.part for lesson in lessons})
+    if len(parts) < 2:
+        nothing, state = Look(0, 0.0, 0.0), projector_state(loaded)
+        return Update((state,) * (basis.folds + 1), 0, (nothing,), nothing, nothing, 0.0)
     runs = len(parts) + basis.folds + 1
     done = 0
 
@@ -140,7 +144,7 @@ def train_projector(
         inside = [lesson for lesson in lessons if lesson.part != part]
         outside = [lesson for lesson in lessons if lesson.part == part]
         looks = school.looks(outside[0].fit, inside, outside)
-        curves.append((sum(len(lesson.batch) for lesson in outside), looks))
+        curves.append((_samples(outside), looks))
         tick()
     held_out = _mean(curves)
     steps = min(held_out, key=lambda look: (look.loss, look.steps)).steps
@@ -218,7 +222,7 @@ class _School:
         optimizer = torch.optim.AdamW(
             self.module.parameters(), lr=self.training.learning_rate, weight_decay=0.0
         )
-        samples = sum(len(lesson.batch) for lesson in lessons)
+        samples = _samples(lessons)
         for lesson in lessons:
             self._dense_answer(lesson)
         for step in range(1, steps + 1):
@@ -233,13 +237,9 @@ class _School:
                 watch(step)
 
     def _loss(self, network: Loaded, lesson: Lesson) -> torch.Tensor:
-        logits = answer(network, lesson.seen).float()
-        loss = functional.cross_entropy(target_logits(logits, lesson.batch), lesson.batch.answers)
-        dense = self._dense_answer(lesson)
-        divergence = functional.kl_div(
-            logits.log_softmax(-1), dense, log_target=True, reduction="batchmean"
-        )
-        return loss + self.training.kl * divergence
+        logits, dense = answer(network, lesson.seen), self._dense_answer(lesson)
+        divergence = answer_divergence(logits, dense, lesson.batch).mean()
+        return answer_loss(logits, lesson.batch).mean() + self.training.kl * divergence
 
     def _dense_answer(self, lesson: Lesson) -> torch.Tensor:
         """Give the dense model's log-probabilities; asked for first before any training step."""
@@ -252,16 +252,19 @@ class _School:
     @torch.no_grad()
     def look(self, fit: int, lessons: Sequence[Lesson], steps: int) -> Look:
         """Let all elites answer ``lessons`` with the projector as it is now."""
-        loss, hits, asked = 0.0, 0, 0
+        loss, hits = 0.0, 0.0
         for elite in self.elites:
             with narrowed(self.loaded, elite, self.basis.order, self.basis.refits[fit]) as network:
                 for lesson in lessons:
-                    logits = target_logits(answer(network, lesson.seen), lesson.batch)
-                    right = lesson.batch.answers
-                    loss += float(functional.cross_entropy(logits, right, reduction="sum"))
-                    hits += int((logits.argmax(-1) == right).sum())
-                    asked += len(right)
+                    logits = answer(network, lesson.seen)
+                    loss += float(answer_loss(logits, lesson.batch).sum())
+                    hits += float(score(logits, lesson.batch).hit.sum())
+        asked = len(self.elites) * _samples(lessons)
         return Look(steps, loss / asked, hits / asked)
+
+
+def _samples(lessons: Sequence[Lesson]) -> int:
+    return sum(len(lesson.batch) for lesson in lessons)
 
 
 def _mean(curves: Sequence[tuple[int, tuple[Look, ...]]]) -> tuple[Look, ...]:

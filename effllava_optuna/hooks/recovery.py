@@ -18,19 +18,18 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from effllava_optuna.errors import ModelError, TaskError
 from effllava_optuna.surgery import answer, look, projector
 from effllava_optuna.surgery.discover import language_model
-from effllava_optuna.tasks import encode, proxy_only
+from effllava_optuna.tasks import answer_divergence, encode, proxy_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from effllava_optuna.surgery import Loaded, Seen
-    from effllava_optuna.tasks import Sample
+    from effllava_optuna.tasks import Batch, Sample
 
 _HELD_OUT = 5  # every so many units
 
@@ -167,8 +166,9 @@ class Lora:
 
 @dataclass(frozen=True, slots=True)
 class _Lesson:
-    """Some samples, and the dense model's log-probabilities of every token after them."""
+    """Some samples, and the dense model's log-probabilities of every token that may answer."""
 
+    batch: Batch
     seen: Seen
     dense: torch.Tensor
 
@@ -211,7 +211,9 @@ def recover(
             for step in range(1, how.steps + 1):
                 queue = queue or list(rng.permutation(len(lessons)))
                 optimizer.zero_grad()
-                torch.autograd.backward(_loss(pruned, lessons[queue.pop()]))
+                loss = _loss(pruned, lessons[queue.pop()]).mean()
+                if loss.requires_grad:  # a projector learns nothing where there is no picture
+                    torch.autograd.backward(loss)
                 optimizer.step()
                 if progress is not None:
                     progress(step / how.steps)
@@ -260,27 +262,33 @@ def _lessons(
 ) -> list[_Lesson]:
     found = []
     for batch in encode(pruned.processor, samples, batch_size=batch_size):
-        expected = answer(dense, look(dense, batch.inputs)).float().log_softmax(-1)
-        found.append(_Lesson(look(pruned, batch.inputs), expected.to(pruned.device)))
+        expected = answer(dense, look(dense, batch.inputs, batch.positions)).float()
+        found.append(
+            _Lesson(
+                batch.to(pruned.device),
+                look(pruned, batch.inputs, batch.positions),
+                expected.log_softmax(-1).to(pruned.device),
+            )
+        )
     vocabulary = pruned.model.get_output_embeddings().weight.shape[0]
-    if found[0].dense.shape[1] != vocabulary:
+    if found[0].dense.shape[-1] != vocabulary:
         raise ModelError(
-            f"{dense.source} answers in {found[0].dense.shape[1]} tokens, {pruned.source} in "
+            f"{dense.source} answers in {found[0].dense.shape[-1]} tokens, {pruned.source} in "
             f"{vocabulary}.",
             hint="Learn from the model that was pruned.",
         )
     return found
 
 
-def _loss(pruned: Loaded, lesson: _Lesson, reduction: str = "batchmean") -> torch.Tensor:
-    found = answer(pruned, lesson.seen).float().log_softmax(-1)
-    return functional.kl_div(found, lesson.dense, log_target=True, reduction=reduction)
+def _loss(pruned: Loaded, lesson: _Lesson) -> torch.Tensor:
+    """Give the divergence of each sample."""
+    return answer_divergence(answer(pruned, lesson.seen), lesson.dense, lesson.batch)
 
 
 @torch.no_grad()
 def _divergence(pruned: Loaded, lessons: Sequence[_Lesson]) -> float:
     """Give the mean Kullback-Leibler divergence from the dense model, in nats."""
-    total = sum(float(_loss(pruned, lesson, "sum")) for lesson in lessons)
+    total = sum(float(_loss(pruned, lesson).sum()) for lesson in lessons)
     return total / sum(len(lesson.dense) for lesson in lessons)
 
 

@@ -6,8 +6,11 @@ from effllava_optuna.objectives.accuracy import (
     ask,
     ask_crossed,
     folds_of,
+    samples_of,
+    scored,
     units_of,
 )
+from effllava_optuna.objectives.examine import LETTERS, Answered, compared, examine
 from effllava_optuna.objectives.latency import (
     LatencyTable,
     Stopwatch,
@@ -20,6 +23,8 @@ from effllava_optuna.objectives.size import flops, parameters
 
 __all__ = [
     "FORMS",
+    "LETTERS",
+    "Answered",
     "Asked",
     "LatencyTable",
     "Stopwatch",
@@ -27,12 +32,16 @@ __all__ = [
     "answers",
     "ask",
     "ask_crossed",
+    "compared",
+    "examine",
     "flops",
     "folds_of",
     "measure_table",
     "parameters",
     "risk",
     "risk_table",
+    "samples_of",
+    "scored",
     "undisturbed",
     "units_of",
 ]

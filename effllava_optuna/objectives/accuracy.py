@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from effllava_optuna.surgery import WHOLE, answer, look, running
-from effllava_optuna.tasks import Scores, encode, proxy_only, score
+from effllava_optuna.surgery import WHOLE, answer, look, running, write
+from effllava_optuna.tasks import Scores, encode, graded, prompts, proxy_only, score
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ class Asked:
     """A batch of questions, its pictures already seen by the vision tower.
 
     Attributes:
-        batch: The questions and their answers.
+        batch: The questions and their answers; without answers, the model writes them.
         seen: The inputs, pictures encoded up to the projector.
         fit: Which refit and projector of a basis shall answer them.
     """
@@ -44,16 +44,42 @@ def folds_of(samples: Sequence[Sample], folds: int) -> tuple[tuple[Sample, ...],
 
 
 def ask(
-    loaded: Loaded, samples: Sequence[Sample], *, batch_size: int = 64, fit: int = WHOLE
+    loaded: Loaded,
+    samples: Sequence[Sample],
+    *,
+    batch_size: int = 64,
+    fit: int = WHOLE,
+    written: bool = False,
+    kept: str | torch.device | None = None,
 ) -> tuple[Asked, ...]:
-    """Encode ``samples`` and run the vision tower over their pictures, once."""
+    """Encode ``samples`` and run the vision tower over their pictures, once.
+
+    Args:
+        loaded: The model.
+        samples: Questions.
+        batch_size: The most that are asked at once.
+        fit: Which refit and projector of a basis shall answer.
+        written: Let the model write the answers of open questions, which are graded by their
+            rules; if not, it reads a right answer. Closed questions are scored by their options.
+        kept: Where tensors wait; None: on the model's device.
+    """
+    where = loaded.device if kept is None else kept
+    shut = [sample for sample in samples if not (written and sample.open)]
+    rest = [sample for sample in samples if written and sample.open]
+    processor = loaded.processor
+    batches = [
+        *(encode(processor, shut, batch_size=batch_size) if shut or not rest else ()),
+        *(prompts(processor, rest, batch_size=batch_size) if rest else ()),
+    ]
     return tuple(
-        Asked(batch.to(loaded.device), look(loaded, batch.inputs), fit)
-        for batch in encode(loaded.processor, samples, batch_size=batch_size)
+        Asked(batch.to(where), look(loaded, batch.inputs, batch.positions).to(where), fit)
+        for batch in batches
     )
 
 
-def ask_crossed(loaded: Loaded, samples: Sequence[Sample], folds: int) -> tuple[Asked, ...]:
+def ask_crossed(
+    loaded: Loaded, samples: Sequence[Sample], folds: int, *, written: bool = False
+) -> tuple[Asked, ...]:
     """Ask proxy samples so that each is answered by the fit that did not see it.
 
     Raises:
@@ -61,7 +87,9 @@ def ask_crossed(loaded: Loaded, samples: Sequence[Sample], folds: int) -> tuple[
     """
     dealt = folds_of(proxy_only(samples, "The search"), folds)
     return tuple(
-        asked for fold, mine in enumerate(dealt) for asked in ask(loaded, mine, fit=fold + 1)
+        asked
+        for fold, mine in enumerate(dealt)
+        for asked in ask(loaded, mine, fit=fold + 1, written=written)
     )
 
 
@@ -71,10 +99,24 @@ def answers(loaded: Loaded, basis: Basis, policy: Policy, asked: Iterable[Asked]
     parts = []
     for fit, batches in groupby(asked, key=lambda item: item.fit):
         with running(loaded, basis, policy, fit) as network:
-            parts += [score(answer(network, item.seen), item.batch) for item in batches]
+            parts += [scored(network, item) for item in batches]
     return Scores.joined(parts)
+
+
+def scored(network: Loaded, asked: Asked) -> Scores:
+    """Let a network answer one batch."""
+    batch, seen = asked.batch.to(network.device), asked.seen.to(network.device)
+    if batch.answers is not None:
+        return score(answer(network, seen), batch)
+    most = max(0 if sample.rule is None else sample.rule.new_tokens for sample in batch.samples)
+    return graded(write(network, seen, max(1, most)), batch.samples)
+
+
+def samples_of(asked: Sequence[Asked]) -> list[Sample]:
+    """Give the samples, in the order of `answers`."""
+    return [sample for item in asked for sample in item.batch.samples]
 
 
 def units_of(asked: Sequence[Asked]) -> list[str]:
     """Give the unit of each sample, in the order of `answers`."""
-    return [unit for item in asked for unit in item.batch.units]
+    return [sample.unit for sample in samples_of(asked)]

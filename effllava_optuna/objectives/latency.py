@@ -21,7 +21,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from effllava_optuna.policy import Policy
 from effllava_optuna.surgery import answer, look, narrowed
-from effllava_optuna.tasks import encode
+from effllava_optuna.tasks import prompts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -111,15 +111,17 @@ class Stopwatch:
 
     Args:
         loaded: The model.
-        samples: Pictures and questions; repeated until they fill the batch.
+        samples: Questions about pictures; repeated until they fill the batch. Those without a
+            picture are left out, unless no other is there.
         workload: What to run.
     """
 
     def __init__(self, loaded: Loaded, samples: Sequence[Sample], workload: Workload) -> None:
         self.loaded = loaded
         self.workload = workload
-        filled = [samples[index % len(samples)] for index in range(workload.batch)]
-        (batch,) = encode(loaded.processor, filled, batch_size=workload.batch)
+        asked = [sample for sample in samples if sample.image is not None] or samples
+        filled = [asked[index % len(asked)] for index in range(workload.batch)]
+        (batch,) = prompts(loaded.processor, filled, batch_size=workload.batch)
         self.inputs = {name: value.to(loaded.device) for name, value in batch.inputs.items()}
         self.seen: Seen = look(loaded, self.inputs)
 

@@ -32,7 +32,7 @@ class TrialRecord:
         kept_share: Share of the prunable parameters that stay.
         feasible: Whether it is within the budget of the study.
         basis: Digest of the basis that the values belong to.
-        hits: ``1`` for right and ``0`` for wrong, by proxy sample.
+        hits: Share of each proxy sample that was answered right, in [0, 1].
     """
 
     number: int
@@ -49,7 +49,7 @@ class TrialRecord:
     kept_share: float
     feasible: bool
     basis: str
-    hits: str
+    hits: tuple[float, ...]
 
     @property
     def measured(self) -> bool:

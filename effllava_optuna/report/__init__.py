@@ -1,13 +1,18 @@
 """What a study has found; read from records, without a model."""
 
 from effllava_optuna.report.document import StudyFacts, document, entry, trial_entry
+from effllava_optuna.report.marks import by_subset, evaluation, mark, marks
 from effllava_optuna.report.tables import anatomy_table, policies, summary
 
 __all__ = [
     "StudyFacts",
     "anatomy_table",
+    "by_subset",
     "document",
     "entry",
+    "evaluation",
+    "mark",
+    "marks",
     "policies",
     "summary",
     "trial_entry",

@@ -35,6 +35,7 @@ class StudyFacts:
         anatomy: Of the model; None before it was loaded.
         bundle: What calibration published; None before that.
         updates: What each projector update published, from epoch 1 on.
+        metric: How answers are graded in the ``search`` and in the ``report``; None if not known.
         results: What the end of the study measured; None before that.
     """
 
@@ -51,6 +52,7 @@ class StudyFacts:
     anatomy: Anatomy | None = None
     bundle: Mapping[str, Any] | None = None
     updates: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    metric: Mapping[str, str] | None = None
     results: Mapping[str, Any] | None = None
 
 
@@ -68,6 +70,8 @@ def document(facts: StudyFacts) -> dict[str, Any]:
         "epochs": {"planned": facts.epochs, "opened": facts.opened},
         "trials": {"planned": facts.planned}
         | {state: states.get(state, 0) for state in ("complete", "running", "waiting", "fail")},
+        "metric": facts.metric,
+        "constant": None,
         "dense": None,
         "uniform": None,
         "uniform2": None,
@@ -125,6 +129,7 @@ def entry(*, policy: Policy, anatomy: Anatomy, **known: Any) -> dict[str, Any]:
             "accuracy_validation", "accuracy_validation_interval", "accuracy_test",
             "accuracy_test_interval", "gap", "risk", "latency_ms", "latency_ms_measured",
             "speedup_predicted", "speedup_measured", "kept_share", "parameters", "gflops",
+            "subsets_test",
         )
     )  # fmt: skip
     found["policy"] = {

@@ -81,7 +81,7 @@ def policies(document: Mapping[str, Any]) -> RenderableType:
             _number(row["gflops"], ".2f"),
             style="bold" if mine else None,
         )
-    notes = []
+    notes = _graded(document)
     if document.get("latency_table"):
         error = document["latency_table"]["error"]
         notes.append(f"Predicted latency is off by {error:.1%} on random policies (mean).")
@@ -93,6 +93,20 @@ def policies(document: Mapping[str, Any]) -> RenderableType:
             "was made by validation, before test was opened."
         )
     return Group(table, Text("\n" + "\n".join(notes)))
+
+
+def _graded(document: Mapping[str, Any]) -> list[str]:
+    """Say what accuracy means here, and what a constant answer would get."""
+    notes = []
+    metric, constant = document.get("metric"), document.get("constant")
+    if metric is not None:
+        notes.append(f"Accuracy: {metric['report']}.")
+        if metric["search"] != metric["report"]:
+            notes.append(f"The search went by: {metric['search']}.")
+    if constant is not None:
+        said, share = constant["text"], constant["accuracy"]
+        notes.append(f"Answering {said!r} always would score {share:.3f} on test.")
+    return notes
 
 
 def _number(value: Any, form: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from effllava_optuna.errors import SpecError
-from effllava_optuna.study import cli_model, storage
+from effllava_optuna.study import cli_evaluate, cli_model, storage
 from effllava_optuna.study.screen import (
     Screen,
     calibration,
@@ -31,9 +31,10 @@ from effllava_optuna.study.target import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from optuna import Study
+    from rich.console import RenderableType
 
     from effllava_optuna.study.evolution import Epochs
 
@@ -48,13 +49,15 @@ def main() -> None:
     """
 
 
-for _command in (cli_model.anatomy, cli_model.export_, cli_model.recover):
+for _command in (cli_model.anatomy, cli_model.export_, cli_model.recover, cli_evaluate.evaluate):
     main.add_command(_command)
 
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--deep", is_flag=True, help="Load the model and the samples, too.")
+@click.option(
+    "--deep", is_flag=True, help="Load the model and the samples, too, and open every picture."
+)
 @ours
 def check(file: Path, *, deep: bool) -> None:
     """Check a study file; nothing is created.
@@ -72,14 +75,22 @@ def check(file: Path, *, deep: bool) -> None:
     )
     if deep:
         quiet_transformers()
+        from effllava_optuna.study.grading import told_of
         from effllava_optuna.study.workbench import Workbench
         from effllava_optuna.tasks import Split
 
-        with Workbench(spec) as bench:
-            sizes = ", ".join(f"{len(bench.task.samples(split))} {split}" for split in Split)
-            click.echo(
+        with Screen(str(file), "check --deep") as screen, Workbench(spec) as bench:
+            parts = {split: bench.task.samples(split) for split in Split}
+            everything = [sample for samples in parts.values() for sample in samples]
+            for number, sample in enumerate(everything):
+                screen.say("opening the pictures", number / len(everything))
+                sample.picture()
+            sizes = ", ".join(f"{len(samples)} {split}" for split, samples in parts.items())
+            metric = told_of(spec, bench.task)["metric"]
+            screen.told(
                 f"model {spec.model.path!r}: {len(bench.anatomy.sites)} sites on "
-                f"{bench.loaded.device}; task {bench.task.name!r}: {sizes}"
+                f"{bench.loaded.device}; task {bench.task.name!r}: {sizes}",
+                f"graded by {metric['report']}; in the search by {metric['search']}",
             )
 
 
@@ -196,9 +207,7 @@ def report(target: Target, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    from effllava_optuna.report import policies, summary
-
-    console().print(summary(found), "", policies(found))
+    console().print(*_told(found))
 
 
 @main.command()
@@ -225,6 +234,14 @@ def _document(study: Study) -> dict[str, Any]:
     return document(facts_of(study))
 
 
+def _told(found: Mapping[str, Any]) -> list[RenderableType]:
+    """Give what a report prints."""
+    from effllava_optuna.report import by_subset, policies, summary
+
+    parts = by_subset(found)
+    return [summary(found), "", policies(found), *(() if parts is None else ("", parts))]
+
+
 def _to_the_end(
     epochs: Epochs,
     screen: Screen,
@@ -233,7 +250,6 @@ def _to_the_end(
     others: Sequence[str | None],
 ) -> None:
     """Search, report and export; what is done already is not done again."""
-    from effllava_optuna.report import policies, summary
     from effllava_optuna.study.checkpoint import write_checkpoint
     from effllava_optuna.study.crew import crew
     from effllava_optuna.study.loop import conclude, search
@@ -243,7 +259,7 @@ def _to_the_end(
         search(epochs, screen.watch)
     conclude(epochs)
     found = _document(epochs.study)
-    screen.told(summary(found), "", policies(found))
+    screen.told(*_told(found))
     directory = export_directory(epochs.spec, file)
     if directory is not None:
         screen.say("exporting and verifying", 0.0)

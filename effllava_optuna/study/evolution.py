@@ -28,10 +28,11 @@ from effllava_optuna.study.budget import budget_of
 from effllava_optuna.study.bundle import Bundle
 from effllava_optuna.study.calibrating import calibrate
 from effllava_optuna.study.database import guard
+from effllava_optuna.study.grading import told_of
 from effllava_optuna.study.ledger import Ledger, Publication
 from effllava_optuna.study.manifest import settle
 from effllava_optuna.study.records import trials_of
-from effllava_optuna.study.storage import ANATOMY
+from effllava_optuna.study.storage import ANATOMY, TASK
 from effllava_optuna.study.view import EpochView
 
 if TYPE_CHECKING:
@@ -109,6 +110,8 @@ class Epochs:
                 hint="Use the checkpoint that the study began with.",
             )
         settle(self.study, self.bench, force=force)
+        if TASK not in self.study.user_attrs:
+            self.study.set_user_attr(TASK, told_of(self.spec, self.bench.task))
         found = self.ledger.publish(0, lambda: self.publication(calibrate(self.bench, self.say)))
         facts, name = found.user_attrs, found.user_attrs["artifact"]
         bundle = Bundle.restored(self.bench.anatomy, facts["bundle"], self.vault.get(name))
@@ -334,7 +337,7 @@ class Epochs:
             for inner, mine in enumerate(folds_of(samples, parts // folds)):
                 lessons += [
                     Lesson(asked.batch, asked.seen, fold * (parts // folds) + inner, fold + 1)
-                    for asked in ask(self.bench.loaded, mine)
+                    for asked in ask(self.bench.loaded, mine)  # open questions are read
                 ]
         return lessons
 

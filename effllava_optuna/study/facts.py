@@ -10,7 +10,7 @@ from effllava_optuna.policy import Anatomy
 from effllava_optuna.report import StudyFacts
 from effllava_optuna.study.ledger import published
 from effllava_optuna.study.records import digest_of, trials_of
-from effllava_optuna.study.storage import ANATOMY, RESULTS, control_name, spec_of
+from effllava_optuna.study.storage import ANATOMY, RESULTS, TASK, control_name, spec_of
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -47,6 +47,7 @@ def facts_of(study: Study) -> StudyFacts:
         anatomy=Anatomy.from_json(attrs[ANATOMY]) if ANATOMY in attrs else None,
         bundle=published[0].user_attrs["bundle"] if published else None,
         updates=[{name: attempt.user_attrs[name] for name in _SHOWN} for attempt in published[1:]],
+        metric=attrs.get(TASK, {}).get("metric"),
         results=attrs.get(RESULTS),
     )
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.baselines import one_number, two_numbers
 from effllava_optuna.errors import StudyError
-from effllava_optuna.objectives import undisturbed, units_of
+from effllava_optuna.objectives import samples_of, undisturbed, units_of
 from effllava_optuna.policy import Policy, bootstrap_interval, finalists, front_of
-from effllava_optuna.report import entry
+from effllava_optuna.report import entry, marks
+from effllava_optuna.study.grading import constant_of
 from effllava_optuna.study.records import trials_of
 from effllava_optuna.study.storage import CHOSEN, RESULTS
 from effllava_optuna.surgery import Basis, running
@@ -97,6 +98,7 @@ class Finish:
             rows.append(self._entry(candidate, validation, test, measured, number))
         found = dict(zip([id(candidate) for candidate in everyone], rows, strict=True))
         results = {
+            "constant": constant_of(samples_of(test)),
             "dense": found[id(dense)],
             **{name: found.get(id(baseline)) for name, baseline in baselines.items()},
             "front": [found[id(candidate)] for candidate in candidates],
@@ -184,7 +186,14 @@ class Finish:
             units = units_of(asked)
             accuracies[f"accuracy_{split}"] = float(scores.hit.mean())
             accuracies[f"accuracy_{split}_interval"] = bootstrap_interval(scores.hit, units)
-        interval = bootstrap_interval([float(hit) for hit in proxy.hits], units_of(bench.crossed))
+            if split == Split.TEST:
+                subsets = [sample.subsets for sample in samples_of(asked)]
+                accuracies["subsets_test"] = marks(scores.hit.tolist(), units, subsets)
+        answered = self._scores(candidate, bench.graded)
+        accuracies["accuracy_proxy"] = on_proxy = float(answered.hit.mean())
+        accuracies["accuracy_proxy_interval"] = bootstrap_interval(
+            answered.hit, units_of(bench.graded)
+        )
         parameters, gflops = bench.sizes(candidate.policy)
         return entry(
             policy=candidate.policy,
@@ -192,9 +201,7 @@ class Finish:
             trial=candidate.trial.number if candidate.trial else None,
             epoch=candidate.epoch,
             quality=proxy.quality,
-            accuracy_proxy=proxy.accuracy,
-            accuracy_proxy_interval=interval,
-            gap=proxy.accuracy - accuracies["accuracy_test"],
+            gap=on_proxy - accuracies["accuracy_test"],
             risk=proxy.risk,
             latency_ms=proxy.latency_ms,
             latency_ms_measured=measured[number],

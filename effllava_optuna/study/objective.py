@@ -73,7 +73,7 @@ class PruningObjective:
             "accuracy": round(measured.accuracy, 6),
             "expected": round(measured.expected, 6),
             "log_probability": round(measured.log_probability, 6),
-            "hits": measured.hits,
+            "hits": [int(hit) if hit in (0, 1) else hit for hit in measured.hits],
         }
         write_user_attrs(study, trial._trial_id, found)
         return measured.quality, measured.latency_ms

@@ -60,5 +60,5 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
         kept_share=attrs.get("kept_share", math.nan),
         feasible=all(violation <= 0 for violation in violations),
         basis=attrs.get("basis", ""),
-        hits=attrs.get("hits", ""),
+        hits=tuple(map(float, attrs.get("hits", ()))),
     )

@@ -9,12 +9,12 @@ import torch
 
 from effllava_optuna.errors import LeakError
 from effllava_optuna.hooks import Distillation, Lora, Projector, Recovered, recover
-from effllava_optuna.objectives import ask, units_of
+from effllava_optuna.objectives import ask, scored, units_of
 from effllava_optuna.policy import bootstrap_interval
 from effllava_optuna.study.spec import StudySpec
 from effllava_optuna.study.task import task_of
-from effllava_optuna.surgery import Verified, answer, export, load, load_pruned
-from effllava_optuna.tasks import Scores, Split, score
+from effllava_optuna.surgery import Verified, export, load, load_pruned
+from effllava_optuna.tasks import Scores, Split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,8 +65,8 @@ class Report:
 @torch.no_grad()
 def accuracy(loaded: Loaded, samples: Sequence[Sample]) -> tuple[float, tuple[float, float]]:
     """Give the share of right answers, and its 95 % interval."""
-    asked = ask(loaded, samples, batch_size=250)
-    scores = Scores.joined([score(answer(loaded, item.seen), item.batch) for item in asked])
+    asked = ask(loaded, samples, written=True, kept="cpu")
+    scores = Scores.joined([scored(loaded, item) for item in asked])
     return float(scores.hit.mean()), bootstrap_interval(scores.hit, units_of(asked))
 
 
@@ -78,9 +78,10 @@ def lessons_of(spec: StudySpec, course: Course) -> tuple[Sample, ...]:
         LeakError: One shows a picture that the study validates or tests on.
     """
     document = spec.document()
-    document["task"] |= {"proxy": course.samples or spec.task.proxy}
+    task = document["task"]
     if course.data is not None:
-        document["task"] |= {"name": course.data}
+        task = {key: task[key] for key in ("seed", "validation", "test")} | {"name": course.data}
+    document["task"] = task | {"proxy": course.samples or spec.task.proxy}
     samples = task_of(StudySpec.of(document, place="--data")).samples(Split.PROXY)
     refuse_shared(samples, task_of(spec))
     return samples
@@ -93,15 +94,21 @@ def refuse_shared(samples: Sequence[Sample], task: Task) -> None:
         LeakError: One does.
     """
     for split in (Split.VALIDATION, Split.TEST):
-        pictures = {other.image.tobytes(): other.id for other in task.samples(split)}
+        taken = {_content(other): other.id for other in task.samples(split)}
         for sample in samples:
-            shared = pictures.get(sample.image.tobytes())
+            shared = taken.get(_content(sample))
             if shared is not None:
+                what = "question" if sample.image is None else "picture"
                 raise LeakError(
-                    f"Recovery was given sample {sample.id!r} with the picture of {split} sample "
+                    f"Recovery was given sample {sample.id!r} with the {what} of {split} sample "
                     f"{shared!r}.",
-                    hint="Learn from pictures that the study does not report on.",
+                    hint=f"Learn from {what}s that the study does not report on.",
                 )
+
+
+def _content(sample: Sample) -> bytes:
+    picture = sample.picture()
+    return sample.question.encode() if picture is None else picture.tobytes()
 
 
 def recover_checkpoint(

@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130
 
 
-def console() -> Console:
-    """Give the terminal, or a wide page where the output goes elsewhere."""
-    found = Console()
-    return found if found.is_terminal else Console(width=140)
+def console(*, aside: bool = False) -> Console:
+    """Give the terminal, or a wide page where the output goes elsewhere.
+
+    Args:
+        aside: The one for errors: the output itself belongs to a program.
+    """
+    found = Console(stderr=aside)
+    return found if found.is_terminal else Console(width=140, stderr=aside)
 
 
 class Screen:
@@ -32,12 +36,13 @@ class Screen:
     Args:
         study: How to name the study in a command.
         verb: Of the command that goes on after an interruption.
+        aside: Leave the standard output alone.
     """
 
-    def __init__(self, study: str, verb: str = "resume") -> None:
+    def __init__(self, study: str, verb: str = "resume", *, aside: bool = False) -> None:
         self.study = study
         self.verb = verb
-        self.console = console()
+        self.console = console(aside=aside)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -14,6 +14,9 @@ from effllava_optuna.errors import SpecError
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
+ROWS = ("scienceqa", "vizwiz", "mmvet", "llava-bench", "qa")
+TASKS = ("digits", *ROWS)
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -43,18 +46,55 @@ class ModelTable(_Table):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 
+class SplitsTable(_Table):
+    """``[task.splits]``: which split of the data each role is drawn from."""
+
+    proxy: Text | None = None
+    validation: Text | None = None
+    test: Text | None = None
+
+
 class TaskTable(_Table):
     """``[task]``: the samples, in three splits.
 
-    ``name`` is ``digits``, or ``module:function`` of the user's own, which is called with the
-    other keys of the table and returns a `effllava_optuna.tasks.Task`.
+    ``name`` is ``digits``; ``scienceqa``, ``vizwiz``, ``mmvet`` or ``llava-bench``; ``qa`` for the
+    user's own rows; or ``module:function``, which is called with ``seed``, ``proxy``,
+    ``validation`` and ``test`` and returns a `effllava_optuna.tasks.Task`. The three numbers are
+    the most samples of each role.
+
+    Of benchmarks and own rows: ``data`` is a file, a directory beside the study file, or a hub id
+    (where left out: the benchmark's own) and ``config`` its configuration there; ``columns`` says
+    where a column of the schema has another name; ``harness`` whose rules grade answers,
+    ``instruction`` what questions end in, ``system`` the system's turn, ``new_tokens`` how long
+    answers may be. In the search, open questions are measured by ``measure``: the ``likelihood``
+    of a right answer, or the rule's grade of what a ``generation`` says.
     """
 
-    name: Annotated[str, Field(pattern=r"^(digits|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")]
+    name: Annotated[str, Field(pattern=rf"^({'|'.join(TASKS)}|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")]
     seed: Annotated[int, Field(ge=0)] | None = None
     proxy: Annotated[int, Field(ge=8, le=4096)] = 64
-    validation: Annotated[int, Field(ge=1)] = 500
-    test: Annotated[int, Field(ge=1)] = 2000
+    validation: Count = 500
+    test: Count = 2000
+    data: Text | None = None
+    config: Text | None = None
+    splits: SplitsTable = SplitsTable()
+    columns: dict[str, str] = {}
+    harness: Text | None = None
+    instruction: str | None = None
+    system: str = ""
+    new_tokens: Count | None = None
+    measure: Literal["likelihood", "generation"] = "likelihood"
+
+    @model_validator(mode="after")
+    def _has_rows(self) -> TaskTable:
+        if self.name not in ROWS:
+            for key in ("data", "config", "columns", "harness", "instruction", "new_tokens"):
+                if getattr(self, key):
+                    raise ValueError(
+                        f"task.{key} is given, but task {self.name!r} does not read rows; use "
+                        f"one of {', '.join(ROWS)}"
+                    )
+        return self
 
 
 class PruningTable(_Table):
@@ -270,6 +310,11 @@ def read_spec(path: str | Path, changes: tuple[str, ...] = ()) -> StudySpec:
     document.setdefault("study", {})
     if isinstance(document["study"], dict):
         document["study"].setdefault("name", place.stem)
+    task = document.get("task")
+    if isinstance(task, dict) and isinstance(task.get("data"), str):
+        beside = place.parent / task["data"]
+        if beside.exists():  # where the study file is, whatever directory we are in
+            task["data"] = str(beside.resolve())
     return StudySpec.of(document, place=str(path))
 
 

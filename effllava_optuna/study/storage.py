@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 PREFIX = "effllava:"
 SPEC = f"{PREFIX}spec"
 ANATOMY = f"{PREFIX}anatomy"
+TASK = f"{PREFIX}task"
 MANIFEST = f"{PREFIX}manifest"
 CHANGES = f"{PREFIX}changes"
 RESULTS = f"{PREFIX}results"
@@ -247,6 +248,7 @@ _FREE = {
     ("study", "storage"),
     ("study", "artifacts"),
     ("export", "directory"),
+    ("task", "data"),
     *(("search", key) for key in _PATIENCE),
 }
 
@@ -257,6 +259,14 @@ def renew(study: optuna.Study, given: StudySpec) -> None:
     table = given.search.model_dump(mode="json", include=set(_PATIENCE))
     if document["search"] | table != document["search"]:
         document["search"] |= table
+        study.set_user_attr(SPEC, document)
+
+
+def follow(study: optuna.Study, given: StudySpec) -> None:
+    """Let a study read its data where ``given`` says that they are now."""
+    document = spec_of(study).document()
+    if document["task"]["data"] != given.task.data:
+        document["task"]["data"] = given.task.data
         study.set_user_attr(SPEC, document)
 
 

@@ -44,6 +44,9 @@ class Target:
     def study(self) -> Study:
         """Open the study; the file, if one was given, must still say the same.
 
+        The data may have moved with the file: that they are the same ones is held by the digest
+        of the task.
+
         Raises:
             StudyError: There is no such study.
             SpecError: The file says something else than the study was begun with.
@@ -56,6 +59,7 @@ class Target:
                     f"{self.again}: {changed}.",
                     hint="Put the file back, or give a new study another study.name.",
                 )
+            storage.follow(study, self.spec)
         return study
 
 

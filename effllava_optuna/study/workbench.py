@@ -62,7 +62,7 @@ class Measured:
         log_probability: Mean log-probability of the right answer, cross-fitted, >= -100.
         risk: Omega, in nats.
         latency_ms: By the table.
-        hits: ``1`` for right and ``0`` for wrong, sample by sample.
+        hits: Share of each sample that was answered right, in [0, 1].
     """
 
     quality: float
@@ -71,7 +71,7 @@ class Measured:
     log_probability: float
     risk: float
     latency_ms: float
-    hits: str
+    hits: tuple[float, ...]
 
 
 class Workbench:
@@ -133,7 +133,18 @@ class Workbench:
     @cached_property
     def crossed(self) -> tuple[Asked, ...]:
         """Give the proxy, each sample asked of the fit that did not see it."""
-        return ask_crossed(self.loaded, self.proxy, self.spec.pruning.folds)
+        return self._crossed(written=self.spec.task.measure == "generation")
+
+    @cached_property
+    def graded(self) -> tuple[Asked, ...]:
+        """Give the same, to be answered as validation and test are: open questions in writing."""
+        open_ones = any(sample.open for sample in self.proxy)
+        if not open_ones or self.spec.task.measure == "generation":
+            return self.crossed
+        return self._crossed(written=True)
+
+    def _crossed(self, *, written: bool) -> tuple[Asked, ...]:
+        return ask_crossed(self.loaded, self.proxy, self.spec.pruning.folds, written=written)
 
     @cached_property
     def stopwatch(self) -> Stopwatch:
@@ -206,7 +217,7 @@ class Workbench:
             log_probability=float(np.maximum(scores.log_probability, -100).mean()),
             risk=omega,
             latency_ms=self.latency_ms(policy),
-            hits="".join("1" if hit else "0" for hit in scores.hit),
+            hits=tuple(round(float(hit), 4) for hit in scores.hit),
         )
 
     def final(self, policy: Policy, basis: Basis, asked: Sequence[Asked]) -> Scores:
@@ -215,8 +226,9 @@ class Workbench:
             return answers(self.loaded, basis, policy, asked)
 
     def asked(self, split: Split) -> tuple[Asked, ...]:
-        """Ask the samples of ``split``, for the fits for use."""
-        return ask(self.loaded, self.task.samples(split), batch_size=250, fit=WHOLE)
+        """Ask the samples of ``split``, for the fits for use; open questions in writing."""
+        samples = self.task.samples(split)
+        return ask(self.loaded, samples, batch_size=64, fit=WHOLE, written=True, kept="cpu")
 
     def sizes(self, policy: Policy) -> tuple[int, float]:
         """Give the parameters of the network of ``policy``, and the GFLOPs of the workload."""

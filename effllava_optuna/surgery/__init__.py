@@ -7,7 +7,14 @@ from effllava_optuna.surgery.compensate import Compensation, Recipe, compensate
 from effllava_optuna.surgery.discover import Discovery, discover, projector
 from effllava_optuna.surgery.examine import examined
 from effllava_optuna.surgery.export import Verified, export, load_pruned
-from effllava_optuna.surgery.features import Seen, answer, look, projecting, projector_state
+from effllava_optuna.surgery.features import (
+    Seen,
+    answer,
+    look,
+    projecting,
+    projector_state,
+    write,
+)
 from effllava_optuna.surgery.handle import Block, Handle, Refusal, Rows
 from effllava_optuna.surgery.load import fingerprint, load, outline
 from effllava_optuna.surgery.loaded import Loaded
@@ -78,4 +85,5 @@ __all__ = [
     "sliced",
     "survey",
     "verify_onnx",
+    "write",
 ]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from effllava_optuna.errors import ModelError
+from effllava_optuna.surgery.discover import LANGUAGE
 from effllava_optuna.surgery.moments import Moments, Sums
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ class Probe:
         targets: Shape ``(samples, targets)``: tokens that the answer may begin with, -1 where
             a sample has fewer. None: any token.
         answers: Shape ``(samples,)``: which of ``targets`` is right, or which token where there
-            are none; only the loss asks for it.
+            are none; only the loss asks for it. Or, without targets, shape ``(samples,
+            positions)``: the token that each of the last positions shall predict, -100 where
+            none; then all of them count, and what is no answer does not.
     """
 
     inputs: Inputs
@@ -93,12 +96,13 @@ def survey(
     """
     found: dict[SiteId, Survey] = {}
     for probe in probes:
-        for handle, seen in zip(
-            handles, observe(loaded, handles, probe, tokens=tokens, goal=goal), strict=True
-        ):
+        for handle, seen in observe(loaded, handles, probe, tokens=tokens, goal=goal):
             mine = Survey(seen.effect, seen.moments(seen.x, full=full))
             old = found.get(handle.site.id)
             found[handle.site.id] = mine if old is None else old + mine
+    for handle in handles:
+        if handle.site.id not in found:
+            raise _silent(handle)
     return found
 
 
@@ -133,8 +137,10 @@ def observe(
     *,
     tokens: str = "gradient",
     goal: str = "margin",
-) -> Iterator[Observed]:
+) -> Iterator[tuple[Handle, Observed]]:
     """Run one probe forward and backward; give what each of ``handles`` saw, one by one.
+
+    Where a probe has no pictures, nothing comes of a vision tower.
 
     Args, raises: those of `survey`.
     """
@@ -143,7 +149,13 @@ def observe(
     inputs = {name: value.to(loaded.device) for name, value in probe.inputs.items()}
     caught: dict[SiteId, torch.Tensor] = {}
     with loaded.lock, torch.enable_grad(), watching(handles, caught):
-        logits = loaded.model(**inputs, logits_to_keep=1).logits[:, -1].float()
+        positions = _positions(probe)
+        logits = loaded.model(**inputs, logits_to_keep=positions).logits[:, -positions:].float()
+        blind = not any(name.startswith("pixel_values") for name in inputs)
+        handles = [
+            handle for handle in handles if not blind or handle.site.id in caught or
+            handle.site.tower == LANGUAGE
+        ]  # fmt: skip
         at = [caught[site] for site in _checked(handles, caught)]
         # Token weights always come from the margin.
         margins = _gradients(_margin(logits, probe), at, again=goal != "margin")
@@ -158,7 +170,7 @@ def observe(
         else:
             focus = real if tokens == "all" else text
         rest = real if tokens == "gradient" else None
-        yield Observed(x.flatten(0, -2).double(), focus, rest, effect)
+        yield handle, Observed(x.flatten(0, -2).double(), focus, rest, effect)
 
 
 @contextmanager
@@ -184,10 +196,7 @@ def _checked(handles: Sequence[Handle], caught: Mapping[SiteId, torch.Tensor]) -
     for handle in handles:
         seen = caught.get(handle.site.id)
         if seen is None:
-            raise ModelError(
-                f"{handle.site.id} is not run by the calibration samples.",
-                hint="Give samples with pictures, as the search will.",
-            )
+            raise _silent(handle)
         if not bool(torch.isfinite(seen).all()):
             raise ModelError(
                 f"{handle.site.id} computes NaN or infinity on the calibration samples.",
@@ -196,11 +205,27 @@ def _checked(handles: Sequence[Handle], caught: Mapping[SiteId, torch.Tensor]) -
         yield handle.site.id
 
 
+def _silent(handle: Handle) -> ModelError:
+    return ModelError(
+        f"{handle.site.id} is not run by the calibration samples.",
+        hint="Give samples with pictures, as the search will.",
+    )
+
+
+def _positions(probe: Probe) -> int:
+    read = probe.targets is None and probe.answers is not None and probe.answers.dim() == 2
+    return probe.answers.shape[1] if read and probe.answers is not None else 1
+
+
 def _choices(logits: torch.Tensor, probe: Probe) -> torch.Tensor:
-    if probe.targets is None:
-        return logits
-    targets = probe.targets.to(logits.device)
-    return logits.gather(1, targets.clamp(min=0)).masked_fill(targets < 0, float("-inf"))
+    """Give the logits of what may be answered: one row a sample, or a token of an answer."""
+    if probe.targets is not None:
+        targets = probe.targets.to(logits.device)
+        last = logits[:, -1].gather(1, targets.clamp(min=0))
+        return last.masked_fill(targets < 0, float("-inf"))
+    if probe.answers is None or probe.answers.dim() == 1:
+        return logits[:, -1]
+    return logits[(probe.answers >= 0).to(logits.device)]
 
 
 def _margin(logits: torch.Tensor, probe: Probe) -> torch.Tensor:
@@ -215,7 +240,7 @@ def _goal(logits: torch.Tensor, probe: Probe, goal: str) -> torch.Tensor:
         raise ModelError(
             "The loss needs the right answers.", hint="Pass Probe(inputs, targets, answers)."
         )
-    right = probe.answers.to(logits.device)
+    right = probe.answers[probe.answers >= 0].to(logits.device)
     return torch.nn.functional.cross_entropy(_choices(logits, probe), right, reduction="sum")
 
 
@@ -234,7 +259,7 @@ def _masks(
     loaded: Loaded, handle: Handle, x: torch.Tensor, inputs: Inputs
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Tell which tokens are no padding, and which of them are text: 1 or 0, by token."""
-    if handle.site.tower != "language":
+    if handle.site.tower != LANGUAGE:
         every = x.new_ones(x.shape[:-1], dtype=torch.float64)
         return every, every
     real = inputs["attention_mask"].to(x.device).double()

@@ -7,10 +7,11 @@ projector behind it stays live: it is what changes between epochs.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from effllava_optuna.surgery.discover import LANGUAGE, PROJECTOR, connector, projector
@@ -32,19 +33,39 @@ class Seen:
     Attributes:
         inputs: Keyword arguments of the model other than pictures, on the model's device.
         features: What the projector receives, shape ``(images, tokens, channels)``. None: the
-            tower runs each time; the pictures are among the inputs.
+            tower runs each time, the pictures are among the inputs; or there are none.
+        positions: How many positions, from the end, answer.
     """
 
     inputs: Mapping[str, Any]
     features: torch.Tensor | None
+    positions: int = 1
+
+    @property
+    def pictured(self) -> bool:
+        """Tell whether there are pictures."""
+        return self.features is not None or "pixel_values" in self.inputs
+
+    def to(self, device: torch.device | str) -> Seen:
+        """Copy the tensors to ``device``."""
+        return replace(
+            self,
+            inputs={name: value.to(device) for name, value in self.inputs.items()},
+            features=None if self.features is None else self.features.to(device),
+        )
 
 
 @torch.no_grad()
-def look(loaded: Loaded, inputs: Mapping[str, Any]) -> Seen:
+def look(loaded: Loaded, inputs: Mapping[str, Any], positions: int = 1) -> Seen:
     """Run the vision tower on ``inputs``, up to the projector.
 
     Where the tower itself is cut, or no one part of the model carries features from tower to
     decoder, nothing can be computed once for all policies.
+
+    Args:
+        loaded: The model.
+        inputs: Keyword arguments of the model.
+        positions: How many positions, from the end, `answer` shall give logits of.
     """
     caught: list[torch.Tensor] = []
     moved = {name: value.to(loaded.device) for name, value in inputs.items()}
@@ -53,7 +74,7 @@ def look(loaded: Loaded, inputs: Mapping[str, Any]) -> Seen:
     carrier = connector(loaded.model)
     fixed = set(loaded.towers) <= {LANGUAGE, PROJECTOR}
     if "pixel_values" not in moved or carrier is None or not fixed:
-        return Seen(moved, None)
+        return Seen(moved, None, positions)
     pictures = {name: moved.pop(name) for name in _VISION_INPUTS if name in moved}
     with loaded.lock:
         hook = carrier.register_forward_pre_hook(
@@ -63,21 +84,51 @@ def look(loaded: Loaded, inputs: Mapping[str, Any]) -> Seen:
             loaded.model.get_image_features(**pictures)
         finally:
             hook.remove()
-    return Seen(moved, caught[0])
+    return Seen(moved, caught[0], positions)
 
 
 def answer(loaded: Loaded, seen: Seen) -> torch.Tensor:
-    """Give the logits after the prompts, shape ``(samples, vocabulary)``.
+    """Give the logits of the positions that answer, shape ``(samples, positions, vocabulary)``.
 
     Gradients flow to the projector, if it asks for them.
     """
+    found = loaded.model(**_projected(loaded, seen), logits_to_keep=seen.positions)
+    logits: torch.Tensor = found.logits
+    return logits[:, -seen.positions :]
+
+
+@torch.no_grad()
+def write(loaded: Loaded, seen: Seen, new_tokens: int) -> list[str]:
+    """Let the model write on behind the prompts: greedily, until its end token.
+
+    Args:
+        loaded: The model.
+        seen: Prompts, padded on the left.
+        new_tokens: The most tokens that are written.
+    """
+    model, tokenizer = loaded.model, loaded.processor.tokenizer
+    known = model.generation_config
+    end = tokenizer.eos_token_id if known.eos_token_id is None else known.eos_token_id
+    # A configuration of our own: checkpoints ship temperatures and penalties in theirs.
+    plain = GenerationConfig(
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        eos_token_id=end,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end,
+        bos_token_id=known.bos_token_id,
+    )
+    tokens = model.generate(**_projected(loaded, seen), generation_config=plain)
+    said = tokens[:, seen.inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(said, skip_special_tokens=True)]
+
+
+def _projected(loaded: Loaded, seen: Seen) -> dict[str, Any]:
     inputs = dict(seen.inputs)
     if seen.features is not None:
         projected = projector(loaded.model)(seen.features)
         encoded = BaseModelOutputWithPooling(pooler_output=list(projected))
         inputs["mm_encoder_outputs"] = {"image": encoded}
-    logits: torch.Tensor = loaded.model(**inputs, logits_to_keep=1).logits
-    return logits[:, -1]
+    return inputs
 
 
 def projector_state(loaded: Loaded) -> dict[str, torch.Tensor]:

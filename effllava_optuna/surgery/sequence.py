@@ -100,7 +100,9 @@ def _moments(
         raise ModelError(f"{ready.source} is not arranged.", hint="Use `with arranged(...)`.")
     total: tuple[Moments, Moments, Moments] | None = None
     for probe in probes:
-        (seen,) = observe(ready, [handle], probe, tokens=tokens)
+        seen = next((seen for _, seen in observe(ready, [handle], probe, tokens=tokens)), None)
+        if seen is None:
+            continue
         caught: dict[SiteId, torch.Tensor] = {}
         inputs = {name: value.to(ready.device) for name, value in probe.inputs.items()}
         with (

@@ -134,7 +134,8 @@ class Digits:
         content = hashlib.sha256()
         for split in Split:
             for sample in self.samples(split):
-                content.update(sample.image.tobytes())
+                picture = sample.picture()
+                content.update(b"" if picture is None else picture.tobytes())
                 content.update(f"{sample.id} {sample.question} {sample.answer}\n".encode())
         return content.hexdigest()[:16]
 

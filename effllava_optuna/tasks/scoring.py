@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch.nn import functional
+
+from effllava_optuna.errors import TaskError
+from effllava_optuna.tasks.batches import IGNORED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from effllava_optuna.tasks._task import Sample
     from effllava_optuna.tasks.batches import Batch
 
 
@@ -21,8 +26,10 @@ class Scores:
     """What a model answered, sample by sample.
 
     Attributes:
-        hit: Shape ``(samples,)``; 1 where the likeliest answer is the right one, else 0.
-        log_probability: Shape ``(samples,)``; of the right answer among the possible ones, <= 0.
+        hit: Shape ``(samples,)``, in [0, 1]; of a closed question 1 where the likeliest answer is
+            the right one, else 0.
+        log_probability: Shape ``(samples,)``, <= 0; of a closed question that of the right answer
+            among the possible ones. Of a written answer the logarithm of ``hit``.
     """
 
     hit: NDArray[np.float64]
@@ -42,22 +49,99 @@ class Scores:
         )
 
 
-def target_logits(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Pick each possible answer's logit: ``(samples, vocabulary)`` -> ``(samples, targets)``."""
-    picked = logits.float().gather(1, batch.targets.clamp(min=0))
-    return picked.masked_fill(batch.targets < 0, float("-inf"))
+def target_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Pick each possible answer's logit.
+
+    Args:
+        logits: Shape ``(samples, positions, vocabulary)``; the last position answers.
+        targets: Shape ``(samples, targets)``, see `Batch`.
+
+    Returns:
+        Shape ``(samples, targets)``; minus infinity where a sample has fewer.
+    """
+    picked = logits[:, -1].float().gather(1, targets.clamp(min=0))
+    return picked.masked_fill(targets < 0, float("-inf"))
 
 
 def score(logits: torch.Tensor, batch: Batch) -> Scores:
-    """Score the ``logits`` (shape ``(samples, vocabulary)``) that follow the prompts.
+    """Score the ``logits`` that answer, shape ``(samples, positions, vocabulary)``.
+
+    Of an open question, a hit is the share of the right answer's tokens that come first, and the
+    log-probability is the mean over them: a proxy, however the answers will be graded.
 
     A model that answers NaN is wrong, and its probability is 0.
     """
-    log_probabilities = target_logits(logits, batch).log_softmax(-1)
-    hit = log_probabilities.argmax(-1) == batch.answers
-    right = log_probabilities.gather(1, batch.answers[:, None])[:, 0]
+    if batch.answers is None:
+        raise TaskError("These prompts have no answers to score.", hint="Use `encode`.")
+    if batch.targets is None:
+        log_probabilities = logits[:, -batch.positions :].float().log_softmax(-1)
+        real = batch.answers != IGNORED
+        labels = batch.answers.clamp(min=0)
+        count = real.sum(1).double()
+        read = log_probabilities.gather(2, labels[..., None])[..., 0].masked_fill(~real, 0.0)
+        right = read.double().sum(1) / count
+        hit = ((log_probabilities.argmax(-1) == labels) & real).sum(1) / count
+    else:
+        log_probabilities = target_logits(logits, batch.targets).log_softmax(-1)
+        hit = log_probabilities.argmax(-1) == batch.answers
+        right = log_probabilities.gather(1, batch.answers[:, None])[:, 0]
     broken = right.isnan()
     return Scores(
-        (hit & ~broken).double().cpu().numpy(),
+        hit.double().masked_fill(broken, 0.0).cpu().numpy(),
         right.masked_fill(broken, float("-inf")).double().cpu().numpy(),
     )
+
+
+def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Give how far the right answers are from certain, in nats, shape ``(samples,)``.
+
+    Args:
+        logits: Shape ``(samples, positions, vocabulary)``.
+        batch: With answers.
+    """
+    if batch.answers is None:
+        raise TaskError("These prompts have no answers to learn.", hint="Use `encode`.")
+    if batch.targets is not None:
+        found = target_logits(logits, batch.targets)
+        return functional.cross_entropy(found, batch.answers, reduction="none")
+    found = logits[:, -batch.positions :].float().transpose(1, 2)
+    lost = functional.cross_entropy(found, batch.answers, ignore_index=IGNORED, reduction="none")
+    return lost.sum(1) / (batch.answers != IGNORED).sum(1)
+
+
+def answer_divergence(logits: torch.Tensor, expected: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Give the divergence from other answers where it is answered, in nats, ``(samples,)``.
+
+    Args:
+        logits: Shape ``(samples, positions, vocabulary)``.
+        expected: The others' log-probabilities, of the same shape.
+        batch: Says which positions answer.
+    """
+    found = functional.kl_div(
+        logits.float().log_softmax(-1), expected, log_target=True, reduction="none"
+    ).sum(-1)
+    if batch.targets is not None or batch.answers is None:
+        return found[:, -1]
+    real = batch.answers != IGNORED
+    return found.masked_fill(~real, 0.0).sum(1) / real.sum(1)
+
+
+def graded(texts: Sequence[str], samples: Sequence[Sample]) -> Scores:
+    """Grade written answers, each by the rule of its sample."""
+    hit = np.array([grade(sample, text) for sample, text in zip(samples, texts, strict=True)])
+    with np.errstate(divide="ignore"):
+        return Scores(hit, np.log(hit))
+
+
+def grade(sample: Sample, text: str) -> float:
+    """Grade a written answer by the rule of its sample, in [0, 1].
+
+    Raises:
+        TaskError: The sample has no rule.
+    """
+    if sample.rule is None:
+        raise TaskError(
+            f"Sample {sample.id!r} has no rule to grade {text!r} by.",
+            hint="Give it a rule, or let its answers be compared by their first tokens.",
+        )
+    return float(sample.rule.grade(sample, text))

@@ -32,7 +32,7 @@ TRIAL = TrialRecord(
     kept_share=1.0,
     feasible=True,
     basis="b",
-    hits="10",
+    hits=(1.0, 0.0),
 )
 
 VALUES = st.integers(0, 9).map(float)

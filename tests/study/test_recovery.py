@@ -28,7 +28,7 @@ def test_another_task_may_teach_in_the_seed_of_the_study() -> None:
     spec = read_spec(SMOKE, ("study.seed=7",))
     found = lessons_of(spec, Course(data=TRAINING, samples=100))
     expected = TrainingDigits(seed=7, proxy=100).samples(Split.PROXY)
-    assert [s.image.tobytes() for s in found] == [s.image.tobytes() for s in expected]
+    assert [s.picture() for s in found] == [s.picture() for s in expected]
 
 
 @pytest.mark.parametrize("split", [Split.VALIDATION, Split.TEST])

@@ -39,7 +39,7 @@ def features(loaded: Loaded, inputs: Mapping[str, Any]) -> torch.Tensor:
 def plain(loaded: Loaded, batch: Batch) -> torch.Tensor:
     with torch.no_grad():
         logits: torch.Tensor = loaded.model(**batch.inputs, logits_to_keep=1).logits
-    return logits[:, -1]
+    return logits
 
 
 def test_answers_from_features_equal_the_plain_forward(tiny: Loaded, batch: Batch) -> None:
@@ -152,5 +152,5 @@ def test_other_families_answer_as_a_plain_forward_does(name: str) -> None:
     loaded = Loaded.of(model, None, name)
     inputs = FAMILIES[name].inputs()
     with torch.no_grad():
-        expected = model(**inputs).logits[:, -1]
+        expected = model(**inputs).logits[:, -1:]
         assert torch.allclose(answer(loaded, look(loaded, inputs)), expected, atol=1e-5)

@@ -52,7 +52,7 @@ def margin(loaded: Loaded, single: Batch, *, targets: bool = True) -> torch.Tens
     """Give how far the likeliest answer of one sample is ahead of the next."""
     logits = loaded.model(**single.inputs).logits[0, -1]
     if targets:
-        logits = logits[single.targets[0]]
+        logits = logits[options(single)]
     first, second, *_ = logits.sort(descending=True).values
     margin: torch.Tensor = first - second
     return margin
@@ -60,9 +60,16 @@ def margin(loaded: Loaded, single: Batch, *, targets: bool = True) -> torch.Tens
 
 def loss(loaded: Loaded, single: Batch) -> torch.Tensor:
     """Give how surprised one sample's answer leaves the model, in nats."""
-    logits = loaded.model(**single.inputs).logits[0, -1][single.targets[0]]
+    assert single.answers is not None
+    logits = loaded.model(**single.inputs).logits[0, -1][options(single)]
     surprise: torch.Tensor = logits.logsumexp(0) - logits[single.answers[0]]
     return surprise
+
+
+def options(single: Batch) -> torch.Tensor:
+    """Give the tokens that may answer one closed question."""
+    assert single.targets is not None
+    return single.targets[0]
 
 
 def units_of(handle: Handle) -> Integers:

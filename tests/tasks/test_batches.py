@@ -14,12 +14,17 @@ from transformers import PreTrainedTokenizerFast
 
 from effllava_optuna.errors import TaskError
 from effllava_optuna.tasks import Batch, Digits, Sample, Split, encode
-from effllava_optuna.tasks.batches import answer_token, prompt
+from effllava_optuna.tasks.batches import continuation, prompt
 
 if TYPE_CHECKING:
     from effllava_optuna.surgery import Loaded
 
 SAMPLES = Digits(proxy=8).samples(Split.PROXY)
+
+
+def known(tensor: torch.Tensor | None) -> torch.Tensor:
+    assert tensor is not None
+    return tensor
 
 
 class Letters:
@@ -47,18 +52,18 @@ def test_the_answer_is_the_token_that_follows_the_prompt(bpe: Any) -> None:
     spaced, alone = bpe.encode(" A"), bpe.encode("A")
     assert len(spaced) == len(alone) == 1
     assert spaced != alone
-    assert answer_token(bpe, "what is it? ASSISTANT:", "A") == spaced[0]
+    assert continuation(bpe, "what is it? ASSISTANT:", "A")[1] == spaced
 
 
 def test_after_a_line_break_the_answer_has_no_space(bpe: Any) -> None:
-    assert answer_token(bpe, "what is it?\nASSISTANT\n", "A") == bpe.encode("A")[0]
+    assert continuation(bpe, "what is it?\nASSISTANT\n", "A")[1] == bpe.encode("A")
 
 
 def test_an_answer_that_changes_the_prompt_is_refused() -> None:
     with pytest.raises(
         TaskError, match="answer 'A' changes the tokens of the prompt that ends in"
     ):
-        answer_token(Letters(), "assistant:", "A")
+        continuation(Letters(), "assistant:", "A")
 
 
 def test_the_prompt_ends_where_the_assistant_answers(processor: Any) -> None:
@@ -89,12 +94,12 @@ def test_batches_hold_the_samples_in_order(processor: Any) -> None:
     assert [len(batch) for batch in batches] == [3, 3, 2]
     assert [name for batch in batches for name in batch.ids] == [s.id for s in SAMPLES]
     assert [unit for batch in batches for unit in batch.units] == [s.unit for s in SAMPLES]
-    answers = [answer for batch in batches for answer in batch.answers.tolist()]
+    answers = [answer for batch in batches for answer in known(batch.answers).tolist()]
     assert answers == [sample.answer for sample in SAMPLES]
 
 
 def test_targets_are_the_tokens_of_the_answers(processor: Any, batch: Batch) -> None:
-    words = processor.tokenizer.convert_ids_to_tokens(batch.targets[0].tolist())
+    words = processor.tokenizer.convert_ids_to_tokens(known(batch.targets)[0].tolist())
     assert tuple(words) == SAMPLES[0].targets
 
 
@@ -127,7 +132,7 @@ def test_a_template_that_writes_the_first_token_itself_does_not_get_two(
 
 def test_missing_targets_are_marked(processor: Any) -> None:
     fewer = replace(SAMPLES[0], targets=("1", "2"), answer=1)
-    targets = encode(processor, [fewer, SAMPLES[1]])[0].targets
+    targets = known(encode(processor, [fewer, SAMPLES[1]])[0].targets)
     assert targets.shape == (2, len(SAMPLES[1].targets))
     assert (targets[0, 2:] == -1).all()
     assert (targets[0, :2] >= 0).all()
@@ -147,7 +152,9 @@ def test_no_samples_are_refused(processor: Any) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "I;16"])
 def test_pictures_of_any_mode_are_shown_as_rgb(processor: Any, mode: str) -> None:
-    picture = SAMPLES[0].image.convert("L").convert(mode)
+    drawn = SAMPLES[0].picture()
+    assert drawn is not None
+    picture = drawn.convert("L").convert(mode)
     given = encode(processor, [replace(SAMPLES[0], image=picture)])[0].inputs["pixel_values"]
     rgb = encode(processor, [replace(SAMPLES[0], image=picture.convert("RGB"))])[0]
     assert given.shape == (1, 3, 32, 32)
@@ -176,9 +183,9 @@ def test_a_question_that_names_the_image_token_is_refused(processor: Any) -> Non
 def test_moving_a_batch_keeps_all_but_the_device(batch: Batch) -> None:
     moved = batch.to("meta")
     assert {tensor.device.type for tensor in moved.inputs.values()} == {"meta"}
-    assert (moved.targets.device.type, moved.answers.device.type) == ("meta", "meta")
+    assert known(moved.targets).device.type == known(moved.answers).device.type == "meta"
     assert (moved.ids, moved.units) == (batch.ids, batch.units)
-    assert batch.targets.device.type == "cpu"
+    assert known(batch.targets).device.type == "cpu"
 
 
 def test_an_empty_question_is_a_question(processor: Any) -> None:

@@ -29,7 +29,7 @@ def test_a_task_whose_splits_share_nothing_passes() -> None:
 
 
 def test_a_unit_in_two_splits_is_named() -> None:
-    stolen = replace(Digits(proxy=8).samples(Split.PROXY)[3], split=Split.TEST)
+    stolen = replace(Digits(proxy=8).samples(Split.PROXY)[3], id="stolen", split=Split.TEST)
     with pytest.raises(TaskError, match=f"unit '{stolen.unit}' is in proxy and in test"):
         checked(Edited(Split.TEST, (stolen,)))
 

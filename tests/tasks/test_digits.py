@@ -104,7 +104,7 @@ def test_every_stated_answer_is_right(task: Digits, shown: dict[Split, list[list
     for split in Split:
         for sample, four in zip(task.samples(split), shown[split], strict=True):
             digits = [known[tile] for tile in four]
-            assert sample.targets[sample.answer] == str(right_answer(sample.question, digits))
+            assert sample.right == str(right_answer(sample.question, digits))
 
 
 def test_the_same_seed_gives_the_same_samples_and_another_seed_others() -> None:
@@ -138,7 +138,7 @@ def test_fresh_samples_show_training_scans_only_and_the_rest_stays(task: Digits)
         assert trained >= set(four)
         assert len(set(four)) == 4
         right = right_answer(sample.question, [known[tile] for tile in four])
-        assert sample.targets[sample.answer] == str(right)
+        assert sample.right == str(right)
     for split in (Split.VALIDATION, Split.TEST):
         assert [s.id for s in fresh.samples(split)] == [s.id for s in task.samples(split)]
     assert checked(fresh).digest != task.digest

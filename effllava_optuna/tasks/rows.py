@@ -1,0 +1,282 @@
+"""Find the rows of a dataset: on the hub, in a directory or in a file.
+
+Pictures stay encoded where they are stored until somebody looks at one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+from PIL import Image
+
+from effllava_optuna.errors import TaskError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SHARD = re.compile(r"-\d+-of-\d+$")
+_FILES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture in a row of a dataset, or in a file that the row names.
+
+    Attributes:
+        rows: The dataset, its pictures not decoded.
+        row: Number of the row.
+        column: Name of the column.
+        beside: Directory that file names are relative to, or that has them in ``images``.
+    """
+
+    rows: Any
+    row: int
+    column: str
+    beside: Path
+
+    def encoded(self) -> bytes:
+        """Read the picture as its file holds it.
+
+        Raises:
+            OSError: Its file cannot be read.
+        """
+        value = self.rows[self.row][self.column]
+        if isinstance(value, Mapping):
+            if value.get("bytes") is not None:
+                return bytes(value["bytes"])
+            value = value.get("path")
+        if isinstance(value, (bytes, bytearray)):
+            return bytes(value)
+        if not isinstance(value, str):
+            raise OSError(f"column {self.column!r} holds {value!r}, which is no picture")
+        beside = self.beside / value
+        return (beside if beside.is_file() else self.beside / "images" / value).read_bytes()
+
+    @property
+    def digest(self) -> str:
+        """Identify the picture by its file's content.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        return hashlib.sha256(self.encoded()).hexdigest()[:16]
+
+    def open(self) -> Image.Image:
+        """Open the picture.
+
+        Raises:
+            OSError: It cannot be read, or is no picture.
+        """
+        return Image.open(io.BytesIO(self.encoded()))
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """One split of a dataset.
+
+    Attributes:
+        place: What it was read from, for messages.
+        table: The dataset, its pictures not decoded.
+        beside: Directory that file names are relative to.
+    """
+
+    place: str
+    table: Any
+    beside: Path
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def columns(self) -> list[str]:
+        """Give the names of the columns."""
+        return list(self.table.column_names)
+
+    def texts(self) -> Iterator[dict[str, Any]]:
+        """Go through the rows, columns with pictures left out."""
+        bare = self.table.select_columns(
+            [name for name in self.columns if not _pictured(self.table.features[name])]
+        )
+        yield from (dict(row) for row in bare) if bare.column_names else ({},) * len(self)
+
+    def picture(self, row: int, column: str) -> Picture | None:
+        """Give the picture of a row; None where it has none."""
+        found = Picture(self.table, row, column, self.beside)
+        value = self.table[row][column]
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path")
+        return None if value is None or value == "" else found
+
+
+def read_rows(data: str, split: str, config: str | None = None) -> Rows:
+    """Read one split of a dataset.
+
+    Args:
+        data: A directory that ``save_to_disk`` wrote, one with a file for each split
+            (``val.parquet``, ``test.jsonl``), one parquet, jsonl, json or csv file (whatever the
+            split is called), or a hub id.
+        split: Name of the split.
+        config: Name of the configuration on the hub; None: its only one.
+
+    Raises:
+        TaskError: There is no such dataset or split, or it cannot be read.
+    """
+    place = Path(data).expanduser()
+    with _explained(data):
+        if place.is_file():
+            table = _from_file(place)
+            place = place.parent
+        elif place.is_dir():
+            table = _from_directory(place, split)
+        else:
+            _refuse_path(data)
+            table = _from_hub(data, split, config)
+        for name, feature in table.features.items():
+            if isinstance(feature, datasets.Image):
+                table = table.cast_column(name, datasets.Image(decode=False))
+    return Rows(f"{data}, split {split!r}", table, place)
+
+
+def splits_of(data: str, config: str | None = None) -> list[str] | None:
+    """Name the splits of a dataset; None: a file has but one.
+
+    Raises:
+        TaskError: There is no such dataset.
+    """
+    place = Path(data).expanduser()
+    if place.is_file():
+        return None
+    with _explained(data):
+        if (place / "dataset_dict.json").is_file():
+            return _dict_splits(place)
+        if (place / "state.json").is_file():
+            return None
+        if place.is_dir():
+            return sorted({_split_of(file) for file in _files(place)})
+        _refuse_path(data)
+        found: list[str] = datasets.get_dataset_split_names(data, config)
+        return found
+
+
+def _refuse_path(data: str) -> None:
+    if data[:1] in {"/", ".", "~"} or Path(data).suffix in _FILES or data.count("/") != 1:
+        raise TaskError(
+            f"task.data = {data!r}: there is no such file or directory.",
+            hint="Give a file, a directory, or a hub id such as lmms-lab/ScienceQA.",
+        )
+
+
+def _from_hub(data: str, split: str, config: str | None) -> Any:
+    return datasets.load_dataset(data, config, split=split)
+
+
+def _files(place: Path) -> list[Path]:
+    return sorted(file for file in place.iterdir() if file.suffix in _FILES)
+
+
+def _split_of(file: Path) -> str:
+    return _SHARD.sub("", file.stem)
+
+
+def _from_directory(place: Path, split: str) -> Any:
+    if (place / "state.json").is_file():
+        return _from_disk(place, split)
+    if (place / "dataset_dict.json").is_file():
+        known = _dict_splits(place)
+        if split not in known:
+            raise _no_split(str(place), split, known)
+        return _from_disk(place / split, split)
+    files = _files(place)
+    mine = [file for file in files if _split_of(file) == split]
+    if not mine:
+        raise _no_split(str(place), split, sorted({_split_of(file) for file in files}))
+    return datasets.concatenate_datasets([_from_file(file) for file in mine])
+
+
+def _dict_splits(place: Path) -> list[str]:
+    document = json.loads((place / "dataset_dict.json").read_text(encoding="utf-8"))
+    return list(document["splits"])
+
+
+def _from_disk(place: Path, split: str) -> Any:
+    try:
+        return datasets.load_from_disk(str(place))
+    except IndexError as error:  # what `datasets` makes of no rows at all
+        raise _empty(place, split) from error
+
+
+def _empty(place: Path, split: str) -> TaskError:
+    return TaskError(f"{place}, split {split!r}, is empty.", hint="Give a split with rows.")
+
+
+def _no_split(place: str, split: str, known: list[str]) -> TaskError:
+    told = ", ".join(known) or "no parquet, jsonl, json or csv files"
+    return TaskError(
+        f"task.data = {place!r} has no split {split!r}; it has {told}.",
+        hint="Name one of them in task.splits.",
+    )
+
+
+def _from_file(file: Path) -> Any:
+    if file.suffix == ".jsonl":
+        _refuse_lines(file)
+    kind = _FILES.get(file.suffix)
+    if kind is None:
+        raise TaskError(
+            f"task.data = {str(file)!r} is of no known kind.",
+            hint=f"Use one of {', '.join(_FILES)}.",
+        )
+    try:
+        return datasets.load_dataset(kind, data_files=str(file), split="train")
+    except ValueError as error:
+        if "corresponds to no data" in str(error):
+            raise _empty(file, _split_of(file)) from error
+        raise
+
+
+def _refuse_lines(file: Path) -> None:
+    """Name the first line that is no UTF-8 or no JSON object; pyarrow would tell a byte."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                if line.strip() and not isinstance(json.loads(line.decode("utf-8")), dict):
+                    raise ValueError("is no object")
+            except ValueError as error:
+                what = "is no UTF-8" if isinstance(error, UnicodeDecodeError) else "is no JSON"
+                raise TaskError(
+                    f"{file}: line {number} {what}: {error}.", hint="Mend or remove that line."
+                ) from error
+    if not file.stat().st_size:
+        raise _empty(file, _split_of(file))
+
+
+def _pictured(feature: Any) -> bool:
+    kind = getattr(feature, "dtype", "")
+    return isinstance(feature, datasets.Image) or kind in ("binary", "large_binary")
+
+
+@contextmanager
+def _explained(data: str) -> Iterator[None]:
+    """Say in one line what `datasets` and the hub raise: they have no common family."""
+    try:
+        datasets.disable_progress_bars()
+        yield
+    except TaskError:
+        raise
+    except Exception as error:
+        first = (str(error).strip() or "no message").splitlines()[0].strip().rstrip(".:")
+        raise TaskError(
+            f"task.data = {data!r} cannot be read: {type(error).__name__}: {first}.",
+            hint="Check its name, files and splits; without a network, download it elsewhere "
+            "(`hf download --repo-type dataset ID --local-dir DIR`, or save_to_disk) and give "
+            "task.data = DIR.",
+        ) from error
