@@ -69,7 +69,8 @@ def examine(
         done: Ids of samples that are answered already.
         progress: Is told the share that is done.
     """
-    waiting = [sample for sample in samples if sample.id not in set(done)]
+    known = set(done)
+    waiting = [sample for sample in samples if sample.id not in known]
     # Questions of one kind and of similar length: nothing but padding would be computed else.
     waiting.sort(
         key=lambda s: (s.image is None, compared(s, letters=letters), -len(s.question), s.id)

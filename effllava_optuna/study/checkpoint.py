@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from effllava_optuna.errors import StudyError
-from effllava_optuna.objectives import ask
+from effllava_optuna.objectives import LETTERS, ask
 from effllava_optuna.policy import Policy
 from effllava_optuna.study import storage
 from effllava_optuna.study.calibrating import probe
@@ -127,13 +127,16 @@ def _card(epochs: Epochs, number: int, *, sequential: bool) -> Card:
     rows = [row for row in (results or {}).get("front", ()) if row["trial"] == number]
     if not rows or sequential:
         return Card(data)
+    told = epochs.study.user_attrs.get(storage.TASK)
+    rule = told["metric"]["report"] if told else LETTERS
+    what = "accuracy" if rule == LETTERS else rule
     metrics = [
-        Metric(f"accuracy, {split}", rows[0][f"accuracy_{split}"], *_ends(rows[0], split))
+        Metric(f"{what}, {split}", rows[0][f"accuracy_{split}"], *_ends(rows[0], split))
         for split in ("validation", "test")
     ]
     dense = (results or {})["dense"]
     metrics += [
-        Metric("accuracy of the dense model, test", dense["accuracy_test"], *_ends(dense, "test")),
+        Metric(f"{what} of the dense model, test", dense["accuracy_test"], *_ends(dense, "test")),
         Metric("speed-up, measured", rows[0]["speedup_measured"]),
         Metric("share of the prunable weights kept", rows[0]["kept_share"]),
     ]

@@ -116,11 +116,15 @@ def _interrupted(error: BaseException | None) -> bool:
 
 def calibration(epochs: Epochs) -> str:
     """Say what the calibration found."""
+    from effllava_optuna.study.grading import told_of
+
     bundle = epochs.bench.bundle
     dense, latency = bundle.dense, bundle.latency
     anatomy = epochs.bench.anatomy
+    metric = told_of(epochs.spec, epochs.bench.task)["metric"]["search"]
     lines = [
-        f"dense model: {dense.parameters:,} parameters, proxy accuracy {dense.accuracy:.3f}, "
+        f"dense model: {dense.parameters:,} parameters, proxy accuracy {dense.accuracy:.3f} "
+        f"({metric}), "
         f"{dense.latency_ms:.1f} ms; {len(anatomy.sites)} sites hold "
         f"{anatomy.parameters / dense.parameters:.0%} of the parameters",
         f"latency table: off by {latency.error:.1%} on random policies; refit tables: "

@@ -2,8 +2,15 @@
 
 from effllava_optuna.tasks._task import Rule, Sample, Split, Task, checked, proxy_only
 from effllava_optuna.tasks.batches import Batch, encode, prompts
+from effllava_optuna.tasks.chat import OpenAIJudge
 from effllava_optuna.tasks.data import DataTask
 from effllava_optuna.tasks.digits import Digits
+from effllava_optuna.tasks.judge import (
+    LlavaBenchRow,
+    MMVetRow,
+    judge_llava_bench,
+    judge_mmvet,
+)
 from effllava_optuna.tasks.schemas import Options
 from effllava_optuna.tasks.scoring import (
     Scores,
@@ -14,11 +21,16 @@ from effllava_optuna.tasks.scoring import (
     score,
     target_logits,
 )
+from effllava_optuna.tasks.verdict import Judged
 
 __all__ = [
     "Batch",
     "DataTask",
     "Digits",
+    "Judged",
+    "LlavaBenchRow",
+    "MMVetRow",
+    "OpenAIJudge",
     "Options",
     "Rule",
     "Sample",
@@ -31,6 +43,8 @@ __all__ = [
     "encode",
     "grade",
     "graded",
+    "judge_llava_bench",
+    "judge_mmvet",
     "prompts",
     "proxy_only",
     "score",

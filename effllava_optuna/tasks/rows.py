@@ -1,6 +1,7 @@
 """Find the rows of a dataset: on the hub, in a directory or in a file.
 
-Pictures stay encoded where they are stored until somebody looks at one.
+Pictures stay encoded where they are stored until somebody looks at one. `datasets` takes most of a
+second to import, so that only those pay for it who read rows.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import datasets
 from PIL import Image
 
 from effllava_optuna.errors import TaskError
@@ -130,6 +130,8 @@ def read_rows(data: str, split: str, config: str | None = None) -> Rows:
     Raises:
         TaskError: There is no such dataset or split, or it cannot be read.
     """
+    import datasets
+
     place = Path(data).expanduser()
     with _explained(data):
         if place.is_file():
@@ -152,6 +154,8 @@ def splits_of(data: str, config: str | None = None) -> list[str] | None:
     Raises:
         TaskError: There is no such dataset.
     """
+    import datasets
+
     place = Path(data).expanduser()
     if place.is_file():
         return None
@@ -176,6 +180,8 @@ def _refuse_path(data: str) -> None:
 
 
 def _from_hub(data: str, split: str, config: str | None) -> Any:
+    import datasets
+
     return datasets.load_dataset(data, config, split=split)
 
 
@@ -188,6 +194,8 @@ def _split_of(file: Path) -> str:
 
 
 def _from_directory(place: Path, split: str) -> Any:
+    import datasets
+
     if (place / "state.json").is_file():
         return _from_disk(place, split)
     if (place / "dataset_dict.json").is_file():
@@ -208,6 +216,8 @@ def _dict_splits(place: Path) -> list[str]:
 
 
 def _from_disk(place: Path, split: str) -> Any:
+    import datasets
+
     try:
         return datasets.load_from_disk(str(place))
     except IndexError as error:  # what `datasets` makes of no rows at all
@@ -227,6 +237,8 @@ def _no_split(place: str, split: str, known: list[str]) -> TaskError:
 
 
 def _from_file(file: Path) -> Any:
+    import datasets
+
     if file.suffix == ".jsonl":
         _refuse_lines(file)
     kind = _FILES.get(file.suffix)
@@ -260,6 +272,8 @@ def _refuse_lines(file: Path) -> None:
 
 
 def _pictured(feature: Any) -> bool:
+    import datasets
+
     kind = getattr(feature, "dtype", "")
     return isinstance(feature, datasets.Image) or kind in ("binary", "large_binary")
 
@@ -267,6 +281,8 @@ def _pictured(feature: Any) -> bool:
 @contextmanager
 def _explained(data: str) -> Iterator[None]:
     """Say in one line what `datasets` and the hub raise: they have no common family."""
+    import datasets
+
     try:
         datasets.disable_progress_bars()
         yield

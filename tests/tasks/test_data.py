@@ -89,6 +89,16 @@ def test_vizwiz_has_ten_answers_the_most_frequent_first(drawn: Path) -> None:
         assert sample.rule.constant == "unanswerable"
 
 
+def test_answers_with_a_confidence_beside_them_are_answers(tmp_path: Path) -> None:
+    told = [{"answer": "cat", "answer_confidence": "yes"}] * 6 + [{"answer": "dog"}] * 4
+    rows = [
+        {"image": row["image"], "question": row["question"], "answers": told}
+        for row in pictured(tmp_path, 12)
+    ]
+    sample = DataTask("vizwiz", write(tmp_path, rows), proxy=8).samples(Split.PROXY)[0]
+    assert sample.targets == ("cat",) * 6 + ("dog",) * 4
+
+
 def test_rows_without_answers_can_be_asked_but_not_searched(drawn: Path) -> None:
     sources = dict.fromkeys(Split, "test")
     with pytest.raises(TaskError, match=r"proxy sample 'VizWiz_test_.*' has no answer"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.tasks._task import Rule, Split
@@ -10,8 +11,6 @@ from effllava_optuna.tasks.schemas._schema import Entry, Schema, id_of, text_of,
 from effllava_optuna.tasks.vqa import NORMALISATIONS, vizwiz_accuracy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from effllava_optuna.tasks._task import Sample
 
 _INSTRUCTION = (
@@ -37,6 +36,9 @@ class VizWiz(Schema):
     def read(self, row: Mapping[str, Any], *, pictured: bool) -> Entry:
         """Say what a row says."""
         answers = row.get("answers")
+        if answers and all(isinstance(answer, Mapping) for answer in answers):
+            # As in the files of vizwiz.org: each with a confidence beside it.
+            row = {**row, "answers": [answer.get("answer") for answer in answers]}
         known = texts_of(row, "answers", 1) if answers else ()
         category = text_of(row, "category", empty=True)
         counts = Counter(answer.lower() for answer in known)
