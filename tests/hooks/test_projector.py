@@ -10,7 +10,7 @@ from effllava_optuna import Policy, rank_units
 from effllava_optuna.hooks import Lesson, Training, train_projector
 from effllava_optuna.objectives import ask, folds_of
 from effllava_optuna.surgery import Basis, projector_state
-from effllava_optuna.tasks import Digits, Split
+from effllava_optuna.tasks import Digits, Rule, Split
 
 if TYPE_CHECKING:
     from effllava_optuna.surgery import Loaded
@@ -84,3 +84,45 @@ def test_a_step_count_that_hurts_held_out_samples_is_not_chosen(
     update = train_projector(tiny, basis, elites(tiny), lessons, training)
     best = min(look.loss for look in update.held_out)
     assert next(look for look in update.held_out if look.steps == update.steps).loss == best
+
+
+EQUAL = Rule("equal", lambda sample, text: float(text in sample.targets))
+
+
+def reading(tiny: Loaded, *, pictured: bool) -> list[Lesson]:
+    """Open questions to learn from, in two parts."""
+    samples = [
+        replace(sample, targets=("the sum of the digits",), answer=None, rule=EQUAL)
+        if pictured
+        else replace(sample, image=None, id=f"blind-{sample.id}")
+        for sample in Digits(proxy=16).samples(Split.PROXY)
+    ]
+    return [
+        Lesson(asked.batch, asked.seen, part, part + 1)
+        for part, mine in enumerate(folds_of(samples, 2))
+        for asked in ask(tiny, mine)
+    ]
+
+
+def test_answers_can_be_read_to_learn_from(tiny: Loaded, basis: Basis) -> None:
+    first = reading(tiny, pictured=True)[0]
+    twins = [replace(first, part=part, fit=part + 1) for part in (0, 1)]
+    training = Training(steps=12, every=6, learning_rate=2e-2, kl=0.0)
+    update = train_projector(tiny, basis, elites(tiny), twins, training)
+    assert update.steps > 0
+    assert update.after.loss < 0.97 * update.before.loss
+
+
+def test_samples_without_pictures_do_not_teach_the_projector(
+    tiny: Loaded, basis: Basis, lessons: list[Lesson]
+) -> None:
+    training = Training(steps=2, every=1)
+    blind = reading(tiny, pictured=False)
+    alone = train_projector(tiny, basis, elites(tiny), lessons, training)
+    mixed = train_projector(tiny, basis, elites(tiny), [*lessons, *blind], training)
+    assert mixed.held_out == alone.held_out
+    dense = projector_state(tiny)
+    none = train_projector(tiny, basis, elites(tiny), blind, training)
+    assert (none.steps, len(none.projectors)) == (0, 3)
+    for state in none.projectors:
+        assert all(torch.equal(weight, dense[name]) for name, weight in state.items())

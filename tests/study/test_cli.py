@@ -29,7 +29,17 @@ from tests.study.conftest import (
     write_tiny,
 )
 
-VERBS = ("check", "run", "resume", "status", "report", "export", "recover", "dashboard")
+VERBS = (
+    "check",
+    "run",
+    "resume",
+    "status",
+    "report",
+    "export",
+    "recover",
+    "evaluate",
+    "dashboard",
+)
 FRONT = {
     "trial", "epoch", "policy", "quality", "accuracy_proxy", "accuracy_validation",
     "accuracy_test", "risk", "latency_ms", "latency_ms_measured", "speedup_predicted",
@@ -46,7 +56,7 @@ def test_help_check_and_report_do_not_import_torch(smoke: Ran) -> None:
     run = f"""
 import sys
 from effllava_optuna.study.cli import main
-helps = [[verb, "--help"] for verb in ("anatomy", "export", "recover")]
+helps = [[verb, "--help"] for verb in ("anatomy", "export", "recover", "evaluate")]
 for words in (["--help"], *helps, ["check", {str(smoke.file)!r}], ["report", {str(smoke.file)!r}]):
     main(words, standalone_mode=False)
     assert "torch" not in sys.modules, f"{{words}} imported torch"

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from effllava_optuna.errors import ModelError
-from effllava_optuna.surgery import Loaded, Moments, Probe, Sums, survey
+from effllava_optuna.surgery import Loaded, Moments, Probe, Sums, load, survey
+from effllava_optuna.tasks import Digits, Rule, Split, encode
 from tests.surgery.twins import Told
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from effllava_optuna.policy import SiteId
     from effllava_optuna.tasks import Batch
@@ -103,6 +105,64 @@ def test_a_site_that_the_answer_does_not_depend_on_has_no_effect(
         True,
         *[False] * 5,
     ]
+
+
+OPEN = [
+    replace(sample, targets=(text,), answer=None, rule=Rule("any", lambda *_: 0.0))
+    for sample, text in zip(
+        Digits(proxy=8).samples(Split.PROXY),
+        ("7", "top left", "the sum of the digits"),
+        strict=False,
+    )
+]
+
+
+@pytest.mark.parametrize("goal", ["margin", "loss"])
+def test_of_a_read_answer_every_token_counts(tiny: Loaded, goal: str) -> None:
+    """The effect is that of the sum over the answer's tokens, sample by sample."""
+    handle = tiny.handles[1]
+    expected = torch.zeros(handle.site.width, dtype=torch.float64)
+    for sample in OPEN:
+        (alone,) = encode(tiny.processor, [sample])
+        assert alone.answers is not None
+        caught: list[torch.Tensor] = []
+
+        def catch(_: object, inputs: tuple[torch.Tensor], caught: list[torch.Tensor]) -> None:
+            caught.append(inputs[0].requires_grad_())
+
+        hook = handle.linear(handle.output).register_forward_pre_hook(
+            lambda module, inputs, caught=caught: catch(module, inputs, caught)
+        )
+        with torch.enable_grad():
+            logits = tiny.model(**alone.inputs).logits[0]
+            total = torch.zeros(())
+            for place, token in enumerate(alone.answers[0].tolist()):
+                row = logits[len(logits) - alone.positions + place]
+                first, second = row.topk(2).values
+                total = total + (
+                    first - second if goal == "margin" else -row.log_softmax(-1)[token]
+                )
+            (slope,) = torch.autograd.grad(total, caught)
+        hook.remove()
+        change = (caught[0] * slope).detach().double().sum(1)[0]
+        expected += change.reshape(handle.site.width, -1).sum(1).pow(2)
+    (batch,) = encode(tiny.processor, OPEN)
+    probe = Probe(batch.inputs, batch.targets, batch.answers)
+    found = survey(tiny, [handle], [probe], goal=goal)[handle.site.id].effect
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_samples_without_pictures_tell_nothing_of_a_tower(checkpoint: Path) -> None:
+    both = load(checkpoint, device="cpu", towers=("vision", "language"))
+    seen, unseen = encode(both.processor, [OPEN[0], replace(OPEN[1], image=None)])
+    probes = [Probe(part.inputs, part.targets, part.answers) for part in (seen, unseen)]
+    found, alone = survey(both, both.handles, probes), survey(both, both.handles, probes[:1])
+    for handle in both.handles:
+        site = handle.site
+        same = torch.equal(found[site.id].effect, alone[site.id].effect)
+        assert same == (site.tower == "vision")
+    with pytest.raises(ModelError, match=r"vision\.00\.attn is not run by the calibration"):
+        survey(both, both.handles, probes[1:])
 
 
 def test_what_cannot_be_asked_is_refused(tiny: Loaded, batch: Batch) -> None:
