@@ -167,6 +167,7 @@ def _in_sequence(epochs: Epochs, policy: Policy, basis: Basis) -> Basis:
 
 def _measured(epochs: Epochs, policy: Policy, basis: Basis) -> Accuracy:
     bench = epochs.bench
-    asked = (ask(bench.loaded, bench.proxy, fit=WHOLE), bench.asked(Split.VALIDATION))
+    mine = ask(bench.loaded, bench.proxy, fit=WHOLE, written=True)
+    asked = (mine, bench.asked(Split.VALIDATION))
     proxy, validation = (float(bench.final(policy, basis, each).hit.mean()) for each in asked)
     return Accuracy(proxy, validation)

@@ -140,6 +140,23 @@ def test_a_study_may_bear_more_later_and_stays_where_it_is(spec: StudySpec) -> N
     assert storage.spec_of(study) == read_spec(file, (*patience, place))
 
 
+def test_a_study_follows_its_rows_when_its_folder_moves(tmp_path: Path) -> None:
+    """The file names rows beside itself; that they are the same ones, the task's digest says."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    (here / "mine.jsonl").write_text("{}")
+    text = '[model]\npath = "digits-vlm"\n[task]\nname = "qa"\ndata = "mine.jsonl"\n'
+    (here / "own.toml").write_text(text)
+    began = read_spec(here / "own.toml")
+    assert began.task.data == str(here / "mine.jsonl")
+    study = storage.create_study(optuna.storages.InMemoryStorage(), began)
+    here.rename(there)
+    now = read_spec(there / "own.toml")
+    assert storage.difference(storage.spec_of(study), now) is None
+    storage.follow(study, now)
+    assert storage.spec_of(study).task.data == str(there / "mine.jsonl")
+
+
 def test_a_template_is_stored_as_optuna_stores_it(storage_url: str, tmp_path: Path) -> None:
     """The second one takes the short way, as its distributions are known."""
     ours = storage.open_storage(storage_url, create=True)
