@@ -128,8 +128,9 @@ def train_projector(
     lessons = [lesson for lesson in lessons if lesson.seen.pictured]
     parts = sorted({lesson.part for lesson in lessons})
     if len(parts) < 2:
-        nothing, state = Look(0, 0.0, 0.0), projector_state(loaded)
-        return Update((state,) * (basis.folds + 1), 0, (nothing,), nothing, nothing, 0.0)
+        nothing = Look(0, 0.0, 0.0)
+        states = [projector_state(loaded) for _ in range(basis.folds + 1)]
+        return Update(tuple(states), 0, (nothing,), nothing, nothing, 0.0)
     runs = len(parts) + basis.folds + 1
     done = 0
 
@@ -148,7 +149,7 @@ def train_projector(
         tick()
     held_out = _mean(curves)
     steps = min(held_out, key=lambda look: (look.loss, look.steps)).steps
-    states: list[State] = []
+    states = []
     with school.enrolled() as dense:
         before = school.look(WHOLE, lessons, 0)
         for fit in range(basis.folds + 1):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from effllava_optuna import Policy, rank_units
 from effllava_optuna.hooks import Lesson, Training, train_projector
@@ -75,6 +76,22 @@ def test_no_steps_is_a_legal_answer(tiny: Loaded, basis: Basis, lessons: list[Le
     assert update.before == update.after
     for state in update.projectors:
         assert all(torch.equal(dense[name], state[name]) for name in dense)
+
+
+def test_without_pictures_the_projector_stays_and_can_be_stored(
+    tiny: Loaded, basis: Basis
+) -> None:
+    samples = [replace(s, image=None) for s in Digits(proxy=8).samples(Split.PROXY)]
+    lessons = [
+        Lesson(asked.batch, asked.seen, part, part + 1)
+        for part, mine in enumerate(folds_of(samples, 2))
+        for asked in ask(tiny, mine)
+    ]
+    update = train_projector(tiny, basis, elites(tiny), lessons, Training(steps=4))
+    assert update.steps == 0
+    content = save({f"{i}/{n}": t for i, s in enumerate(update.projectors) for n, t in s.items()})
+    dense = projector_state(tiny)
+    assert all(torch.equal(dense[n[2:]], tensor) for n, tensor in load(content).items())
 
 
 def test_a_step_count_that_hurts_held_out_samples_is_not_chosen(
