@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 from PIL import Image
 
 from effllava_optuna.errors import LeakError, TaskError
@@ -118,19 +119,26 @@ class Sample:
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 found = self.image if isinstance(self.image, Image.Image) else self.image.open()
                 if all(found.size):
-                    return found.convert("RGB")
+                    return _eight_bits(found).convert("RGB")
         except (
             OSError, SyntaxError, ValueError, TypeError,
             Image.DecompressionBombError, Image.DecompressionBombWarning,
         ) as error:  # fmt: skip
             raise TaskError(
-                f"The picture of sample {self.id!r} cannot be opened: {error}.",
+                f"The picture of sample {self.id!r} cannot be opened: {str(error).rstrip('.')}.",
                 hint="Replace the file, or drop the row.",
             ) from error
         raise TaskError(
             f"Sample {self.id!r} has a picture of {found.size} pixels.",
             hint="Give the picture that the question is about, or drop the row.",
         )
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Halve the depth of 16-bit greys: `convert` would make all but the 255 darkest white."""
+    if not picture.mode.startswith("I;16"):
+        return picture
+    return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
 
 
 class Task(Protocol):
@@ -163,7 +171,8 @@ def checked(task: Task) -> Task:
     for split in Split:
         if not task.samples(split):
             raise TaskError(
-                f"Task {task.name!r} has no {split} samples.", hint="Give every split some."
+                f"Task {task.name!r} has no {split} samples.",
+                hint="Give it more rows about other pictures, or lower the other sizes in [task].",
             )
         for sample in task.samples(split):
             if sample.id in ids:

@@ -9,22 +9,21 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from effllava_optuna.errors import TaskError
+from effllava_optuna.tasks.files import KINDS, empty, files_of, read_file, split_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_SHARD = re.compile(r"-\d+-of-\d+$")
-_FILES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+_SHOWN = 80  # characters of a name in a message
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +57,11 @@ class Picture:
             return bytes(value)
         if not isinstance(value, str):
             raise OSError(f"column {self.column!r} holds {value!r}, which is no picture")
-        beside = self.beside / value
-        return (beside if beside.is_file() else self.beside / "images" / value).read_bytes()
+        for place in (self.beside / value, self.beside / "images" / value):
+            if _is_file(place):
+                return place.read_bytes()
+        shown = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."
+        raise OSError(f"{self.column} {shown!r} is no file beside the rows or in images/")
 
     @property
     def digest(self) -> str:
@@ -76,7 +78,11 @@ class Picture:
         Raises:
             OSError: It cannot be read, or is no picture.
         """
-        return Image.open(io.BytesIO(self.encoded()))
+        encoded = self.encoded()
+        try:
+            return Image.open(io.BytesIO(encoded))
+        except UnidentifiedImageError as error:  # which tells where the bytes are in memory
+            raise OSError(f"its {len(encoded)} bytes are no picture of a known format") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +128,8 @@ def read_rows(data: str, split: str, config: str | None = None) -> Rows:
 
     Args:
         data: A directory that ``save_to_disk`` wrote, one with a file for each split
-            (``val.parquet``, ``test.jsonl``), one parquet, jsonl, json or csv file (whatever the
-            split is called), or a hub id.
+            (``val.parquet``, ``test.jsonl``) in it or in its ``data``, one parquet, jsonl, json
+            or csv file (whatever the split is called), or a hub id.
         split: Name of the split.
         config: Name of the configuration on the hub; None: its only one.
 
@@ -135,7 +141,7 @@ def read_rows(data: str, split: str, config: str | None = None) -> Rows:
     place = Path(data).expanduser()
     with _explained(data):
         if place.is_file():
-            table = _from_file(place)
+            table = read_file(place)
             place = place.parent
         elif place.is_dir():
             table = _from_directory(place, split)
@@ -165,14 +171,14 @@ def splits_of(data: str, config: str | None = None) -> list[str] | None:
         if (place / "state.json").is_file():
             return None
         if place.is_dir():
-            return sorted({_split_of(file) for file in _files(place)})
+            return sorted({split_of(file) for file in files_of(place)})
         _refuse_path(data)
         found: list[str] = datasets.get_dataset_split_names(data, config)
         return found
 
 
 def _refuse_path(data: str) -> None:
-    if data[:1] in {"/", ".", "~"} or Path(data).suffix in _FILES or data.count("/") != 1:
+    if data[:1] in {"/", ".", "~"} or Path(data).suffix in KINDS or data.count("/") != 1:
         raise TaskError(
             f"task.data = {data!r}: there is no such file or directory.",
             hint="Give a file, a directory, or a hub id such as lmms-lab/ScienceQA.",
@@ -185,14 +191,6 @@ def _from_hub(data: str, split: str, config: str | None) -> Any:
     return datasets.load_dataset(data, config, split=split)
 
 
-def _files(place: Path) -> list[Path]:
-    return sorted(file for file in place.iterdir() if file.suffix in _FILES)
-
-
-def _split_of(file: Path) -> str:
-    return _SHARD.sub("", file.stem)
-
-
 def _from_directory(place: Path, split: str) -> Any:
     import datasets
 
@@ -203,11 +201,11 @@ def _from_directory(place: Path, split: str) -> Any:
         if split not in known:
             raise _no_split(str(place), split, known)
         return _from_disk(place / split, split)
-    files = _files(place)
-    mine = [file for file in files if _split_of(file) == split]
+    files = files_of(place)
+    mine = [file for file in files if split_of(file) == split]
     if not mine:
-        raise _no_split(str(place), split, sorted({_split_of(file) for file in files}))
-    return datasets.concatenate_datasets([_from_file(file) for file in mine])
+        raise _no_split(str(place), split, sorted({split_of(file) for file in files}))
+    return datasets.concatenate_datasets([read_file(file) for file in mine])
 
 
 def _dict_splits(place: Path) -> list[str]:
@@ -221,11 +219,7 @@ def _from_disk(place: Path, split: str) -> Any:
     try:
         return datasets.load_from_disk(str(place))
     except IndexError as error:  # what `datasets` makes of no rows at all
-        raise _empty(place, split) from error
-
-
-def _empty(place: Path, split: str) -> TaskError:
-    return TaskError(f"{place}, split {split!r}, is empty.", hint="Give a split with rows.")
+        raise empty(place, split) from error
 
 
 def _no_split(place: str, split: str, known: list[str]) -> TaskError:
@@ -236,39 +230,11 @@ def _no_split(place: str, split: str, known: list[str]) -> TaskError:
     )
 
 
-def _from_file(file: Path) -> Any:
-    import datasets
-
-    if file.suffix == ".jsonl":
-        _refuse_lines(file)
-    kind = _FILES.get(file.suffix)
-    if kind is None:
-        raise TaskError(
-            f"task.data = {str(file)!r} is of no known kind.",
-            hint=f"Use one of {', '.join(_FILES)}.",
-        )
+def _is_file(place: Path) -> bool:
     try:
-        return datasets.load_dataset(kind, data_files=str(file), split="train")
-    except ValueError as error:
-        if "corresponds to no data" in str(error):
-            raise _empty(file, _split_of(file)) from error
-        raise
-
-
-def _refuse_lines(file: Path) -> None:
-    """Name the first line that is no UTF-8 or no JSON object; pyarrow would tell a byte."""
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                if line.strip() and not isinstance(json.loads(line.decode("utf-8")), dict):
-                    raise ValueError("is no object")
-            except ValueError as error:
-                what = "is no UTF-8" if isinstance(error, UnicodeDecodeError) else "is no JSON"
-                raise TaskError(
-                    f"{file}: line {number} {what}: {error}.", hint="Mend or remove that line."
-                ) from error
-    if not file.stat().st_size:
-        raise _empty(file, _split_of(file))
+        return place.is_file()
+    except OSError:  # the name is too long
+        return False
 
 
 def _pictured(feature: Any) -> bool:
@@ -283,16 +249,23 @@ def _explained(data: str) -> Iterator[None]:
     """Say in one line what `datasets` and the hub raise: they have no common family."""
     import datasets
 
+    verbosity = datasets.logging.get_verbosity()
     try:
         datasets.disable_progress_bars()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)
         yield
     except TaskError:
         raise
-    except Exception as error:
+    except Exception as raised:
+        error = raised
+        if isinstance(raised, datasets.exceptions.DatasetGenerationError):
+            error = raised.__cause__ or raised
         first = (str(error).strip() or "no message").splitlines()[0].strip().rstrip(".:")
         raise TaskError(
             f"task.data = {data!r} cannot be read: {type(error).__name__}: {first}.",
             hint="Check its name, files and splits; without a network, download it elsewhere "
             "(`hf download --repo-type dataset ID --local-dir DIR`, or save_to_disk) and give "
             "task.data = DIR.",
-        ) from error
+        ) from raised
+    finally:
+        datasets.logging.set_verbosity(verbosity)

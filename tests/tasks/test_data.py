@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 from PIL import Image
 
 from effllava_optuna.errors import TaskError
 from effllava_optuna.tasks import DataTask, Options, Split, checked, grade
-from effllava_optuna.tasks.rows import read_rows
+from effllava_optuna.tasks.rows import read_rows, splits_of
 
 NAMES = {
     "scienceqa": "scienceqa",
@@ -199,7 +200,8 @@ def test_rows_without_pictures_are_told_apart_by_their_questions(tmp_path: Path)
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"image": "gone.png"}, r"row 3: \[Errno 2\].*gone\.png"),
+        ({"image": "gone.png"}, r"row 3: image 'gone\.png' is no file beside the rows or in imag"),
+        ({"image": "A" * 9999}, r"row 3: image 'A{80}\.\.\.' is no file beside the rows"),
         ({"question": None}, "row 3: question is None, which is no text"),
         ({"question": " "}, "row 3: question is empty"),
         ({"answer": ""}, "row 3: answer is empty"),
@@ -234,8 +236,10 @@ def test_a_picture_that_cannot_be_opened_is_named(tmp_path: Path, damage: str) -
     file = tmp_path / rows[int(sample.id.rpartition("-")[2])]["image"]
     whole = file.read_bytes()
     file.write_bytes({"cut": whole[:45], "text": b"no picture", "empty": b""}[damage])
-    with pytest.raises(TaskError, match=rf"The picture of sample '{sample.id}' cannot be opened"):
+    told = rf"The picture of sample '{sample.id}' cannot be opened"
+    with pytest.raises(TaskError, match=told) as caught:
         sample.picture()
+    assert "object at 0x" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -252,6 +256,70 @@ def test_a_bad_line_is_named(tmp_path: Path, content: bytes, told: str) -> None:
     with pytest.raises(TaskError, match=told) as caught:
         read_rows(str(tmp_path / "mine.jsonl"), "train")
     assert "\n" not in str(caught.value)
+
+
+def test_cells_of_a_csv_are_the_texts_that_they_are(tmp_path: Path) -> None:
+    answers = ["3", "007", "1.10", "None", "NA", "", "true", '"a, b"', "2020-01-01", "é"]
+    lines = ["question,answer", *(f"q?,{answer}" for answer in answers)]
+    file = tmp_path / "mine.csv"
+    file.write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
+    read = [row["answer"] for row in read_rows(str(file), "train").texts()]
+    assert read == [answer.strip('"') for answer in answers]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"question,answer\na,b\na,b,c\n", "line 3 has not as many cells as the first"),
+        (b"question,answer\na,b\na\n", "line 3 has not as many cells as the first"),
+        (b"question,answer\n", "mine.csv, split 'mine', is empty"),
+        (b"", "mine.csv, split 'mine', is empty"),
+        (b"question,answer\n\xe9,b\n", "UnicodeDecodeError: .*can't decode byte 0xe9"),
+    ],
+)
+def test_a_bad_csv_is_named(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "mine.csv").write_bytes(content)
+    with pytest.raises(TaskError, match=told) as caught:
+        read_rows(str(tmp_path / "mine.csv"), "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_texts_that_look_like_dates_stay_texts(tmp_path: Path) -> None:
+    rows = [{"question": "when?", "answer": [f"2020-01-{day}"]} for day in range(10, 30)]
+    read = read_rows(write(tmp_path, rows), "train")
+    assert [row["answer"] for row in read.texts()] == [row["answer"] for row in rows]
+    (tmp_path / "mine.json").write_text(json.dumps(rows))
+    read = read_rows(str(tmp_path / "mine.json"), "train")
+    assert [row["answer"] for row in read.texts()] == [row["answer"] for row in rows]
+
+
+def test_what_datasets_makes_of_a_bad_file_is_told_once_and_with_its_cause(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"question": "a", "question": "b"}\n')
+    with pytest.raises(TaskError, match="specified twice"):
+        read_rows(str(tmp_path / "mine.jsonl"), "train")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_download_from_the_hub_is_read_as_it_lies_there(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"question": ["a?"] * 20, "answer": ["b"] * 20})
+    (tmp_path / "data").mkdir()
+    rows.to_parquet(tmp_path / "data" / "train-00000-of-00001-0123456789abcdef.parquet")
+    rows.select(range(3)).to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
+    assert splits_of(str(tmp_path)) == ["test", "train"]
+    assert len(read_rows(str(tmp_path), "train")) == 20
+
+
+def test_a_picture_of_sixteen_bits_is_not_white(tmp_path: Path) -> None:
+    rows = pictured(tmp_path, 20)
+    deep = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4096
+    for number, row in enumerate(rows):
+        Image.fromarray(deep + number).save(tmp_path / row["image"])
+    sample = DataTask("qa", write(tmp_path, rows), proxy=8).samples(Split.PROXY)[0]
+    picture = sample.picture()
+    assert picture is not None
+    assert (np.asarray(picture) == (deep >> 8)[:, :, None]).all()
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(drawn: Path) -> None:
