@@ -21,19 +21,24 @@ class Answers:
     Args:
         path: Of the file, made if need be.
         about: What the answers depend on.
+        overwrite: Forget what the file has.
 
     Raises:
-        StudyError: The file has answers about something else, or cannot be written.
+        StudyError: The file has answers about something else, or is no file of answers, or
+            cannot be written.
     """
 
-    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, about: Mapping[str, Any], *, overwrite: bool = False) -> None:
         self.path = path
         self.known: dict[str, Answered] = {}
         try:
+            if overwrite and path.is_file():
+                self._forget()
             whole = self._read(about) if path.is_file() else 0
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as file:
-                file.truncate(whole)  # a line that a kill cut short
+                if whole < file.tell():
+                    file.truncate(whole)  # a line that a kill cut short
                 if not whole:
                     _write(file, [{"about": dict(about)}])
         except OSError as error:
@@ -48,21 +53,33 @@ class Answers:
             for number, line in enumerate(lines):
                 try:
                     document = json.loads(line.decode("utf-8"))
-                    if not number and document["about"] != about:
-                        raise self._foreign(document["about"], about)
-                    if number:
+                    # Two that began at the same time have both said what they are about.
+                    if number and "about" not in document:
                         self.known[document["id"]] = Answered(**document)
+                    elif document["about"] != about:
+                        raise self._foreign(document["about"], about)
                 except (ValueError, TypeError, KeyError) as error:
                     if not line.endswith(b"\n"):
                         break
-                    raise StudyError(
-                        f"{self.path}: line {number + 1} is no answer.",
-                        hint="Remove the file, or give another --out.",
-                    ) from error
+                    raise self._no_answer(number + 1) from error
                 if not line.endswith(b"\n"):
                     break
                 whole += len(line)
         return whole
+
+    def _forget(self) -> None:
+        """Remove the file, but none that is something else."""
+        with self.path.open("rb") as lines:
+            first = lines.readline()
+        if first.endswith(b"\n") and not first.startswith(b'{"about":'):
+            raise self._no_answer(1)
+        self.path.unlink()
+
+    def _no_answer(self, line: int) -> StudyError:
+        return StudyError(
+            f"{self.path}: line {line} is no answer.",
+            hint="Remove the file, or give another --out.",
+        )
 
     def _foreign(self, old: Any, new: Mapping[str, Any]) -> StudyError:
         changed = [key for key in new if not isinstance(old, dict) or old.get(key) != new[key]]

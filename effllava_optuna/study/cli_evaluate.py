@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from effllava_optuna.errors import SpecError
 from effllava_optuna.study import storage
@@ -108,8 +110,9 @@ def evaluate(
     if judge is not None:
         judging.check_task(spec, "--judge", judging.JUDGED)
         server = OpenAIJudge(judge, judge_url, judge_key or None, **_OFFICIAL[spec.task.name])
-    verb = f"evaluate --model {model} --split {exam['split']}"
-    with Screen(target.again, verb, aside=as_json) as screen:
+    with Screen(
+        target.again, " ".join(["evaluate", *again(click.get_current_context())]), aside=as_json
+    ) as screen:
         done = run(target, spec, model, Exam(**exam), place, screen.say, overwrite=overwrite)
         document = done.document | {"judged": None}
         if submit is not None:
@@ -128,6 +131,20 @@ def evaluate(
         click.echo(json.dumps(document, indent=2))
         return
     console().print(evaluation(document))
+
+
+def again(context: click.Context) -> list[str]:
+    """Give the options of a command as they must be given for it to go on."""
+    words = []
+    for option in context.command.params:
+        name = option.name or ""
+        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        if name in ("file", "url", "name", "overwrite"):  # which study; and not from the start
+            continue
+        value = context.params[name]
+        words += [option.opts[-1], *([] if value is True else [shlex.quote(str(value))])]
+    return words
 
 
 # What the official scripts ask of a judge; see `OpenAIJudge`.

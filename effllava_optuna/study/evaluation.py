@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,20 +68,18 @@ class Evaluated:
 
 
 def samples_for(task: Task, exam: Exam) -> tuple[Sample, ...]:
-    """Give what an exam asks.
+    """Give what an exam asks, if it has no limit.
 
     Raises:
         TaskError: The task has no rows beside those of its splits.
     """
     if exam.split != FULL:
-        samples = task.samples(Split(exam.split))
-    elif isinstance(task, DataTask):
-        samples = task.everything(Split.TEST)
-    else:
-        raise TaskError(
-            f"Task {task.name!r} has no split 'full'.", hint="Use proxy, validation or test."
-        )
-    return samples[: exam.limit]
+        return task.samples(Split(exam.split))
+    if isinstance(task, DataTask):
+        return task.everything(Split.TEST)
+    raise TaskError(
+        f"Task {task.name!r} has no split 'full'.", hint="Use proxy, validation or test."
+    )
 
 
 @contextmanager
@@ -151,24 +149,24 @@ def evaluate(
     What ``out`` has of the answers is not computed again.
 
     Raises:
+        SpecError: ``out`` is a directory.
         StudyError: ``out`` has answers of something else, or there is no such trial.
         TaskError: There is no such split.
         ModelError: There is no such checkpoint.
     """
-    if overwrite:
-        out.unlink(missing_ok=True)
-    elif out.is_dir():
-        raise SpecError(f"--out {out} is a directory.", hint="Name a file.")
+    _refuse_directory(out)
     with network_of(target, spec, model, say) as network:
-        samples = samples_for(network.task, exam)
+        whole = samples_for(network.task, exam)
         about = {
             "model": network.digest,
             "task": network.task.digest,
             "split": exam.split,
-            "rule": rule_of(samples, letters=exam.letters),
-            "new_tokens": max([s.rule.new_tokens for s in samples if s.rule] or [0]),
+            "system": sorted({sample.system for sample in whole}),
+            "rule": rule_of(whole, letters=exam.letters),
+            "new_tokens": max([s.rule.new_tokens for s in whole if s.rule] or [0]),
         }
-        answers = Answers(out, about)
+        samples = whole[: exam.limit]
+        answers = Answers(out, about, overwrite=overwrite)
         with network.loaded.lock:
             examine(
                 network.loaded,
@@ -183,6 +181,13 @@ def evaluate(
         document = _document(network.name, network.task.name, exam, samples, answers, seen)
     texts = {name: answer.text for name, answer in answers.known.items()}
     return Evaluated(document, samples, texts, network.name)
+
+
+def _refuse_directory(out: Path) -> None:
+    """Refuse before a model is loaded what can be told by then."""
+    with suppress(OSError):  # `Answers` says what else is wrong
+        if out.is_dir():
+            raise SpecError(f"--out {out} is a directory.", hint="Name a file.")
 
 
 def _document(

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from effllava_optuna.study.answers import Answers
+from effllava_optuna.study.cli_evaluate import again
+from effllava_optuna.study.cli_evaluate import evaluate as command
 from effllava_optuna.study.evaluation import Exam
 from effllava_optuna.tasks import Digits, Split
 from tests.study.conftest import Ran, cli
@@ -125,6 +127,67 @@ def test_answers_about_something_else_are_refused(study: Path, tmp_path: Path) -
     assert (failed.returncode, "line 1 is no answer" in failed.stderr) == (2, True)
 
 
+def test_answers_under_another_system_turn_are_refused(study: Path, tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    for system, code in (("", 0), ("say nothing", 2)):
+        data = study.parent / "mine.jsonl"
+        file.write_text(f'{SPEC.format(data=data)}system = "{system}"\n')
+        done = cli("evaluate", file, "--model", "dense", "--limit", "2", check=False)
+        assert done.returncode == code
+    assert "answers about something else: system changed" in done.stderr
+
+
+def test_a_limit_can_be_lifted_where_questions_are_of_two_kinds(
+    study: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in (study.parent / "mine.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["image"] = str(study.parent / row["image"])
+        row["choices"] = ["none", row["answer"]] if number % 3 else None
+    (tmp_path / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    file = tmp_path / "own.toml"
+    file.write_text(SPEC.format(data="mine.jsonl"))
+    assert evaluated(file, "--model", "dense", "--limit", "1")["all"]["samples"] == 1
+    found = evaluated(file, "--model", "dense")
+    assert found["all"]["samples"] == 40
+    assert found["rule"] == "accuracy (llava parsing); exact match (evalai normalisation)"
+
+
+def test_answers_of_two_that_began_at_once_can_be_read(tmp_path: Path) -> None:
+    from effllava_optuna.objectives import Answered
+
+    out, about = tmp_path / "a.jsonl", {"split": "test"}
+    one = Answers(out, about)
+    header = out.read_bytes()
+    one.keep([Answered("1", "text", 1.0)])
+    out.write_bytes(out.read_bytes() + header)
+    one.keep([Answered("2", "text", 0.0)])
+    assert set(Answers(out, about).known) == {"1", "2"}
+
+
+def test_overwriting_forgets_answers_once_there_is_a_model_and_nothing_else(
+    study: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    evaluated(study, "--model", "dense", "--out", out, "--limit", "2")
+    kept = out.read_bytes()
+    words = ("--out", out, "--overwrite", "--limit", "2")
+    assert cli("evaluate", study, "--model", "./nowhere", *words, check=False).returncode == 2
+    assert out.read_bytes() == kept
+    mine = (study.parent / "mine.jsonl").read_bytes()
+    out.write_bytes(mine)
+    failed = cli("evaluate", study, "--model", "dense", *words, check=False)
+    assert (failed.returncode, "line 1 is no answer" in failed.stderr) == (2, True)
+    assert out.read_bytes() == mine
+
+
+def test_an_interrupted_evaluation_says_how_to_go_on(study: Path, tmp_path: Path) -> None:
+    words = ["--out", f"{tmp_path}/a b", "--letters", "--limit", "3", "--overwrite"]
+    context = command.make_context("evaluate", [str(study), "--model", "17", *words])
+    options = ["--model", "17", "--letters", "--limit", "3"]
+    assert again(context) == [*options, "--out", f"'{tmp_path}/a b'"]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -132,6 +195,7 @@ def test_answers_about_something_else_are_refused(study: Path, tmp_path: Path) -
         (("--model", "./nowhere"), "There is no directory './nowhere'"),
         (("--model", "7"), "there is no such database"),
         (("--model", "dense", "--out", "."), "--out . is a directory"),
+        (("--model", "dense", "--out", ".", "--overwrite"), "--out . is a directory"),
     ],
 )
 def test_what_cannot_be_evaluated_is_told_in_one_line(
@@ -141,6 +205,16 @@ def test_what_cannot_be_evaluated_is_told_in_one_line(
     assert failed.returncode == 2
     assert told in failed.stderr
     assert failed.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("more", [(), ("--overwrite",)])
+@pytest.mark.parametrize("name", ["x" * 300, "own.toml/x"])
+def test_a_place_where_no_answer_can_be_is_told(
+    study: Path, name: str, more: tuple[str, ...]
+) -> None:
+    out = study.parent / name
+    failed = cli("evaluate", study, "--model", "dense", "--out", out, *more, check=False)
+    assert (failed.returncode, "answers cannot be kept" in failed.stderr) == (2, True)
 
 
 def test_digits_have_no_rows_beside_their_splits(smoke: Ran, tmp_path: Path) -> None:
