@@ -76,15 +76,13 @@ def check(file: Path, *, deep: bool) -> None:
     if deep:
         quiet_transformers()
         from effllava_optuna.study.grading import told_of
+        from effllava_optuna.study.vetting import vet
         from effllava_optuna.study.workbench import Workbench
         from effllava_optuna.tasks import Split
 
         with Screen(str(file), "check --deep") as screen, Workbench(spec) as bench:
             parts = {split: bench.task.samples(split) for split in Split}
-            everything = [sample for samples in parts.values() for sample in samples]
-            for number, sample in enumerate(everything):
-                screen.say("opening the pictures", number / len(everything))
-                sample.picture()
+            vet(bench, lambda share: screen.say("asking, and opening the pictures", share))
             sizes = ", ".join(f"{len(samples)} {split}" for split, samples in parts.items())
             metric = told_of(spec, bench.task)["metric"]
             screen.told(

@@ -88,8 +88,11 @@ class TaskTable(_Table):
     @model_validator(mode="after")
     def _has_rows(self) -> TaskTable:
         if self.name not in ROWS:
-            for key in ("data", "config", "columns", "harness", "instruction", "new_tokens"):
-                if getattr(self, key):
+            for key in (
+                "data", "config", "splits", "columns", "harness", "instruction", "system",
+                "new_tokens",
+            ):  # fmt: skip
+                if getattr(self, key) != type(self).model_fields[key].default:
                     raise ValueError(
                         f"task.{key} is given, but task {self.name!r} does not read rows; use "
                         f"one of {', '.join(ROWS)}"

@@ -135,10 +135,11 @@ class Sample:
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Halve the depth of 16-bit greys: `convert` would make all but the 255 darkest white."""
+    """Halve the depth of 16-bit greys: `convert` makes all above 255 white."""
     if not picture.mode.startswith("I;16"):
         return picture
-    return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    pixels = np.asarray(picture)
+    return picture if pixels.max() < 256 else Image.fromarray((pixels >> 8).astype(np.uint8))
 
 
 class Task(Protocol):

@@ -196,9 +196,11 @@ def _right(sample: Sample) -> str:
 def _prompts(processor: Any, samples: Sequence[Sample]) -> list[str]:
     token = getattr(processor, "image_token", None)
     for sample in samples:
-        if token and token in sample.question:
+        texts = (sample.question, sample.system, *sample.targets)
+        if token and any(token in text for text in texts):
+            what = "question" if token in sample.question else "system turn or answers"
             raise TaskError(
-                f"Sample {sample.id!r} has {token!r} in its question.",
+                f"Sample {sample.id!r} has {token!r} in its {what}.",
                 hint="Remove it: the chat template says where the picture goes.",
             )
     return [

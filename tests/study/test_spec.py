@@ -71,6 +71,12 @@ def test_a_fault_is_one_line_with_key_value_and_cure(
     assert fault(tmp_path, text).startswith(message)
 
 
+@pytest.mark.parametrize("key", ['system = "be short"', 'splits = { test = "val" }'])
+def test_what_is_about_rows_is_refused_of_a_task_without(tmp_path: Path, key: str) -> None:
+    told = fault(tmp_path, f"{GOOD}{key}")
+    assert told.startswith(f"task.{key.split()[0]} is given, but task 'digits' does not read rows")
+
+
 def test_a_missing_file_and_a_binary_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"none\.toml: there is no such file"):
         read_spec(tmp_path / "none.toml")

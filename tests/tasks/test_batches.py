@@ -180,6 +180,13 @@ def test_a_question_that_names_the_image_token_is_refused(processor: Any) -> Non
         encode(processor, [sample])
 
 
+@pytest.mark.parametrize("where", [{"system": "see <image>"}, {"targets": ("<image>", "no")}])
+def test_so_is_one_whose_system_turn_or_answers_do(processor: Any, where: dict[str, Any]) -> None:
+    sample = replace(SAMPLES[0], answer=0, **where)
+    with pytest.raises(TaskError, match="has '<image>' in its system turn or answers"):
+        encode(processor, [sample])
+
+
 def test_moving_a_batch_keeps_all_but_the_device(batch: Batch) -> None:
     moved = batch.to("meta")
     assert {tensor.device.type for tensor in moved.inputs.values()} == {"meta"}

@@ -177,6 +177,18 @@ def test_closed_questions_may_name_the_right_choice_in_three_ways(tmp_path: Path
     assert {sample.answer for sample in again.samples(Split.TEST)} == {1}
 
 
+@pytest.mark.parametrize(
+    ("choices", "answer", "told"),
+    [(["B", "A"], "A", "'A' may be A or B"), (["x", "y", "x"], "x", "'x' may be A or C")],
+)
+def test_a_choice_that_is_named_in_two_ways_is_refused(
+    tmp_path: Path, choices: list[str], answer: str, told: str
+) -> None:
+    rows = [row | {"choices": choices, "answer": answer} for row in pictured(tmp_path, 12)]
+    with pytest.raises(TaskError, match=f"row 0: answer {told}"):
+        DataTask("qa", write(tmp_path, rows), proxy=8).samples(Split.PROXY)
+
+
 def test_columns_may_have_other_names(tmp_path: Path) -> None:
     rows = [
         {"photo": row["image"], "ask": row["question"], "say": ["yes", "yeah"], "kind": "x"}

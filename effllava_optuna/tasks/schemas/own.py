@@ -79,10 +79,12 @@ def _index(answer: Any, choices: tuple[str, ...]) -> int:
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
         return answer
     if isinstance(answer, str):
-        if answer.strip() in choices:
-            return choices.index(answer.strip())
-        if answer.strip() in LETTERS[: len(choices)] and answer.strip():
-            return LETTERS.index(answer.strip())
+        said = answer.strip()
+        named = [i for i, text in enumerate(choices) if said in (text, LETTERS[i])]
+        if len(named) > 1:
+            raise ValueError(f"answer {answer!r} may be {' or '.join(LETTERS[i] for i in named)}")
+        if named:
+            return named[0]
     raise ValueError(f"answer {answer!r} is outside its {len(choices)} choices")
 
 
