@@ -7,7 +7,6 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-
 from effllava_optuna.errors import TaskError
 
 if TYPE_CHECKING:
