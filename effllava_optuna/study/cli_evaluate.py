@@ -107,6 +107,12 @@ def evaluate(
     server = None
     if submit is not None:
         judging.check_task(spec, "--submit", judging.SUBMITTED)
+        if exam["letters"]:
+            raise SpecError(
+                "--submit and --letters are both given, but where options are compared nothing "
+                "is written.",
+                hint="Leave out --letters.",
+            )
     if judge is not None:
         judging.check_task(spec, "--judge", judging.JUDGED)
         server = OpenAIJudge(judge, judge_url, judge_key or None, **_OFFICIAL[spec.task.name])

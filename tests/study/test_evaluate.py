@@ -13,7 +13,7 @@ from effllava_optuna.study.cli_evaluate import again
 from effllava_optuna.study.cli_evaluate import evaluate as command
 from effllava_optuna.study.evaluation import Exam
 from effllava_optuna.tasks import Digits, Split
-from tests.study.conftest import Ran, cli
+from tests.study.conftest import ROOT, Ran, cli
 
 SPEC = """
 [model]
@@ -215,6 +215,14 @@ def test_a_place_where_no_answer_can_be_is_told(
     out = study.parent / name
     failed = cli("evaluate", study, "--model", "dense", "--out", out, *more, check=False)
     assert (failed.returncode, "answers cannot be kept" in failed.stderr) == (2, True)
+
+
+def test_compared_options_are_no_answers_to_submit(tmp_path: Path) -> None:
+    file, out = ROOT / "studies" / "llava-1.5-13b-scienceqa.toml", tmp_path / "answers.json"
+    words = ("--model", "dense", "--letters", "--submit", out)
+    failed = cli("evaluate", file, *words, check=False)
+    assert (failed.returncode, "--letters are both given" in failed.stderr) == (2, True)
+    assert not out.exists()
 
 
 def test_digits_have_no_rows_beside_their_splits(smoke: Ran, tmp_path: Path) -> None:
