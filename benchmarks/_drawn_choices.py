@@ -87,19 +87,20 @@ def _problem(
     lesson: Lesson,
     question: str,
     right: str,
-    others: Sequence[str],
-    rng: np.random.Generator,
+    pool: Sequence[str],
+    size: int,
     *,
     solution: str,
     hint: str = "",
 ) -> Problem:
-    """Put the right choice anywhere among one to four of the ``others``."""
-    wrong = [other for other in dict.fromkeys(others) if other != right]
-    count = int(rng.integers(1, min(4, len(wrong)) + 1))
-    choices = [wrong[i] for i in rng.choice(len(wrong), count, replace=False)]
-    answer = int(rng.integers(count + 1))
-    choices.insert(answer, right)
-    return Problem(lesson, question, tuple(choices), answer, solution, hint)
+    """Offer ``size`` neighbours in ``pool``, the right one among them, in their order.
+
+    A right answer of a kind of question always has the same letter: a model this small learns
+    that, but not, in minutes, to look up which of some shuffled choices is the one it means.
+    """
+    start = min(pool.index(right) // size * size, len(pool) - size)
+    choices = tuple(pool[start : start + size])
+    return Problem(lesson, question, choices, choices.index(right), solution, hint)
 
 
 def _numbers(until: int) -> list[str]:
@@ -115,7 +116,7 @@ def _read(digits: NDArray[np.int64], rng: np.random.Generator) -> Problem:
     where = int(rng.integers(4))
     return _problem(
         READING, f"Which digit does the picture show at the {CORNERS[where]}?",
-        str(digits[where]), _numbers(9), rng, hint=_useless(rng),
+        str(digits[where]), _numbers(9), 5, hint=_useless(rng),
         solution=f"The digit at the {CORNERS[where]} is {digits[where]}.",
     )  # fmt: skip
 
@@ -124,7 +125,7 @@ def _name(digits: NDArray[np.int64], rng: np.random.Generator) -> Problem:
     where = int(rng.integers(4))
     word = WORDS[digits[where]]
     return _problem(
-        WRITING, f"Which word names the digit at the {CORNERS[where]}?", word, WORDS, rng,
+        WRITING, f"Which word names the digit at the {CORNERS[where]}?", word, WORDS, 2,
         hint=_useless(rng), solution=f"The digit at the {CORNERS[where]} is {word}.",
     )  # fmt: skip
 
@@ -133,7 +134,7 @@ def _sum(digits: NDArray[np.int64], rng: np.random.Generator) -> Problem:
     line = list(LINES)[rng.integers(4)]
     one, two = (int(digits[place]) for place in LINES[line])
     return _problem(
-        ADDING, f"What is the sum of the {line}?", str(one + two), _numbers(18), rng,
+        ADDING, f"What is the sum of the {line}?", str(one + two), _numbers(18), 3,
         hint=_useless(rng), solution=f"{one} plus {two} is {one + two}.",
     )  # fmt: skip
 
@@ -142,7 +143,7 @@ def _count(digits: NDArray[np.int64], rng: np.random.Generator) -> Problem:
     word, remainder = (("even", 0), ("odd", 1))[rng.integers(2)]
     count = int((digits % 2 == remainder).sum())
     return _problem(
-        COUNTING, f"How many digits of the picture are {word}?", str(count), _numbers(4), rng,
+        COUNTING, f"How many digits of the picture are {word}?", str(count), _numbers(4), 5,
         hint=_useless(rng), solution=f"The number of {word} digits is {count}.",
     )  # fmt: skip
 
@@ -154,7 +155,7 @@ def _where(digits: NDArray[np.int64], rng: np.random.Generator) -> Problem | Non
         return None
     corner = CORNERS[places[0]]
     return _problem(
-        MAPS, f"Where on the map is the {word} digit?", corner, CORNERS, rng,
+        MAPS, f"Where on the map is the {word} digit?", corner, CORNERS, 4,
         hint=_useless(rng), solution=f"The {word} digit is {extreme}, at the {corner}.",
     )  # fmt: skip
 
@@ -162,7 +163,7 @@ def _where(digits: NDArray[np.int64], rng: np.random.Generator) -> Problem | Non
 def _house(digits: NDArray[np.int64], rng: np.random.Generator) -> Problem:
     where, name = int(rng.integers(4)), NAMES[rng.integers(len(NAMES))]
     return _problem(
-        MAPS, f"What is the number of {name}'s house?", str(digits[where]), _numbers(9), rng,
+        MAPS, f"What is the number of {name}'s house?", str(digits[where]), _numbers(9), 5,
         hint=f"The picture is a map of four houses. {name} lives at the {CORNERS[where]}.",
         solution=f"The house at the {CORNERS[where]} has the number {digits[where]}.",
     )  # fmt: skip
@@ -170,7 +171,7 @@ def _house(digits: NDArray[np.int64], rng: np.random.Generator) -> Problem:
 
 def _compare(rng: np.random.Generator) -> Problem:
     word, pick = (("largest", max), ("smallest", min))[rng.integers(2)]
-    numbers = [int(n) for n in rng.choice(31, int(rng.integers(2, 6)), replace=False)]
+    numbers = [int(n) for n in rng.choice(19, 2, replace=False)]
     right = pick(numbers)
     return Problem(
         COMPARING, f"Which number is the {word}?", tuple(map(str, numbers)),
@@ -181,7 +182,7 @@ def _compare(rng: np.random.Generator) -> Problem:
 def _add(rng: np.random.Generator) -> Problem:
     one, two = (int(n) for n in rng.integers(10, size=2))
     return _problem(
-        ADDING, f"What is {one} plus {two}?", str(one + two), _numbers(18), rng,
+        ADDING, f"What is {one} plus {two}?", str(one + two), _numbers(18), 4,
         solution=f"{one} plus {two} is {one + two}.",
     )  # fmt: skip
 
@@ -189,7 +190,7 @@ def _add(rng: np.random.Generator) -> Problem:
 def _spell(rng: np.random.Generator) -> Problem:
     number = int(rng.integers(10))
     return _problem(
-        WRITING, f"Which word names the number {number}?", WORDS[number], WORDS, rng,
+        WRITING, f"Which word names the number {number}?", WORDS[number], WORDS, 5,
         solution=f"The word for {number} is {WORDS[number]}.",
     )  # fmt: skip
 
@@ -197,9 +198,8 @@ def _spell(rng: np.random.Generator) -> Problem:
 def _owners(rng: np.random.Generator) -> tuple[str, list[str], list[int], str]:
     """Draw who has how many of what: the thing, the names, the numbers, the text."""
     thing = _THINGS[rng.integers(len(_THINGS))]
-    count = int(rng.integers(2, 4))
-    names = [NAMES[i] for i in rng.choice(len(NAMES), count, replace=False)]
-    numbers = [int(n) for n in rng.choice(31, count, replace=False)]
+    names = [NAMES[i] for i in rng.choice(len(NAMES), 2, replace=False)]
+    numbers = [int(n) for n in rng.choice(19, 2, replace=False)]
     told = (f"{name} has {n} {thing}." for name, n in zip(names, numbers, strict=True))
     return thing, names, numbers, " ".join(told)
 
@@ -208,20 +208,18 @@ def _most(rng: np.random.Generator) -> Problem:
     thing, names, numbers, hint = _owners(rng)
     word, pick = (("most", max), ("fewest", min))[rng.integers(2)]
     owner = numbers.index(pick(numbers))
-    order = [int(i) for i in rng.permutation(len(names))]
     return Problem(
-        TRADE, f"Who has the {word} {thing}?", tuple(names[i] for i in order),
-        order.index(owner), f"{names[owner]} has {numbers[owner]} {thing}.", hint,
+        TRADE, f"Who has the {word} {thing}?", tuple(names), owner,
+        f"{names[owner]} has {numbers[owner]} {thing}.", hint,
     )  # fmt: skip
 
 
 def _has(rng: np.random.Generator) -> Problem:
     thing, names, numbers, hint = _owners(rng)
-    owner = int(rng.integers(len(names)))
-    others = [*map(str, numbers), *(str(n) for n in rng.integers(31, size=2))]
-    return _problem(
-        TRADE, f"How many {thing} does {names[owner]} have?", str(numbers[owner]), others, rng,
-        hint=hint, solution=f"{names[owner]} has {numbers[owner]} {thing}.",
+    owner = int(rng.integers(2))
+    return Problem(
+        TRADE, f"How many {thing} does {names[owner]} have?", tuple(map(str, numbers)), owner,
+        f"{names[owner]} has {numbers[owner]} {thing}.", hint,
     )  # fmt: skip
 
 

@@ -16,30 +16,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from _small_vlm import (
+    SPECIAL,
+    build_model,
+    collate,
+    descend,
+    four_tiles,
+    message,
+    processor_around,
+    prompt_text,
+)
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch.nn import functional
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-    set_seed,
-)
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, set_seed
 
 from effllava_optuna.policy import bootstrap_interval
 from effllava_optuna.tasks import Batch, Digits, Scores, Split, encode, score
-from effllava_optuna.tasks.digits import CORNERS, LINES, TARGETS, ask, draw, enlarge, scans
+from effllava_optuna.tasks.digits import CORNERS, LINES, TARGETS, ask, draw, scans
 
 _BATCH = 128
 WORDS = [
-    "<pad>",
-    "<unk>",
-    "<s>",
-    "</s>",
-    "<image>",
+    *SPECIAL,
     "user",
     "assistant",
     ":",
@@ -60,15 +57,6 @@ WORDS = [
     "largest",
     "smallest",
 ]
-TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] + ': ' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}"
-    "{{ '</s>\n' if message['role'] == 'assistant' else '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
-)
 CARD = """---
 license: mit
 pipeline_tag: image-text-to-text
@@ -104,64 +92,7 @@ def build_processor() -> LlavaProcessor:
     )
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(
-            size={"height": 32, "width": 32},
-            do_center_crop=False,
-            image_mean=[0.5] * 3,
-            image_std=[0.5] * 3,
-        ),
-        tokenizer=PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer,
-            pad_token="<pad>",
-            unk_token="<unk>",
-            bos_token="<s>",
-            eos_token="</s>",
-            extra_special_tokens={"image_token": "<image>"},
-            padding_side="left",
-            model_max_length=128,
-        ),
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=TEMPLATE,
-        image_token="<image>",
-    )
-
-
-def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
-    """Build the model, with random weights."""
-    tokenizer = processor.tokenizer
-    vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=32,
-        patch_size=8,
-        projection_dim=64,
-    )
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=128,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=16,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-    )
-    return LlavaForConditionalGeneration(config)
+    return processor_around(tokenizer, longest=128)
 
 
 class Course:
@@ -182,10 +113,7 @@ class Course:
     def tokens(self, question: str) -> list[int]:
         """Give the tokens of the whole prompt; there are few different questions."""
         if question not in self.encoded:
-            content = [{"type": "image"}, {"type": "text", "text": question}]
-            text = self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True
-            ).replace("<image>", "<image>" * 16)
+            text = prompt_text(self.processor, [message(question, pictured=True)])
             self.encoded[question] = self.processor.tokenizer.encode(
                 text, add_special_tokens=False
             )
@@ -196,25 +124,12 @@ class Course:
         tokenizer = self.processor.tokenizer
         pictures, rows = [], []
         for _ in range(size):
-            chosen = self.rng.integers(len(self.pool.labels), size=4)
-            tiles = enlarge(self.pool.pixels[chosen])
-            shifts = self.rng.integers(-1, 2, size=(4, 2))
-            tiles = np.stack(
-                [np.roll(tile, tuple(s), (0, 1)) for tile, s in zip(tiles, shifts, strict=True)]
-            )
-            question, answer = ask(self.pool.labels[chosen], self.rng, self.shares)
+            digits, tiles = four_tiles(self.pool, self.rng)
+            question, answer = ask(digits, self.rng, self.shares)
             pictures.append(draw(tiles))
             rows.append([*self.tokens(question), tokenizer.convert_tokens_to_ids(TARGETS[answer])])
-        longest = max(map(len, rows))
-        ids = torch.full((size, longest), tokenizer.pad_token_id)
-        for row, line in zip(ids, rows, strict=True):
-            row[longest - len(line) :] = torch.tensor(line)
-        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": (ids != tokenizer.pad_token_id).long(),
-            "pixel_values": (pixels - 0.5) / 0.5,
-        }
+        inputs = collate(rows, pictures, tokenizer.pad_token_id)
+        ids = inputs["input_ids"]
         last = torch.stack([ids[:, -1], torch.full((size,), tokenizer.eos_token_id)], dim=1)
         return inputs, last
 
@@ -254,30 +169,22 @@ def train(model: Any, processor: LlavaProcessor, stage: Stage, seed: tuple[int, 
     """Train with AdamW on a one-cycle schedule; deterministic for a seed and a machine."""
     course = Course(processor, np.random.default_rng(seed), stage.shares)
     watched = encode(processor, Digits(seed=0).samples(Split.VALIDATION))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, stage.learning_rate, total_steps=stage.steps
-    )
     started = time.monotonic()
-    model.train()
-    for step in range(1, stage.steps + 1):
+    seen = torch.zeros(())
+
+    def loss() -> torch.Tensor:
+        nonlocal seen
         inputs, last = course.batch(_BATCH)
         logits = model(**inputs, logits_to_keep=2).logits
-        answer = functional.cross_entropy(logits[:, 0], last[:, 0])
-        end = functional.cross_entropy(logits[:, 1], last[:, 1])
-        optimizer.zero_grad()
-        torch.autograd.backward(answer + 0.1 * end)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0:
-            right = evaluate(model, watched).hit.mean()
-            seconds = time.monotonic() - started
-            print(
-                f"{step:5d}  loss {answer:.3f}  validation {right:.3f}  {seconds:.0f} s",
-                flush=True,
-            )
-    model.eval()
+        seen = functional.cross_entropy(logits[:, 0], last[:, 0])
+        return seen + 0.1 * functional.cross_entropy(logits[:, 1], last[:, 1])
+
+    def watch(step: int) -> None:
+        right = evaluate(model, watched).hit.mean()
+        seconds = time.monotonic() - started
+        print(f"{step:5d}  loss {seen:.3f}  validation {right:.3f}  {seconds:.0f} s", flush=True)
+
+    descend(model, loss, watch, steps=stage.steps, learning_rate=stage.learning_rate)
 
 
 def main() -> None:

@@ -70,8 +70,9 @@ def evaluation(document: Mapping[str, Any]) -> RenderableType:
         notes.append(f"Answering {said!r} always would score {share:.4f}.")
     if document["seen"]:
         notes.append(
-            f"{document['seen']:,} of these samples show a picture, or ask a question, that the "
-            "proxy of the study has: a model that was searched on it may do too well here."
+            f"{document['seen']:,} of these samples are about a picture that the proxy of the "
+            "study has, or ask its question without one: a model that was searched on it may do "
+            "too well here."
         )
     if document.get("judged"):
         notes += _judged(document["judged"])

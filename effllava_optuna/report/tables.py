@@ -89,8 +89,9 @@ def policies(document: Mapping[str, Any]) -> RenderableType:
         notes.append("The search is not over: nothing was measured on validation or test yet.")
     else:
         notes.append(
-            "proxy: cross-fitted, on the samples of the search; [..]: 95 % intervals; the choice "
-            "was made by validation, before test was opened."
+            "proxy: cross-fitted, on the samples of the search; gap: proxy minus test; ms: by the "
+            "latency table; [..]: 95 % intervals; the choice was made by validation, before test "
+            "was opened."
         )
     return Group(table, Text("\n" + "\n".join(notes)))
 

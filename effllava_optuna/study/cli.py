@@ -78,7 +78,7 @@ def check(file: Path, *, deep: bool) -> None:
         from effllava_optuna.study.grading import told_of
         from effllava_optuna.study.vetting import vet
         from effllava_optuna.study.workbench import Workbench
-        from effllava_optuna.tasks import Split
+        from effllava_optuna.tasks import DataTask, Split
 
         with Screen(str(file), "check --deep") as screen, Workbench(spec) as bench:
             parts = {split: bench.task.samples(split) for split in Split}
@@ -90,6 +90,12 @@ def check(file: Path, *, deep: bool) -> None:
                 f"{bench.loaded.device}; task {bench.task.name!r}: {sizes}",
                 f"graded by {metric['report']}; in the search by {metric['search']}",
             )
+            if isinstance(bench.task, DataTask):
+                out, rows = bench.task.left_out
+                screen.told(
+                    f"{out:,} of {rows:,} rows are in no split: sizes are reached, or their "
+                    "picture is in another split"
+                )
 
 
 @main.command()

@@ -167,6 +167,8 @@ def evaluate(
         }
         samples = whole[: exam.limit]
         answers = Answers(out, about, overwrite=overwrite)
+        known = sum(sample.id in answers.known for sample in samples)
+        say(f"answering, {known:,} of {len(samples):,} answers are there", 0.0)
         with network.loaded.lock:
             examine(
                 network.loaded,
@@ -175,7 +177,8 @@ def evaluate(
                 letters=exam.letters,
                 batch_size=exam.batch_size,
                 done=answers.known,
-                progress=lambda share: say("answering", share),
+                # A line every tenth where there is no bar.
+                progress=lambda share: say(f"answering, {int(10 * share) * 10} %", share),
             )
         seen = {sample.unit for sample in network.task.samples(Split.PROXY)}
         document = _document(network.name, network.task.name, exam, samples, answers, seen)

@@ -56,6 +56,7 @@ def begun(
         storage.refuse_existing(storage.open_storage(url), spec.study.name)
     say("loading the model", 0.0)
     with Workbench(spec, device=device) as bench:
+        _ = bench.crossed  # samples that cannot be asked are refused before there is a study
         study = storage.create_study(storage.open_storage(url, create=True), spec)
         with _ready(study, url, bench, say) as epochs:
             yield epochs

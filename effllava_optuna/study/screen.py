@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from effllava_optuna.study.recovery import Report
 
 _INTERRUPTED = 130
+_DOUBTFUL = 0.2  # error of a latency table
 
 
 def console(*, aside: bool = False) -> Console:
@@ -130,6 +131,11 @@ def calibration(epochs: Epochs) -> str:
         f"latency table: off by {latency.error:.1%} on random policies; refit tables: "
         f"{dense.memory_mb:.1f} MB",
     ]
+    if latency.error > _DOUBTFUL:
+        lines.append(
+            "warning: predicted latencies are that far off because the machine was busy, or the "
+            "workload is too short: use a quiet machine, or more latency.repeats"
+        )
     if bundle.effective_tokens:
         tokens = sorted(bundle.effective_tokens.values())
         lines.append(f"token weights: {tokens[0]:.0f} to {tokens[-1]:.0f} effective tokens a site")

@@ -83,6 +83,15 @@ class DataTask:
         """Give the samples of ``split``, always the same ones in the same order."""
         return self._drawn[split]
 
+    @property
+    def left_out(self) -> tuple[int, int]:
+        """Count the rows that are in no split, and all rows of the splits' sources.
+
+        A row is left out where the sizes are reached, or its picture is in another split.
+        """
+        rows = sum(len(self._rows[name]) for name in dict.fromkeys(self._sources.values()))
+        return rows - sum(len(self.samples(split)) for split in Split), rows
+
     def everything(self, split: Split) -> tuple[Sample, ...]:
         """Give all rows of the split of the data that ``split`` is drawn from.
 
@@ -170,7 +179,7 @@ class DataTask:
             more = f"; {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
             raise TaskError(
                 f"{rows.place}: {'; '.join(faults[:_NAMED])}{more}.",
-                hint="Mend these rows, or leave them out.",
+                hint="Mend these rows (the first one is row 0), or leave them out.",
             )
         yield from found
 

@@ -83,7 +83,7 @@ def test_a_split_is_the_study_s_own_and_full_is_all_of_the_data(study: Path) -> 
     assert whole["all"]["samples"] == 160
     assert whole["seen"] >= 16
     table = " ".join(cli("evaluate", study, "--model", "dense", "--split", "full").stdout.split())
-    assert f"{whole['seen']} of these samples show a picture" in table
+    assert f"{whole['seen']} of these samples are about a picture" in table
 
 
 def test_answers_that_are_there_are_not_asked_again(study: Path, tmp_path: Path) -> None:

@@ -154,8 +154,11 @@ def pictured(where: Path, count: int) -> list[dict[str, Any]]:
 
 
 def test_a_few_rows_in_a_file_are_enough(tmp_path: Path) -> None:
-    task = checked(DataTask("qa", write(tmp_path, pictured(tmp_path, 40)), proxy=24))
+    task = DataTask("qa", write(tmp_path, pictured(tmp_path, 40)), proxy=24)
+    checked(task)
     assert [len(task.samples(split)) for split in Split] == [24, 3, 13]
+    assert task.left_out == (0, 40)
+    assert DataTask("qa", task.data, proxy=8, validation=6, test=6).left_out == (20, 40)
     sample = task.samples(Split.PROXY)[0]
     assert (sample.open, sample.question[:2], grade(sample, "Yes.")) == (True, "q ", 1.0)
 
@@ -228,7 +231,7 @@ def test_a_bad_row_is_named(tmp_path: Path, change: dict[str, Any], told: str) -
     rows[3] |= change
     with pytest.raises(TaskError, match=rf"mine\.jsonl, split 'train': {told}") as caught:
         DataTask("qa", write(tmp_path, rows), proxy=8).samples(Split.PROXY)
-    assert caught.value.hint == "Mend these rows, or leave them out."
+    assert caught.value.hint == "Mend these rows (the first one is row 0), or leave them out."
     assert "\n" not in str(caught.value)
 
 
