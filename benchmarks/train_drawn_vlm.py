@@ -23,7 +23,7 @@ from _small_vlm import build_model, descend
 from draw_tasks import draw
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor, set_seed
 
-from effllava_optuna.objectives import LETTERS, Answered, examine
+from effllava_optuna.objectives import LIKELIEST, Answered, examine
 from effllava_optuna.policy import bootstrap_interval
 from effllava_optuna.surgery import Loaded
 from effllava_optuna.tasks import DataTask, Digits, Options, Split
@@ -187,7 +187,7 @@ def _line(loaded: Loaded, name: str, samples: Sequence[Sample]) -> str:
     told = {answer.id: answer.score or 0.0 for answer in answers}
     scores = [told[sample.id] for sample in samples]
     low, high = bootstrap_interval(scores, [sample.unit for sample in samples])
-    rule = LETTERS if samples[0].rule is None else samples[0].rule.name
+    rule = LIKELIEST if samples[0].rule is None else samples[0].rule.name
     return (
         f"| {name} | {len(scores):,} | {rule} | **{np.mean(scores):.4f}** "
         f"| {low:.3f} to {high:.3f} |"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -124,13 +124,13 @@ def train_projector(
         progress: Is told the share that is done.
     """
     started = time.monotonic()
+    pictured = [lesson for lesson in lessons if lesson.seen.pictured]
+    if len({lesson.part for lesson in pictured}) < 2:
+        training = replace(training, steps=0)
+    else:
+        lessons = pictured
     school = _School(loaded, basis, elites, training)
-    lessons = [lesson for lesson in lessons if lesson.seen.pictured]
     parts = sorted({lesson.part for lesson in lessons})
-    if len(parts) < 2:
-        nothing = Look(0, 0.0, 0.0)
-        states = [projector_state(loaded) for _ in range(basis.folds + 1)]
-        return Update(tuple(states), 0, (nothing,), nothing, nothing, 0.0)
     runs = len(parts) + basis.folds + 1
     done = 0
 
@@ -149,7 +149,7 @@ def train_projector(
         tick()
     held_out = _mean(curves)
     steps = min(held_out, key=lambda look: (look.loss, look.steps)).steps
-    states = []
+    states: list[State] = []
     with school.enrolled() as dense:
         before = school.look(WHOLE, lessons, 0)
         for fit in range(basis.folds + 1):

@@ -10,7 +10,7 @@ from effllava_optuna.objectives.accuracy import (
     scored,
     units_of,
 )
-from effllava_optuna.objectives.examine import LETTERS, Answered, compared, examine
+from effllava_optuna.objectives.examine import LIKELIEST, Answered, compared, examine
 from effllava_optuna.objectives.latency import (
     LatencyTable,
     Stopwatch,
@@ -23,7 +23,7 @@ from effllava_optuna.objectives.size import flops, parameters
 
 __all__ = [
     "FORMS",
-    "LETTERS",
+    "LIKELIEST",
     "Answered",
     "Asked",
     "LatencyTable",

@@ -108,8 +108,7 @@ def scored(network: Loaded, asked: Asked) -> Scores:
     batch, seen = asked.batch.to(network.device), asked.seen.to(network.device)
     if batch.answers is not None:
         return score(answer(network, seen), batch)
-    most = max(0 if sample.rule is None else sample.rule.new_tokens for sample in batch.samples)
-    return graded(write(network, seen, max(1, most)), batch.samples)
+    return graded(write(network, seen, batch.new_tokens), batch.samples)
 
 
 def samples_of(asked: Sequence[Asked]) -> list[Sample]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery import Loaded
     from effllava_optuna.tasks import Sample
 
-LETTERS = "likeliest option"  # the name of the rule that compares options in one forward pass
+LIKELIEST = "likeliest option"  # the name of the rule that compares options in one forward pass
 _MOST = 64  # samples a batch
 _SHARE = 0.4  # of the free memory that a batch may take, by estimate
 
@@ -113,8 +113,8 @@ def _answer(loaded: Loaded, samples: Sequence[Sample], *, written: bool) -> list
                 for name, hit in zip(batch.ids, scores.hit, strict=True)
             ]
             continue
-        most = max(1 if sample.rule is None else sample.rule.new_tokens for sample in samples)
-        for sample, text in zip(batch.samples, write(loaded, seen, most), strict=True):
+        texts = write(loaded, seen, batch.new_tokens)
+        for sample, text in zip(batch.samples, texts, strict=True):
             score = grade(sample, text) if sample.targets else None
             found.append(Answered(sample.id, text, score))
     return found
@@ -130,8 +130,7 @@ def fitting(loaded: Loaded, samples: Sequence[Sample]) -> int:
     config = loaded.model.config.get_text_config()
     hidden = int(config.hidden_size)
     wide = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-    new = 1 if longest.rule is None else longest.rule.new_tokens
-    tokens = batch.inputs["input_ids"].shape[1] + new
+    tokens = batch.inputs["input_ids"].shape[1] + batch.new_tokens
     a_token = 2 * int(config.num_hidden_layers) * hidden + 8 * hidden + 3 * wide
     a_sample = tokens * a_token * loaded.model.dtype.itemsize
     if loaded.device.type == "cuda":

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from effllava_optuna.errors import StudyError
-from effllava_optuna.objectives import LETTERS, ask
+from effllava_optuna.objectives import LIKELIEST, ask
 from effllava_optuna.policy import Policy
 from effllava_optuna.study import storage
 from effllava_optuna.study.calibrating import probe
@@ -128,8 +128,8 @@ def _card(epochs: Epochs, number: int, *, sequential: bool) -> Card:
     if not rows or sequential:
         return Card(data)
     told = epochs.study.user_attrs.get(storage.TASK)
-    rule = told["metric"]["report"] if told else LETTERS
-    what = "accuracy" if rule == LETTERS else rule
+    rule = told["metric"]["report"] if told else LIKELIEST
+    what = "accuracy" if rule == LIKELIEST else rule
     metrics = [
         Metric(f"{what}, {split}", rows[0][f"accuracy_{split}"], *_ends(rows[0], split))
         for split in ("validation", "test")

@@ -189,11 +189,11 @@ class Finish:
             if split == Split.TEST:
                 subsets = [sample.subsets for sample in samples_of(asked)]
                 accuracies["subsets_test"] = marks(scores.hit.tolist(), units, subsets)
-        answered = self._scores(candidate, bench.graded)
-        accuracies["accuracy_proxy"] = on_proxy = float(answered.hit.mean())
-        accuracies["accuracy_proxy_interval"] = bootstrap_interval(
-            answered.hit, units_of(bench.graded)
-        )
+        # What the search measured by is not always what the report grades by.
+        same = bench.graded is bench.crossed
+        hits = proxy.hits if same else self._scores(candidate, bench.graded).hit.tolist()
+        accuracies["accuracy_proxy"] = on_proxy = sum(hits) / len(hits)
+        accuracies["accuracy_proxy_interval"] = bootstrap_interval(hits, units_of(bench.graded))
         parameters, gflops = bench.sizes(candidate.policy)
         return entry(
             policy=candidate.policy,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from effllava_optuna.objectives import LETTERS, compared
-from effllava_optuna.tasks import Split, grade
+from effllava_optuna.objectives import LIKELIEST, compared
+from effllava_optuna.tasks import Split, digest_of, grade
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +25,8 @@ def rule_of(samples: Sequence[Sample], *, letters: bool) -> str:
         letters: Whether the options of closed ones are compared.
     """
     names = Counter(
-        LETTERS if compared(s, letters=letters) or s.rule is None else s.rule.name for s in samples
+        LIKELIEST if compared(s, letters=letters) or s.rule is None else s.rule.name
+        for s in samples
     )
     return "; ".join(name for name, _ in names.most_common())
 
@@ -45,13 +45,9 @@ def constant_of(samples: Sequence[Sample]) -> dict[str, Any] | None:
 def told_of(spec: StudySpec, task: Task) -> dict[str, Any]:
     """Tell what a study is measured on: the proxy by id and hash, and the names of the metrics."""
     proxy = task.samples(Split.PROXY)
-    content = hashlib.sha256()
-    for sample in proxy:
-        told = (sample.id, sample.unit, sample.question, sample.targets, sample.answer)
-        content.update(repr(told).encode())
     read = spec.task.measure == "likelihood" and any(sample.open for sample in proxy)
     written = rule_of(proxy, letters=True)
     return {
-        "proxy": {"ids": [sample.id for sample in proxy], "digest": content.hexdigest()[:16]},
+        "proxy": {"ids": [sample.id for sample in proxy], "digest": digest_of(proxy)},
         "metric": {"search": READ if read else written, "report": written},
     }

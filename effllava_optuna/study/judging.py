@@ -74,7 +74,7 @@ class Remembered:
             line = json.dumps({"key": key, "text": str(reply), "model": reply.model})
             try:
                 with self.path.open("a", encoding="utf-8") as file:
-                    file.write(f"{line}\n")
+                    file.write(f"\n{line}")  # behind a line that a kill cut short, too
             except OSError as error:
                 raise StudyError(
                     f"{self.path}: replies cannot be kept: {error}.", hint="Make room."

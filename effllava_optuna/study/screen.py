@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from effllava_optuna.policy import hypervolume_by_epoch
 from effllava_optuna.study.records import trials_of
+from effllava_optuna.study.storage import TASK
 
 if TYPE_CHECKING:
     from effllava_optuna.policy import TrialRecord
@@ -117,12 +118,10 @@ def _interrupted(error: BaseException | None) -> bool:
 
 def calibration(epochs: Epochs) -> str:
     """Say what the calibration found."""
-    from effllava_optuna.study.grading import told_of
-
     bundle = epochs.bench.bundle
     dense, latency = bundle.dense, bundle.latency
     anatomy = epochs.bench.anatomy
-    metric = told_of(epochs.spec, epochs.bench.task)["metric"]["search"]
+    metric = epochs.study.user_attrs[TASK]["metric"]["search"]
     lines = [
         f"dense model: {dense.parameters:,} parameters, proxy accuracy {dense.accuracy:.3f} "
         f"({metric}), "

@@ -151,7 +151,7 @@ def observe(
     with loaded.lock, torch.enable_grad(), watching(handles, caught):
         positions = _positions(probe)
         logits = loaded.model(**inputs, logits_to_keep=positions).logits[:, -positions:].float()
-        blind = not any(name.startswith("pixel_values") for name in inputs)
+        blind = "pixel_values" not in inputs
         handles = [
             handle for handle in handles if not blind or handle.site.id in caught or
             handle.site.tower == LANGUAGE

@@ -1,6 +1,14 @@
 """Samples, prompts, batches and scores."""
 
-from effllava_optuna.tasks._task import Rule, Sample, Split, Task, checked, proxy_only
+from effllava_optuna.tasks._task import (
+    Rule,
+    Sample,
+    Split,
+    Task,
+    checked,
+    digest_of,
+    proxy_only,
+)
 from effllava_optuna.tasks.batches import Batch, encode, prompts
 from effllava_optuna.tasks.chat import OpenAIJudge
 from effllava_optuna.tasks.data import DataTask
@@ -40,6 +48,7 @@ __all__ = [
     "answer_divergence",
     "answer_loss",
     "checked",
+    "digest_of",
     "encode",
     "grade",
     "graded",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from dataclasses import dataclass
 from enum import StrEnum
@@ -159,6 +160,15 @@ class Task(Protocol):
 
     def samples(self, split: Split) -> tuple[Sample, ...]:
         """Give the samples of ``split``, always the same ones in the same order."""
+
+
+def digest_of(samples: Sequence[Sample]) -> str:
+    """Identify samples by what is asked, about which unit, and what is right."""
+    content = hashlib.sha256()
+    for sample in samples:
+        told = (sample.id, sample.unit, sample.question, sample.targets, sample.answer)
+        content.update(repr(told).encode())
+    return content.hexdigest()[:16]
 
 
 def checked(task: Task) -> Task:

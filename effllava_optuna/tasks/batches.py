@@ -58,6 +58,11 @@ class Batch:
         return 1 if self.targets is not None or self.answers is None else self.answers.shape[1]
 
     @property
+    def new_tokens(self) -> int:
+        """Give the most tokens that are written, where the model writes."""
+        return max(_tokens(sample) for sample in self.samples)
+
+    @property
     def ids(self) -> tuple[str, ...]:
         """Give the id of each sample."""
         return tuple(sample.id for sample in self.samples)
@@ -154,6 +159,8 @@ def prompts(
 ) -> tuple[Batch, ...]:
     """Encode nothing but the questions, for a model that writes its answers.
 
+    A batch holds questions of one kind: about pictures or not, and with answers as long.
+
     Raises:
         TaskError: As `encode`.
     """
@@ -169,11 +176,11 @@ def _dealt(
     if not samples:
         raise TaskError("There are no samples to encode.", hint="Check the task's split sizes.")
 
-    def kind(sample: Sample) -> tuple[bool, bool]:
-        return sample.image is None, apart and sample.open
+    def kind(sample: Sample) -> tuple[bool, bool, int]:
+        return sample.image is None, apart and sample.open, 0 if apart else _tokens(sample)
 
     dealt = []
-    for (_, wide), members in groupby(sorted(samples, key=kind), key=kind):
+    for (_, wide, _), members in groupby(sorted(samples, key=kind), key=kind):
         mine = list(members)
         size = batch_size
         if wide:  # one row of logits for each token of an answer
@@ -182,6 +189,10 @@ def _dealt(
             size = min(size, max(1, _MOST // (longest * len(tokenizer))))
         dealt += [mine[start : start + size] for start in range(0, len(mine), size)]
     return dealt
+
+
+def _tokens(sample: Sample) -> int:
+    return 1 if sample.rule is None else sample.rule.new_tokens
 
 
 def _right(sample: Sample) -> str:

@@ -6,22 +6,31 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from effllava_optuna.errors import TaskError
-from effllava_optuna.tasks._task import Sample, Split
+from effllava_optuna.tasks._task import Sample, Split, digest_of
 from effllava_optuna.tasks.dealing import Candidate, deal
-from effllava_optuna.tasks.rows import Rows, read_rows, splits_of
+from effllava_optuna.tasks.rows import Picture, Rows, read_rows, splits_of
 from effllava_optuna.tasks.schemas import SCHEMAS, Options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable
 
     from effllava_optuna.tasks._task import Task
     from effllava_optuna.tasks.schemas import Entry, Schema
 
 _NAMED = 3  # faults in one message
 _ONLY = "train"  # what the only split of a file is called
+
+
+class _Read(NamedTuple):
+    """A row that was read: what it says, the unit it comes from, and its picture, not opened."""
+
+    entry: Entry
+    unit: str
+    picture: Picture | None
 
 
 @dataclass(frozen=True)
@@ -66,12 +75,7 @@ class DataTask:
     @cached_property
     def digest(self) -> str:
         """Identify the samples of all splits by content."""
-        content = hashlib.sha256()
-        for split in Split:
-            for sample in self.samples(split):
-                told = (sample.id, sample.unit, sample.question, sample.targets, sample.answer)
-                content.update(repr(told).encode())
-        return content.hexdigest()[:16]
+        return digest_of([sample for split in Split for sample in self.samples(split)])
 
     @cached_property
     def chance(self) -> float:
@@ -136,14 +140,14 @@ class DataTask:
         return {name: read_rows(self._data, name, self._config) for name in names}
 
     @cached_property
-    def _entries(self) -> dict[str, list[tuple[Entry, str]]]:
-        """Read all rows: what each says, and its unit."""
-        return {name: list(self._read(rows)) for name, rows in self._rows.items()}
+    def _entries(self) -> dict[str, list[_Read]]:
+        """Read all rows, and each picture once."""
+        return {name: self._read(rows) for name, rows in self._rows.items()}
 
     def _column(self, role: str) -> str:
         return self.columns.get(role, role)
 
-    def _read(self, rows: Rows) -> Iterator[tuple[Entry, str]]:
+    def _read(self, rows: Rows) -> list[_Read]:
         schema = self._schema
         asked = {role: self._column(role) for role in (*schema.required, *schema.optional)}
         for role in self.columns:
@@ -161,43 +165,38 @@ class DataTask:
                 )
         faults: list[str] = []
         seen: dict[str, int] = {}
-        found = []
-        for number, texts in enumerate(rows.texts()):
+        found: list[_Read] = []
+        pictures: Iterable[Picture | None] = repeat(None, len(rows))
+        if asked.get("image") in rows.columns:
+            pictures = rows.pictures(asked["image"])
+        for number, (texts, picture) in enumerate(zip(rows.texts(), pictures, strict=True)):
             row = {role: texts.get(column) for role, column in asked.items()}
             try:
-                picture = self._picture(rows, number)
-                unit = None if picture is None else f"picture-{picture.digest}"
-                entry = schema.read(row, pictured=picture is not None)
+                shown = None if picture is None else picture.encoded()
+                if shown is None and "image" in schema.required:
+                    raise ValueError(f"{asked['image']} is empty")
+                entry = schema.read(row, pictured=shown is not None)
                 if entry.id is not None and seen.setdefault(entry.id, number) != number:
                     raise ValueError(f"id {entry.id!r} is that of row {seen[entry.id]}, too")
             except (ValueError, OSError) as error:
                 faults.append(f"row {number}: {error}")
                 continue
-            told = hashlib.sha256(entry.question.encode()).hexdigest()[:16]
-            found.append((entry, unit or f"text-{told}"))
+            content = hashlib.sha256(entry.question.encode() if shown is None else shown)
+            unit = f"{'text' if shown is None else 'picture'}-{content.hexdigest()[:16]}"
+            found.append(_Read(entry, unit, None if shown is None else picture))
         if faults:
             more = f"; {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
             raise TaskError(
                 f"{rows.place}: {'; '.join(faults[:_NAMED])}{more}.",
                 hint="Mend these rows (the first one is row 0), or leave them out.",
             )
-        yield from found
-
-    def _picture(self, rows: Rows, number: int) -> Any:
-        column = self._column("image")
-        known = "image" in (*self._schema.required, *self._schema.optional)
-        if not known or column not in rows.columns:
-            return None
-        picture = rows.picture(number, column)
-        if picture is None and "image" in self._schema.required:
-            raise ValueError(f"{column} is empty")
-        return picture
+        return found
 
     @cached_property
     def _drawn(self) -> dict[Split, tuple[Sample, ...]]:
         pools = {
             name: [
-                Candidate(row, unit, entry.stratum) for row, (entry, unit) in enumerate(entries)
+                Candidate(row, read.unit, read.entry.stratum) for row, read in enumerate(entries)
             ]
             for name, entries in self._entries.items()
         }
@@ -214,12 +213,13 @@ class DataTask:
         return found
 
     def _sample(self, name: str, row: int, split: Split) -> Sample:
-        entry, unit = self._entries[name][row]
+        read = self._entries[name][row]
+        entry = read.entry
         return Sample(
             id=entry.id or f"{name}-{row:05d}",
-            unit=unit,
+            unit=read.unit,
             split=split,
-            image=self._picture(self._rows[name], row),
+            image=read.picture,
             question=entry.question,
             targets=entry.targets,
             answer=entry.answer,

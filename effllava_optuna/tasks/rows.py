@@ -6,7 +6,6 @@ second to import, so that only those pay for it who read rows.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -31,7 +30,7 @@ class Picture:
     """A picture in a row of a dataset, or in a file that the row names.
 
     Attributes:
-        rows: The dataset, its pictures not decoded.
+        rows: The column of the dataset that has the pictures, not decoded.
         row: Number of the row.
         column: Name of the column.
         beside: Directory that file names are relative to, or that has them in ``images``.
@@ -42,8 +41,8 @@ class Picture:
     column: str
     beside: Path
 
-    def encoded(self) -> bytes:
-        """Read the picture as its file holds it.
+    def encoded(self) -> bytes | None:
+        """Read the picture as its file holds it; None where the row has none.
 
         Raises:
             OSError: Its file cannot be read.
@@ -53,6 +52,8 @@ class Picture:
             if value.get("bytes") is not None:
                 return bytes(value["bytes"])
             value = value.get("path")
+        if value is None or value == "":
+            return None
         if isinstance(value, (bytes, bytearray)):
             return bytes(value)
         if not isinstance(value, str):
@@ -63,22 +64,13 @@ class Picture:
         shown = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."
         raise OSError(f"{self.column} {shown!r} is no file beside the rows or in images/")
 
-    @property
-    def digest(self) -> str:
-        """Identify the picture by its file's content.
-
-        Raises:
-            OSError: It cannot be read.
-        """
-        return hashlib.sha256(self.encoded()).hexdigest()[:16]
-
     def open(self) -> Image.Image:
         """Open the picture.
 
         Raises:
             OSError: It cannot be read, or is no picture.
         """
-        encoded = self.encoded()
+        encoded = self.encoded() or b""
         try:
             return Image.open(io.BytesIO(encoded))
         except UnidentifiedImageError as error:  # which tells where the bytes are in memory
@@ -114,13 +106,10 @@ class Rows:
         )
         yield from (dict(row) for row in bare) if bare.column_names else ({},) * len(self)
 
-    def picture(self, row: int, column: str) -> Picture | None:
-        """Give the picture of a row; None where it has none."""
-        found = Picture(self.table, row, column, self.beside)
-        value = self.table[row][column]
-        if isinstance(value, Mapping):
-            value = value.get("bytes") or value.get("path")
-        return None if value is None or value == "" else found
+    def pictures(self, column: str) -> Iterator[Picture]:
+        """Go through the pictures of a column; nothing is read yet."""
+        alone = self.table.select_columns([column])
+        return (Picture(alone, row, column, self.beside) for row in range(len(self)))
 
 
 def read_rows(data: str, split: str, config: str | None = None) -> Rows:

@@ -141,5 +141,7 @@ def test_samples_without_pictures_do_not_teach_the_projector(
     dense = projector_state(tiny)
     none = train_projector(tiny, basis, elites(tiny), blind, training)
     assert (none.steps, len(none.projectors)) == (0, 3)
+    assert 0 < none.before.loss == none.after.loss  # what the elites answer is told all the same
+    assert none.held_out[0].loss > 0
     for state in none.projectors:
         assert all(torch.equal(weight, dense[name]) for name, weight in state.items())

@@ -92,6 +92,15 @@ def test_mmvet_is_judged_and_replies_are_not_paid_for_twice(
     assert len(desk.asked) == 6
     assert {(body["model"], body["max_tokens"]) for body in desk.asked} == {("judge", 3)}
     desk.says = ["0.0"]
+    (replies,) = (tmp_path / "mmvet.answers").glob("*.replies.jsonl")
+    whole = replies.read_text()
+    replies.write_text(whole[:-9])  # as a kill leaves it: one reply is asked for again
+    again = json.loads(judged(file, desk).stdout)["judged"]
+    assert (again["counted"], len(desk.asked)) == (6, 7)
+    assert json.loads(judged(file, desk).stdout)["judged"] == again
+    assert len(desk.asked) == 7
+    replies.write_text(whole)
+    desk.asked = desk.asked[:6]
     assert json.loads(judged(file, desk).stdout)["judged"] == found
     assert len(desk.asked) == 6
 

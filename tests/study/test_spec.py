@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from effllava_optuna.errors import SpecError
-from effllava_optuna.study.spec import StudySpec, read_spec
+from effllava_optuna.study.spec import ROWS, StudySpec, read_spec
+from effllava_optuna.tasks.schemas import SCHEMAS
 
 ROOT = Path(__file__).parents[2]
 GOOD = '[model]\npath = "digits-vlm"\n[task]\nname = "digits"\n'
@@ -23,6 +24,11 @@ def fault(tmp_path: Path, text: str) -> str:
 @pytest.mark.parametrize("file", sorted((ROOT / "studies").glob("*.toml")), ids=lambda f: f.stem)
 def test_every_committed_study_is_valid(file: Path) -> None:
     assert read_spec(file).search.trials > 0
+
+
+def test_the_tasks_that_read_rows_are_those_with_a_schema() -> None:
+    """A spec is read without importing what reads rows, so that both name them."""
+    assert set(ROWS) == set(SCHEMAS)
 
 
 def test_a_study_without_a_name_is_called_like_its_file(tmp_path: Path) -> None:

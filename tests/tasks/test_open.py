@@ -161,6 +161,15 @@ def test_questions_of_one_kind_share_a_batch(processor: Any) -> None:
     assert [batch.targets is None for batch in batches] == [False, True, False, True]
 
 
+def test_what_is_written_is_as_long_as_the_rule_says_whoever_shares_the_batch(
+    processor: Any,
+) -> None:
+    longer = replace(EQUAL, new_tokens=9)
+    mixed = [OPEN[0], replace(OPEN[1], rule=longer), OPEN[2]]
+    found = [(batch.ids, batch.new_tokens) for batch in prompts(processor, mixed)]
+    assert found == [((OPEN[0].id, OPEN[2].id), 4), ((OPEN[1].id,), 9)]
+
+
 def test_labels_stand_at_the_right_end_and_the_end_is_predicted(processor: Any) -> None:
     (batch,) = encode(processor, OPEN)
     assert batch.answers is not None
