@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProc
 
 from effllava_optuna.objectives import LIKELIEST, Answered, examine
 from effllava_optuna.policy import bootstrap_interval
-from effllava_optuna.surgery import Loaded
+from effllava_optuna.surgery import Loaded, load
 from effllava_optuna.tasks import DataTask, Digits, Options, Split
 from effllava_optuna.tasks.digits import scans
 
@@ -139,7 +139,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=EMBEDDED / "drawn-vlm")
+    parser.add_argument("--measure", action="store_true", help="Train nothing: measure --out.")
     arguments = parser.parse_args()
+    if arguments.measure:
+        there = load(arguments.out, device="cpu")
+        print("\n".join(measured(there.model, there.processor)))
+        return
     set_seed(arguments.seed)
     processor = build_processor()
     model = begun(processor)

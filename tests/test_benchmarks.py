@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.conftest import script
 
 
-def test_the_comparison_of_orders_and_refits_runs(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    compensation = importlib.import_module("compensation")
+def test_the_comparison_of_orders_and_refits_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    compensation = script("compensation")
     compensation.main(["--tiny"])
     expected, *lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"About \d+ s\.", expected)
@@ -25,9 +20,8 @@ def test_the_comparison_of_orders_and_refits_runs(
     assert all(0.3 < float(share) <= 1 for share in found.values())
 
 
-def test_its_table_pairs_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    compensation = importlib.import_module("compensation")
+def test_its_table_pairs_the_draws() -> None:
+    compensation = script("compensation")
     rows = [
         {"order": m.order, "refit": m.refit, "tokens": m.tokens, "keep": keep, "draw": draw}
         | {"accuracy": 0.5 + 0.1 * draw + 0.2 * ((m.order, m.refit) == ("obs", "none"))}

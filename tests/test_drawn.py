@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections import Counter
@@ -19,6 +18,7 @@ from effllava_optuna.surgery import Loaded, load
 from effllava_optuna.surgery.load import EMBEDDED
 from effllava_optuna.tasks import DataTask, Options, Split
 from effllava_optuna.tasks.digits import draw, enlarge, scans
+from tests.conftest import script
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,13 +65,10 @@ def pictures(drawn: Path, mmvet: list[dict[str, str]]) -> list[Image.Image]:
     return found
 
 
-def test_the_same_seed_draws_the_same_bytes(
-    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    script = importlib.import_module("draw_tasks")
-    script.draw(tmp_path / "again")
-    script.draw(tmp_path / "other", seed=1)
+def test_the_same_seed_draws_the_same_bytes(drawn: Path, tmp_path: Path) -> None:
+    draw_tasks = script("draw_tasks")
+    draw_tasks.draw(tmp_path / "again")
+    draw_tasks.draw(tmp_path / "other", seed=1)
     files = [file.relative_to(drawn) for file in drawn.rglob("*")]
     files = [file for file in files if (drawn / file).is_file()]
     assert len(files) > 80

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.desk import Answer, Desk, completion, serving
 from tests.study.conftest import Done, cli
 
 TASK = """
@@ -27,46 +24,9 @@ test = 6
 """
 
 
-@dataclass
-class Desk:
-    """A server: what it was asked, and what it says."""
-
-    url: str = ""
-    asked: list[dict[str, Any]] = field(default_factory=list)
-    says: list[str] = field(default_factory=list)
-
-
-@pytest.fixture
-def desk() -> Iterator[Desk]:
-    found = Desk()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            found.asked.append(body)
-            text = found.says[(len(found.asked) - 1) % len(found.says)]
-            said = {
-                "model": "judge-2026-01-01",
-                "choices": [{"message": {"role": "assistant", "content": text}}],
-            }
-            answer = json.dumps(said).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        found.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield found
-        finally:
-            server.shutdown()
-            thread.join()
+def saying(*texts: str) -> AbstractContextManager[Desk]:
+    """A judge that gives these replies, the last one for ever."""
+    return serving(*(Answer(body=completion(text)) for text in texts))
 
 
 def study(drawn: Path, where: Path, name: str) -> Path:
@@ -80,56 +40,46 @@ def judged(file: Path, desk: Desk, *words: object, check: bool = True) -> Done:
     return cli("evaluate", file, *options, "--json", *words, check=check)
 
 
-def test_mmvet_is_judged_and_replies_are_not_paid_for_twice(
-    drawn: Path, tmp_path: Path, desk: Desk
-) -> None:
+def test_mmvet_is_judged_and_replies_are_not_paid_for_twice(drawn: Path, tmp_path: Path) -> None:
     file = study(drawn, tmp_path, "mmvet")
-    desk.says = ["0.5", "1.0"]
-    found = json.loads(judged(file, desk).stdout)["judged"]
-    assert (found["benchmark"], found["judge"], found["counted"]) == ("MM-Vet", "judge", 6)
-    assert found["answered_by"] == ["judge-2026-01-01"]
-    assert found["score"] == pytest.approx(75.0)
-    assert len(desk.asked) == 6
-    assert {(body["model"], body["max_tokens"]) for body in desk.asked} == {("judge", 3)}
-    desk.says = ["0.0"]
-    (replies,) = (tmp_path / "mmvet.answers").glob("*.replies.jsonl")
-    whole = replies.read_text()
-    replies.write_text(whole[:-9])  # as a kill leaves it: one reply is asked for again
-    again = json.loads(judged(file, desk).stdout)["judged"]
-    assert (again["counted"], len(desk.asked)) == (6, 7)
-    assert json.loads(judged(file, desk).stdout)["judged"] == again
-    assert len(desk.asked) == 7
-    replies.write_text(whole)
-    desk.asked = desk.asked[:6]
-    assert json.loads(judged(file, desk).stdout)["judged"] == found
-    assert len(desk.asked) == 6
+    with saying(*["0.5", "1.0"] * 3, "0.0") as desk:
+        found = json.loads(judged(file, desk).stdout)["judged"]
+        assert (found["benchmark"], found["judge"], found["counted"]) == ("MM-Vet", "judge", 6)
+        assert found["answered_by"] == ["judge-2026-01-01"]
+        assert found["score"] == pytest.approx(75.0)
+        assert len(desk.asked) == 6
+        assert {(body["model"], body["max_tokens"]) for body in desk.asked} == {("judge", 3)}
+        assert json.loads(judged(file, desk).stdout)["judged"] == found
+        assert len(desk.asked) == 6
+        (replies,) = (tmp_path / "mmvet.answers").glob("*.replies.jsonl")
+        replies.write_text(replies.read_text()[:-9])  # as a kill leaves it
+        again = json.loads(judged(file, desk).stdout)["judged"]
+        assert (again["counted"], len(desk.asked)) == (6, 7)
+        assert json.loads(judged(file, desk).stdout)["judged"] == again
+        assert len(desk.asked) == 7
 
 
 def test_replies_that_cannot_be_read_are_counted_and_in_no_score(
-    drawn: Path, tmp_path: Path, desk: Desk
+    drawn: Path, tmp_path: Path
 ) -> None:
     file = study(drawn, tmp_path, "llava-bench")
-    desk.says = ["8 4\nbecause", "nonsense", "nonsense", "nonsense"]
-    printed = judged(file, desk)
-    found = json.loads(printed.stdout)["judged"]
-    assert found["counted"] + found["failures"] == 6
-    assert found["failures"] > 0
+    with saying(*["8 4\nbecause", *["nonsense"] * 3] * 6) as desk:
+        found = json.loads(judged(file, desk).stdout)["judged"]
+        words = ("--model", "dense", "--judge", "judge", "--judge-url", desk.url)
+        table = " ".join(cli("evaluate", file, *words, "--judge-key", "").stdout.split())
+    assert (found["counted"], found["failures"]) == (3, 3)
     assert found["score"] == pytest.approx(50.0)
-    table = " ".join(
-        cli(
-            "evaluate", file, "--model", "dense", "--judge", "judge", "--judge-url", desk.url,
-            "--judge-key", "",
-        ).stdout.split()
-    )  # fmt: skip
     assert "LLaVA-Bench (in the wild): 50.0" in table
-    assert f"{found['counted']} of 6 replies could be read" in table
-    assert "token F1, a proxy for LLaVA-Bench" in table.replace("\n", " ")
+    assert "3 of 6 replies could be read" in table
+    assert "token F1, a proxy for LLaVA-Bench" in table
 
 
-def test_a_task_without_a_judge_says_so(tmp_path: Path, drawn: Path, desk: Desk) -> None:
-    failed = judged(study(drawn, tmp_path, "vizwiz"), desk, check=False)
+def test_a_task_without_a_judge_says_so(tmp_path: Path, drawn: Path) -> None:
+    with saying("0.5") as desk:
+        failed = judged(study(drawn, tmp_path, "vizwiz"), desk, check=False)
     assert failed.returncode == 2
     assert "--judge is given, but task 'vizwiz' has none. It is for mmvet, ll" in failed.stderr
+    assert not desk.asked
     failed = cli(
         "evaluate", study(drawn, tmp_path, "mmvet"), "--model", "dense", "--judge", "judge",
         "--judge-key", "NO_SUCH_KEY_HERE", check=False,

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from effllava_optuna.study import read_spec
+from tests.conftest import script
 from tests.study.conftest import cli
 
 STUDIES = Path(__file__).parents[2] / "studies"
 EVERY = sorted(STUDIES.glob("*.toml"))
 HUB = [file for file in EVERY if "/" in read_spec(file).model.path]
-
-
-@pytest.fixture(scope="module")
-def estimating() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(STUDIES.parent / "benchmarks"))
-        return importlib.import_module("estimate")
 
 
 @pytest.mark.parametrize("file", EVERY, ids=lambda file: file.stem)
@@ -31,14 +23,15 @@ def test_every_study_file_passes_the_check(file: Path) -> None:
 
 @pytest.mark.parametrize("file", HUB, ids=lambda file: file.stem)
 def test_a_large_study_says_what_it_needs_as_the_cost_model_has_it(
-    file: Path, estimating: Any
+    file: Path,
 ) -> None:
+    estimate = script("estimate")
     header = " ".join(line.lstrip("# ") for line in file.read_text().split("\n\n")[0].split("\n"))
     spec = read_spec(file)
-    assert estimating.told(spec) in header
+    assert estimate.told(spec) in header
     assert "neither has been measured by us" in header
     assert re.search(r"[Tt]he paper", header)
-    needed = estimating.estimate(spec, estimating.SHAPES[spec.model.path]).table_gb
+    needed = estimate.estimate(spec, estimate.SHAPES[spec.model.path]).table_gb
     assert needed < spec.pruning.table_gb
     assert spec.export.directory == f"{file.stem}.pruned"
 
