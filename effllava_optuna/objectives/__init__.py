@@ -13,13 +13,13 @@ from effllava_optuna.objectives.accuracy import (
 from effllava_optuna.objectives.examine import LIKELIEST, Answered, compared, examine
 from effllava_optuna.objectives.latency import (
     LatencyTable,
-    Stopwatch,
-    Workload,
     measure_table,
-    undisturbed,
+    origin_of,
+    whole_ms,
 )
 from effllava_optuna.objectives.risk import FORMS, risk, risk_table
 from effllava_optuna.objectives.size import flops, parameters
+from effllava_optuna.objectives.timing import Stopwatch, Workload
 
 __all__ = [
     "FORMS",
@@ -37,11 +37,12 @@ __all__ = [
     "flops",
     "folds_of",
     "measure_table",
+    "origin_of",
     "parameters",
     "risk",
     "risk_table",
     "samples_of",
     "scored",
-    "undisturbed",
     "units_of",
+    "whole_ms",
 ]

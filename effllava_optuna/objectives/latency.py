@@ -2,54 +2,38 @@
 
 Every width of every kind of site is timed in place: all sites of the kind are narrowed to the
 width, the whole model runs the workload, and the difference to the dense model, divided by the
-number of sites, is what one site saves there. Runs are interleaved, so that a slow minute of the
-machine hits all of them; what counts of each is the lower quartile (interruptions only ever add
-time), smoothed to increase with width. Sums of the table are checked against whole runs of random
-policies, and the error is reported.
+number of sites, is what one site saves there. (A block by itself would find its weights in the
+cache of the processor, where a model never has them.) Times are shares of the dense model's, run
+beside them, smoothed so that they do not fall with width. Sums of the table are checked against
+whole runs of random policies in the same rounds, and the error is reported.
 """
 
 from __future__ import annotations
 
-import functools
-import time
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from sklearn.isotonic import IsotonicRegression
 
 from effllava_optuna.policy import Policy
-from effllava_optuna.surgery import answer, look, narrowed
-from effllava_optuna.tasks import prompts
+from effllava_optuna.surgery import narrowed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from effllava_optuna.policy import Anatomy, Kind, Order, SiteId
-    from effllava_optuna.surgery import Loaded, Seen
-    from effllava_optuna.tasks import Sample
+    from effllava_optuna.objectives.timing import Stopwatch, Timings
+    from effllava_optuna.policy import Anatomy, Order, SiteId
+
+    # The sites of a group are alike: they share their timings.
+    Group = tuple[Any, ...]
 
 
 _SHADE = 0.01  # of the dense decoder's time, between the narrowest and the dense width
 _LEAST = 0.02  # of the dense decoder's time; nothing is faster
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """What is timed.
-
-    Attributes:
-        batch: Prompts (with one picture each) that run at once.
-        new_tokens: Tokens generated for each; 1 is the prefill alone.
-        warmup: Runs before the clock counts.
-        repeats: Timed runs; their lower quartile counts.
-    """
-
-    batch: int = 64
-    new_tokens: int = 1
-    warmup: int = 1
-    repeats: int = 5
+_CLEARLY = 0.02  # of the time at a width: what a wider one must be faster by, at least
+_MOST_WIDTHS = 16  # that a search is offered for one site
 
 
 @dataclass(frozen=True)
@@ -65,8 +49,13 @@ class LatencyTable:
         dense_ms: By phase (``prefill``, ``decode``: one token), the decoder at full width.
         saved_ms: By phase, site and width: change against the dense site, <= 0.
         friendly: By site, the widths that no wider one clearly beats; the dense one among them.
-        error: Mean absolute relative error on the random policies that were run whole.
-        spread: Median over all timings of (upper - lower quartile) / median.
+        errors: Of the random policies that were run whole: sum over run, minus 1.
+        spread: Half the 95 % interval of a typical timing, as a share of it; None where there
+            were too few rounds to tell.
+        rounds: How often everything was run.
+        launched: Phases in which launching kernels was timed, too, as they could not be captured
+            on a GPU.
+        origin: What the table depends on; the same model on the same machine has the same.
     """
 
     new_tokens: int
@@ -74,25 +63,37 @@ class LatencyTable:
     dense_ms: Mapping[str, float]
     saved_ms: Mapping[str, Mapping[SiteId, Mapping[int, float]]]
     friendly: Mapping[SiteId, tuple[int, ...]]
-    error: float
-    spread: float
+    errors: tuple[float, ...]
+    spread: float | None
+    rounds: int = 0
+    launched: tuple[str, ...] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def error(self) -> float:
+        """Give the mean absolute error on the random policies that were run whole."""
+        return float(np.mean(np.abs(self.errors))) if self.errors else 0.0
 
     def predict(self, anatomy: Anatomy, policy: Policy) -> float:
         """Add up the milliseconds of ``policy``."""
-        total = self.vision_ms
-        for phase, times in (("prefill", 1), ("decode", self.new_tokens - 1)):
-            if times:
-                # What a block that is left out saves is said by its own site alone.
-                saved = sum(
-                    self.saved_ms[phase][site][count]
-                    for site, count in policy.working(anatomy).items()
-                    if count in self.saved_ms[phase][site]
-                )
-                dense = self.dense_ms[phase]
-                # What sites save is timed one kind at a time; on a machine under load the sum
-                # can come out larger than the whole.
-                total += times * max(dense + saved, _LEAST * dense)
-        return total
+        phases = self.phases(anatomy, policy)
+        total = self.vision_ms + phases["prefill"]
+        return total + (self.new_tokens - 1) * phases.get("decode", 0.0)
+
+    def phases(self, anatomy: Anatomy, policy: Policy) -> dict[str, float]:
+        """Add up the milliseconds of ``policy`` by phase: ``prefill``, ``decode`` (one token)."""
+        found = {}
+        for phase, dense in self.dense_ms.items():
+            # What a block that is left out saves is said by its own site alone.
+            saved = sum(
+                self.saved_ms[phase][site][count]
+                for site, count in policy.working(anatomy).items()
+                if count in self.saved_ms[phase][site]
+            )
+            # What sites save is timed one kind at a time; on a machine under load the sum can
+            # come out larger than the whole.
+            found[phase] = max(dense + saved, _LEAST * dense)
+        return found
 
     def saved(self, site: SiteId, width: int) -> float:
         """Give what one site saves of the workload at a width, in ms, <= 0."""
@@ -106,77 +107,16 @@ class LatencyTable:
         return self.predict(anatomy, Policy.dense(anatomy))
 
 
-class Stopwatch:
-    """Runs the workload on a model and times its phases.
-
-    Args:
-        loaded: The model.
-        samples: Questions about pictures; repeated until they fill the batch. Those without a
-            picture are left out, unless no other is there.
-        workload: What to run.
-    """
-
-    def __init__(self, loaded: Loaded, samples: Sequence[Sample], workload: Workload) -> None:
-        self.loaded = loaded
-        self.workload = workload
-        asked = [sample for sample in samples if sample.image is not None] or samples
-        filled = [asked[index % len(asked)] for index in range(workload.batch)]
-        (batch,) = prompts(loaded.processor, filled, batch_size=workload.batch)
-        self.inputs = {name: value.to(loaded.device) for name, value in batch.inputs.items()}
-        self.seen: Seen = look(loaded, self.inputs)
-
-    def _timed(self, run: Callable[[], object]) -> float:
-        self._wait()
-        started = time.perf_counter()
-        run()
-        self._wait()
-        return (time.perf_counter() - started) * 1e3
-
-    def _wait(self) -> None:
-        if self.loaded.device.type == "cuda":
-            torch.cuda.synchronize(self.loaded.device)
-
-    def vision(self) -> dict[str, float]:
-        """Time the vision tower; nothing where it runs with the decoder, as it is cut, too."""
-        if self.seen.features is None:
-            return {}
-        return {"vision": self._timed(lambda: look(self.loaded, self.inputs))}
-
-    @torch.inference_mode()
-    def decoder(self, network: Loaded) -> dict[str, float]:
-        """Time the projector and decoder: ``prefill`` and, where asked for, one ``decode``."""
-        phases = {"prefill": self._timed(lambda: answer(network, self.seen))}
-        if self.workload.new_tokens > 1:
-            phases["decode"] = self._decode(network.model)
-        return phases
-
-    def _decode(self, model: Any, steps: int = 4) -> float:
-        first = model(**self.inputs, use_cache=True, logits_to_keep=1)
-        cache, token = first.past_key_values, first.logits[:, -1:].argmax(-1)
-        mask = self.inputs["attention_mask"]
-        ms = 0.0
-        for _ in range(steps):
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            step = {"input_ids": token, "attention_mask": mask, "past_key_values": cache}
-            ms += self._timed(functools.partial(model, **step, logits_to_keep=1))
-        return ms / steps
-
-    def race(
-        self,
-        runs: Mapping[Any, Callable[[], Mapping[str, float]]],
-        progress: Callable[[float], None] | None = None,
-    ) -> dict[Any, dict[str, list[float]]]:
-        """Run everything in turn, ``repeats`` times over; give the timings of each."""
-        timings: dict[Any, dict[str, list[float]]] = {name: {} for name in runs}
-        rounds = self.workload.warmup + self.workload.repeats
-        for number in range(rounds):
-            for name, run in runs.items():
-                for phase, ms in run().items():
-                    if number >= self.workload.warmup:
-                        timings[name].setdefault(phase, []).append(ms)
-            if progress is not None:
-                progress((number + 1) / rounds)
-        return timings
+def origin_of(
+    stopwatch: Stopwatch, widths: Mapping[SiteId, Sequence[int]], checks: int
+) -> dict[str, Any]:
+    """Say what a table depends on: two that would be the same have the same origin."""
+    sites = [
+        [site.id, site.kind, site.width, site.unit_params, sorted(map(int, widths[site.id]))]
+        for site in stopwatch.loaded.anatomy.sites
+    ]
+    digest = hashlib.sha256(json.dumps(sites).encode()).hexdigest()[:16]
+    return stopwatch.origin | {"sites": digest, "checks": checks}
 
 
 def measure_table(
@@ -184,13 +124,13 @@ def measure_table(
     order: Order,
     widths: Mapping[SiteId, Sequence[int]],
     *,
-    checks: int = 4,
+    checks: int = 20,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> LatencyTable:
     """Measure the latency table of a model arranged by ``order``.
 
-    Sites that are alike (kind, width, parameters of a unit) share their timings.
+    Sites that are alike (tower, kind, width, parameters of a unit) share their timings.
 
     Args:
         stopwatch: Runs the workload.
@@ -201,16 +141,11 @@ def measure_table(
         progress: Is told the share that is done.
     """
     loaded, anatomy = stopwatch.loaded, stopwatch.loaded.anatomy
-    alike: dict[tuple[Kind, int, int], list[int]] = {}
+    alike: dict[Group, list[int]] = {}
     for index, site in enumerate(anatomy.sites):
-        alike.setdefault((site.kind, site.width, site.unit_params), []).append(index)
-    dense = Policy.dense(anatomy)
-    policies: dict[Any, Policy] = {"dense": dense}
-    for group, members in alike.items():
-        for width in widths[anatomy.sites[members[0]].id]:
-            if width < group[1]:
-                keep = [width if i in members else k for i, k in enumerate(dense.keep)]
-                policies[group, width] = Policy.of(anatomy, keep)
+        group = (site.tower, site.kind, site.width, site.unit_params)
+        alike.setdefault(group, []).append(index)
+    policies = _policies(anatomy, alike, widths)
     rng = np.random.default_rng(seed)
     for check in range(checks):
         drawn = [int(rng.choice(list(widths[site.id]))) for site in anatomy.sites]
@@ -223,77 +158,118 @@ def measure_table(
 
         return run
 
-    runs: dict[Any, Callable[[], Mapping[str, float]]] = {
-        name: runner(policy) for name, policy in policies.items()
-    }
-    runs["vision"] = stopwatch.vision
-    timings = stopwatch.race(runs, progress)
-    typical = {
-        name: {phase: undisturbed(ms) for phase, ms in phases.items()}
-        for name, phases in timings.items()
-    }
-    spread = _spread(timings)
-    better: dict[SiteId, tuple[int, ...]] = {}
-    dense_ms: dict[str, float] = {}
-    saved: dict[str, dict[SiteId, dict[int, float]]] = {}
-    for phase in typical["dense"]:
-        saved[phase] = {}
-        dense_ms[phase] = typical["dense"][phase]
-        for group, members in alike.items():
-            measured = {
-                width: typical[group, width][phase] if width < group[1] else dense_ms[phase]
-                for width in widths[anatomy.sites[members[0]].id]
-            }
-            smooth = _increasing(measured)
-            top = smooth[group[1]]
-            for member in members:
-                if phase == "prefill":
-                    better[anatomy.sites[member].id] = friendly(measured, max(0.02, 3 * spread))
-                saved[phase][anatomy.sites[member].id] = {
-                    width: (ms - top) / len(members) for width, ms in smooth.items()
-                }
-    table = LatencyTable(
-        stopwatch.workload.new_tokens,
-        typical["vision"].get("vision", 0.0),
-        dense_ms,
-        saved,
-        better,
-        error=0.0,
-        spread=spread,
+    runs = {name: runner(policy) for name, policy in policies.items()}
+    timings = stopwatch.race(
+        runs | {"vision": stopwatch.vision}, "dense", seed=seed, progress=progress
     )
-    errors = []
-    for check in range(checks):
-        mine = typical["check", check]
-        whole = table.vision_ms + mine["prefill"]
-        whole += (table.new_tokens - 1) * mine.get("decode", 0.0)
-        errors.append(abs(table.predict(anatomy, policies["check", check]) - whole) / whole)
-    return replace(table, error=float(np.mean(errors)) if errors else 0.0)
+    table = _table(stopwatch, anatomy, alike, widths, timings)
+    errors = tuple(
+        table.predict(anatomy, policies["check", check])
+        / whole_ms(table, timings["dense"], timings["check", check])
+        - 1
+        for check in range(checks)
+    )
+    return replace(table, errors=errors, origin=origin_of(stopwatch, widths, checks))
 
 
-def undisturbed(ms: Sequence[float]) -> float:
-    """Give the lower quartile of timings: steadier than the median, as interruptions only add."""
-    return float(np.quantile(ms, 0.25))
+def _policies(
+    anatomy: Anatomy, alike: Mapping[Group, list[int]], widths: Mapping[SiteId, Sequence[int]]
+) -> dict[Any, Policy]:
+    """Give the dense policy, and one for each width of each group."""
+    dense = Policy.dense(anatomy)
+    policies: dict[Any, Policy] = {"dense": dense}
+    for group, members in alike.items():
+        site = anatomy.sites[members[0]]
+        for width in widths[site.id]:
+            if width < site.width:
+                keep = [width if i in members else k for i, k in enumerate(dense.keep)]
+                policies[group, width] = Policy.of(anatomy, keep)
+    return policies
 
 
-def friendly(ms: Mapping[int, float], tolerance: float) -> tuple[int, ...]:
-    """Leave out widths at which a wider site is clearly faster; keep the two ends.
-
-    The narrowest stays, so that a budget that could be met can be met.
+def whole_ms(table: LatencyTable, dense: Mapping[str, Any], mine: Mapping[str, Any]) -> float:
+    """Give the milliseconds of a network that was run whole, from its ratios to the dense one.
 
     Args:
-        ms: What each width costs, ascending by width; the dense width last.
+        table: Has the vision tower's time and the number of new tokens.
+        dense: Timings of the dense model, by phase.
+        mine: Timings of the network, with ratios to the dense model.
+    """
+    ms = {phase: dense[phase].typical_ms * mine[phase].ratio for phase in dense}
+    return float(table.vision_ms + ms["prefill"] + (table.new_tokens - 1) * ms.get("decode", 0.0))
+
+
+def _table(
+    stopwatch: Stopwatch,
+    anatomy: Anatomy,
+    alike: Mapping[Group, list[int]],
+    widths: Mapping[SiteId, Sequence[int]],
+    timings: Timings,
+) -> LatencyTable:
+    dense_ms = {phase: timing.typical_ms for phase, timing in timings["dense"].items()}
+    others = [
+        timing for name, phases in timings.items() if name != "dense" for timing in phases.values()
+    ]
+    doubt = float(np.median([mine.doubt for mine in others]))
+    spread = doubt if np.isfinite(doubt) else None
+    clearly = max(_CLEARLY, 2 * (spread or 0.0))
+    saved: dict[str, dict[SiteId, dict[int, float]]] = {phase: {} for phase in dense_ms}
+    useful: dict[SiteId, tuple[int, ...]] = {}
+    for phase, dense in dense_ms.items():
+        for group, members in alike.items():
+            site = anatomy.sites[members[0]]
+            measured = {
+                width: timings[group, width][phase].ratio if width < site.width else 1.0
+                for width in sorted(widths[site.id])
+            }
+            smooth = _increasing(measured)
+            for member in members:
+                if phase == "prefill":
+                    useful[anatomy.sites[member].id] = friendly(measured, clearly)
+                saved[phase][anatomy.sites[member].id] = {
+                    width: dense * (ratio - smooth[site.width]) / len(members)
+                    for width, ratio in smooth.items()
+                }
+    vision = timings["vision"].get("vision")
+    return LatencyTable(
+        new_tokens=stopwatch.workload.new_tokens,
+        vision_ms=0.0 if vision is None else vision.ratio * dense_ms["prefill"],
+        dense_ms=dense_ms,
+        saved_ms=saved,
+        friendly=useful,
+        errors=(),
+        spread=spread,
+        rounds=max(len(mine.ms) for mine in others),
+        launched=tuple(sorted(stopwatch.launched)),
+    )
+
+
+def friendly(costs: Mapping[int, float], tolerance: float) -> tuple[int, ...]:
+    """Leave out widths at which a wider site is clearly faster; keep the two ends.
+
+    The narrowest stays, so that a budget that could be met can be met. Where more than 16 are
+    left, those stay that are spread evenly in cost.
+
+    Args:
+        costs: What each width costs, ascending by width; the dense width last.
         tolerance: Share by which the wider one must be faster.
 
     Example:
         >>> friendly({100: 5.0, 120: 6.0, 128: 4.0, 256: 8.0}, tolerance=0.02)
         (100, 128, 256)
     """
-    widths, costs = list(ms), list(ms.values())
-    return tuple(
+    widths, known = list(costs), list(costs.values())
+    kept = [
         width
-        for index, (width, cost) in enumerate(zip(widths, costs, strict=True))
-        if index == 0 or min(costs[index:]) >= cost * (1 - tolerance)
-    )
+        for index, (width, cost) in enumerate(costs.items())
+        if index == 0 or min(known[index:]) >= cost * (1 - tolerance)
+    ]
+    if len(kept) > _MOST_WIDTHS:
+        smooth = _increasing(costs)
+        steps = np.linspace(smooth[widths[0]], smooth[widths[-1]], _MOST_WIDTHS)
+        nearest = {min(kept, key=lambda w: (abs(smooth[w] - step), w)) for step in steps}
+        kept = sorted(nearest | {widths[0], widths[-1]})
+    return tuple(kept)
 
 
 def _increasing(measured: Mapping[int, float]) -> dict[int, float]:
@@ -302,7 +278,7 @@ def _increasing(measured: Mapping[int, float]) -> dict[int, float]:
     Without the shade, a front would have one point where the clock cannot tell widths apart.
     """
     widths = sorted(measured)
-    fitted = IsotonicRegression().fit_transform(widths, [measured[width] for width in widths])
+    fitted = isotonic([measured[width] for width in widths])
     shade = _SHADE * float(fitted[-1]) / widths[-1]
     return {
         width: float(ms) - shade * (widths[-1] - width)
@@ -310,10 +286,22 @@ def _increasing(measured: Mapping[int, float]) -> dict[int, float]:
     }
 
 
-def _spread(timings: Mapping[Any, Mapping[str, Sequence[float]]]) -> float:
-    ratios = []
-    for phases in timings.values():
-        for ms in phases.values():
-            low, middle, high = np.quantile(ms, [0.25, 0.5, 0.75])
-            ratios.append((high - low) / middle)
-    return float(np.median(ratios))
+def isotonic(values: Sequence[float]) -> list[float]:
+    """Give the non-decreasing numbers nearest to ``values`` in least squares.
+
+    By its minimax formula (Barlow et al. 1972): at i, the largest over starts a <= i of the
+    smallest over ends b >= i of the mean from a to b.
+
+    Example:
+        >>> isotonic([1.0, 3.0, 2.0])
+        [1.0, 2.5, 2.5]
+    """
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    count = len(values)
+    return [
+        max(
+            min(float(sums[b] - sums[a]) / (b - a) for b in range(i + 1, count + 1))
+            for a in range(i + 1)
+        )
+        for i in range(count)
+    ]

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from effllava_optuna.errors import StudyError
-from effllava_optuna.objectives import LatencyTable
 from effllava_optuna.policy import Kind, Order, Policy, SiteId
+from effllava_optuna.study.tables import by_width, facts_of, restored_table
 from effllava_optuna.surgery import Fitted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from effllava_optuna.objectives import LatencyTable
     from effllava_optuna.policy import Anatomy
     from effllava_optuna.study.spec import StudySpec
     from effllava_optuna.surgery import Refit
 
 _PARTS = ("weight", "bias")
-_FORMAT = 2  # 1 had no biases
+_FORMAT = 3  # 1 had no biases, 2 no errors of the latency table one by one
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Bundle:
             "fits": [refit is not None for refit in self.refits],
             "widths": {site: list(widths) for site, widths in self.widths.items()},
             "risk": self.risk,
-            "latency": asdict(self.latency),
+            "latency": facts_of(self.latency),
             "damping": self.damping,
             "effective_tokens": self.effective_tokens,
             "dense": asdict(self.dense),
@@ -137,30 +138,13 @@ class Bundle:
             Order(anatomy.digest, facts["method"], units),
             tuple(refits),
             {SiteId(site): tuple(widths) for site, widths in facts["widths"].items()},
-            _by_width(facts["risk"]),
-            restored_latency(facts["latency"]),
+            by_width(facts["risk"]),
+            restored_table(facts["latency"]),
             facts["damping"],
             facts["effective_tokens"],
             Dense(**facts["dense"]),
             (facts["reference"][0], facts["reference"][1]),
         )
-
-
-def restored_latency(document: Mapping[str, Any]) -> LatencyTable:
-    """Read a latency table from JSON, whose keys are all strings."""
-    values = {field.name: document[field.name] for field in fields(LatencyTable)}
-    values["saved_ms"] = {phase: _by_width(sites) for phase, sites in document["saved_ms"].items()}
-    values["friendly"] = {
-        SiteId(site): tuple(widths) for site, widths in document["friendly"].items()
-    }
-    return LatencyTable(**values)
-
-
-def _by_width(table: Mapping[str, Mapping[str, float]]) -> dict[SiteId, dict[int, float]]:
-    return {
-        SiteId(site): {int(width): float(value) for width, value in row.items()}
-        for site, row in table.items()
-    }
 
 
 def widths_of(anatomy: Anatomy, spec: StudySpec) -> dict[SiteId, tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optuna.logging import get_logger
@@ -11,17 +12,20 @@ from effllava_optuna.objectives import (
     flops,
     folds_of,
     measure_table,
+    origin_of,
     parameters,
     risk_table,
 )
 from effllava_optuna.policy import Policy
 from effllava_optuna.study.bundle import Bundle, Dense, widths_of
+from effllava_optuna.study.tables import keep_table, known_table
 from effllava_optuna.surgery import WHOLE, Basis, Probe, Recipe, arranged, compensate, rank_units
 from effllava_optuna.tasks import encode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from effllava_optuna.objectives import LatencyTable
     from effllava_optuna.policy import SiteId
     from effllava_optuna.study.workbench import Say, Workbench
     from effllava_optuna.surgery import Compensation
@@ -39,19 +43,7 @@ def calibrate(bench: Workbench, say: Say) -> Bundle:
         say: Is told what is being done, and which share of it is.
     """
     spec, loaded, anatomy, stopwatch = bench.spec, bench.loaded, bench.anatomy, bench.stopwatch
-    # How long a width takes does not depend on which units stay: any order will do here.
-    anyhow, widths = rank_units(loaded), widths_of(anatomy, spec)
-    say("timing widths", 0.0)
-    with arranged(loaded, anyhow) as ready:
-        stopwatch.loaded = ready
-        latency = measure_table(
-            stopwatch,
-            anyhow,
-            widths,
-            seed=spec.study.seed,
-            progress=lambda share: say("timing widths", share),
-        )
-    stopwatch.loaded = loaded
+    latency = _timed(bench, widths_of(anatomy, spec), say)
     widths = {site: tuple(friendly) for site, friendly in latency.friendly.items()}
     found = _compensated(bench, widths, say)
     say("measuring the dense model", 0.0)
@@ -78,6 +70,34 @@ def calibrate(bench: Workbench, say: Say) -> Bundle:
         ),
         (bench.task.chance, _HEADROOM * dense_ms),
     )
+
+
+def _timed(bench: Workbench, widths: Mapping[SiteId, Sequence[int]], say: Say) -> LatencyTable:
+    """Time every width, unless this was done before on the same machine."""
+    spec, stopwatch = bench.spec, bench.stopwatch
+    place = None if spec.latency.table is None else Path(spec.latency.table)
+    if place is not None:
+        found = known_table(place, origin_of(stopwatch, widths, spec.latency.checks))
+        if found is not None:
+            say("taking latencies from latency.table", 1.0)
+            return found
+    say("timing widths", 0.0)
+    # How long a width takes does not depend on which units stay: any order will do here.
+    anyhow = rank_units(bench.loaded)
+    with arranged(bench.loaded, anyhow) as ready:
+        stopwatch.loaded = ready
+        table = measure_table(
+            stopwatch,
+            anyhow,
+            widths,
+            checks=spec.latency.checks,
+            seed=spec.study.seed,
+            progress=lambda share: say("timing widths", share),
+        )
+    stopwatch.loaded = bench.loaded
+    if place is not None:
+        keep_table(place, table)
+    return table
 
 
 def _compensated(

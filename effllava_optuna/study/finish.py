@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.baselines import one_number, two_numbers
 from effllava_optuna.errors import StudyError
-from effllava_optuna.objectives import samples_of, undisturbed, units_of
+from effllava_optuna.objectives import samples_of, units_of, whole_ms
 from effllava_optuna.policy import Policy, bootstrap_interval, finalists, front_of
 from effllava_optuna.report import entry, marks
 from effllava_optuna.study.grading import constant_of
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from effllava_optuna.policy import TrialRecord
     from effllava_optuna.study.evolution import Epochs
     from effllava_optuna.study.workbench import Measured
+
+_DENSE = 0  # the place of the dense model among all that is measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +150,8 @@ class Finish:
         return self._known[key]
 
     def _timed(self, everyone: Sequence[Candidate]) -> list[float]:
-        """Time everyone's network in turn; give each one's milliseconds."""
-        stopwatch, vision = self.bench.stopwatch, self.bench.bundle.latency.vision_ms
+        """Time everyone's network in turn, the dense one first; give each one's milliseconds."""
+        stopwatch, table = self.bench.stopwatch, self.bench.bundle.latency
 
         def runner(candidate: Candidate) -> Any:
             def run() -> dict[str, float]:
@@ -161,15 +163,10 @@ class Finish:
         with self.bench.loaded.lock:
             timings = stopwatch.race(
                 {number: runner(candidate) for number, candidate in enumerate(everyone)},
-                lambda share: self.epochs.say("timing the finalists", share),
+                _DENSE,
+                progress=lambda share: self.epochs.say("timing the finalists", share),
             )
-        more = self.epochs.spec.latency.new_tokens - 1
-        return [
-            vision
-            + undisturbed(phases["prefill"])
-            + more * undisturbed(phases.get("decode", [0.0]))
-            for phases in timings.values()
-        ]
+        return [whole_ms(table, timings[_DENSE], phases) for phases in timings.values()]
 
     def _entry(
         self,
@@ -206,7 +203,7 @@ class Finish:
             latency_ms=proxy.latency_ms,
             latency_ms_measured=measured[number],
             speedup_predicted=bench.bundle.dense.latency_ms / proxy.latency_ms,
-            speedup_measured=measured[0] / measured[number],
+            speedup_measured=measured[_DENSE] / measured[number],
             parameters=parameters,
             gflops=gflops,
             **accuracies,

@@ -127,13 +127,18 @@ def calibration(epochs: Epochs) -> str:
         f"({metric}), "
         f"{dense.latency_ms:.1f} ms; {len(anatomy.sites)} sites hold "
         f"{anatomy.parameters / dense.parameters:.0%} of the parameters",
-        f"latency table: off by {latency.error:.1%} on random policies; refit tables: "
-        f"{dense.memory_mb:.1f} MB",
+        f"latency table: off by {latency.error:.1%} on {len(latency.errors)} random policies that "
+        f"were run whole ({latency.rounds} rounds); refit tables: {dense.memory_mb:.1f} MB",
     ]
     if latency.error > _DOUBTFUL:
         lines.append(
             "warning: predicted latencies are that far off because the machine was busy, or the "
-            "workload is too short: use a quiet machine, or more latency.repeats"
+            "workload is too short: use a quiet machine, or more latency.seconds"
+        )
+    if latency.launched:
+        lines.append(
+            f"warning: {' and '.join(latency.launched)} could not be captured as a CUDA graph: "
+            "the time to launch kernels is in the table"
         )
     if bundle.effective_tokens:
         tokens = sorted(bundle.effective_tokens.values())

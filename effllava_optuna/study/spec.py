@@ -134,12 +134,23 @@ class QualityTable(_Table):
 
 
 class LatencyTable_(_Table):
-    """``[latency]``: the workload that is timed."""
+    """``[latency]``: the workload that is timed, and how well.
+
+    Everything is run ``repeats`` times at least; then until timings are known to ``precision``
+    (half a 95 % interval, as a share), or ``seconds`` are over. ``checks`` random policies are
+    run whole, to say by how much sums of the table are off. Tables are kept in the file
+    ``table``, if one is named, and used again where model, device, versions and workload are
+    the same.
+    """
 
     batch: Annotated[int, Field(ge=1, le=4096)] = 64
     new_tokens: Count = 1
     warmup: Annotated[int, Field(ge=0)] = 1
-    repeats: Count = 5
+    repeats: Count = 3
+    precision: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    seconds: Annotated[float, Field(ge=0)] = 30.0
+    checks: Annotated[int, Field(ge=1, le=1000)] = 20
+    table: Text | None = None
 
 
 class SearchTable(_Table):
@@ -313,6 +324,9 @@ def read_spec(path: str | Path, changes: tuple[str, ...] = ()) -> StudySpec:
     document.setdefault("study", {})
     if isinstance(document["study"], dict):
         document["study"].setdefault("name", place.stem)
+    latency = document.get("latency")
+    if isinstance(latency, dict) and isinstance(latency.get("table"), str):
+        latency["table"] = str(place.parent.resolve() / latency["table"])
     task = document.get("task")
     if isinstance(task, dict) and isinstance(task.get("data"), str):
         beside = place.parent / task["data"]

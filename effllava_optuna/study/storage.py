@@ -248,6 +248,7 @@ _FREE = {
     ("study", "storage"),
     ("study", "artifacts"),
     ("export", "directory"),
+    ("latency", "table"),
     ("task", "data"),
     *(("search", key) for key in _PATIENCE),
 }

@@ -150,7 +150,14 @@ class Workbench:
     def stopwatch(self) -> Stopwatch:
         """Give what runs and times the workload."""
         table = self.spec.latency
-        workload = Workload(table.batch, table.new_tokens, table.warmup, table.repeats)
+        workload = Workload(
+            table.batch,
+            table.new_tokens,
+            table.warmup,
+            table.repeats,
+            table.precision,
+            table.seconds,
+        )
         return Stopwatch(self.loaded, self.proxy, workload)
 
     def adopt(self, bundle: Bundle, digest: str) -> None:

@@ -13,6 +13,7 @@ from effllava_optuna.surgery.features import (
     look,
     projecting,
     projector_state,
+    read_into,
     write,
 )
 from effllava_optuna.surgery.handle import Block, Handle, Refusal, Rows
@@ -79,6 +80,7 @@ __all__ = [
     "projector",
     "projector_state",
     "rank_units",
+    "read_into",
     "refit_in_sequence",
     "running",
     "sayable",

@@ -19,6 +19,8 @@ from effllava_optuna.surgery.discover import LANGUAGE, PROJECTOR, connector, pro
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from transformers import Cache
+
     from effllava_optuna.surgery.loaded import Loaded
 
     State = Mapping[str, torch.Tensor]
@@ -95,6 +97,15 @@ def answer(loaded: Loaded, seen: Seen) -> torch.Tensor:
     found = loaded.model(**_projected(loaded, seen), logits_to_keep=seen.positions)
     logits: torch.Tensor = found.logits
     return logits[:, -seen.positions :]
+
+
+def read_into(loaded: Loaded, seen: Seen, cache: Cache) -> torch.Tensor:
+    """Let a cache take up the prompts; give the logits of their last position."""
+    found = loaded.model(
+        **_projected(loaded, seen), past_key_values=cache, use_cache=True, logits_to_keep=1
+    )
+    logits: torch.Tensor = found.logits
+    return logits
 
 
 @torch.no_grad()

@@ -1,79 +1,130 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.isotonic import IsotonicRegression
 
 from effllava_optuna import Policy, rank_units
-from effllava_optuna.objectives import Stopwatch, Workload, measure_table
+from effllava_optuna.objectives import Stopwatch, Workload, measure_table, origin_of
+from effllava_optuna.objectives.latency import friendly, isotonic
 from effllava_optuna.tasks import Digits, Split
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
+    from effllava_optuna.objectives import LatencyTable
     from effllava_optuna.surgery import Loaded
 
 
 class Additive(Stopwatch):
-    """A model whose time is known: so much a head, so much a channel, and a constant."""
+    """A model whose time is known: so much a head, so much a channel, and a constant.
 
-    def __init__(self, loaded: Loaded) -> None:
-        self.loaded = loaded
-        self.workload = Workload(repeats=3, warmup=1, new_tokens=3)
-        self.slow = 1.0
+    Args:
+        loaded: The model.
+        speed: How slow the machine is at each run, by its number; each run takes longer or
+            shorter by as much.
+    """
+
+    def __init__(self, loaded: Loaded, speed: Callable[[int], float] = lambda _: 1.0) -> None:
+        super().__init__(
+            loaded, Digits(proxy=8).samples(Split.PROXY), Workload(2, 3, 1, 5, seconds=0)
+        )
+        self.speed, self.runs = speed, 0
 
     def vision(self) -> dict[str, float]:
-        return {"vision": 7.0}
+        self.runs += 1
+        return {"vision": 7.0 * self.speed(self.runs)}
 
     def decoder(self, network: Loaded) -> dict[str, float]:
-        self.slow *= 1.0
+        self.runs += 1
         cost = 5.0
         for handle in network.handles:
             each = 3.0 if handle.site.kind == "attn" else 0.25
             cost += each * handle.linear(handle.output).weight.shape[1] / handle.columns
+        cost *= self.speed(self.runs)
         return {"prefill": cost, "decode": cost / 10}
 
 
+def table_of(stopwatch: Stopwatch, checks: int = 20) -> LatencyTable:
+    loaded = stopwatch.loaded
+    widths = {site.id: range(1, site.width + 1) for site in loaded.anatomy.sites}
+    return measure_table(stopwatch, rank_units(loaded), widths, checks=checks)
+
+
 def test_sums_of_the_table_are_whole_runs_of_an_additive_model(tiny: Loaded) -> None:
-    order, stopwatch = rank_units(tiny), Additive(tiny)
-    widths = {site.id: range(1, site.width + 1) for site in tiny.anatomy.sites}
-    table = measure_table(stopwatch, order, widths, checks=3)
-    assert table.error == pytest.approx(0, abs=0.03)
-    assert table.friendly == {site: tuple(mine) for site, mine in widths.items()}
+    table = table_of(Additive(tiny))
+    assert len(table.errors) == 20
+    assert table.error == pytest.approx(0, abs=0.02)
+    assert table.vision_ms == pytest.approx(7.0)
+    widths = {site.id: tuple(range(1, site.width + 1)) for site in tiny.anatomy.sites}
+    assert {site: mine[:1] + mine[-1:] for site, mine in table.friendly.items()} == {
+        site: (mine[0], mine[-1]) for site, mine in widths.items()
+    }
     policy = Policy.uniform(tiny.anatomy, keep=0.5)
     whole = 5.0 + sum(
         (3.0 if site.kind == "attn" else 0.25) * count
         for site, count in zip(tiny.anatomy.sites, policy.keep, strict=True)
     )
     assert table.predict(tiny.anatomy, policy) == pytest.approx(
-        7.0 + whole + 2 * whole / 10, rel=0.03
+        7.0 + whole + 2 * whole / 10, rel=0.02
     )
+    phases = table.phases(tiny.anatomy, policy)
+    assert phases["decode"] == pytest.approx(phases["prefill"] / 10)
 
 
-def test_timings_are_interleaved_and_warm_ups_do_not_count() -> None:
-    calls = []
-    stopwatch: Any = SimpleNamespace(workload=Workload(warmup=1, repeats=2))
+def test_a_machine_that_grows_three_times_slower_and_recovers_does_not_bend_the_table(
+    tiny: Loaded,
+) -> None:
+    quiet = table_of(Additive(tiny))
 
-    def run(name: str) -> Callable[[], Mapping[str, float]]:
-        def timed() -> Mapping[str, float]:
-            calls.append(name)
-            return {"prefill": float(len(calls))}
+    def drifting(run: int) -> float:
+        return 2.0 + math.sin(run / 40)
 
-        return timed
+    drifted = table_of(Additive(tiny, drifting))
+    assert drifted.error < 0.03
+    half = Policy.uniform(tiny.anatomy, keep=0.5)
+    ratios = [
+        table.phases(tiny.anatomy, half)["prefill"] / table.dense_ms["prefill"]
+        for table in (quiet, drifted)
+    ]
+    assert ratios[1] == pytest.approx(ratios[0], rel=0.02)
 
-    found: dict[Any, dict[str, list[float]]] = Stopwatch.race(
-        stopwatch, {"a": run("a"), "b": run("b")}
-    )
-    assert calls == ["a", "b"] * 3
-    assert found == {"a": {"prefill": [3.0, 5.0]}, "b": {"prefill": [4.0, 6.0]}}
+
+def test_latency_rises_with_width_however_noisy_the_clock(tiny: Loaded) -> None:
+    rng = np.random.default_rng(0)
+    table = table_of(Additive(tiny, lambda _: float(rng.uniform(0.5, 2.0))))
+    for sites in table.saved_ms.values():
+        for row in sites.values():
+            saved = [row[width] for width in sorted(row)]
+            assert saved == sorted(saved)
+            assert saved[-1] == 0
 
 
-def test_prefill_and_decode_are_timed_on_the_model(tiny: Loaded) -> None:
-    samples = Digits(proxy=8).samples(Split.PROXY)
-    stopwatch = Stopwatch(tiny, samples, Workload(batch=10, new_tokens=3))
-    assert len(stopwatch.seen.inputs["input_ids"]) == 10
-    phases = stopwatch.decoder(tiny)
-    assert set(phases) == {"prefill", "decode"}
-    assert min(phases.values()) > 0
-    assert stopwatch.vision()["vision"] > 0
+def test_the_origin_of_a_table_tells_what_it_depends_on(tiny: Loaded) -> None:
+    stopwatch = Additive(tiny)
+    widths = {site.id: (1, site.width) for site in tiny.anatomy.sites}
+    origin = origin_of(stopwatch, widths, 4)
+    assert origin == origin_of(Additive(tiny), widths, 4)
+    assert (origin["device"], origin["dtype"], origin["batch"]) == ("cpu", "float32", 2)
+    assert origin["prompt_tokens"] > 16  # the picture's, and some words
+    site = tiny.anatomy.sites[0]
+    assert origin != origin_of(stopwatch, widths | {site.id: (1, 2, site.width)}, 4)
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=16))
+def test_smoothing_is_isotonic_regression(values: list[float]) -> None:
+    expected = IsotonicRegression().fit_transform(range(len(values)), values)
+    assert isotonic(values) == pytest.approx(list(expected), abs=1e-6)
+
+
+def test_a_search_is_offered_sixteen_widths_at_most() -> None:
+    costs = {width: 10.0 + width for width in range(1, 101)}
+    kept = friendly(costs, tolerance=0.02)
+    assert len(kept) == 16
+    assert (kept[0], kept[-1]) == (1, 100)
+    assert max(np.diff(kept)) <= 8

@@ -64,7 +64,7 @@ def test_a_bundle_comes_back_as_it_was(
             sum(t.nbytes for name, t in tensors.items() if name.startswith("refit/"))
         )
         older = {name: fact for name, fact in bundle.facts().items() if name != "format"}
-        with pytest.raises(StudyError, match=r"has format 1, this version reads 2\. Go on with"):
+        with pytest.raises(StudyError, match=r"has format 1, this version reads 3\. Go on with"):
             Bundle.restored(bench.anatomy, older, tensors)
         bench.adopt(again, "b")
         basis = bench.basis()
