@@ -8,28 +8,55 @@ import platform
 import re
 import subprocess
 import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 
 
-def provenance() -> dict[str, Any]:
-    """Say what ran where."""
-    from effllava_optuna.study.manifest import environment  # not for those who need no torch
+_PACKAGES = ("torch", "transformers", "optuna", "numpy")
 
+
+def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Say what ran where."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         capture_output=True, text=True, check=False, cwd=HERE,
     ).stdout.strip()  # fmt: skip
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return environment() | {
+    where, found = torch.device(device), {}
+    if where.type == "cuda":
+        found = {"gpu": torch.cuda.get_device_name(where), "cuda": torch.version.cuda}
+    return found | {
+        **{name: _version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
         "commit": commit,
         "cores": os.cpu_count(),
         "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.processor(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def told(origin: dict[str, Any]) -> str:
+    """Say in a line on what figures were measured."""
+    where = origin.get("gpu") or f"{origin['cpu']}, {origin['cores']} shared cores"
+    versions = ", ".join(
+        f"{name} {origin[name]}" for name in ("torch", "transformers") if origin.get(name)
+    )
+    return f"{where}; {versions}; {origin['date']}."
 
 
 def put_section(title: str, text: str) -> None:

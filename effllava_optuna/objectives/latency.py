@@ -4,8 +4,9 @@ Every width of every kind of site is timed in place: all sites of the kind are n
 width, the whole model runs the workload, and the difference to the dense model, divided by the
 number of sites, is what one site saves there. (A block by itself would find its weights in the
 cache of the processor, where a model never has them.) Times are shares of the dense model's, run
-beside them, smoothed so that they do not fall with width. Sums of the table are checked against
-whole runs of random policies in the same rounds, and the error is reported.
+beside them, smoothed so that they do not fall with width. What sites save together is not quite
+the sum of what they save apart: one factor a phase is fitted to whole runs of random policies in
+the same rounds. Each of them is predicted by the factor of the others, and the error is reported.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ from effllava_optuna.surgery import narrowed
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from effllava_optuna.objectives.timing import Stopwatch, Timings
+    from effllava_optuna.objectives.timing import Stopwatch, Timing, Timings
     from effllava_optuna.policy import Anatomy, Order, SiteId
 
     # The sites of a group are alike: they share their timings.
     Group = tuple[Any, ...]
 
 
-_SHADE = 0.01  # of the dense decoder's time, between the narrowest and the dense width
+_SHADE = 1e-3  # of the dense decoder's time, between the narrowest and the dense width
 _LEAST = 0.02  # of the dense decoder's time; nothing is faster
+_FEWEST = 4  # whole runs that a factor is fitted to
+_LEAST_FACTOR, _MOST_FACTOR = 0.5, 1.5
 _CLEARLY = 0.02  # of the time at a width: what a wider one must be faster by, at least
 _MOST_WIDTHS = 16  # that a search is offered for one site
 
@@ -49,9 +52,11 @@ class LatencyTable:
         dense_ms: By phase (``prefill``, ``decode``: one token), the decoder at full width.
         saved_ms: By phase, site and width: change against the dense site, <= 0.
         friendly: By site, the widths that no wider one clearly beats; the dense one among them.
-        errors: Of the random policies that were run whole: sum over run, minus 1.
+        errors: Of the random policies that were run whole: sum over run, minus 1; each by the
+            factor of the others.
         spread: Half the 95 % interval of a typical timing, as a share of it; None where there
             were too few rounds to tell.
+        factor: By phase: what sums of savings were multiplied by; it is in ``saved_ms`` already.
         rounds: How often everything was run.
         launched: Phases in which launching kernels was timed, too, as they could not be captured
             on a GPU.
@@ -65,6 +70,7 @@ class LatencyTable:
     friendly: Mapping[SiteId, tuple[int, ...]]
     errors: tuple[float, ...]
     spread: float | None
+    factor: Mapping[str, float] = field(default_factory=dict)
     rounds: int = 0
     launched: tuple[str, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
@@ -163,13 +169,48 @@ def measure_table(
         runs | {"vision": stopwatch.vision}, "dense", seed=seed, progress=progress
     )
     table = _table(stopwatch, anatomy, alike, widths, timings)
-    errors = tuple(
-        table.predict(anatomy, policies["check", check])
-        / whole_ms(table, timings["dense"], timings["check", check])
-        - 1
-        for check in range(checks)
+    whole = [policies["check", check] for check in range(checks)]
+    runs_of = [timings["check", check] for check in range(checks)]
+    errors = []
+    for mine, run in zip(whole, runs_of, strict=True):
+        others = [pair for pair in zip(whole, runs_of, strict=True) if pair[1] is not run]
+        sums = _scaled(table, _factor(table, anatomy, others)).predict(anatomy, mine)
+        errors.append(sums / whole_ms(table, timings["dense"], run) - 1)
+    factor = _factor(table, anatomy, list(zip(whole, runs_of, strict=True)))
+    return replace(
+        _scaled(table, factor),
+        errors=tuple(errors),
+        factor=factor,
+        origin=origin_of(stopwatch, widths, checks),
     )
-    return replace(table, errors=errors, origin=origin_of(stopwatch, widths, checks))
+
+
+def _factor(
+    table: LatencyTable, anatomy: Anatomy, runs: Sequence[tuple[Policy, Mapping[str, Timing]]]
+) -> dict[str, float]:
+    """Fit by phase what sums of savings are to be multiplied by; 1 where there are few runs."""
+    if len(runs) < _FEWEST:
+        return dict.fromkeys(table.dense_ms, 1.0)
+    found = {}
+    for phase, dense in table.dense_ms.items():
+        sums = np.array([table.phases(anatomy, policy)[phase] - dense for policy, _ in runs])
+        saved = np.array([dense * (timings[phase].ratio - 1) for _, timings in runs])
+        fitted = float(sums @ saved) / (float(sums @ sums) or 1.0)
+        found[phase] = min(max(fitted, _LEAST_FACTOR), _MOST_FACTOR)
+    return found
+
+
+def _scaled(table: LatencyTable, factor: Mapping[str, float]) -> LatencyTable:
+    return replace(
+        table,
+        saved_ms={
+            phase: {
+                site: {width: factor[phase] * ms for width, ms in row.items()}
+                for site, row in sites.items()
+            }
+            for phase, sites in table.saved_ms.items()
+        },
+    )
 
 
 def _policies(

@@ -95,6 +95,31 @@ def test_a_machine_that_grows_three_times_slower_and_recovers_does_not_bend_the_
     assert ratios[1] == pytest.approx(ratios[0], rel=0.02)
 
 
+class Overlapping(Additive):
+    """A model in which what two kinds of sites take grows by what the other takes."""
+
+    def decoder(self, network: Loaded) -> dict[str, float]:
+        apart = {"attn": 0.0, "mlp": 0.0}
+        for handle in network.handles:
+            kept = handle.linear(handle.output).weight.shape[1] / handle.columns
+            apart[str(handle.site.kind)] += kept / handle.site.width
+        ms = 1.0 + sum(apart.values()) + 0.4 * apart["attn"] * apart["mlp"]
+        return {"prefill": ms, "decode": ms}
+
+
+def test_what_sites_save_together_is_fitted_to_whole_runs_held_out_in_turn(
+    tiny: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted = table_of(Overlapping(tiny))
+    assert 0.6 < fitted.factor["prefill"] < 0.9
+    monkeypatch.setattr("effllava_optuna.objectives.latency._FEWEST", 99)
+    plain = table_of(Overlapping(tiny))
+    assert plain.factor == {"prefill": 1.0, "decode": 1.0}
+    assert np.mean(plain.errors) < -0.04  # sums save too much
+    assert abs(np.mean(fitted.errors)) < 0.02
+    assert fitted.error < plain.error / 1.5
+
+
 def test_latency_rises_with_width_however_noisy_the_clock(tiny: Loaded) -> None:
     rng = np.random.default_rng(0)
     table = table_of(Additive(tiny, lambda _: float(rng.uniform(0.5, 2.0))))

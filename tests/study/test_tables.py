@@ -31,6 +31,7 @@ TABLE = LatencyTable(
     friendly={SITE: (4, 8)},
     errors=(0.1, -0.3),
     spread=None,
+    factor={"prefill": 0.9, "decode": 1.0},
     rounds=3,
     launched=("decode",),
     origin={"device": "a", "batch": 1},
@@ -72,12 +73,13 @@ def test_a_second_study_takes_the_latencies_of_the_first(
 ) -> None:
     spec = read_spec(write_tiny(checkpoint, tmp_path), ('latency.table="tables.json"',))
     assert spec.latency.table == str(tmp_path / "tables.json")
+    said: list[str] = []
     found = []
     for changes in ((), ("study.seed=5",), ("latency.batch=8",)):
-        said: list[str] = []
+        said.clear()
         mine = read_spec(tmp_path / "tiny.toml", ('latency.table="tables.json"', *changes))
         with Workbench(mine, tiny) as bench:
-            bundle = calibrate(bench, lambda what, _, said=said: said.append(what))
+            bundle = calibrate(bench, lambda *what: said.append(what[0]))
         found.append((bundle.latency, "taking latencies from latency.table" in said))
     assert [again for _, again in found] == [False, True, False]
     assert found[1][0] == found[0][0]
