@@ -2,8 +2,9 @@
 
 A toy decoder is cut to half its heads and channels in the same order of units, by `sliced` and by
 Torch-Pruning (its dependency graph, our ranking as its importance); their logits must be the
-same. Then the same with grouped queries: Torch-Pruning runs in a process of its own, which is
-ended when its time is over.
+same, and so should be the time that a forward pass of a larger decoder takes, cut to the same
+widths by both. Then the same with grouped queries: Torch-Pruning runs in a process of its own,
+which is ended when its time is over.
 """
 
 from __future__ import annotations
@@ -25,16 +26,23 @@ from effllava_optuna import Loaded, Policy, rank_units, sliced
 from effllava_optuna.policy import SiteId
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from effllava_optuna.policy import Order
 
 _HEADS, _HEAD, _CHANNELS = 4, 16, 96
 _IDS = torch.tensor([[1, 7, 9, 11, 13, 20]])
 
 
-def toy(groups: int) -> Any:
-    """Build a decoder of three blocks, four query heads and ``groups`` key/value heads."""
+def toy(groups: int, scale: int = 1) -> Any:
+    """Build a decoder of three blocks, four query heads and ``groups`` key/value heads.
+
+    Args:
+        groups: Key/value heads.
+        scale: How many times as wide it is.
+    """
     config = transformers.LlamaConfig(
-        vocab_size=64, hidden_size=_HEADS * _HEAD, intermediate_size=_CHANNELS,
+        vocab_size=64, hidden_size=scale * _HEADS * _HEAD, intermediate_size=scale * _CHANNELS,
         num_hidden_layers=3, num_attention_heads=_HEADS, num_key_value_heads=groups,
         max_position_embeddings=64, use_cache=False,
     )  # fmt: skip
@@ -118,6 +126,26 @@ def race(rounds: int) -> dict[str, Any]:
     }
 
 
+def latency(scale: int, rounds: int) -> dict[str, Any]:
+    """Cut a wider toy by both to the same widths; time their forward passes in turn."""
+    warnings.simplefilter("ignore")
+    dense = toy(_HEADS, scale)
+    loaded, order, policy = halved(dense)
+    ours, theirs = sliced(loaded, policy, order).model, toy(_HEADS, scale)
+    by_torch_pruning(theirs, order, _HEADS)
+    models = {"dense": dense, "effllava_optuna": ours, "Torch-Pruning": theirs}
+    ids = torch.arange(256)[None] % 64
+    ms: dict[str, list[float]] = {name: [] for name in models}
+    with torch.inference_mode():
+        difference = float((ours(ids).logits - theirs(ids).logits).abs().max())
+        for _ in range(rounds):
+            for name, model in models.items():
+                started = time.thread_time()
+                model(ids)
+                ms[name].append((time.thread_time() - started) * 1e3)
+    return {"ms": ms, "difference": difference, "parameters": dense.num_parameters()}
+
+
 def _cut_grouped() -> None:
     warnings.simplefilter("ignore")
     _, order, _ = halved(toy(2))
@@ -147,6 +175,7 @@ def grouped(patience: float) -> dict[str, Any]:
 def section(found: dict[str, Any]) -> str:
     """Write the section of RESULTS.md."""
     race_, grouped_, origin = found["race"], found["grouped"], found["provenance"]
+    wide = found["latency"]
     dense, ours, theirs = race_["parameters"]
     rows = [
         f"| {name} | {np.median(times) * 1e3:.0f} ({min(times) * 1e3:.0f} to "
@@ -166,6 +195,19 @@ def section(found: dict[str, Any]) -> str:
             "|---|---|---|",
             *rows,
             "",
+            f"A forward pass over 256 tokens of one of {wide['parameters']:,} parameters, cut to "
+            "half by both (logits differ by "
+            f"{wide['difference']:.1e}), in CPU time of one thread, {len(wide['ms']['dense'])} "
+            "rounds in turn:",
+            "",
+            "| | ms, median (quartiles) |",
+            "|---|---|",
+            *(
+                f"| {name} | {np.median(ms):.1f} ({np.quantile(ms, 0.25):.1f} to "
+                f"{np.quantile(ms, 0.75):.1f}) |"
+                for name, ms in wide["ms"].items()
+            ),
+            "",
             "With grouped queries (four query heads, two key/value heads) ours took "
             f"{grouped_['ours'] * 1e3:.0f} ms, forward pass included; Torch-Pruning "
             f"{found['version']} was {grouped_['ended']} after {grouped_['theirs']:.0f} s.",
@@ -175,21 +217,29 @@ def section(found: dict[str, Any]) -> str:
     )
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--patience", type=float, default=120.0, help="seconds")
-    options = parser.parse_args()
+    parser.add_argument("--tiny", action="store_true", help="seconds; writes nothing")
+    options = parser.parse_args(words)
+    if options.tiny:
+        options.rounds, options.patience = 2, 5.0
+    torch.set_num_threads(1)
     print(f"about {options.patience + 30:.0f} s")
     found = {
         "provenance": provenance(),
         "version": version("torch-pruning"),
         "race": race(options.rounds),
+        "latency": latency(*((1, 3) if options.tiny else (8, 41))),
         "grouped": grouped(options.patience),
     }
+    if options.tiny:
+        print(section(found))
+        return
     publish("peers", "Side by side with Torch-Pruning", found, section(found))
 
 

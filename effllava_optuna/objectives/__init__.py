@@ -18,7 +18,7 @@ from effllava_optuna.objectives.latency import (
     whole_ms,
 )
 from effllava_optuna.objectives.risk import FORMS, risk, risk_table
-from effllava_optuna.objectives.size import flops, parameters
+from effllava_optuna.objectives.size import flops, parameters, peak_memory_mb
 from effllava_optuna.objectives.timing import Stopwatch, Workload
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "measure_table",
     "origin_of",
     "parameters",
+    "peak_memory_mb",
     "risk",
     "risk_table",
     "samples_of",

@@ -72,6 +72,7 @@ def document(facts: StudyFacts) -> dict[str, Any]:
         | {state: states.get(state, 0) for state in ("complete", "running", "waiting", "fail")},
         "metric": facts.metric,
         "constant": None,
+        "memory": None,
         "dense": None,
         "uniform": None,
         "uniform2": None,

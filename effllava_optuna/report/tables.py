@@ -85,6 +85,13 @@ def policies(document: Mapping[str, Any]) -> RenderableType:
     if document.get("latency_table"):
         error = document["latency_table"]["error"]
         notes.append(f"Predicted latency is off by {error:.1%} on random policies (mean).")
+    if document.get("memory"):
+        memory = document["memory"]
+        whose = "this process" if memory["device"] == "cpu" else "torch on the GPU"
+        notes.append(
+            f"Peak memory of {whose}: {memory['peak_mb']:,.0f} MB, of them dense weights "
+            f"{memory['dense_mb']:,.0f}, refit tables {memory['table_mb']:,.0f}."
+        )
     if document["chosen"] is None:
         notes.append("The search is not over: nothing was measured on validation or test yet.")
     else:

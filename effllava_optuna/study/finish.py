@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.baselines import one_number, two_numbers
 from effllava_optuna.errors import StudyError
-from effllava_optuna.objectives import samples_of, units_of, whole_ms
+from effllava_optuna.objectives import peak_memory_mb, samples_of, units_of, whole_ms
 from effllava_optuna.policy import Policy, bootstrap_interval, finalists, front_of
 from effllava_optuna.report import entry, marks
 from effllava_optuna.study.grading import constant_of
@@ -101,6 +101,7 @@ class Finish:
         found = dict(zip([id(candidate) for candidate in everyone], rows, strict=True))
         results = {
             "constant": constant_of(samples_of(test)),
+            "memory": self._memory(),
             "dense": found[id(dense)],
             **{name: found.get(id(baseline)) for name, baseline in baselines.items()},
             "front": [found[id(candidate)] for candidate in candidates],
@@ -108,6 +109,16 @@ class Finish:
         }
         self.epochs.study.set_user_attr(RESULTS, results)
         return results
+
+    def _memory(self) -> dict[str, Any]:
+        """Say what this process has held at most, and what of it is weights and tables."""
+        model, device = self.bench.loaded.model, self.bench.loaded.device
+        return {
+            "device": device.type,
+            "peak_mb": round(peak_memory_mb(device), 1),
+            "dense_mb": round(sum(weight.nbytes for weight in model.parameters()) / 1e6, 1),
+            "table_mb": round(self.bench.bundle.dense.memory_mb, 1),
+        }
 
     def _candidate(self, trial: TrialRecord) -> Candidate:
         policy = Policy.of(self.bench.anatomy, trial.keep)
