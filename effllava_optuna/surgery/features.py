@@ -166,7 +166,7 @@ def projecting(loaded: Loaded, state: State | None) -> Iterator[Loaded]:
             name: weight.to(mine[name], copy=True) if name in mine else weight
             for name, weight in state.items()
         }
-        before = [
+        before: list[tuple[Any, Any]] = [
             (entries, dict(entries))
             for part in module.modules()
             for entries in (part._parameters, part._buffers)

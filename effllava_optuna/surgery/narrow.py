@@ -249,26 +249,25 @@ def _narrow(handle: Handle, count: int, fitted: Fitted | None, changes: _Changes
             if len(owned.parts) == 1
             else owned.index(torch.arange(count), handle.site.width)
         )
-        linear = handle.linear(name)
-        _put(linear, "weight", linear.weight[rows], changes)
-        if linear.bias is not None:
-            _put(linear, "bias", linear.bias[rows], changes)
+        entries = handle.linear(name)._parameters
+        for part in ("weight", "bias"):
+            whole = entries[part]
+            if whole is not None:
+                _put(entries, part, whole[rows], changes)
     output = handle.linear(handle.output)
-    weight, bias = (None, None) if fitted is None else (fitted.weight, fitted.bias)
-    if weight is None:
-        weight = output.weight[:, : handle.columns * count]
-    _put(output, "weight", weight, changes)
-    if bias is not None:  # a fit may bring one to a layer that has none
-        _put(output, "bias", bias, changes)
+    entries, dense = output._parameters, output.weight
+    if fitted is None or fitted.weight is None:
+        _put(entries, "weight", dense[:, : handle.columns * count], changes)
+    else:
+        _put(entries, "weight", fitted.weight.to(dense.device, dense.dtype), changes)
+    if fitted is not None and fitted.bias is not None:  # there may have been none
+        _put(entries, "bias", fitted.bias.to(dense.device, dense.dtype), changes)
     for name, each in handle.counts.items():
         changes.set(vars(handle.module), name, each * count)
 
 
-def _put(linear: nn.Linear, name: str, value: torch.Tensor, changes: _Changes) -> None:
-    """Let a layer compute with ``value``, on the device and in the precision that it has."""
-    like = linear.weight
-    own = nn.Parameter(value.to(like.device, like.dtype), requires_grad=False)
-    changes.set(linear._parameters, name, own)
+def _put(entries: dict[str, Any], name: str, value: torch.Tensor, changes: _Changes) -> None:
+    changes.set(entries, name, nn.Parameter(value, requires_grad=False))
 
 
 def _check(handle: Handle, count: int, fitted: Fitted | None) -> None:
