@@ -21,7 +21,17 @@ def test_importing_the_package_does_not_import_torch() -> None:
 
 @pytest.mark.parametrize("layer", ["policy", "surgery", "tasks", "objectives"])
 def test_what_measures_needs_little_but_torch_transformers_and_pillow(layer: str) -> None:
-    others = ("psutil", "optuna", "pydantic", "sqlalchemy", "datasets", "click", "plotly", "peft")
+    others = (
+        "sklearn",
+        "psutil",
+        "optuna",
+        "pydantic",
+        "sqlalchemy",
+        "datasets",
+        "click",
+        "plotly",
+        "peft",
+    )
     without = "; ".join(f"sys.modules[{name!r}] = None" for name in others)
     code = f"import sys; {without}; import effllava_optuna.{layer}"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, check=True)
