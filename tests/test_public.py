@@ -19,6 +19,24 @@ def test_importing_the_package_does_not_import_torch() -> None:
     assert not imported & {"torch", "transformers", "numpy", "optuna"}
 
 
+@pytest.mark.parametrize("layer", ["policy", "surgery", "tasks", "objectives"])
+def test_what_measures_needs_little_but_torch_transformers_and_pillow(layer: str) -> None:
+    others = (
+        "sklearn",
+        "psutil",
+        "optuna",
+        "pydantic",
+        "sqlalchemy",
+        "datasets",
+        "click",
+        "plotly",
+        "peft",
+    )
+    without = "; ".join(f"sys.modules[{name!r}] = None" for name in others)
+    code = f"import sys; {without}; import effllava_optuna.{layer}"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, check=True)
+
+
 def test_public_names_are_sorted_and_listed() -> None:
     assert effllava_optuna.__all__ == sorted(effllava_optuna.__all__)
     assert set(effllava_optuna.__all__) <= set(dir(effllava_optuna))

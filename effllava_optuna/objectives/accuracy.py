@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from effllava_optuna.surgery import WHOLE, answer, look, running, write
-from effllava_optuna.tasks import Scores, encode, graded, prompts, proxy_only, score
+from effllava_optuna.tasks import Scores, encode, graded, prompts, proxy_only, weighed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -93,22 +93,39 @@ def ask_crossed(
     )
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def answers(loaded: Loaded, basis: Basis, policy: Policy, asked: Iterable[Asked]) -> Scores:
-    """Let the network of ``policy`` answer; scores come in the order of ``asked``."""
-    parts = []
+    """Let the network of ``policy`` answer; scores come in the order of ``asked``.
+
+    The host waits for the device once, at the end, unless answers are written.
+    """
+    parts: list[torch.Tensor | Scores] = []
     for fit, batches in groupby(asked, key=lambda item: item.fit):
         with running(loaded, basis, policy, fit) as network:
-            parts += [scored(network, item) for item in batches]
-    return Scores.joined(parts)
+            parts += [_answered(network, item) for item in batches]
+    return _joined(parts)
 
 
 def scored(network: Loaded, asked: Asked) -> Scores:
     """Let a network answer one batch."""
+    return _joined([_answered(network, asked)])
+
+
+def _answered(network: Loaded, asked: Asked) -> torch.Tensor | Scores:
+    """Give the `weighed` answers, or the grades of those that are written."""
     batch, seen = asked.batch.to(network.device), asked.seen.to(network.device)
     if batch.answers is not None:
-        return score(answer(network, seen), batch)
+        return weighed(answer(network, seen), batch)
     return graded(write(network, seen, batch.new_tokens), batch.samples)
+
+
+def _joined(parts: Sequence[torch.Tensor | Scores]) -> Scores:
+    on_device = [part for part in parts if isinstance(part, torch.Tensor)]
+    if len(on_device) == len(parts):
+        return Scores.of(on_device)
+    return Scores.joined(
+        [Scores.of([part]) if isinstance(part, torch.Tensor) else part for part in parts]
+    )
 
 
 def samples_of(asked: Sequence[Asked]) -> list[Sample]:

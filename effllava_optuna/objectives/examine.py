@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import psutil
 import torch
 
 from effllava_optuna.objectives.accuracy import Asked, scored
@@ -136,5 +135,7 @@ def fitting(loaded: Loaded, samples: Sequence[Sample]) -> int:
     if loaded.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(loaded.device)
     else:
+        import psutil  # not where nothing but torch and transformers is installed
+
         free = psutil.virtual_memory().available
     return int(min(_MOST, max(1, _SHARE * free // a_sample)))

@@ -67,8 +67,15 @@ def create_waiting(
 
 
 def write_user_attrs(study: Study, trial_id: int, attrs: Mapping[str, Any]) -> None:
-    """Store user attributes of a trial: in one transaction in a database, else in their order."""
+    """Store user attributes of a trial: in one transaction in a database, else in their order.
+
+    A storage may have a ``set_trial_user_attrs`` of its own.
+    """
     backend = getattr(study._storage, "_backend", study._storage)
+    at_once = getattr(backend, "set_trial_user_attrs", None)
+    if at_once is not None:
+        at_once(trial_id, attrs)
+        return
     if not isinstance(backend, RDBStorage):
         for key, value in attrs.items():
             study._storage.set_trial_user_attr(trial_id, key, value)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import copy
-import functools
-import json
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
-from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from effllava_optuna.study import rows
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Container, Iterator, Mapping, Sequence
 
     from optuna.distributions import BaseDistribution
     from optuna.storages import BaseStorage
-    from sqlalchemy.orm import Session
+    from sqlalchemy import Connection
+
+_READING = "effllava_reading"  # an option of a connection
+_TRIES, _PAUSE = 5, 0.5  # to create a trial, where others lock the study; seconds between two
 
 
 def guard(storage: BaseStorage) -> None:
@@ -25,8 +31,8 @@ def guard(storage: BaseStorage) -> None:
 
     Optuna reads before it writes inside one transaction. SQLite lets two processes read, and
     then both believe that they alone took a waiting trial; BEGIN IMMEDIATE takes the write lock
-    first. The write-ahead log with synchronous=NORMAL saves two of three flushes; a power cut can
-    cost the last commits, a killed process none.
+    first, unless nothing will be written. The write-ahead log with synchronous=NORMAL saves two
+    of three flushes; a power cut can cost the last commits, a killed process none.
     """
     backend = getattr(storage, "_backend", storage)
     engine = getattr(backend, "engine", None)
@@ -46,60 +52,134 @@ def guard(storage: BaseStorage) -> None:
 
     @sqlalchemy.event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reading = connection.get_execution_options().get(_READING)
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
 
 class Database(RDBStorage):
-    """Optuna's storage, with other ways to store a template and to read trials.
+    """Optuna's storage, with other ways to write trials and to read them.
 
-    Optuna asks three questions about each parameter and attribute of a template before it stores
-    one, and makes an object of each row and two distributions of each parameter that it reads.
-    With 64 genes, that is most of what a trial costs. Here a parameter is asked about once for
-    each study and process, and not again while its distribution stays the same; and rows are read
-    as rows.
+    With 64 genes, its objects and its questions are most of what a trial costs. Here rows are
+    read and written as rows, a transaction at a time. Two things are remembered: that a parameter
+    is compatible with those of its study, for as long as its distribution stays the same; and
+    what was read of a trial that waits, until it does so no more. Attributes that another process
+    gives a waiting trial after it was created are read when it runs.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._checked: dict[tuple[int, str], BaseDistribution] = {}
+        self._waiting: dict[int, FrozenTrial] = {}
 
-    def _get_prepared_new_trial(
-        self, study_id: int, template_trial: FrozenTrial | None, session: Session
-    ) -> Any:
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with self._told(), self.engine.connect() as connection:
+            yield connection.execution_options(**{_READING: True})
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with self._told(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError:
+            raise
+        except SQLAlchemyError as error:
+            raise StorageInternalError(f"The database refused: {error}") from error
+
+    def _create_new_trial(
+        self, study_id: int, template_trial: FrozenTrial | None = None
+    ) -> FrozenTrial:
         if template_trial is None:
-            return super()._get_prepared_new_trial(study_id, None, session)
-        from optuna.storages._rdb import models
+            return super()._create_new_trial(study_id)
+        for _ in range(_TRIES - 1):
+            try:
+                return self._created(study_id, template_trial)
+            except StorageInternalError:  # a deadlock, perhaps
+                time.sleep(_PAUSE)
+        return self._created(study_id, template_trial)
 
-        template, distributions = copy.copy(template_trial), template_trial.distributions
-        known = {
-            name: value
-            for name, value in template.params.items()
-            if self._checked.get((study_id, name)) == distributions[name]
+    def _created(self, study_id: int, template: FrozenTrial) -> FrozenTrial:
+        distributions = template.distributions
+        fresh = {
+            name: distribution
+            for name, distribution in distributions.items()
+            if self._checked.get((study_id, name)) != distribution
         }
-        template.params = {
-            name: value for name, value in template.params.items() if name not in known
-        }
-        template.user_attrs, template.system_attrs = {}, {}
-        trial = super()._get_prepared_new_trial(study_id, template, session)
-        session.add_all(
-            models.TrialParamModel(
-                trial_id=trial.trial_id,
-                param_name=name,
-                param_value=distributions[name].to_internal_repr(value),
-                distribution_json=distribution_to_json(distributions[name]),
-            )
-            for name, value in known.items()
-        )
-        for model, attrs in (
-            (models.TrialUserAttributeModel, template_trial.user_attrs),
-            (models.TrialSystemAttributeModel, template_trial.system_attrs),
-        ):
-            session.add_all(
-                model(trial_id=trial.trial_id, key=key, value_json=json.dumps(value))
-                for key, value in attrs.items()
-            )
-        self._checked |= {(study_id, name): distributions[name] for name in template.params}
-        return trial
+        with self._writing() as connection:
+            rows.lock_study(connection, study_id)
+            rows.check_compatible(connection, study_id, fresh)
+            trial_id, number = rows.create(connection, study_id, template)
+        self._checked |= {(study_id, name): distributions[name] for name in fresh}
+        created = copy.deepcopy(template)
+        created.number, created._trial_id = number, trial_id
+        return created
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """Write the state and the values of a trial.
+
+        Returns:
+            Whether it could be moved; not to RUNNING, where it does not wait.
+
+        Raises:
+            KeyError: There is no such trial.
+            UpdateFinishedTrialError: It has ended.
+        """
+        try:
+            with self._writing() as connection:
+                before = rows.state_of(connection, trial_id, locked=True)
+                if values is not None:
+                    rows.put_values(connection, trial_id, values)
+                if state == TrialState.RUNNING and before != TrialState.WAITING:
+                    return False
+                rows.move(connection, trial_id, state)
+        except IntegrityError:
+            return False
+        return True
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Write a user attribute of a trial that has not ended."""
+        self.set_trial_user_attrs(trial_id, {key: value})
+
+    def set_trial_user_attrs(self, trial_id: int, attrs: Mapping[str, Any]) -> None:
+        """Write user attributes of a trial in one transaction.
+
+        Raises:
+            KeyError: There is no such trial.
+            UpdateFinishedTrialError: It has ended.
+        """
+        self._put_attrs(rows.USER_ATTRS, trial_id, attrs)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Write a system attribute of a trial that has not ended."""
+        self._put_attrs(rows.SYSTEM_ATTRS, trial_id, {key: value})
+
+    def _put_attrs(self, table: Any, trial_id: int, attrs: Mapping[str, Any]) -> None:
+        with self._writing() as connection:
+            rows.state_of(connection, trial_id)
+            rows.put_attrs(connection, table, trial_id, attrs)
+        self._waiting.pop(trial_id, None)
+
+    def _set_trial_param(self, trial_id: int, *rest: Any) -> None:
+        super()._set_trial_param(trial_id, *rest)
+        self._waiting.pop(trial_id, None)
+
+    def set_trial_intermediate_value(
+        self, trial_id: int, step: int, intermediate_value: float
+    ) -> None:
+        """Write what a trial reports at a step."""
+        super().set_trial_intermediate_value(trial_id, step, intermediate_value)
+        self._waiting.pop(trial_id, None)
+
+    def delete_study(self, study_id: int) -> None:
+        """Delete a study; ids of its trials may come again."""
+        super().delete_study(study_id)
+        self._waiting.clear()
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Read one trial.
@@ -107,13 +187,8 @@ class Database(RDBStorage):
         Raises:
             KeyError: There is none.
         """
-        from optuna.storages._rdb import models, storage
-
-        with storage._create_scoped_session(self.scoped_session) as session:
-            found = _read(session, [models.TrialModel.trial_id == trial_id])
-        if not found:
-            raise KeyError(models.NOT_FOUND_MSG)
-        return found[0]
+        with self._reading() as connection:
+            return rows.read(connection, [rows.head(connection, trial_id)])[0]
 
     def _get_trials(
         self,
@@ -122,75 +197,19 @@ class Database(RDBStorage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        from optuna.storages._rdb import models, storage
-
-        number = models.TrialModel.trial_id
-        conditions: list[Any] = [models.TrialModel.study_id == study_id]
-        if states is not None:
-            conditions.append(
-                models.TrialModel.state.in_([state for state in TrialState if state in states])
-            )
-        if trial_id_greater_than > -1:
-            earlier = [one for one in included_trial_ids if one <= trial_id_greater_than]
-            conditions.append(sqlalchemy.or_(number.in_(earlier), number > trial_id_greater_than))
-        with storage._create_scoped_session(self.scoped_session) as session:
-            models.StudyModel.find_or_raise_by_id(study_id, session)
-            return _read(session, conditions)
-
-
-_distribution = functools.cache(json_to_distribution)  # a study has a few, and millions of copies
-
-
-def _read(session: Session, conditions: Sequence[Any]) -> list[FrozenTrial]:
-    """Read the trials that meet conditions, by id: one query for each table."""
-    from optuna.storages._rdb import models
-
-    trial = models.TrialModel
-    chosen = sqlalchemy.select(trial.trial_id).where(*conditions)
-
-    def rows(model: Any, *columns: Any, order: Any = None) -> dict[int, list[Any]]:
-        query = sqlalchemy.select(model.trial_id, *columns).where(model.trial_id.in_(chosen))
-        found: dict[int, list[Any]] = {}
-        for number, *row in session.execute(query if order is None else query.order_by(order)):
-            found.setdefault(number, []).append(row)
-        return found
-
-    heads: Sequence[Any] = session.scalars(
-        sqlalchemy.select(trial).where(*conditions).order_by(trial.trial_id)
-    ).all()
-    if not heads:
-        return []
-    param, value, step = (
-        models.TrialParamModel, models.TrialValueModel, models.TrialIntermediateValueModel,
-    )  # fmt: skip
-    user, system = models.TrialUserAttributeModel, models.TrialSystemAttributeModel
-    params = rows(
-        param, param.param_name, param.param_value, param.distribution_json, order=param.param_id
-    )
-    values = rows(value, value.value, value.value_type, order=value.objective)
-    steps = rows(step, step.step, step.intermediate_value, step.intermediate_value_type)
-    user_attrs = rows(user, user.key, user.value_json)
-    system_attrs = rows(system, system.key, system.value_json)
-    return [
-        FrozenTrial(
-            number=head.number,
-            state=head.state,
-            value=None,
-            values=[value.stored_repr_to_value(*row) for row in values.get(key, ())] or None,
-            datetime_start=head.datetime_start,
-            datetime_complete=head.datetime_complete,
-            params={
-                name: _distribution(told).to_external_repr(stored)
-                for name, stored, told in params.get(key, ())
-            },
-            distributions={name: _distribution(told) for name, _, told in params.get(key, ())},
-            user_attrs={name: json.loads(told) for name, told in user_attrs.get(key, ())},
-            system_attrs={name: json.loads(told) for name, told in system_attrs.get(key, ())},
-            intermediate_values={
-                at: step.stored_repr_to_intermediate_value(*row) for at, *row in steps.get(key, ())
-            },
-            trial_id=key,
-        )
-        for head in heads
-        for key in (head.trial_id,)
-    ]
+        with self._reading() as connection:
+            heads = rows.heads(connection, study_id, trial_id_greater_than, included_trial_ids)
+            wanted = [head for head in heads if states is None or head.state in states]
+            known = {
+                head.trial_id: self._waiting[head.trial_id]
+                for head in wanted
+                if head.state == TrialState.WAITING and head.trial_id in self._waiting
+            }
+            fresh = rows.read(connection, [one for one in wanted if one.trial_id not in known])
+        for head in heads:
+            self._waiting.pop(head.trial_id, None)
+        known |= {trial._trial_id: trial for trial in fresh}
+        self._waiting |= {
+            number: trial for number, trial in known.items() if trial.state == TrialState.WAITING
+        }
+        return [known[head.trial_id] for head in wanted]

@@ -233,9 +233,12 @@ class Epochs:
         Raises:
             StudyError: No epoch of this study has it.
         """
+        if digest in self._bases:  # without a look at what is published
+            return self._bases[digest]
         for attempt in self.ledger.epochs():
             basis = self.basis_of(int(attempt.params["epoch"]))
             if basis.digest == digest:
+                self._bases[digest] = basis
                 return basis
         raise StudyError(
             f"No epoch of {self.study.study_name!r} has basis {digest}.",
@@ -358,8 +361,11 @@ class ProjectorEvolution:
     def __call__(self, study: Study, trial: FrozenTrial) -> None:
         """Look whether an epoch is over: never before a trial of its last generation is."""
         slot = slot_of(trial)
-        if slot is not None and slot.generation < self.epochs.spec.search.generations - 1:
-            return
+        if slot is not None:
+            if slot.generation < self.epochs.spec.search.generations - 1:
+                return
+            if not self.epochs.sampler.slots_of_epoch_finished(study, slot.epoch):
+                return
         self.epochs.advance()
         if self.epochs.finished:
             study.stop()

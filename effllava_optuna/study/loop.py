@@ -99,17 +99,18 @@ def search(epochs: Epochs, watch: Watch | None = None) -> None:
     reap(study)
     drawn = epochs.epoch
 
-    def after(_: Study, trial: FrozenTrial) -> None:
+    def after(trial: FrozenTrial) -> None:
         nonlocal drawn
         if trial.state == TrialState.FAIL:
             _refuse_failures(study, table.failures)
         if watch is not None:
             watch(epochs, record_of(trial))
-        if epochs.epoch != drawn:
-            drawn = epochs.epoch
+        slot = slot_of(trial)
+        if slot is not None and slot.epoch > drawn:
+            drawn = slot.epoch
             draw(epochs)
 
-    def leave(_: Study, trial: FrozenTrial) -> None:
+    def leave(trial: FrozenTrial) -> None:
         """Stop where no trial of the generation waits: whoever asks for one makes its own.
 
         Such a trial is stored gene by gene; at the end of the study it would be one too many.
@@ -119,6 +120,12 @@ def search(epochs: Epochs, watch: Watch | None = None) -> None:
             return
         if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             study.stop()
+
+    def told(_: Study, trial: FrozenTrial) -> None:
+        """Do all that follows a trial; Optuna copies it for each function that it calls."""
+        evolution(study, trial)
+        after(trial)
+        leave(trial)
 
     epochs.advance()
     while not epochs.finished:
@@ -130,7 +137,7 @@ def search(epochs: Epochs, watch: Watch | None = None) -> None:
                 continue
             study.optimize(
                 PruningObjective(epochs),
-                callbacks=[evolution, after, leave],
+                callbacks=[told],
                 catch=(TrialFailed,),
             )
     draw(epochs)

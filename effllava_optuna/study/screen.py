@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
+from optuna.trial import TrialState
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 _INTERRUPTED = 130
 _DOUBTFUL = 0.2  # error of a latency table
+_REFRESH = 0.5  # seconds between two looks at all trials, on a terminal
 
 
 def console(*, aside: bool = False) -> Console:
@@ -55,6 +58,7 @@ class Screen:
         )
         self.task = self.bar.add_task("", total=1.0, note="")
         self._last = ""
+        self._next = 0.0
 
     def __enter__(self) -> Screen:
         if self.console.is_terminal:
@@ -88,10 +92,13 @@ class Screen:
         if trial.epoch is None:
             return
         search = epochs.spec.search
-        trials = trials_of(epochs.study)
-        done = sum(record.measured for record in trials)
-        if not self.console.is_terminal and done % search.population:
+        found = epochs.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        done = len(found)
+        early = time.monotonic() < self._next
+        if early if self.console.is_terminal else done % search.population:
             return
+        self._next = time.monotonic() + _REFRESH
+        trials = trials_of(epochs.study)
         best = max((record.quality for record in trials if record.eligible), default=float("nan"))
         volume = hypervolume_by_epoch(
             trials, epochs.epoch + 1, epochs.bench.bundle.reference, epochs.spec.quality.accuracy

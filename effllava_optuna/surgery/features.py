@@ -94,7 +94,10 @@ def answer(loaded: Loaded, seen: Seen) -> torch.Tensor:
 
     Gradients flow to the projector, if it asks for them.
     """
-    found = loaded.model(**_projected(loaded, seen), logits_to_keep=seen.positions)
+    # A cache would copy the keys and values of all blocks, and nobody would read them.
+    found = loaded.model(
+        **_projected(loaded, seen), logits_to_keep=seen.positions, use_cache=False
+    )
     logits: torch.Tensor = found.logits
     return logits[:, -seen.positions :]
 
@@ -158,10 +161,20 @@ def projecting(loaded: Loaded, state: State | None) -> Iterator[Loaded]:
         return
     module = projector(loaded.model)
     with loaded.lock:
-        old = {name: weight.detach().clone() for name, weight in module.state_dict().items()}
+        mine = module.state_dict()
+        copies = {
+            name: weight.to(mine[name], copy=True) if name in mine else weight
+            for name, weight in state.items()
+        }
+        before: list[tuple[Any, Any]] = [
+            (entries, dict(entries))
+            for part in module.modules()
+            for entries in (part._parameters, part._buffers)
+        ]
         try:
-            # A state that does not fit raises, but only after it has filled in what does.
-            module.load_state_dict(dict(state))
+            # A state that does not fit raises, but only after it has put in what does.
+            module.load_state_dict(copies, assign=True)
             yield loaded
         finally:
-            module.load_state_dict(old)
+            for entries, present in before:
+                entries.update(present)

@@ -71,7 +71,9 @@ class Handle:
 
     def linear(self, name: str) -> nn.Linear:
         """Give the linear layer at ``name`` below the module."""
-        child = self.module.get_submodule(name)
+        child = self.module._modules.get(name)
+        if child is None:
+            child = self.module.get_submodule(name)
         if not isinstance(child, nn.Linear):
             raise ModelError(f"{self.site.id}: {name} is a {type(child).__name__}, not a Linear.")
         return child

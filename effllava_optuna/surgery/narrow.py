@@ -210,79 +210,78 @@ def narrowed(
         inside = undo.enter_context(arranged(loaded, order))
         kept = policy.working(loaded.anatomy)
         undo.enter_context(dropped(_absent(loaded, kept)))
+        changes = _Changes()
+        undo.callback(changes.undo)
         for handle in inside.handles:
-            count = kept[handle.site.id]
-            if count in (0, handle.site.width):
-                continue
-            fitted = _checked(handle, count, (refit or {}).get((handle.site.id, count)))
-            for name, owned in handle.inputs.items():
-                first = torch.arange(count)
-                # What is stacked in one matrix is copied; all else is a view.
-                rows = (
-                    slice(owned.each * count)
-                    if len(owned.parts) == 1
-                    else owned.index(first, handle.site.width)
-                )
-                undo.enter_context(_shrunk(handle.linear(name), rows=rows))
-            undo.enter_context(
-                _shrunk(
-                    handle.linear(handle.output), columns=handle.columns * count, fitted=fitted
-                )
-            )
-            undo.enter_context(_counting(handle, count))
+            site = handle.site.id
+            if kept[site] not in (0, handle.site.width):
+                _narrow(handle, kept[site], (refit or {}).get((site, kept[site])), changes)
         yield inside
 
 
-def _checked(handle: Handle, count: int, fitted: Fitted | None) -> Fitted | None:
-    """Refuse a fit whose shapes are not those of the site's output matrix and bias."""
-    out = handle.linear(handle.output).out_features
-    if fitted is not None:
-        for part, shape in (
-            (fitted.weight, (out, handle.columns * count)),
-            (fitted.bias, (out,)),
-        ):
-            if part is not None and part.shape != shape:
-                raise ModelError(
-                    f"The fit of {handle.site.id} for {count} units has shape "
-                    f"{tuple(part.shape)} instead of {shape}.",
-                    hint="Fit the output matrices of this model again.",
-                )
-    return fitted
+class _Changes:
+    """Entries of dictionaries that are set for a while: what a module keeps its weights in.
+
+    Setting an attribute of a module does the same, at many times the price.
+    """
+
+    def __init__(self) -> None:
+        self._before: list[tuple[dict[str, Any], str, Any]] = []
+
+    def set(self, entries: dict[str, Any], name: str, value: Any) -> None:
+        """Set an entry that is there."""
+        self._before.append((entries, name, entries[name]))
+        entries[name] = value
+
+    def undo(self) -> None:
+        """Put all back, the last change first."""
+        while self._before:
+            entries, name, value = self._before.pop()
+            entries[name] = value
 
 
-@contextmanager
-def _shrunk(
-    linear: nn.Linear,
-    *,
-    rows: slice | torch.Tensor = slice(None),
-    columns: int | None = None,
-    fitted: Fitted | None = None,
-) -> Iterator[None]:
-    full = {name: linear._parameters[name] for name in ("weight", "bias")}
-    dense = linear.weight
-    weight = dense[rows, :columns]
-    bias = None if linear.bias is None else linear.bias[rows]
-    if fitted is not None:
-        weight = weight if fitted.weight is None else fitted.weight.to(dense.device, dense.dtype)
-        bias = bias if fitted.bias is None else fitted.bias.to(dense.device, dense.dtype)
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:  # a fit may bring one to a layer that has none
-        linear.bias = nn.Parameter(bias, requires_grad=False)
-    try:
-        yield
-    finally:
-        linear._parameters.update(full)
-
-
-@contextmanager
-def _counting(handle: Handle, count: int) -> Iterator[None]:
+def _narrow(handle: Handle, count: int, fitted: Fitted | None, changes: _Changes) -> None:
+    _check(handle, count, fitted)
+    for name, owned in handle.inputs.items():
+        # What is stacked in one matrix is copied; all else is a view.
+        rows = (
+            slice(owned.each * count)
+            if len(owned.parts) == 1
+            else owned.index(torch.arange(count), handle.site.width)
+        )
+        entries = handle.linear(name)._parameters
+        for part in ("weight", "bias"):
+            whole = entries[part]
+            if whole is not None:
+                _put(entries, part, whole[rows], changes)
+    output = handle.linear(handle.output)
+    entries, dense = output._parameters, output.weight
+    if fitted is None or fitted.weight is None:
+        _put(entries, "weight", dense[:, : handle.columns * count], changes)
+    else:
+        _put(entries, "weight", fitted.weight.to(dense.device, dense.dtype), changes)
+    if fitted is not None and fitted.bias is not None:  # there may have been none
+        _put(entries, "bias", fitted.bias.to(dense.device, dense.dtype), changes)
     for name, each in handle.counts.items():
-        setattr(handle.module, name, each * count)
-    try:
-        yield
-    finally:
-        for name, each in handle.counts.items():
-            setattr(handle.module, name, each * handle.site.width)
+        changes.set(vars(handle.module), name, each * count)
+
+
+def _put(entries: dict[str, Any], name: str, value: torch.Tensor, changes: _Changes) -> None:
+    changes.set(entries, name, nn.Parameter(value, requires_grad=False))
+
+
+def _check(handle: Handle, count: int, fitted: Fitted | None) -> None:
+    """Refuse a fit whose shapes are not those of the site's output matrix and bias."""
+    if fitted is None:
+        return
+    out = handle.linear(handle.output).out_features
+    for part, shape in ((fitted.weight, (out, handle.columns * count)), (fitted.bias, (out,))):
+        if part is not None and part.shape != shape:
+            raise ModelError(
+                f"The fit of {handle.site.id} for {count} units has shape "
+                f"{tuple(part.shape)} instead of {shape}.",
+                hint="Fit the output matrices of this model again.",
+            )
 
 
 def sliced(loaded: Loaded, policy: Policy, order: Order, refit: Refit | None = None) -> Loaded:

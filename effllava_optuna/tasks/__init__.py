@@ -28,6 +28,7 @@ from effllava_optuna.tasks.scoring import (
     graded,
     score,
     target_logits,
+    weighed,
 )
 from effllava_optuna.tasks.verdict import Judged
 
@@ -58,4 +59,5 @@ __all__ = [
     "proxy_only",
     "score",
     "target_logits",
+    "weighed",
 ]

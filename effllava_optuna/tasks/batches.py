@@ -141,7 +141,7 @@ def encode(
     """Encode ``samples``, at most ``batch_size`` to a batch.
 
     A batch holds questions of one kind: about pictures or not, closed or open. Within a kind
-    they keep their order.
+    they keep their order; where they fill several batches, the longest come first.
 
     Raises:
         TaskError: There are no samples, a picture cannot be opened, a question names the image
@@ -159,7 +159,8 @@ def prompts(
 ) -> tuple[Batch, ...]:
     """Encode nothing but the questions, for a model that writes its answers.
 
-    A batch holds questions of one kind: about pictures or not, and with answers as long.
+    A batch holds questions of one kind: about pictures or not, and with answers as long. Where
+    those of a kind fill several batches, the longest come first.
 
     Raises:
         TaskError: As `encode`.
@@ -187,6 +188,8 @@ def _dealt(
             tokenizer = processor.tokenizer
             longest = max(len(tokenizer.encode(_right(sample))) for sample in mine) + 1
             size = min(size, max(1, _MOST // (longest * len(tokenizer))))
+        if len(mine) > size:  # those of about one length share a batch, and little is padded
+            mine.sort(key=lambda sample: -len(sample.system + sample.question))
         dealt += [mine[start : start + size] for start in range(0, len(mine), size)]
     return dealt
 

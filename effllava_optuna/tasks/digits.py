@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from effllava_optuna.tasks._task import Sample, Split
 
@@ -57,6 +56,8 @@ class Scans:
 @cache
 def scans() -> tuple[Scans, Scans]:
     """Give the scans that train the embedded model, and those it has never seen."""
+    from sklearn.datasets import load_digits  # other tasks do without
+
     pixels, labels = load_digits(return_X_y=True)
     pixels = (pixels.reshape(-1, 8, 8) / 16).astype(np.float32)
     order = np.random.default_rng(_DEAL).permutation(len(labels))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch.nn import functional
 
 from effllava_optuna.errors import TaskError
@@ -14,7 +15,6 @@ from effllava_optuna.tasks.batches import IGNORED
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
     from numpy.typing import NDArray
 
     from effllava_optuna.tasks._task import Sample
@@ -41,6 +41,12 @@ class Scores:
         return np.exp(self.log_probability)
 
     @staticmethod
+    def of(weighed: Sequence[torch.Tensor]) -> Scores:
+        """Copy what was `weighed` to the host, at once."""
+        hit, log_probability = torch.cat(list(weighed), dim=1).cpu().numpy()
+        return Scores(hit, log_probability)
+
+    @staticmethod
     def joined(parts: Sequence[Scores]) -> Scores:
         """Put scores one behind the other."""
         return Scores(
@@ -64,12 +70,24 @@ def target_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def score(logits: torch.Tensor, batch: Batch) -> Scores:
-    """Score the ``logits`` that answer, shape ``(samples, positions, vocabulary)``.
+    """Score the ``logits`` that answer, see `weighed`, and wait for the result."""
+    return Scores.of([weighed(logits, batch)])
+
+
+def weighed(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Score the ``logits`` that answer, where they are, without waiting for them.
 
     Of an open question, a hit is the share of the right answer's tokens that come first, and the
     log-probability is the mean over them: a proxy, however the answers will be graded.
 
     A model that answers NaN is wrong, and its probability is 0.
+
+    Args:
+        logits: Shape ``(samples, positions, vocabulary)``.
+        batch: With answers.
+
+    Returns:
+        Shape ``(2, samples)``, float64: hits, and log-probabilities.
     """
     if batch.answers is None:
         raise TaskError("These prompts have no answers to score.", hint="Use `encode`.")
@@ -86,9 +104,11 @@ def score(logits: torch.Tensor, batch: Batch) -> Scores:
         hit = log_probabilities.argmax(-1) == batch.answers
         right = log_probabilities.gather(1, batch.answers[:, None])[:, 0]
     broken = right.isnan()
-    return Scores(
-        hit.double().masked_fill(broken, 0.0).cpu().numpy(),
-        right.masked_fill(broken, float("-inf")).double().cpu().numpy(),
+    return torch.stack(
+        [
+            hit.double().masked_fill(broken, 0.0),
+            right.double().masked_fill(broken, float("-inf")),
+        ]
     )
 
 

@@ -1,15 +1,27 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from effllava_optuna import Policy, rank_units, sliced
 from effllava_optuna.errors import LeakError
-from effllava_optuna.objectives import answers, ask, ask_crossed, folds_of, units_of
-from effllava_optuna.surgery import WHOLE, Basis, projector_state
+from effllava_optuna.objectives import answers, ask, ask_crossed, folds_of, samples_of, units_of
+from effllava_optuna.surgery import (
+    WHOLE,
+    Basis,
+    Fitted,
+    answer,
+    arranged,
+    projector,
+    projector_state,
+)
 from effllava_optuna.tasks import Digits, Split, encode, score
 
 if TYPE_CHECKING:
@@ -59,3 +71,101 @@ def test_the_search_refuses_samples_that_it_must_not_see(tiny: Loaded, split: Sp
     samples = Digits(validation=8, test=8).samples(split)
     with pytest.raises(LeakError, match=f"The search was given {split} sample"):
         ask_crossed(tiny, samples, 2)
+
+
+# What makes the host wait for a device. Under `inference_mode` the first three are seen whole.
+WAITING = ("item", "is_nonzero", "equal", "_local_scalar_dense", "nonzero", "masked_select")
+
+
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what waits for the device by the library that asks, and the file."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: Counter[tuple[str, str]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().removeprefix("aten::").partition(".")[0]
+        masks = [
+            index
+            for index in (args[1] if name == "index" else ())
+            if index is not None and index.dtype in (torch.bool, torch.uint8)
+        ]
+        if name in WAITING or masks:
+            self.found[self._who()] += 1
+        return func(*args, **(kwargs or {}))
+
+    def _who(self) -> tuple[str, str]:
+        for frame in reversed(traceback.extract_stack()):
+            for library in ("transformers", "effllava_optuna"):
+                path = Path(frame.filename)
+                if library in path.parts and path != Path(__file__):
+                    return library, path.name
+        return "", ""
+
+
+def test_the_host_waits_for_a_batch_only_where_transformers_does(tiny: Loaded) -> None:
+    order = rank_units(tiny)
+    half = {
+        (site.id, count): Fitted(torch.zeros(36, handle.columns * count))
+        for site, handle in zip(tiny.anatomy.sites, tiny.handles, strict=True)
+        for count in (site.width // 2,)
+    }
+    basis = Basis("b", order, (half,) * 3, (projector_state(tiny),) * 3)
+    policy = Policy.uniform(tiny.anatomy, keep=0.5)
+    samples = Digits(proxy=16).samples(Split.PROXY)
+    for size in (16, 1):  # one to a batch, nothing is padded
+        asked = [
+            item
+            for fold, mine in enumerate(folds_of(samples, 2))
+            for item in ask(tiny, mine, batch_size=size, fit=fold + 1)
+        ]
+        with arranged(tiny, order) as ready, Waits() as waits:
+            answers(ready, basis, policy, asked)
+        assert {library for library, _ in waits.found} == {"transformers"}
+        # It compares the numbers of image tokens and features, for a message, too; and looks
+        # whether anything is padded.
+        where = {"modeling_llava.py", "import_utils.py", "masking_utils.py"}
+        assert {file for _, file in waits.found} <= where
+        assert waits.found.total() <= 4 * len(asked)
+
+
+def test_answering_leaves_nothing_that_cannot_be_trained(tiny: Loaded) -> None:
+    basis = Basis("b", rank_units(tiny), (None,) * 3, (projector_state(tiny),) * 3)
+    policy = Policy.uniform(tiny.anatomy, keep=0.5)
+    asked = ask_crossed(tiny, Digits(proxy=8).samples(Split.PROXY), 2)
+    answers(tiny, basis, policy, asked)
+    weights = [*tiny.model.parameters(), *tiny.model.buffers()]
+    assert not any(weight.is_inference() for weight in weights)
+    learner = projector(tiny.model).requires_grad_(requires_grad=True)
+    try:
+        torch.autograd.backward(answer(tiny, asked[0].seen).float().pow(2).sum())
+        assert all(weight.grad is not None for weight in learner.parameters())
+    finally:
+        learner.requires_grad_(requires_grad=False)
+        learner.zero_grad(set_to_none=True)
+
+
+def test_samples_of_like_length_share_a_batch_and_score_as_they_do_alone(tiny: Loaded) -> None:
+    samples = Digits(proxy=16).samples(Split.PROXY)
+    basis = Basis("b", rank_units(tiny), (None,), (None,))
+    policy = Policy.uniform(tiny.anatomy, keep=0.5)
+    asked = {size: ask(tiny, samples, batch_size=size) for size in (1, 5, 16)}
+    found = {
+        size: {
+            sample.id: value
+            for sample, value in zip(
+                samples_of(mine),
+                answers(tiny, basis, policy, mine).log_probability,
+                strict=True,
+            )
+        }
+        for size, mine in asked.items()
+    }
+    for size in (5, 16):
+        assert found[size] == pytest.approx(found[1], abs=1e-4)
+    padding = {
+        size: sum(int((item.batch.inputs["attention_mask"] == 0).sum()) for item in mine)
+        for size, mine in asked.items()
+    }
+    assert padding[1] == 0 < padding[5] < padding[16]

@@ -13,6 +13,7 @@ from optuna.testing.pytest_storages import StorageTestCase
 from optuna.trial import TrialState, create_trial
 
 from effllava_optuna.study.storage import open_storage
+from tests.conftest import new_database
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,15 +28,25 @@ SPACE = {
 }
 
 
+def url_of(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'a.db'}"
+    return new_database(request.getfixturevalue("postgresql"))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return url_of(request, tmp_path)
+
+
 @pytest.mark.slow
 class TestDatabase(StorageTestCase):
-    @pytest.fixture
-    def storage(self, tmp_path: Path) -> BaseStorage:
-        return open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True)
+    @pytest.fixture(params=["sqlite", "postgresql"])
+    def storage(self, request: pytest.FixtureRequest, tmp_path: Path) -> BaseStorage:
+        return open_storage(url_of(request, tmp_path), create=True)
 
 
-def test_all_is_read_as_optuna_reads_it(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'a.db'}"
+def test_all_is_read_as_optuna_reads_it(url: str) -> None:
     ours = open_storage(url, create=True)
     study = optuna.create_study(
         storage=ours, study_name="s", directions=["maximize", "minimize"], sampler=SAMPLER
@@ -72,3 +83,39 @@ def test_all_is_read_as_optuna_reads_it(tmp_path: Path) -> None:
             assert repr(fresh.get_trial(trial._trial_id)) == repr(trial)
     with pytest.raises(KeyError):
         ours.get_trial(999)
+
+
+def test_what_one_process_writes_another_reads(url: str) -> None:
+    mine = open_storage(url, create=True)
+    study = optuna.create_study(storage=mine, sampler=SAMPLER)
+    number = mine.create_new_trial(study._study_id, create_trial(state=TrialState.WAITING))
+    other = open_storage(url)
+    for storage in (mine, other):
+        (waiting,) = storage.get_all_trials(study._study_id)
+        assert (waiting.state, waiting.user_attrs) == (TrialState.WAITING, {})
+    mine.set_trial_user_attr(number, "a", 1)
+    mine.set_trial_param(number, "b", 3.0, IntDistribution(1, 8))
+    (waiting,) = mine.get_all_trials(study._study_id)
+    assert (waiting.user_attrs, waiting.params) == ({"a": 1}, {"b": 3})
+    assert mine.set_trial_state_values(number, TrialState.RUNNING)
+    assert not other.set_trial_state_values(number, TrialState.RUNNING)
+    (running,) = other.get_all_trials(study._study_id)
+    assert (running.user_attrs, running.params) == ({"a": 1}, {"b": 3})
+    other.set_trial_user_attr(number, "a", 2)
+    assert mine.get_all_trials(study._study_id)[0].user_attrs == {"a": 2}
+
+
+def test_more_trials_than_a_statement_names_are_read(tmp_path: Path) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True)
+    study = optuna.create_study(storage=storage, sampler=SAMPLER)
+    template = create_trial(
+        state=TrialState.WAITING, params={"a": 3}, distributions={"a": SPACE["a"]}
+    )
+    for _ in range(1100):
+        storage.create_new_trial(study._study_id, template)
+    last = study.trials[-1]._trial_id
+    storage.set_trial_state_values(last, TrialState.COMPLETE, [1.0])
+    for _ in range(2):
+        trials = study.get_trials(deepcopy=False)
+        assert [trial.number for trial in trials] == list(range(1100))
+        assert all(trial.params == {"a": 3} for trial in trials)

@@ -89,13 +89,17 @@ def test_a_processor_without_a_chat_template_is_refused(processor: Any) -> None:
         encode(other, SAMPLES)
 
 
-def test_batches_hold_the_samples_in_order(processor: Any) -> None:
-    batches = encode(processor, SAMPLES, batch_size=3)
-    assert [len(batch) for batch in batches] == [3, 3, 2]
-    assert [name for batch in batches for name in batch.ids] == [s.id for s in SAMPLES]
-    assert [unit for batch in batches for unit in batch.units] == [s.unit for s in SAMPLES]
+@pytest.mark.parametrize("size", [3, 8])
+def test_batches_hold_the_samples_in_order_the_longest_first_if_there_are_several(
+    processor: Any, size: int
+) -> None:
+    batches = encode(processor, SAMPLES, batch_size=size)
+    assert [len(batch) for batch in batches] == ([3, 3, 2] if size == 3 else [8])
+    expected = sorted(SAMPLES, key=lambda s: -len(s.question)) if size == 3 else SAMPLES
+    assert [name for batch in batches for name in batch.ids] == [s.id for s in expected]
+    assert [unit for batch in batches for unit in batch.units] == [s.unit for s in expected]
     answers = [answer for batch in batches for answer in known(batch.answers).tolist()]
-    assert answers == [sample.answer for sample in SAMPLES]
+    assert answers == [sample.answer for sample in expected]
 
 
 def test_targets_are_the_tokens_of_the_answers(processor: Any, batch: Batch) -> None:
