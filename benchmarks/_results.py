@@ -59,13 +59,24 @@ def told(origin: dict[str, Any]) -> str:
     return f"{where}; {versions}; {origin['date']}."
 
 
-def put_section(title: str, text: str) -> None:
-    """Write a section of ``RESULTS.md``, in place of the one with the same title."""
+def put_section(title: str, text: str, *, first: bool = False) -> None:
+    """Write a section of ``RESULTS.md``, in place of the one with the same title, or the last.
+
+    Args:
+        title: Of the section.
+        text: What it says.
+        first: Put it before all others.
+    """
     place = HERE / "RESULTS.md"
     found = place.read_text(encoding="utf-8") if place.is_file() else "# Results\n"
     head, *sections = re.split(r"^## ", found, flags=re.MULTILINE)
     kept = {section.partition("\n")[0]: section.partition("\n")[2] for section in sections}
-    kept[title] = f"\n{text.strip()}\n\n"
+    mine = {title: f"\n{text.strip()}\n\n"}
+    kept = (
+        mine | {name: old for name, old in kept.items() if name != title}
+        if first
+        else (kept | mine)
+    )
     body = "".join(f"## {name}\n{kept[name]}" for name in kept)
     place.write_text(f"{head.rstrip()}\n\n{body.rstrip()}\n", encoding="utf-8")
 

@@ -136,10 +136,13 @@ def cases(options: argparse.Namespace) -> Mapping[str, Case]:
     from effllava_optuna.tasks import Digits, Split
 
     digits, asked = load("digits-vlm", device="cpu"), Digits().samples(Split.PROXY)
+    many, few = (4, 2) if options.tiny else (64, 16)
     found: dict[str, Case] = {
-        "digits-vlm, prefill of 64": (digits, asked, Workload(64, 1, 1, 3, 0.01, seconds), 1),
-        "digits-vlm, 16 with 16 new tokens": (
-            digits, asked, Workload(16, 16, 1, 3, 0.01, seconds), 1,
+        f"digits-vlm, prefill of {many}": (
+            digits, asked, Workload(many, 1, 1, 3, 0.01, seconds), 1,
+        ),
+        f"digits-vlm, {few} with 16 new tokens": (
+            digits, asked, Workload(few, 16, 1, 3, 0.01, seconds), 1,
         ),
     }  # fmt: skip
     if not options.tiny:

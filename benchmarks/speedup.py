@@ -122,7 +122,7 @@ def measure(
     *,
     step: int,
     keeps: Sequence[float] = KEEPS,
-    table: LatencyTable | None = None,
+    checks: int = 20,
     exporting: bool,
 ) -> dict[str, Any]:
     """Predict, measure and bound the speed-ups of uniform policies.
@@ -133,16 +133,15 @@ def measure(
         workload: What is timed; decoding as well.
         step: MLP channels are multiples of it.
         keeps: Shares of every site.
-        table: The latency table, if there is one already.
+        checks: Random policies that the latency table is checked on.
         exporting: Measure exports that plain transformers has read, instead of sliced models.
     """
     order, stopwatch = rank_units(loaded), Stopwatch(loaded, samples, workload)
     policies = {keep: policy_of(loaded.anatomy, keep, step) for keep in keeps}
-    if table is None:
-        with arranged(loaded, order) as ready:
-            stopwatch.loaded = ready
-            table = measure_table(stopwatch, order, widths_of(loaded.anatomy, step), checks=20)
-        stopwatch.loaded = loaded
+    with arranged(loaded, order) as ready:
+        stopwatch.loaded = ready
+        table = measure_table(stopwatch, order, widths_of(loaded.anatomy, step), checks=checks)
+    stopwatch.loaded = loaded
     ideal = ideal_of(loaded, policies, order, stopwatch)
     with tempfile.TemporaryDirectory() as scratch:
 
@@ -282,7 +281,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="seconds; writes nothing")
     options = parser.parse_args(words)
     seconds = 0.0 if options.tiny else options.seconds
-    keeps = (0.5,) if options.tiny else KEEPS
+    keeps, checks = ((0.5,), 4) if options.tiny else (KEEPS, 20)
     if options.device == "cpu":
         torch.set_num_threads(1)
     cases: dict[str, Any] = {}
@@ -292,24 +291,32 @@ def main(words: Sequence[str] | None = None) -> None:
         work = Workload(options.batch, 16, 1, 3, 0.005, seconds)
         cases[f"{options.shape} shape, random weights"] = loaded, measure(
             loaded, questions(options.shape, 8), work,
-            step=options.multiple_of, keeps=keeps, exporting=False,
+            step=options.multiple_of, keeps=keeps, checks=checks, exporting=False,
         )  # fmt: skip
     else:
         from effllava_optuna.tasks import Digits, Split
 
         loaded = load("digits-vlm", device="cpu")
-        work = Workload(64, 8, 1, 3, 0.01, seconds)
+        work = Workload(4 if options.tiny else 64, 8, 1, 3, 0.01, seconds)
         asked = Digits().samples(Split.PROXY)
         cases["digits-vlm"] = (
             loaded,
-            measure(loaded, asked, work, step=1, keeps=keeps, exporting=True),
+            measure(loaded, asked, work, step=1, keeps=keeps, checks=checks, exporting=True),
         )
         if not options.tiny:
             larger = shaped("small")
             work = Workload(2, 8, 1, 3, 0.01, seconds)
             cases["a decoder with random weights"] = (
                 larger,
-                measure(larger, questions("small", 2), work, step=8, keeps=keeps, exporting=True),
+                measure(
+                    larger,
+                    questions("small", 2),
+                    work,
+                    step=8,
+                    keeps=keeps,
+                    checks=checks,
+                    exporting=True,
+                ),
             )
     for loaded, one in cases.values():
         one["origin"]["parameters"] = parameters(loaded)

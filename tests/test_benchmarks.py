@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +15,8 @@ import pytest
 import torch
 
 from tests.conftest import script
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "RESULTS.md"
 
 
 def test_the_comparison_of_orders_and_refits_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,3 +92,103 @@ def test_its_table_shows_what_was_before() -> None:
     )
     assert ratio in text
     assert "| share of GEMM | 75% | 75% |" in text
+
+
+def rows(text: str) -> list[list[str]]:
+    """Read the cells of the tables that a script printed, headings left out."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    after = [index for index, line in enumerate(lines) if set(line) <= set("|-")]
+    heads = {index - 1 for index in after}
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for index, line in enumerate(lines)
+        if index not in heads and index not in after
+    ]
+
+
+@pytest.fixture
+def unchanged() -> Iterator[None]:
+    """What runs in a small form leaves the results as they are."""
+    folder = Path(__file__).parents[1] / "benchmarks"
+    before = {place: place.read_bytes() for place in (*folder.glob("results/*"), RESULTS)}
+    yield
+    after = {place: place.read_bytes() for place in (*folder.glob("results/*"), RESULTS)}
+    assert after == before
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_the_figures_of_a_gpu_can_be_had_from_a_cpu_in_small(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script("gpu").main(["--shape", "tiny", "--device", "cpu", "--tiny"])
+    printed = capsys.readouterr().out
+    done = [line.partition(":")[0] for line in printed.splitlines() if ": done after" in line]
+    assert done == ["trial_cost-tiny", "latency_model-tiny", "speedup-tiny"]
+    keeps, (table,), (faster,) = rows(printed)[:4], rows(printed)[4:5], rows(printed)[5:]
+    assert [row[0] for row in keeps] == ["1.0", "0.75", "0.5", "0.35"]
+    assert table[0] == "tiny shape, 1 prompts, 16 new tokens"
+    assert float(table[2].rstrip("%")) >= 0
+    ideal = [float(faster[index]) for index in (4, 8)]
+    assert 1.4 < min(ideal) <= max(ideal) < 2  # half the decoder, and what is no part of it
+
+
+def test_without_a_gpu_its_figures_are_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="There is no GPU here"):
+        script("gpu").main([])
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_whole_study_of_a_shape_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    script("scale").main(["--shape", "tiny", "--device", "cpu", "--tiny"])
+    stages = [row[0] for row in rows(capsys.readouterr().out)]
+    assert stages == ["pictures", "calibration", "search and projector", "slice"]
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_an_export_is_raced_in_plain_transformers(capsys: pytest.CaptureFixture[str]) -> None:
+    script("speedup").main(["--tiny"])
+    printed = capsys.readouterr().out
+    assert "exported, read by plain transformers" in printed
+    ((keep, share, *figures),) = rows(printed)
+    assert (keep, share) == ("0.50", "0.500")
+    assert float(figures[2]) == pytest.approx(1.98, abs=0.02)  # of the operations, half remain
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("memory", ["none", "least-squares"]),
+        ("storage", ["SQLite"]),
+        ("workers", ["sqlite"]),
+        ("peers", ["effllava_optuna", "Torch-Pruning", "dense"]),
+        ("latency_model", ["digits-vlm, prefill of 4", "digits-vlm, 2 with 16 new tokens"]),
+    ],
+)
+@pytest.mark.usefixtures("unchanged")
+def test_a_small_form_runs(name: str, first: list[str]) -> None:
+    words = [sys.executable, "-W", "ignore", str(RESULTS.parent / f"{name}.py"), "--tiny"]
+    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+    assert list(dict.fromkeys(row[0] for row in rows(done.stdout))) == first
+    if name == "peers":
+        assert "was still running after 5 s" in done.stdout
+
+
+def test_a_target_that_nobody_has_measured_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = script("targets")
+    monkeypatch.setattr(targets, "RESULTS", tmp_path)
+    assert [row[-1] for row in rows(targets.section())] == ["not measured"] * 10
+    run = {"peak": 11, "dense": 8, "table": 2}
+    found = {"runs": {"none": run}, "provenance": {"gpu": "a card"}}
+    (tmp_path / "memory-4096.json").write_text(json.dumps(found))
+    told = [row[-1] for row in rows(targets.section()) if row[-1] != "not measured"]
+    assert told == ["[a card](results/memory-4096.json): 1.10 (none)"]
+
+
+def test_the_table_of_targets_is_that_of_the_results() -> None:
+    section = RESULTS.read_text(encoding="utf-8").split("\n## Targets\n")[1].split("\n## ")[0]
+    assert section.strip() == script("targets").section().strip()
