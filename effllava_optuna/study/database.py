@@ -132,12 +132,11 @@ class Database(RDBStorage):
         """
         try:
             with self._writing() as connection:
-                before = rows.state_of(connection, trial_id, locked=True)
+                if not rows.move(connection, trial_id, state):
+                    rows.check_updatable(connection, trial_id)
+                    return False
                 if values is not None:
                     rows.put_values(connection, trial_id, values)
-                if state == TrialState.RUNNING and before != TrialState.WAITING:
-                    return False
-                rows.move(connection, trial_id, state)
         except IntegrityError:
             return False
         return True
@@ -161,7 +160,7 @@ class Database(RDBStorage):
 
     def _put_attrs(self, table: Any, trial_id: int, attrs: Mapping[str, Any]) -> None:
         with self._writing() as connection:
-            rows.state_of(connection, trial_id)
+            rows.check_updatable(connection, trial_id)
             rows.put_attrs(connection, table, trial_id, attrs)
         self._waiting.pop(trial_id, None)
 

@@ -57,32 +57,37 @@ def _part(kind: int, table: Any, at: str, name: str | None, text: str, number: s
         column(name, sql.Text),
         column(text, sql.Text),
         column(number, sql.Float(53)),
-    ).where(table.c.trial_id.in_(sql.bindparam("ids", expanding=True)))
+    )
 
 
-_DETAILS = sql.union_all(
+_PARTS = (
     _part(_PARAM, _PARAMS, "param_id", "param_name", "distribution_json", "param_value"),
     _part(_VALUE, _VALUES, "objective", None, "value_type", "value"),
     _part(_STEP, _STEPS, "step", None, "intermediate_value_type", "intermediate_value"),
     _part(_USER_ATTR, _USER, "trial_user_attribute_id", "key", "value_json", None),
     _part(_SYSTEM_ATTR, _SYSTEM, "trial_system_attribute_id", "key", "value_json", None),
 )
+_IDS: Any = sql.bindparam("ids", expanding=True)
+_TRIAL: Any = sql.bindparam("trial")
+_DETAILS = sql.union_all(*(part.where(part.selected_columns[0].in_(_IDS)) for part in _PARTS))
+_DETAILS_OF_ONE = sql.union_all(
+    *(part.where(part.selected_columns[0] == _TRIAL) for part in _PARTS)
+)
 _HEAD = sql.select(
     *(_TRIALS.c[name] for name in ("trial_id", "number", "state")),
     *(_TRIALS.c[f"datetime_{moment}"] for moment in ("start", "complete")),
 )
-_ONE = _HEAD.where(_TRIALS.c.trial_id == sql.bindparam("trial"))
+_ONE = _HEAD.where(_TRIALS.c.trial_id == _TRIAL)
 _SOME = _HEAD.where(
     _TRIALS.c.study_id == sql.bindparam("study"),
     sql.or_(
         _TRIALS.c.trial_id > sql.bindparam("after"),
-        _TRIALS.c.trial_id.in_(sql.bindparam("ids", expanding=True)),
+        _TRIALS.c.trial_id.in_(_IDS),
     ),
 ).order_by(_TRIALS.c.trial_id)
 _STUDY = sql.select(_STUDIES.c.study_id).where(_STUDIES.c.study_id == sql.bindparam("study"))
 _STUDY_LOCKED = _STUDY.with_for_update()
-_STATE = sql.select(_TRIALS.c.state).where(_TRIALS.c.trial_id == sql.bindparam("trial"))
-_STATE_LOCKED = _STATE.with_for_update()
+_STATE = sql.select(_TRIALS.c.state).where(_TRIALS.c.trial_id == _TRIAL)
 _COUNT = sql.select(sql.func.count()).where(_TRIALS.c.study_id == sql.bindparam("study"))
 _KNOWN = (
     sql.select(_PARAMS.c.distribution_json)
@@ -93,7 +98,10 @@ _KNOWN = (
     )
     .limit(1)
 )
-_MOVED = sql.update(_TRIALS).where(_TRIALS.c.trial_id == sql.bindparam("trial"))
+_BEGIN, _END = (
+    sql.update(_TRIALS).where(_TRIALS.c.trial_id == _TRIAL, _TRIALS.c.state.in_(before))
+    for before in ([TrialState.WAITING], [TrialState.WAITING, TrialState.RUNNING])
+)
 _INSERT: Mapping[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
@@ -146,7 +154,9 @@ def read(connection: Connection, heads: Sequence[Any]) -> list[FrozenTrial]:
     details: defaultdict[int, list[Any]] = defaultdict(list)
     for start in range(0, len(heads), _MOST):
         ids = [row[0] for row in heads[start : start + _MOST]]
-        for trial, *detail in connection.execute(_DETAILS, {"ids": ids}):
+        one = len(ids) == 1
+        query, told = (_DETAILS_OF_ONE, {"trial": ids[0]}) if one else (_DETAILS, {"ids": ids})
+        for trial, *detail in connection.execute(query, told).all():
             details[trial].append(detail)
     return [_trial(row, details[row[0]]) for row in heads]
 
@@ -197,25 +207,18 @@ def _utc(time: datetime | None) -> datetime | None:
     return None if time is None else time.astimezone(UTC).replace(tzinfo=None)
 
 
-def state_of(connection: Connection, trial: int, *, locked: bool = False) -> TrialState:
-    """Read the state of a trial that is about to be changed.
-
-    Args:
-        connection: In a transaction.
-        trial: Which.
-        locked: Let nobody else change it before the transaction ends.
+def check_updatable(connection: Connection, trial: int) -> None:
+    """Refuse to change a trial that cannot be.
 
     Raises:
         KeyError: There is none.
         UpdateFinishedTrialError: It has ended.
     """
-    query = _STATE_LOCKED if locked else _STATE
-    state: TrialState | None = connection.execute(query, {"trial": trial}).scalar()
+    state: TrialState | None = connection.execute(_STATE, {"trial": trial}).scalar()
     if state is None:
         raise KeyError(models.NOT_FOUND_MSG)
     if state.is_finished():
         raise UpdateFinishedTrialError(f"Trial#{trial} has already finished.")
-    return state
 
 
 def put_attrs(connection: Connection, table: Any, trial: int, attrs: Mapping[str, Any]) -> None:
@@ -249,14 +252,20 @@ def _value_rows(trial: int, values: Sequence[float]) -> list[dict[str, Any]]:
     return rows
 
 
-def move(connection: Connection, trial: int, state: TrialState) -> None:
-    """Give a trial a state, and the time at which it got there."""
+def move(connection: Connection, trial: int, state: TrialState) -> bool:
+    """Give a trial a state, and the time at which it got there.
+
+    Returns:
+        Whether it was in a state from which that is possible: only what waits begins to run, and
+        what has ended stays as it is.
+    """
     change: dict[str, Any] = {"state": state}
     if state == TrialState.RUNNING:
         change["datetime_start"] = _utc(datetime.now())
     if state.is_finished():
         change["datetime_complete"] = _utc(datetime.now())
-    connection.execute(_MOVED.values(change), {"trial": trial})
+    query = _BEGIN if state == TrialState.RUNNING else _END
+    return connection.execute(query.values(change), {"trial": trial}).rowcount == 1
 
 
 def check_compatible(
