@@ -89,14 +89,17 @@ class Screen:
             return
         search = epochs.spec.search
         trials = trials_of(epochs.study)
-        done = sum(record.measured for record in trials)
+        stopped = sum(record.stopped for record in trials)
+        done = stopped + sum(record.measured for record in trials)
         if not self.console.is_terminal and done % search.population:
             return
         best = max((record.quality for record in trials if record.eligible), default=float("nan"))
         volume = hypervolume_by_epoch(
             trials, epochs.epoch + 1, epochs.bench.bundle.reference, epochs.spec.quality.accuracy
         )[trial.epoch]
-        note = f"{done}/{search.trials} trials, best quality {best:.4f}, hypervolume {volume:.4g}"
+        note = f"{done}/{search.trials} trials, "
+        note += f"{stopped} of them stopped early, " if stopped else ""
+        note += f"best quality {best:.4f}, hypervolume {volume:.4g}"
         what = f"searching, epoch {trial.epoch}"
         self.bar.update(
             self.task, description=what, completed=done, total=search.trials, note=note
