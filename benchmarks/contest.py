@@ -4,7 +4,7 @@ One study of ``studies/quickstart.toml`` for each sampler and seed; the seed dra
 too. Chosen policy and baseline keep at most the same share of the weights, are chosen in the same
 way (proxy scores, then validation) and answer the same test questions. The baseline is measured
 under the basis of the choice, and again under a projector of its own, trained as the study trains
-its own.
+its own. Every policy answers the whole proxy: samplers are compared with ``search.rungs`` off.
 
 Every study leaves a file in ``benchmarks/results``; what has one is not run again, and a
 study that was interrupted is resumed. ``benchmarks/RESULTS.md`` is written from the files.
@@ -93,6 +93,7 @@ def run(sampler: str, order: str, seed: int, work: Path) -> dict[str, Any]:
         f"study.name={name}",
         f"search.sampler={sampler}",
         f"pruning.order={order}",
+        "search.rungs=[]",
     )
     spec = read_spec(SPEC, changes)
     file = work / f"{name}.db"

@@ -11,6 +11,7 @@ from effllava_optuna.policy.record import (
     front_of,
     hypervolume_by_epoch,
 )
+from effllava_optuna.policy.rungs import dealt, evidence, missed
 from effllava_optuna.policy.space import Decoded, Gene, Space
 
 __all__ = [
@@ -25,10 +26,13 @@ __all__ = [
     "Space",
     "TrialRecord",
     "bootstrap_interval",
+    "dealt",
+    "evidence",
     "finalists",
     "front_of",
     "hypervolume",
     "hypervolume_by_epoch",
+    "missed",
     "pareto",
     "spread",
 ]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from effllava_optuna.policy import Anatomy, TrialRecord
 
 SCHEMA = 1
+_STATES = ("complete", "pruned", "running", "waiting", "fail")
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,7 @@ def document(facts: StudyFacts) -> dict[str, Any]:
         "study": facts.name,
         "digest": facts.digest,
         "epochs": {"planned": facts.epochs, "opened": facts.opened},
-        "trials": {"planned": facts.planned}
-        | {state: states.get(state, 0) for state in ("complete", "running", "waiting", "fail")},
+        "trials": {"planned": facts.planned} | {state: states.get(state, 0) for state in _STATES},
         "metric": facts.metric,
         "constant": None,
         "memory": None,

@@ -16,13 +16,21 @@ if TYPE_CHECKING:
     from effllava_optuna.policy import Anatomy, Kind, Site
 
 
+_STATES = {
+    "complete": "complete",
+    "pruned": "stopped early",
+    "running": "running",
+    "waiting": "waiting",
+    "fail": "fail",
+}
+
+
 def summary(document: Mapping[str, Any]) -> RenderableType:
     """Say where a study stands, in a few lines."""
     trials, epochs = document["trials"], document["epochs"]
     states = ", ".join(
-        f"{trials[state]} {state}" for state in ("complete", "running", "waiting", "fail")
-        if trials[state]
-    )  # fmt: skip
+        f"{trials[state]} {word}" for state, word in _STATES.items() if trials[state]
+    )
     lines = [
         f"study {document['study']}: epoch {max(epochs['opened'] - 1, 0)} of "
         f"0 to {epochs['planned'] - 1}, {trials['planned']} trials planned"

@@ -27,6 +27,7 @@ A space is any object with the attributes of `SpaceView`:
 True
 """
 
+from effllava_optuna.samplers._breeding import stream
 from effllava_optuna.samplers._cma import EpochCMASampler
 from effllava_optuna.samplers._compat import write_user_attrs
 from effllava_optuna.samplers._nsgaii import EpochNSGAIISampler
@@ -71,6 +72,7 @@ __all__ = [
     "pulses_of",
     "reap",
     "slot_of",
+    "stream",
     "this_process",
     "write_user_attrs",
 ]

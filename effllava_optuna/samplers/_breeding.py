@@ -7,12 +7,13 @@ import hashlib
 import zlib
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from optuna.study import StudyDirection
+from optuna.trial import TrialState
 
 from effllava_optuna.samplers import _compat
 from effllava_optuna.samplers._operators import (
@@ -28,8 +29,6 @@ from effllava_optuna.samplers._slots import Slot, slot_of
 from effllava_optuna.samplers._space import Genome, Grid, Seed, SpaceView
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from optuna.trial import FrozenTrial
 
 Pairing: TypeAlias = Callable[[np.random.Generator], tuple[Genome, Genome]]
@@ -84,6 +83,7 @@ class History:
         signs: Shape ``(objectives,)``; -1 for an objective that is maximised.
         pending: Genomes that somebody is measuring.
         places: Slot of each trial, ascending.
+        stopped: Genomes of PRUNED trials: nobody breeds from them or measures them again.
     """
 
     trials: Sequence[FrozenTrial]
@@ -93,6 +93,7 @@ class History:
     signs: FloatArray
     pending: Sequence[Genome] = ()
     places: Sequence[Slot] = ()
+    stopped: Mapping[Slot, Genome] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -102,7 +103,9 @@ class History:
         directions: Sequence[StudyDirection],
         pending: Sequence[FrozenTrial] = (),
     ) -> History:
-        """Read trials that have a slot and all genes of a grid."""
+        """Read trials that have a slot and all genes of a grid, COMPLETE or PRUNED."""
+        stopped = [trial for trial in trials if trial.state == TrialState.PRUNED]
+        trials = [trial for trial in trials if trial.state != TrialState.PRUNED]
         places = [slot for slot in map(slot_of, trials) if slot is not None]
         signs = np.array([-1.0 if d == StudyDirection.MAXIMIZE else 1.0 for d in directions])
         values = np.array([trial.values for trial in trials], dtype=np.float64)
@@ -114,6 +117,11 @@ class History:
             signs,
             [grid.genome(proposal_of(trial).params) for trial in pending],
             places,
+            {
+                slot: grid.genome(proposal_of(trial).params)
+                for slot, trial in zip(map(slot_of, stopped), stopped, strict=True)
+                if slot is not None
+            },
         )
 
     def slots(self, generation: int | None = None) -> list[tuple[int, Slot]]:
@@ -131,6 +139,11 @@ class History:
             self.penalties[:end],
             self.signs,
             places=self.places[:end],
+            stopped={
+                slot: genome
+                for slot, genome in self.stopped.items()
+                if slot.generation < generation
+            },
         )
 
     def worse(self, excess: float) -> FloatArray:
@@ -142,15 +155,17 @@ class History:
     @property
     def key(self) -> bytes:
         """Give a digest of all that counts."""
-        parts = [np.array([dataclasses.astuple(slot) for _, slot in self.slots()]).tobytes()]
-        parts += [genome.tobytes() for genome in self.genomes]
+        places = [dataclasses.astuple(slot) for slot in (*self.places, *self.stopped)]
+        parts = [np.array(places).tobytes()]
+        parts += [genome.tobytes() for genome in (*self.genomes, *self.stopped.values())]
         parts += [self.losses.tobytes(), self.penalties.tobytes()]
         return hashlib.sha256(b"".join(parts)).digest()
 
     @property
     def seen(self) -> set[bytes]:
-        """Give the genomes that are measured or pending as keys."""
-        return {genome.tobytes() for genome in (*self.genomes, *self.pending)}
+        """Give the genomes that are measured, stopped or pending as keys."""
+        known = (*self.genomes, *self.stopped.values(), *self.pending)
+        return {genome.tobytes() for genome in known}
 
     def elite(self, size: int) -> tuple[list[int], Elite]:
         """Select among different genomes.
@@ -193,7 +208,7 @@ class Breeder(ABC):
         Args:
             view: The space of the epoch.
             number: Which generation of the epoch, from 0.
-            past: COMPLETE trials of the epoch that count, in slot order.
+            past: COMPLETE and PRUNED trials of the epoch that count, in slot order.
             directions: Of the objectives.
             pending: Trials of the epoch that nobody has measured yet; not to be repeated.
         """
@@ -205,7 +220,11 @@ class Breeder(ABC):
             pairing = _any_two(reevals) if len(reevals) > 1 else None
             seen = {grid.genome(seed.params).tobytes() for seed in seeds}
             return proposals + self._filled(grid, view.epoch, 0, len(seeds), pairing, seen)
-        past = [trial for trial in past if set(grid.names) <= set(trial.params)]
+        past = [
+            trial
+            for trial in past
+            if trial.state == TrialState.PRUNED or set(grid.names) <= set(trial.params)
+        ]
         history = History.of(grid, past, directions, pending)
         return self._next(grid, view.epoch, number, history)
 

@@ -16,6 +16,7 @@ from cmaes import CatCMAwM, COMOCatCMAwM, SepCMA
 from effllava_optuna.samplers._breeding import Breeder, History, Proposal, stream
 from effllava_optuna.samplers._operators import Variation
 from effllava_optuna.samplers._sampler import EpochSampler
+from effllava_optuna.samplers._slots import Slot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +40,8 @@ class EpochCMASampler(EpochSampler):
     again and their children. The kernels begin at the best of what it found, with a fresh step
     size. Each later generation updates one kernel; a generation of 12 to 20 is a good size. A
     genome that has to be repaired is told to the optimiser as it was measured. A slot that failed
-    for good, and a trial above the budget, is told something worse than all that was measured.
+    for good, one that was pruned, and a trial above the budget, are told something worse than all
+    that was measured.
 
     Args:
         space: Tells the space of the current epoch. None for a plain random sampler.
@@ -126,7 +128,8 @@ class CMABreeder(Breeder):
             for index, sample in enumerate(optimiser.ask()):
                 row = rows.get(index)
                 if row is None:
-                    told.append((sample.genome, known.worse(0.0)))
+                    place = Slot(epoch, generation, index)
+                    told.append((known.stopped.get(place, sample.genome), known.worse(0.0)))
                 else:
                     bad = known.penalties[row] > 0
                     losses = known.worse(known.penalties[row]) if bad else known.losses[row]

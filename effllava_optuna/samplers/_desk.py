@@ -166,7 +166,7 @@ class Desk:
         known = [
             trial for slot, trial in table.items() if self.steady or slot.generation < generation
         ]
-        past = [trial for trial in known if trial.state == TrialState.COMPLETE]
+        past = [t for t in known if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
         pending = [trial for trial in known if not trial.state.is_finished()]
         fresh = self.breeder.generation(view, generation, past, study.directions, pending)
 

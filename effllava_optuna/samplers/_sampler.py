@@ -40,6 +40,8 @@ class EpochSampler(BaseSampler):
 
     * No genome of an epoch is measured twice if that can be helped.
     * A failed slot is tried once more with the same genome.
+    * A pruned trial finishes its slot: it ranks behind every trial that completed (nobody breeds
+      from it), and its genome is not proposed again in its epoch.
     * A trial that a user enqueues is measured beside the slots. It gets the attributes ``kind``
       (``"foreign"``), ``epoch`` and the stamp of the space, and is no parent.
     * The objective must suggest every gene with the distribution of the space. It should ask

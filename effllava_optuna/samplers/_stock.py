@@ -15,10 +15,13 @@ from effllava_optuna.samplers import _compat
 from effllava_optuna.samplers._breeding import Breeder, History, Proposal, stream
 from effllava_optuna.samplers._operators import Variation
 from effllava_optuna.samplers._sampler import EpochSampler
-from effllava_optuna.samplers._slots import slot_of
 
 if TYPE_CHECKING:
-    from effllava_optuna.samplers._space import Grid, SpaceProvider
+    from collections.abc import Iterator
+
+    from effllava_optuna.samplers._selection import FloatArray
+    from effllava_optuna.samplers._slots import Slot
+    from effllava_optuna.samplers._space import Genome, Grid, SpaceProvider
 
 Stock: TypeAlias = Literal["nsga2", "tpe", "random"]
 
@@ -77,7 +80,7 @@ class StockBreeder(Breeder):
 
     def _next(self, grid: Grid, epoch: int, number: int, history: History) -> list[Proposal]:
         seed = int(stream(self.seed, "stock", epoch, number).integers(2**31))
-        latest = [slot.generation for _, slot in history.slots()]
+        latest = [slot.generation for slot in (*history.places, *history.stopped)]
         # A stock generation is one of this size: slots that failed must not keep it open.
         size = max(2, latest.count(max(latest, default=0)))
         names = [name for name, top in zip(grid.names, grid.tops, strict=True) if top > 0]
@@ -87,20 +90,16 @@ class StockBreeder(Breeder):
             if top > 0
         }
         study = _compat.study_in_memory(history.losses.shape[1], _MAKE[self.name](size, seed))
-        for row, trial in enumerate(history.trials):
-            slot = slot_of(trial)
-            indices = dict(zip(grid.names, history.genomes[row].tolist(), strict=True))
-            penalty = float(history.penalties[row])
-            attrs: dict[str, Any] = {}
+        for slot, genome, losses, penalty in _told(history, grid):
+            indices = dict(zip(grid.names, genome.tolist(), strict=True))
+            attrs: dict[str, Any] = {_compat.NSGAII_GENERATION: slot.generation}
             if np.isfinite(grid.budget):
                 attrs[_compat.CONSTRAINTS] = [penalty]
-            if slot is not None:
-                attrs[_compat.NSGAII_GENERATION] = slot.generation
             study.add_trial(
                 create_trial(
                     params={name: indices[name] for name in names},
                     distributions=distributions,
-                    values=history.losses[row].tolist(),
+                    values=losses.tolist(),
                     system_attrs=attrs,
                 )
             )
@@ -111,3 +110,15 @@ class StockBreeder(Breeder):
             genome = np.array([asked.params.get(name, 0) for name in grid.names], dtype=np.int64)
             proposals.append(self._new(self.name, genome, grid, seen, rng))
         return proposals
+
+
+def _told(history: History, grid: Grid) -> Iterator[tuple[Slot, Genome, FloatArray, float]]:
+    """Give slot, genome, losses and penalty of all that has ended.
+
+    What was pruned comes last, with losses worse than all that was measured.
+    """
+    for row, slot in history.slots():
+        yield slot, history.genomes[row], history.losses[row], float(history.penalties[row])
+    if history.trials:
+        for slot, genome in history.stopped.items():
+            yield slot, genome, history.worse(0.0), max(0.0, grid.violation(genome))

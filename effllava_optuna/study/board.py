@@ -87,6 +87,12 @@ def note(epochs: Epochs) -> str:
                 ),
             ]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
+    if found["trials"]["pruned"]:
+        lines += [
+            "",
+            f"{found['trials']['pruned']} policies were stopped before they had answered all of "
+            "the proxy (state PRUNED): the attribute `stopped` says which trial beats them.",
+        ]
     if found["chosen"] is not None:
         lines += ["", f"Chosen by validation: trial {found['chosen']['trial']}."]
     return "\n".join(lines)

@@ -5,18 +5,24 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from optuna import TrialPruned
 from optuna.logging import get_logger
 
 from effllava_optuna.errors import EffllavaError
 from effllava_optuna.samplers import duplicate_of, give_back, write_user_attrs
+from effllava_optuna.study.rivals import rival_of
+from effllava_optuna.study.workbench import Beaten
 
 if TYPE_CHECKING:
     from optuna import Trial
 
+    from effllava_optuna.policy import Policy
     from effllava_optuna.study.evolution import Epochs
+    from effllava_optuna.study.rivals import Rival
 
 _logger = get_logger(__name__)
 REASON = "reason"  # why a trial failed
+STOPPED = "stopped"  # why a trial was pruned
 
 
 class TrialFailed(RuntimeError):
@@ -28,7 +34,10 @@ class PruningObjective:
 
     It measures under the space and the basis that the trial carries, not under the current ones.
     Threads (``n_jobs > 1``) take turns at the model. A policy that cannot be measured (out of
-    memory, say) raises `TrialFailed`; the attribute ``reason`` of its trial says why.
+    memory, say) raises `TrialFailed`; the attribute ``reason`` of its trial says why. One that is
+    beaten after some of the samples (``search.rungs``) is pruned: it gets no values, and the
+    attributes ``rung`` (samples answered), ``rival`` (number of the trial that beats it) and
+    ``stopped`` (why, in words).
 
     Args:
         epochs: Of the study.
@@ -51,13 +60,22 @@ class PruningObjective:
             for name, distribution in view.distributions.items()
         }
         decoded = view.space.decode(params, bench.anatomy)
+        found: dict[str, Any] = {} if "keep" in attrs else dict(view.known(decoded.policy))
+        if decoded.snapped:
+            found["snapped"] = ", ".join(decoded.snapped)
+        rival = self._rival(trial, decoded.policy)
         self._wait_for_turn()
         try:
             with bench.loaded.lock:
-                measured = bench.measure(decoded.policy, self.epochs.basis(attrs["basis"]))
+                basis = self.epochs.basis(attrs["basis"])
+                measured = bench.measure(decoded.policy, basis, rival and rival.quality)
         except (KeyboardInterrupt, EffllavaError):
             give_back(study, trial._trial_id)
             raise
+        except Beaten as beaten:
+            found |= _verdict(beaten, rival)
+            write_user_attrs(study, trial._trial_id, found)
+            raise TrialPruned(found[STOPPED]) from beaten
         except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             trial.set_user_attr(REASON, reason)
@@ -66,9 +84,6 @@ class PruningObjective:
             reason = f"quality is {measured.quality}, latency {measured.latency_ms} ms"
             trial.set_user_attr(REASON, reason)
             raise TrialFailed(reason)
-        found: dict[str, Any] = {} if "keep" in attrs else dict(view.known(decoded.policy))
-        if decoded.snapped:
-            found["snapped"] = ", ".join(decoded.snapped)
         found |= {
             "accuracy": round(measured.accuracy, 6),
             "expected": round(measured.expected, 6),
@@ -77,6 +92,13 @@ class PruningObjective:
         }
         write_user_attrs(study, trial._trial_id, found)
         return measured.quality, measured.latency_ms
+
+    def _rival(self, trial: Trial, policy: Policy) -> Rival | None:
+        bench = self.epochs.bench
+        if not bench.spec.search.rungs:
+            return None
+        trials = trial.study.get_trials(deepcopy=False)
+        return rival_of(trials, trials[trial.number], bench.latency_ms(policy))
 
     def _wait_for_turn(self) -> None:
         """Say once that trials of this process wait for each other."""
@@ -87,3 +109,18 @@ class PruningObjective:
             return
         self._told = True
         _logger.warning("Trials of one process share one model: n_jobs > 1 measures in turn.")
+
+
+def _verdict(beaten: Beaten, rival: Rival | None) -> dict[str, Any]:
+    """Say in attributes why a policy was stopped."""
+    if rival is None:
+        raise beaten  # nobody set a bar
+    odds = f"the odds against it are {beaten.evidence:.0f} to 1"
+    if math.isinf(beaten.evidence):
+        odds = "full marks for the others would not be enough"
+    return {
+        "rung": beaten.samples,
+        "rival": rival.number,
+        STOPPED: f"trial {rival.number} is no slower and has quality {rival.quality:.4f}: after "
+        f"{beaten.samples} samples {odds}",
+    }

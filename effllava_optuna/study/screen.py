@@ -92,18 +92,21 @@ class Screen:
         if trial.epoch is None:
             return
         search = epochs.spec.search
-        found = epochs.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        done = len(found)
+        ended = (TrialState.COMPLETE, TrialState.PRUNED)
+        done = len(epochs.study.get_trials(deepcopy=False, states=ended))
         early = time.monotonic() < self._next
         if early if self.console.is_terminal else done % search.population:
             return
         self._next = time.monotonic() + _REFRESH
         trials = trials_of(epochs.study)
+        stopped = sum(record.stopped for record in trials)
         best = max((record.quality for record in trials if record.eligible), default=float("nan"))
         volume = hypervolume_by_epoch(
             trials, epochs.epoch + 1, epochs.bench.bundle.reference, epochs.spec.quality.accuracy
         )[trial.epoch]
-        note = f"{done}/{search.trials} trials, best quality {best:.4f}, hypervolume {volume:.4g}"
+        note = f"{done}/{search.trials} trials, "
+        note += f"{stopped} of them stopped early, " if stopped else ""
+        note += f"best quality {best:.4f}, hypervolume {volume:.4g}"
         what = f"searching, epoch {trial.epoch}"
         self.bar.update(
             self.task, description=what, completed=done, total=search.trials, note=note

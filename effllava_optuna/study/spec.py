@@ -162,6 +162,12 @@ class SearchTable(_Table):
     the latency table predicts it). More ``failures`` than that share of the trials stop a study; a
     trial fails after ``timeout`` seconds. ``steady`` lets no worker wait for another one within an
     epoch, at the price that several workers do not find the same twice.
+
+    ``rungs`` are numbers of proxy samples after which a policy may be stopped, because with
+    ``confidence`` a policy of an earlier generation that is no slower has the better quality;
+    none: every policy answers all of them. That is the default: on the quickstart study rungs
+    spared a tenth of the answers, wronged nobody, and took more time than they saved
+    (benchmarks/RESULTS.md). They are for models whose answers take the time, not their batches.
     """
 
     sampler: Literal["nsga2", "cma", "sep-cma", "stock-nsga2", "tpe", "random"] = "nsga2"
@@ -174,6 +180,8 @@ class SearchTable(_Table):
     failures: Share = 0.25
     timeout: Annotated[float, Field(gt=0)] | None = None
     steady: bool = False
+    rungs: tuple[Count, ...] = ()
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.99
     margin: Annotated[int, Field(ge=0)] = 2
 
     @property
@@ -264,6 +272,14 @@ class StudySpec(_Table):
             raise ValueError("search.steady is true, but CMA-ES needs whole generations")
         if self.search.sampler in ("cma", "sep-cma") and self.search.population < 5:
             raise ValueError("CMA-ES needs a search.population of 5 at least")
+        rungs = list(self.search.rungs)
+        if rungs != sorted(set(rungs)):
+            raise ValueError(f"search.rungs = {rungs} must ascend; use {sorted(set(rungs))}")
+        if rungs and rungs[-1] >= self.task.proxy:
+            raise ValueError(
+                f"search.rungs = {rungs} ends at {rungs[-1]}, but a policy answers all "
+                f"{self.task.proxy} samples of task.proxy anyway; use smaller numbers"
+            )
         if max(self.pruning.shares) != 1.0:
             raise ValueError("pruning.shares must contain 1.0, the dense width")
         return self

@@ -69,7 +69,7 @@ def test_the_front_leaves_out_what_is_infeasible_foreign_or_beaten(anatomy: Anat
     assert found["front"][0]["speedup_predicted"] == 2.0
     assert found["front"][0]["accuracy_test"] is None
     assert found["trials"] == {
-        "planned": 48, "complete": 5, "running": 1, "waiting": 0, "fail": 0,
+        "planned": 48, "complete": 5, "pruned": 0, "running": 1, "waiting": 0, "fail": 0,
     }  # fmt: skip
     assert found["hypervolume"] == [pytest.approx(0.4 * (52.5 - 20) + 0.3 * (52.5 - 25))]
     assert "The search is not over" in text(found)

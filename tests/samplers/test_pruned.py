@@ -1,0 +1,150 @@
+"""A pruned trial finishes its slot, is not repeated, and ranks behind all that completed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from effllava_optuna.samplers import (
+    EpochCMASampler,
+    EpochNSGAIISampler,
+    EpochSampler,
+    EpochStockSampler,
+    counted,
+    epoch_finished,
+)
+from effllava_optuna.samplers._breeding import History
+from effllava_optuna.samplers._cma import CMABreeder
+from effllava_optuna.samplers._operators import Variation
+from effllava_optuna.samplers._space import Grid
+from effllava_optuna.samplers._stock import _told
+from tests.samplers.toy import DIRECTIONS, digest, measure, suggest, toy_space
+
+SPACE = toy_space(genes=4, budget=40.0)
+SIZES: Any = {"population_size": 6, "generations": 4}
+MAKE: dict[str, Callable[[], EpochSampler]] = {
+    "nsga2": lambda: EpochNSGAIISampler(lambda _: SPACE, **SIZES),
+    "steady": lambda: EpochNSGAIISampler(lambda _: SPACE, steady=True, **SIZES),
+    "cma": lambda: EpochCMASampler(lambda _: SPACE, **SIZES),
+    "sep-cma": lambda: EpochCMASampler(lambda _: SPACE, limit=20.0, **SIZES),
+    "stock-nsga2": lambda: EpochStockSampler(lambda _: SPACE, "nsga2", **SIZES),
+    "tpe": lambda: EpochStockSampler(lambda _: SPACE, "tpe", **SIZES),
+    "random": lambda: EpochStockSampler(lambda _: SPACE, "random", **SIZES),
+}
+EVERY = pytest.mark.parametrize("name", MAKE)
+
+
+def objective_that_stops(stops: Callable[[dict[str, Any]], bool]) -> Any:
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        params = suggest(trial, SPACE)
+        if stops(trial.user_attrs):
+            raise optuna.TrialPruned
+        return measure(params)
+
+    return objective
+
+
+def run(
+    name: str, stops: Callable[[dict[str, Any]], bool], *parts: int, trials: int = 24
+) -> optuna.Study:
+    study = optuna.create_study(directions=DIRECTIONS, sampler=MAKE[name]())
+    for n_trials in parts or (trials,):
+        study.sampler = MAKE[name]()
+        study.optimize(objective_that_stops(stops), n_trials=n_trials)
+    return study
+
+
+def some(attrs: dict[str, Any]) -> bool:
+    return bool(attrs["generation"] and attrs["index"] % 2)
+
+
+def genomes(trials: list[FrozenTrial]) -> set[tuple[int, ...]]:
+    return {tuple(trial.params[name] for name in sorted(trial.params)) for trial in trials}
+
+
+@EVERY
+def test_a_pruned_trial_finishes_its_slot_and_its_genome_is_not_proposed_again(name: str) -> None:
+    study = run(name, some)
+    states = [trial.state for trial in study.trials]
+    assert states.count(TrialState.PRUNED) == 9
+    assert states.count(TrialState.COMPLETE) == 15
+    assert epoch_finished(study.trials, 0, population_size=6, generations=4)
+    assert len(genomes(study.trials)) == 24
+
+
+@EVERY
+def test_a_search_with_pruned_trials_goes_on_as_if_nothing_had_happened(name: str) -> None:
+    assert digest(run(name, some, 5, 9, 10)) == digest(run(name, some))
+
+
+@EVERY
+@pytest.mark.parametrize("generation", [0, 1])
+def test_a_generation_that_is_pruned_as_a_whole_does_not_break_the_next(
+    name: str, generation: int
+) -> None:
+    study = run(name, lambda attrs: attrs["generation"] == generation)
+    last = [trial for trial in study.trials if trial.user_attrs["generation"] == 3]
+    assert [trial.state for trial in last] == [TrialState.COMPLETE] * 6
+    assert len(genomes(study.trials)) == 24
+
+
+def history_of(study: optuna.Study) -> History:
+    return History.of(Grid.of(SPACE), list(counted(study.trials).values()), DIRECTIONS)
+
+
+def test_nobody_breeds_from_a_pruned_trial() -> None:
+    """It has no losses, so no elite can hold it: only what completed is selected from."""
+    study = run("nsga2", some)
+    history, grid = history_of(study), Grid.of(SPACE)
+    rows, elite = history.elite(24)
+    bred = {history.genomes[rows[member]].tobytes() for member in elite.members}
+    stopped = {
+        grid.genome(trial.params).tobytes()
+        for trial in study.trials
+        if trial.state == TrialState.PRUNED
+    }
+    assert bred.isdisjoint(stopped)
+    assert stopped == {genome.tobytes() for genome in history.stopped.values()}
+    assert len(history.before(2).stopped) == 3
+    assert history.before(2).key != history.before(3).key
+
+
+@pytest.mark.parametrize("limit", [None, 20.0])
+def test_cma_is_told_what_was_pruned_with_its_genome_and_a_penalty(
+    limit: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = run("cma" if limit is None else "sep-cma", some)
+    history = history_of(study)
+    breeder = CMABreeder(0, 6, Variation(), 3, 0.2, limit)
+    optimiser = breeder.replayed(Grid.of(SPACE), 0, 1, history)
+    assert optimiser is not None
+    told: list[Any] = []
+    tell = optimiser.tell
+
+    def heard(measured: Any) -> None:
+        told.append(measured)
+        tell(measured)
+
+    monkeypatch.setattr(optimiser, "tell", heard)
+    breeder.replayed(Grid.of(SPACE), 0, 4, history)
+    assert len(told) == 3
+    for generation, measured in enumerate(told, start=1):
+        known = history.before(generation + 1)
+        stopped = {s.index: g for s, g in known.stopped.items() if s.generation == generation}
+        for index in set(stopped) & set(range(len(measured))):
+            genome, losses = measured[index]
+            assert genome.tolist() == stopped[index].tolist()
+            assert (losses > known.losses.max(axis=0)).all()
+
+
+def test_stock_samplers_see_what_was_pruned_behind_all_that_completed() -> None:
+    history = history_of(run("tpe", some))
+    told = list(_told(history, Grid.of(SPACE)))
+    assert len(told) == 24
+    worst = history.losses.max(axis=0)
+    assert all((losses > worst).all() for _, _, losses, _ in told[15:])
+    assert all(penalty == 0 for *_, penalty in told)
