@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from tempfile import TemporaryDirectory
@@ -40,6 +41,8 @@ from effllava_optuna.study.workbench import Beaten, Workbench
 from effllava_optuna.surgery import Probe, Recipe, arranged, compensate
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from effllava_optuna.study.bundle import Bundle
     from effllava_optuna.study.spec import StudySpec
     from effllava_optuna.study.workbench import Measured
@@ -177,6 +180,17 @@ def _prices(epochs: Epochs) -> dict[str, float]:
     return {name: round(float(np.median(times)), 1) for name, times in took.items()}
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let an operation take one thread, as the studies here do by themselves."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def mid_size(hidden: int = 512, layers: int = 8, tokens: int = 32) -> dict[str, float]:
     """Let a decoder with random weights read 64 prompts at once and in rungs, cross-fitted."""
     generator = torch.Generator().manual_seed(0)
@@ -188,7 +202,11 @@ def mid_size(hidden: int = 512, layers: int = 8, tokens: int = 32) -> dict[str, 
     table = compensate(loaded, folds, widths, Recipe("magnitude", "least-squares"))
     policy = Policy.uniform(loaded.anatomy, keep={"attn": 0.5, "mlp": 0.5})
     took: dict[str, list[float]] = {"ms_at_once": [], "ms_in_rungs": []}
-    with arranged(loaded, table.order) as ready, torch.inference_mode():
+    with (
+        one_thread(),
+        arranged(loaded, table.order) as ready,
+        torch.inference_mode(),
+    ):
         for _ in range(5):
             for name, rungs in (("ms_at_once", 1), ("ms_in_rungs", 4)):
                 began = time.process_time()
@@ -293,7 +311,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    torch.set_num_threads(1)
     changes, seeds = (TINY, 1) if options.tiny else ((), options.seeds)
     print("About 20 s." if options.tiny else f"About {6 * seeds} minutes.", flush=True)
     spec = read_spec(SPEC, changes)
