@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import transformers
-from transformers import DynamicCache, StaticCache
+from transformers import StaticCache
 
-from effllava_optuna.surgery import answer, look, read_into
+from effllava_optuna.surgery import look, read_into
 from effllava_optuna.tasks import prompts
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class Stopwatch:
     @torch.inference_mode()
     def decoder(self, network: Loaded) -> dict[str, float]:
         """Time the projector and decoder: ``prefill`` and, where asked for, one ``decode``."""
-        phases = self._phase("prefill", lambda: answer(network, self.seen))
+        phases = self._phase("prefill", lambda: read_into(network, self.seen))
         if self.workload.new_tokens > 1:
             phases |= self._decode(network)
         return phases
@@ -194,7 +194,7 @@ class Stopwatch:
         if self.cuda and "decode" not in self.launched:
             more = max(self.workload.new_tokens, _REPLAYS + 1)
             cache = StaticCache(model.config, max_cache_len=self.prompt_tokens + more)
-            token = read_into(network, self.seen, cache)[:, -1:].argmax(-1)
+            token, _ = read_into(network, self.seen, cache)
             step = functools.partial(
                 model, input_ids=token, past_key_values=cache, logits_to_keep=1
             )
@@ -203,18 +203,17 @@ class Stopwatch:
                 for layer in cache.layers:  # back to where the prompt ends
                     layer.cumulative_length.fill_(self.prompt_tokens)
                 return {"decode": self._clocked(replay, _REPLAYS)}
-        return {"decode": self._decode_by_launches(model, network)}
+        return {"decode": self._decode_by_launches(network)}
 
-    def _decode_by_launches(self, model: Any, network: Loaded) -> float:
-        cache = DynamicCache(config=model.config)
-        token = read_into(network, self.seen, cache)[:, -1:].argmax(-1)
+    def _decode_by_launches(self, network: Loaded) -> float:
+        token, cache = read_into(network, self.seen)
         mask, ms = self.inputs.get("attention_mask"), 0.0
         for _ in range(_STEPS):
             step = {"input_ids": token, "past_key_values": cache, "logits_to_keep": 1}
             if mask is not None:
                 mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
                 step["attention_mask"] = mask
-            ms += self._clocked(functools.partial(model, **step))
+            ms += self._clocked(functools.partial(network.model, **step))
         return ms / _STEPS
 
     def _captured(self, phase: str, run: Callable[[], object]) -> Callable[[], object] | None:

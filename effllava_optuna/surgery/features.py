@@ -102,13 +102,22 @@ def answer(loaded: Loaded, seen: Seen) -> torch.Tensor:
     return logits[:, -seen.positions :]
 
 
-def read_into(loaded: Loaded, seen: Seen, cache: Cache) -> torch.Tensor:
-    """Let a cache take up the prompts; give the logits of their last position."""
-    found = loaded.model(
-        **_projected(loaded, seen), past_key_values=cache, use_cache=True, logits_to_keep=1
-    )
-    logits: torch.Tensor = found.logits
-    return logits
+def read_into(
+    loaded: Loaded, seen: Seen, cache: Cache | None = None
+) -> tuple[torch.Tensor, Cache]:
+    """Let a cache take up the prompts.
+
+    Args:
+        loaded: The model.
+        seen: Prompts.
+        cache: An empty one; None: what the model makes of its own accord.
+
+    Returns:
+        The likeliest next tokens, shape ``(samples, 1)``, and the cache.
+    """
+    given = {} if cache is None else {"past_key_values": cache}
+    found = loaded.model(**_projected(loaded, seen), **given, use_cache=True, logits_to_keep=1)
+    return found.logits[:, -1:].argmax(-1), found.past_key_values
 
 
 @torch.no_grad()
