@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from _shapes import SHAPES, config_of, processor_of
 from torch.profiler import ProfilerActivity, profile
+from transformers import LlavaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from effllava_optuna import Loaded
 from effllava_optuna.objectives import answers, ask, folds_of
-from effllava_optuna.policy import Policy
+from effllava_optuna.policy import Order, Policy
 from effllava_optuna.surgery import (
     Basis,
+    Fitted,
     Probe,
     Recipe,
     arranged,
@@ -28,13 +32,14 @@ from effllava_optuna.surgery import (
     rank_units,
     running,
 )
+from effllava_optuna.surgery.discover import LANGUAGE, discover
 from effllava_optuna.tasks import encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from effllava_optuna.objectives import Asked
-    from effllava_optuna.surgery import Loaded, Seen
+    from effllava_optuna.surgery import Seen
     from effllava_optuna.tasks import Sample
 
 KEEPS = (1.0, 0.75, 0.5, 0.35)
@@ -102,6 +107,39 @@ def measure(
         "padding": sum(int((mask == 0).sum()) for mask in tokens),
         "refit": refit,
     }
+
+
+def put_on_shape(name: str, rounds: int) -> list[float]:
+    """Time how long it takes to put a random policy on a model of a shape, and off again.
+
+    Its weights and fits have no data: putting them on is views and look-ups, whatever they hold.
+    """
+    shape = SHAPES[name]
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration._from_config(
+            config_of(shape, processor_of(shape)), dtype=torch.bfloat16
+        )
+    loaded = Loaded(model, None, discover(model).only((LANGUAGE,), depth=False), name)
+    anatomy, rng = loaded.anatomy, np.random.default_rng(0)
+    order = Order.from_scores(
+        anatomy, "random", {site.id: rng.random(site.width) for site in anatomy.sites}
+    )
+    refit = {
+        (handle.site.id, count): Fitted(
+            torch.empty(
+                handle.linear(handle.output).out_features, handle.columns * count,
+                dtype=torch.bfloat16, device="meta",
+            )
+        )
+        for keep in KEEPS
+        for handle, count in zip(
+            loaded.handles, Policy.uniform(anatomy, keep=keep).keep, strict=True
+        )
+    }  # fmt: skip
+    none = (None,) * 2
+    basis = Basis("shape", order, (refit, refit), none)
+    with arranged(loaded, order) as ready:
+        return [_put_on(ready, basis, rng) for _ in range(rounds)]
 
 
 def _turn(

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from _results import HERE, RESULTS, provenance, publish
-from _trial_model import KEEPS, measure
+from _trial_model import KEEPS, measure, put_on_shape
 
 import effllava_optuna
 from effllava_optuna.surgery import load, projector
@@ -82,7 +82,11 @@ def figures(rounds: int) -> dict[str, Any]:
     """Measure both."""
     loaded = load("digits-vlm", device="cpu")
     found = measure(loaded, Digits().samples(Split.PROXY), rounds=rounds)
-    return {"model": found, "study": study("quickstart")}
+    return {
+        "model": found,
+        "put_on_7b": put_on_shape("7b", rounds),
+        "study": study("quickstart"),
+    }
 
 
 def _child(root: Path) -> dict[str, Any]:
@@ -152,6 +156,7 @@ def _rows(kept: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
             for what in ("trial", "forward", "rest")
         ]
         cells.append(_spread([ms for run in runs for ms in run["model"]["put_on"]], 2))
+        cells.append(_spread([ms for run in runs for ms in run["put_on_7b"]], 1))
         for against in ("plain", "forward"):
             cells += [_spread(_ratios(runs, keep, against), 2) for keep in KEEPS]
         for part in runs[0]["model"]["profile"]:
@@ -163,6 +168,7 @@ def _rows(kept: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
         "of it forward passes, ms",
         "of it all else, ms",
         "to put a policy on and off, ms",
+        "the same, 7B shape without data (64 sites), ms",
         *(f"answering at keep {keep} / dense forward passes" for keep in KEEPS),
         *(f"answering at keep {keep} / its own forward passes" for keep in KEEPS),
         *(f"share of {part}" for part in kept["now"][0]["model"]["profile"]),
@@ -211,7 +217,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("About 10 s.")
         loaded = load("digits-vlm", device="cpu")
         found = measure(loaded, Digits(proxy=8).samples(Split.PROXY), rounds=1)
-        run = {"model": found, "study": study("smoke", "search.generations=1")}
+        run = {
+            "model": found,
+            "put_on_7b": put_on_shape("tiny", 2),
+            "study": study("smoke", "search.generations=1"),
+        }
         for name, now in _rows({"now": [run]}):
             print(f"{name}: {now}")
         return

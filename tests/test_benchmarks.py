@@ -80,7 +80,11 @@ def test_its_table_shows_what_was_before() -> None:
             "samples": 64,
             "batches": 2,
         }
-        return {"model": model, "study": {"trial": [40.0 * factor], "forward": [40.0]}}
+        return {
+            "model": model,
+            "put_on_7b": [factor],
+            "study": {"trial": [40.0 * factor], "forward": [40.0]},
+        }
 
     where = {"cpu": "c", "torch": "t", "transformers": "f", "date": "d"}
     found = {"provenance": where, "commit": "abc", "before": [run(3.0)], "now": [run(1.5)]}
