@@ -166,7 +166,7 @@ class SearchTable(_Table):
     ``rungs`` are numbers of proxy samples after which a policy may be stopped, because with
     ``confidence`` a policy of an earlier generation that is no slower has the better quality;
     none: every policy answers all of them. That is the default: on the quickstart study rungs
-    spared a tenth of the answers, wronged nobody, and took more time than they saved
+    spared 8 % of the answers, wronged nobody, and took more time than they saved
     (benchmarks/RESULTS.md). They are for models whose answers take the time, not their batches.
     """
 
