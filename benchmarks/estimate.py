@@ -87,8 +87,9 @@ def estimate(spec: StudySpec, shape: Shape) -> Estimate:
         trials += search.trials * batches * written
     lessons = projector.parts + spec.pruning.folds + 1
     updates = (search.epochs - 1) * lessons * projector.steps * 3 * kept * proxy / FLOPS
-    table = (2 * widths + 4) * (spec.latency.warmup + spec.latency.repeats)
-    timing = table * spec.latency.batch * sample / FLOPS
+    runs = 2 * widths + spec.latency.checks  # and the dense model around every four
+    rounds = spec.latency.warmup + spec.latency.repeats
+    timing = 1.25 * runs * rounds * spec.latency.batch * sample / FLOPS
     grid = (widths**2 + widths) * kept * proxy / FLOPS
     exams = spec.task.validation + spec.task.test
     final = (report.finalists + 3) * exams * (kept * sample / FLOPS + written / 64)

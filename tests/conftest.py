@@ -271,4 +271,4 @@ def singles(processor: Any) -> list[Batch]:
     """The samples of `batch`, one to a batch: nothing is padded."""
     from effllava_optuna.tasks import Digits, Split, encode
 
-    return list(encode(processor, Digits().samples(Split.PROXY)[:6], batch_size=1))
+    return [encode(processor, [one])[0] for one in Digits().samples(Split.PROXY)[:6]]

@@ -254,23 +254,26 @@ def _table(
     doubt = float(np.median([mine.doubt for mine in others]))
     spread = doubt if np.isfinite(doubt) else None
     clearly = max(_CLEARLY, 2 * (spread or 0.0))
+    times = {"prefill": 1, "decode": stopwatch.workload.new_tokens - 1}
     saved: dict[str, dict[SiteId, dict[int, float]]] = {phase: {} for phase in dense_ms}
     useful: dict[SiteId, tuple[int, ...]] = {}
-    for phase, dense in dense_ms.items():
-        for group, members in alike.items():
-            site = anatomy.sites[members[0]]
+    for group, members in alike.items():
+        site, ids = anatomy.sites[members[0]], [anatomy.sites[member].id for member in members]
+        costs = dict.fromkeys(sorted(widths[site.id]), 0.0)  # of the whole workload
+        for phase, dense in dense_ms.items():
             measured = {
                 width: timings[group, width][phase].ratio if width < site.width else 1.0
-                for width in sorted(widths[site.id])
+                for width in costs
             }
+            for width, ratio in measured.items():
+                costs[width] += times[phase] * dense * ratio
             smooth = _increasing(measured)
-            for member in members:
-                if phase == "prefill":
-                    useful[anatomy.sites[member].id] = friendly(measured, clearly)
-                saved[phase][anatomy.sites[member].id] = {
-                    width: dense * (ratio - smooth[site.width]) / len(members)
-                    for width, ratio in smooth.items()
-                }
+            row = {
+                width: dense * (ratio - smooth[site.width]) / len(members)
+                for width, ratio in smooth.items()
+            }
+            saved[phase] |= dict.fromkeys(ids, row)
+        useful |= dict.fromkeys(ids, friendly(costs, clearly))
     vision = timings["vision"].get("vision")
     return LatencyTable(
         new_tokens=stopwatch.workload.new_tokens,
