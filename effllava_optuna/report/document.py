@@ -93,6 +93,10 @@ def document(facts: StudyFacts) -> dict[str, Any]:
         "error": facts.bundle["latency"]["error"],
         "spread": facts.bundle["latency"]["spread"],
         "vision_ms": facts.bundle["latency"]["vision_ms"],
+        # Studies of earlier versions have no more than that.
+        "checks": len(facts.bundle["latency"].get("errors", ())) or None,
+        "launched": facts.bundle["latency"].get("launched", []),
+        "origin": facts.bundle["latency"].get("origin"),
     }
     if facts.results is not None:
         return found | dict(facts.results)

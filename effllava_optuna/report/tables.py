@@ -91,8 +91,7 @@ def policies(document: Mapping[str, Any]) -> RenderableType:
         )
     notes = _graded(document)
     if document.get("latency_table"):
-        error = document["latency_table"]["error"]
-        notes.append(f"Predicted latency is off by {error:.1%} on random policies (mean).")
+        notes.append(_timed(document["latency_table"]))
     if document.get("memory"):
         memory = document["memory"]
         whose = "this process" if memory["device"] == "cpu" else "torch on the GPU"
@@ -104,11 +103,28 @@ def policies(document: Mapping[str, Any]) -> RenderableType:
         notes.append("The search is not over: nothing was measured on validation or test yet.")
     else:
         notes.append(
-            "proxy: cross-fitted, on the samples of the search; gap: proxy minus test; ms: by the "
-            "latency table; [..]: 95 % intervals; the choice was made by validation, before test "
+            "proxy: cross-fitted, on the samples of the search; gap: proxy minus test; [..]: 95 % "
+            "intervals; the choice was made by validation, before test "
             "was opened."
         )
     return Group(table, Text("\n" + "\n".join(notes)))
+
+
+def _timed(table: Mapping[str, Any]) -> str:
+    """Say what latency is the latency of, and by how much it is off."""
+    count = f"{table['checks']} " if table.get("checks") else ""
+    off = f"Predicted latency is off by {table['error']:.1%} on {count}random policies (mean)."
+    origin = table.get("origin")
+    if not origin:
+        return off
+    threads = f", threads: {origin['threads']}" if origin["threads"] else ""
+    told = (
+        f"ms: of {origin['batch']} prompts of {origin['prompt_tokens']} tokens, new tokens: "
+        f"{origin['new_tokens']}, in {origin['dtype']} on {origin['device']}{threads}. {off}"
+    )
+    if table["launched"]:
+        told += f" Launching kernels was timed, too: {', '.join(table['launched'])}."
+    return told
 
 
 def _graded(document: Mapping[str, Any]) -> list[str]:

@@ -110,3 +110,17 @@ def test_the_figure_has_a_colour_an_epoch(anatomy: Anatomy) -> None:
     }  # fmt: skip
     assert points["epoch 0"].marker.color != points["epoch 1"].marker.color
     assert list(points["front of epoch 1"].x) == [21.0, 23.0]
+
+
+def test_a_report_says_what_latency_is_the_latency_of(anatomy: Anatomy) -> None:
+    plain = text(document(facts(anatomy, bundle=BUNDLE)))
+    assert "Predicted latency is off by 3.0% on random policies (mean)." in plain
+    origin = {
+        "batch": 8, "prompt_tokens": 640, "new_tokens": 16, "dtype": "bfloat16",
+        "device": "a card", "threads": 0,
+    }  # fmt: skip
+    latency = {"errors": [0.02, -0.04], "launched": ["vision"], "origin": origin}
+    bundle = BUNDLE | {"latency": {"error": 0.03, "spread": None, "vision_ms": 5.0} | latency}
+    told = text(document(facts(anatomy, bundle=bundle)))
+    assert "ms: of 8 prompts of 640 tokens, new tokens: 16, in bfloat16 on a card." in told
+    assert "off by 3.0% on 2 random policies (mean). Launching kernels was timed, too: vis" in told
