@@ -23,10 +23,6 @@ _PACKAGES = ("torch", "transformers", "optuna", "numpy")
 
 def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
     """Say what ran where."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True, text=True, check=False, cwd=HERE,
-    ).stdout.strip()  # fmt: skip
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
     where, found = torch.device(device), {}
     if where.type == "cuda":
@@ -36,11 +32,25 @@ def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "commit": commit,
+        "commit": _commit(),
         "cores": os.cpu_count(),
         "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.processor(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _commit() -> str:
+    """Give the commit, and whether something differs from it but for results."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", *words], capture_output=True, text=True, check=False, cwd=HERE.parent
+        )
+        return done.stdout.strip()
+
+    rest = (".", ":!benchmarks/RESULTS.md", ":!benchmarks/results")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *rest)
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
 
 def _version(package: str) -> str | None:
