@@ -13,6 +13,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -315,14 +316,13 @@ def captured(run: Callable[[], object], device: torch.device) -> Callable[[], ob
 
 @contextmanager
 def _unchecked() -> Iterator[None]:
-    """Let transformers not compare counts on the host: that would end a capture."""
-    name = "TRANSFORMERS_DISABLE_TORCH_CHECK"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
+    """Let transformers not compare counts on the host: that would end a capture.
+
+    It is told to skip such checks, but writes their messages first, with tensors in them; reading
+    one for that waits for the device, too.
+    """
+    with (
+        mock.patch.dict(os.environ, {"TRANSFORMERS_DISABLE_TORCH_CHECK": "1"}),
+        mock.patch.object(torch.Tensor, "__format__", lambda *_: "a tensor"),
+    ):
         yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

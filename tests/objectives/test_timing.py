@@ -113,7 +113,7 @@ class _Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(what in str(func) for what in ("_local_scalar_dense", "nonzero", "is_nonzero")):
+        if any(what in str(func) for what in ("item", "_local_scalar_dense", "nonzero")):
             self.found.append(str(func))
         return func(*args, **(kwargs or {}))
 
