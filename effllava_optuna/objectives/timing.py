@@ -8,10 +8,14 @@ with the reference in between, and each run is divided by the reference runs bes
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import os
+import platform
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -131,18 +135,24 @@ class Stopwatch:
     @property
     def origin(self) -> dict[str, Any]:
         """Say what timings depend on, beside the model."""
-        device, model = self.loaded.device, self.loaded.model
+        device, model, work = self.loaded.device, self.loaded.model, self.workload
+        weights = [
+            [name, list(weight.shape), str(weight.dtype)]
+            for name, weight in model.named_parameters()
+        ]
         return {
-            "device": torch.cuda.get_device_name(device) if self.cuda else device.type,
+            "device": torch.cuda.get_device_name(device) if self.cuda else _processor(),
+            "model": hashlib.sha256(json.dumps(weights).encode()).hexdigest()[:16],
             "threads": 0 if self.cuda else torch.get_num_threads(),
             "clock": self.clock.__name__,
             "dtype": str(model.dtype).removeprefix("torch."),
             "attention": str(model.config.get_text_config()._attn_implementation),
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
-            "batch": self.workload.batch,
+            "batch": work.batch,
             "prompt_tokens": self.prompt_tokens,
-            "new_tokens": self.workload.new_tokens,
+            "new_tokens": work.new_tokens,
+            "rounds": [work.warmup, work.repeats, work.precision, work.seconds],
         }
 
     @property
@@ -265,6 +275,15 @@ class Stopwatch:
         return timings
 
 
+def _processor() -> str:
+    """Name the processor, and how many there are."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.split(":")[1].strip() for line in lines if "model name" in line), name)
+    return f"{os.cpu_count()} x {name}"
+
+
 def _round(
     runs: Mapping[Any, Run], order: Sequence[Any], reference: Any
 ) -> Iterator[tuple[Any, dict[str, tuple[float, float]]]]:
@@ -323,6 +342,6 @@ def _unchecked() -> Iterator[None]:
     """
     with (
         mock.patch.dict(os.environ, {"TRANSFORMERS_DISABLE_TORCH_CHECK": "1"}),
-        mock.patch.object(torch.Tensor, "__format__", lambda *_: "a tensor"),
+        mock.patch.object(torch.Tensor, "__format__", return_value="a tensor"),
     ):
         yield

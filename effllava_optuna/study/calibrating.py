@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from optuna.logging import get_logger
 
+from effllava_optuna.errors import StudyError
 from effllava_optuna.objectives import (
     answers,
     flops,
@@ -77,7 +78,7 @@ def _timed(bench: Workbench, widths: Mapping[SiteId, Sequence[int]], say: Say) -
     spec, stopwatch = bench.spec, bench.stopwatch
     place = None if spec.latency.table is None else Path(spec.latency.table)
     if place is not None:
-        found = known_table(place, origin_of(stopwatch, widths, spec.latency.checks))
+        found = known_table(place, origin_of(stopwatch, widths, spec.latency.checks), widths)
         if found is not None:
             say("taking latencies from latency.table", 1.0)
             return found
@@ -96,7 +97,10 @@ def _timed(bench: Workbench, widths: Mapping[SiteId, Sequence[int]], say: Say) -
         )
     stopwatch.loaded = bench.loaded
     if place is not None:
-        keep_table(place, table)
+        try:
+            keep_table(place, table)
+        except StudyError as error:  # the study has its table all the same
+            _logger.warning(str(error))
     return table
 
 

@@ -139,6 +139,8 @@ class Database(RDBStorage):
                     rows.put_values(connection, trial_id, values)
         except IntegrityError:
             return False
+        finally:
+            self._waiting.pop(trial_id, None)
         return True
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:

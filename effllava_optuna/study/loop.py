@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optuna.trial import TrialState
@@ -17,6 +18,7 @@ from effllava_optuna.study.evolution import Epochs, ProjectorEvolution, SearchOv
 from effllava_optuna.study.finish import Finish
 from effllava_optuna.study.objective import REASON, PruningObjective, TrialFailed
 from effllava_optuna.study.records import record_of
+from effllava_optuna.study.tables import check_file
 from effllava_optuna.study.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -49,11 +51,13 @@ def begun(
         device: Of this process; None: what the spec says.
 
     Raises:
-        StudyError: There is a study of that name.
+        StudyError: There is a study of that name, or ``latency.table`` cannot be used.
     """
     file = storage.file_of(url)
     if file is None or file.is_file():
         storage.refuse_existing(storage.open_storage(url), spec.study.name)
+    if spec.latency.table is not None:
+        check_file(Path(spec.latency.table))
     say("loading the model", 0.0)
     with Workbench(spec, device=device) as bench:
         _ = bench.crossed  # samples that cannot be asked are refused before there is a study

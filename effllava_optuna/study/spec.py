@@ -138,19 +138,21 @@ class LatencyTable_(_Table):
 
     Everything is run ``repeats`` times at least; then until timings are known to ``precision``
     (half a 95 % interval, as a share), or ``seconds`` are over. ``checks`` random policies are
-    run whole, to say by how much sums of the table are off. Tables are kept in the file
-    ``table``, if one is named, and used again where model, device, versions and workload are
-    the same.
+    run whole, to say by how much sums of the table are off. The finalists are timed in the same
+    way. Tables are kept in the file ``table``, if one is named, and used again where model,
+    machine, versions and this table of the spec are the same.
     """
 
     batch: Annotated[int, Field(ge=1, le=4096)] = 64
     new_tokens: Count = 1
     warmup: Annotated[int, Field(ge=0)] = 1
-    repeats: Count = 3
+    repeats: Count = 5
     precision: Annotated[float, Field(gt=0, lt=1)] = 0.01
     seconds: Annotated[float, Field(ge=0)] = 30.0
     checks: Annotated[int, Field(ge=1, le=1000)] = 20
-    table: Text | None = None
+    table: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00\n]+$")] | None = (
+        None
+    )
 
 
 class SearchTable(_Table):
@@ -341,7 +343,7 @@ def read_spec(path: str | Path, changes: tuple[str, ...] = ()) -> StudySpec:
     if isinstance(document["study"], dict):
         document["study"].setdefault("name", place.stem)
     latency = document.get("latency")
-    if isinstance(latency, dict) and isinstance(latency.get("table"), str):
+    if isinstance(latency, dict) and isinstance(latency.get("table"), str) and latency["table"]:
         latency["table"] = str(place.parent.resolve() / latency["table"])
     task = document.get("task")
     if isinstance(task, dict) and isinstance(task.get("data"), str):

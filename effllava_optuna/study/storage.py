@@ -264,10 +264,12 @@ def renew(study: optuna.Study, given: StudySpec) -> None:
 
 
 def follow(study: optuna.Study, given: StudySpec) -> None:
-    """Let a study read its data where ``given`` says that they are now."""
+    """Let a study read its data, and latency tables, where ``given`` says that they are now."""
+    before = spec_of(study).document()
     document = spec_of(study).document()
-    if document["task"]["data"] != given.task.data:
-        document["task"]["data"] = given.task.data
+    document["task"]["data"] = given.task.data
+    document["latency"]["table"] = given.latency.table
+    if document != before:
         study.set_user_attr(SPEC, document)
 
 

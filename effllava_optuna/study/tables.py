@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import tempfile
+import shutil
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from effllava_optuna.objectives import LatencyTable
 from effllava_optuna.policy import SiteId
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _FORMAT = 1
 
@@ -44,32 +46,91 @@ def by_width(table: Mapping[str, Mapping[str, float]]) -> dict[SiteId, dict[int,
     }
 
 
-def known_table(place: Path, origin: Mapping[str, Any]) -> LatencyTable | None:
+def known_table(
+    place: Path, origin: Mapping[str, Any], widths: Mapping[SiteId, Sequence[int]]
+) -> LatencyTable | None:
     """Find the table of ``origin`` in a file; None where there is none, or no such file.
 
+    Args:
+        place: The file.
+        origin: What the table shall depend on.
+        widths: By site, those that it must have times of.
+
     Raises:
-        StudyError: The file holds something else.
+        StudyError: The file holds something else, or the table is damaged.
     """
     for document in _read(place):
         if document["origin"] == origin:
-            return restored_table(document)
+            try:
+                table = restored_table(document)
+                if _whole(table, widths):
+                    return table
+            except (AttributeError, KeyError, TypeError, ValueError):
+                pass
+            raise StudyError(
+                f"{place}: the latency table of this model and machine is damaged.",
+                hint="Remove the file: widths are timed again.",
+            )
     return None
+
+
+def _whole(table: LatencyTable, widths: Mapping[SiteId, Sequence[int]]) -> bool:
+    """Tell whether a table has times of all widths, and nothing but times."""
+    rows = [row for sites in table.saved_ms.values() for row in sites.values()]
+    times = [*table.dense_ms.values(), *(ms for row in rows for ms in row.values())]
+    return (
+        table.new_tokens == table.origin["new_tokens"]
+        and {"prefill"} <= set(table.dense_ms) == set(table.saved_ms)
+        and all(math.isfinite(ms) for ms in (*times, *table.errors, table.vision_ms))
+        and min(table.dense_ms.values()) > 0 <= table.vision_ms
+        and all(
+            {site: set(row) for site, row in sites.items()}
+            == {site: set(mine) for site, mine in widths.items()}
+            for sites in table.saved_ms.values()
+        )
+        and set(table.friendly) == set(widths)
+        and all(
+            list(mine) == sorted(set(mine) & set(widths[site])) and mine[-1] == max(widths[site])
+            for site, mine in table.friendly.items()
+        )
+    )
+
+
+def check_file(place: Path) -> None:
+    """Refuse a file before it is needed.
+
+    Raises:
+        StudyError: It holds something else, or could not be written.
+    """
+    _read(place)
+    folder = place.resolve().parent
+    if not folder.is_dir() or not os.access(place if place.exists() else folder, os.W_OK):
+        raise StudyError(
+            f"{place}: a latency table cannot be written there.",
+            hint="Give latency.table a file that can be written, or leave it out.",
+        )
 
 
 def keep_table(place: Path, table: LatencyTable) -> None:
     """Add a table to a file, in place of one of the same origin.
+
+    Of tables that two processes add at the same moment one may be lost, and is timed again.
 
     Raises:
         StudyError: The file cannot be written, or holds something else.
     """
     others = [document for document in _read(place) if document["origin"] != table.origin]
     text = json.dumps({"format": _FORMAT, "tables": [*others, facts_of(table)]}, indent=1)
+    target = place.resolve()  # a link stays one
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        handle, draft = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        Path(draft).replace(place)
+        draft.write_text(text + "\n", encoding="utf-8")
+        if target.exists():
+            shutil.copymode(target, draft)
+        draft.replace(target)
     except OSError as error:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
         raise StudyError(
             f"{place}: a latency table cannot be written: {error.strerror}.",
             hint="Give latency.table a file that can be written, or leave it out.",
@@ -77,14 +138,14 @@ def keep_table(place: Path, table: LatencyTable) -> None:
 
 
 def _read(place: Path) -> list[dict[str, Any]]:
-    if not place.exists():
-        return []
     try:
         found = json.loads(place.read_text(encoding="utf-8"))
         tables = found["tables"] if found["format"] == _FORMAT else None
-        if isinstance(tables, list) and all("origin" in one for one in tables):
+        if isinstance(tables, list) and all(isinstance(one["origin"], dict) for one in tables):
             return tables
-    except (OSError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     raise StudyError(
         f"{place}: holds no latency tables.",

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
-from effllava_optuna import Policy, rank_units
+from effllava_optuna import Policy, narrowed, rank_units
 from effllava_optuna.objectives import Stopwatch, Workload, measure_table, origin_of
 from effllava_optuna.objectives.latency import friendly, isotonic
 from effllava_optuna.tasks import Digits, Split
@@ -135,7 +137,14 @@ def test_the_origin_of_a_table_tells_what_it_depends_on(tiny: Loaded) -> None:
     widths = {site.id: (1, site.width) for site in tiny.anatomy.sites}
     origin = origin_of(stopwatch, widths, 4)
     assert origin == origin_of(Additive(tiny), widths, 4)
-    assert (origin["device"], origin["dtype"], origin["batch"]) == ("cpu", "float32", 2)
+    assert (origin["dtype"], origin["batch"], origin["new_tokens"]) == ("float32", 2, 3)
+    assert origin["device"].startswith(f"{os.cpu_count()} x ")
+    longer = Additive(tiny)
+    longer.workload = replace(longer.workload, seconds=9.0)
+    assert origin != origin_of(longer, widths, 4)
+    half = Policy.uniform(tiny.anatomy, keep=0.5)
+    with narrowed(tiny, half, rank_units(tiny)):
+        assert origin["model"] != stopwatch.origin["model"]  # other weights, whatever is cut
     assert origin["prompt_tokens"] > 16  # the picture's, and some words
     site = tiny.anatomy.sites[0]
     assert origin != origin_of(stopwatch, widths | {site.id: (1, 2, site.width)}, 4)

@@ -43,6 +43,7 @@ test = 8
 shares = [0.1, 0.3, 0.5, 0.7, 1.0]
 [latency]
 batch = 16
+repeats = 3
 seconds = 0
 checks = 4
 [search]

@@ -12,7 +12,14 @@ from effllava_optuna.errors import StudyError
 from effllava_optuna.objectives import LatencyTable
 from effllava_optuna.policy import SiteId
 from effllava_optuna.study.calibrating import calibrate
-from effllava_optuna.study.spec import read_spec
+from effllava_optuna.study.spec import StudySpec, read_spec
+from effllava_optuna.study.storage import (
+    create_study,
+    difference,
+    follow,
+    open_storage,
+    spec_of,
+)
 from effllava_optuna.study.tables import facts_of, keep_table, known_table, restored_table
 from effllava_optuna.study.workbench import Workbench
 from tests.study.conftest import cli, write_tiny
@@ -34,8 +41,9 @@ TABLE = LatencyTable(
     factor={"prefill": 0.9, "decode": 1.0},
     rounds=3,
     launched=("decode",),
-    origin={"device": "a", "batch": 1},
+    origin={"device": "a", "new_tokens": 2},
 )
+WIDTHS = {SITE: (4, 8)}
 
 
 def test_a_table_comes_back_from_json_as_it_was() -> None:
@@ -47,19 +55,62 @@ def test_a_table_comes_back_from_json_as_it_was() -> None:
 
 def test_a_file_keeps_one_table_of_each_origin(tmp_path: Path) -> None:
     place = tmp_path / "tables.json"
-    other = replace(TABLE, origin={"device": "b", "batch": 1})
-    assert known_table(place, TABLE.origin) is None
+    other = replace(TABLE, origin={"device": "b", "new_tokens": 2})
+    assert known_table(place, TABLE.origin, WIDTHS) is None
     for table in (TABLE, other, replace(TABLE, rounds=9)):
         keep_table(place, table)
-    assert known_table(place, other.origin) == other
-    found = known_table(place, TABLE.origin)
+    assert known_table(place, other.origin, WIDTHS) == other
+    found = known_table(place, TABLE.origin, WIDTHS)
     assert found is not None
     assert found.rounds == 9
-    assert known_table(place, {"device": "c"}) is None
+    assert known_table(place, {"device": "c"}, WIDTHS) is None
     assert [path.name for path in tmp_path.iterdir()] == ["tables.json"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 9, "tables": []}', '{"tables": 1}'])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"vision_ms": None}, {"vision_ms": float("nan")}, {"dense_ms": {"prefill": 0.0}},
+        {"dense_ms": "fast"}, {"saved_ms": None}, {"saved_ms": {"prefill": {}, "decode": {}}},
+        {"saved_ms": {p: {SITE: {"4": -1.0}} for p in ("prefill", "decode")}},
+        {"saved_ms": {p: {SITE: {"x": -1.0}} for p in ("prefill", "decode")}},
+        {"friendly": {}}, {"friendly": {SITE: [4]}}, {"friendly": {SITE: [8, 4]}},
+        {"errors": None}, {"new_tokens": 0}, {"factor": None, "spread": 1, "errors": ["a"]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_damaged_table_is_refused_in_one_line(tmp_path: Path, damage: dict[str, object]) -> None:
+    place = tmp_path / "tables.json"
+    keep_table(place, TABLE)
+    document = json.loads(place.read_text())
+    document["tables"][0] |= damage
+    place.write_text(json.dumps(document))
+    with pytest.raises(StudyError, match=r"of this model and machine is damaged\. Remove the"):
+        known_table(place, TABLE.origin, WIDTHS)
+
+
+def test_a_file_keeps_its_mode_and_a_link_stays_one(tmp_path: Path) -> None:
+    place, link = tmp_path / "tables.json", tmp_path / "link.json"
+    keep_table(place, TABLE)
+    place.chmod(0o664)
+    link.symlink_to(place)
+    keep_table(link, replace(TABLE, origin={"device": "b", "new_tokens": 2}))
+    assert link.is_symlink()
+    assert place.stat().st_mode & 0o777 == 0o664
+    assert len(json.loads(place.read_text())["tables"]) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"format": 9, "tables": []}',
+        '{"tables": 1}',
+        '{"format": 1, "tables": ["origin"]}',
+    ],
+)
 def test_another_file_is_refused_and_stays(tmp_path: Path, text: str) -> None:
     place = tmp_path / "tables.json"
     place.write_text(text)
@@ -86,9 +137,32 @@ def test_a_second_study_takes_the_latencies_of_the_first(
     assert found[2][0].origin["batch"] == 8
 
 
-def test_a_table_that_cannot_be_written_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ("none/tables.json", "a latency table cannot be written there. Give latency.table"),
+        (".", "holds no latency tables. Name another file in latency.table"),
+        ("", "latency.table = ''"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line_before_there_is_a_study(
+    checkpoint: Path, tmp_path: Path, table: str, told: str
+) -> None:
     file = write_tiny(checkpoint, tmp_path)
-    failed = cli("run", file, "--set", "latency.table='none/tables.json'", check=False)
+    failed = cli("run", file, "--set", f"latency.table='{table}'", check=False)
     assert failed.returncode == 2
-    assert "none/tables.json: a latency table cannot be written: No such file" in failed.stderr
+    assert told in failed.stderr
     assert "Traceback" not in failed.stderr
+    assert [place.name for place in tmp_path.iterdir()] == [file.name]
+
+
+def test_a_study_follows_its_file_to_another_place_for_tables(tmp_path: Path) -> None:
+    document = {
+        "study": {"name": "s"}, "model": {"path": "digits-vlm"}, "task": {"name": "digits"},
+    }  # fmt: skip
+    spec = StudySpec.of(document | {"latency": {"table": "a.json"}})
+    study = create_study(open_storage(f"sqlite:///{tmp_path / 's.db'}", create=True), spec)
+    moved = StudySpec.of(document | {"latency": {"table": "b.json"}})
+    assert difference(spec, moved) is None
+    follow(study, moved)
+    assert spec_of(study).latency.table == "b.json"
