@@ -90,7 +90,7 @@ def section(found: Mapping[str, Any]) -> str:
 [results](results/workers.json).
 
 {found["trials"]} trials of the digits study, from the start of the first to the end of the last
-one, numbers of workers in turn, {found["rounds"]} rounds; median (range). On
+one, numbers of workers in turn, rounds: {found["rounds"]}; median (range). On
 {origin["cores"]} cores there is nothing to be won by more than {origin["cores"]} workers; what
 more of them lose is what they wait for each other. Workers that were started beside the first one
 load the model while it measures already.
@@ -110,7 +110,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--tiny", action="store_true", help="seconds; writes nothing")
     options = parser.parse_args(words)
-    size, rounds, counts = (6, 40), options.rounds, options.workers
+    size, rounds, counts = (12, 60), options.rounds, options.workers
     kinds = ["sqlite", "journal"]
     if options.tiny:
         size, rounds, counts, kinds = (1, 6), 1, [1], ["sqlite"]
