@@ -1,14 +1,10 @@
 from __future__ import annotations
 
-import traceback
-from collections import Counter
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from effllava_optuna import Policy, rank_units, sliced
 from effllava_optuna.errors import LeakError
@@ -23,6 +19,7 @@ from effllava_optuna.surgery import (
     projector_state,
 )
 from effllava_optuna.tasks import Digits, Split, encode, score
+from tests.waits import Waits
 
 if TYPE_CHECKING:
     from effllava_optuna.surgery import Loaded
@@ -71,37 +68,6 @@ def test_the_search_refuses_samples_that_it_must_not_see(tiny: Loaded, split: Sp
     samples = Digits(validation=8, test=8).samples(split)
     with pytest.raises(LeakError, match=f"The search was given {split} sample"):
         ask_crossed(tiny, samples, 2)
-
-
-# What makes the host wait for a device. Under `inference_mode` the first three are seen whole.
-WAITING = ("item", "is_nonzero", "equal", "_local_scalar_dense", "nonzero", "masked_select")
-
-
-class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what waits for the device by the library that asks, and the file."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.found: Counter[tuple[str, str]] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.name().removeprefix("aten::").partition(".")[0]
-        masks = [
-            index
-            for index in (args[1] if name == "index" else ())
-            if index is not None and index.dtype in (torch.bool, torch.uint8)
-        ]
-        if name in WAITING or masks:
-            self.found[self._who()] += 1
-        return func(*args, **(kwargs or {}))
-
-    def _who(self) -> tuple[str, str]:
-        for frame in reversed(traceback.extract_stack()):
-            for library in ("transformers", "effllava_optuna"):
-                path = Path(frame.filename)
-                if library in path.parts and path != Path(__file__):
-                    return library, path.name
-        return "", ""
 
 
 def test_the_host_waits_for_a_batch_only_where_transformers_does(tiny: Loaded) -> None:

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import StaticCache
 
 from effllava_optuna import Policy, narrowed, rank_units
@@ -12,6 +12,7 @@ from effllava_optuna.objectives import Stopwatch, Workload, timing
 from effllava_optuna.objectives.timing import Timing
 from effllava_optuna.surgery import read_into
 from effllava_optuna.tasks import Digits, Split
+from tests.waits import Waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -105,37 +106,26 @@ def test_prefill_and_decode_are_timed_on_the_model(tiny: Loaded) -> None:
     assert stopwatch.vision()["vision"] > 0
 
 
-class _Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what would make a GPU's host wait."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(what in str(func) for what in ("item", "_local_scalar_dense", "nonzero")):
-            self.found.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.fixture
-def capturing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def capturing(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
     """Let everything believe that it is captured on a GPU; give what would have ended that."""
-    waits: list[str] = []
+    found: Counter[tuple[str, str]] = Counter()
 
     def run_once(run: Callable[[], object], _: torch.device) -> Callable[[], object]:
         run()
-        with timing._unchecked(), monkeypatch.context() as patch, _Waits() as mode:
+        with timing._unchecked(), monkeypatch.context() as patch, Waits() as waits:
             patch.setattr("transformers.utils.import_utils.is_cuda_stream_capturing", lambda: True)
             run()
-        waits.extend(mode.found)
+        found.update(waits.found)
         return run
 
     monkeypatch.setattr(timing, "captured", run_once)
-    return waits
+    return found
 
 
-def test_nothing_in_a_phase_waits_for_the_device(tiny: Loaded, capturing: list[str]) -> None:
+def test_nothing_in_a_phase_waits_for_the_device(
+    tiny: Loaded, capturing: Counter[tuple[str, str]]
+) -> None:
     stopwatch = stopwatch_of(tiny)
     stopwatch.cuda = True
     del stopwatch.seen.inputs["attention_mask"]  # type: ignore[attr-defined]
@@ -145,7 +135,7 @@ def test_nothing_in_a_phase_waits_for_the_device(tiny: Loaded, capturing: list[s
     assert set(phases) == {"prefill", "decode"}
     assert not stopwatch.launched
     assert stopwatch.vision()
-    assert capturing == []
+    assert not capturing
 
 
 def test_what_cannot_be_captured_is_timed_with_its_launches(

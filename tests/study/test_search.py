@@ -40,7 +40,7 @@ def spec_of(**table: Any) -> StudySpec:
             "study": {"name": "tiny"},
             "model": {"path": "tiny", "device": "cpu"},
             "task": {"name": "digits", "proxy": 16},
-            "latency": {"batch": 16, "warmup": 1, "repeats": 3},
+            "latency": {"batch": 16, "repeats": 3, "seconds": 0.0, "checks": 4},
             "search": {"epochs": 2, "generations": 2, "population": 5} | table,
             "projector": {"parts": 2, "steps": 0},
         }

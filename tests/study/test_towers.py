@@ -35,7 +35,7 @@ def spec_of(budget: dict[str, float], **pruning: Any) -> StudySpec:
             "model": {"path": "tiny", "device": "cpu"},
             "task": {"name": "digits", "proxy": 16},
             "pruning": {"shares": [0.1, 0.3, 0.5, 0.7, 1.0]} | pruning,
-            "latency": {"batch": 16, "warmup": 1, "repeats": 2},
+            "latency": {"batch": 16, "repeats": 2, "seconds": 0.0, "checks": 4},
             "search": {"epochs": 2, "generations": 2, "population": 6} | budget,
             "projector": {"parts": 2, "steps": 2, "every": 1},
         }
