@@ -1,9 +1,9 @@
 """The figures of a GPU in one go: ``python benchmarks/gpu.py``.
 
 LLaVA-1.5-7B with random weights in bfloat16, made on the GPU: cost of an evaluation, error of the
-latency table, speed-ups of prefill and decoding, memory. It needs torch, transformers (5.18 or
-later) and pillow, and a GPU with room for 40 GB; nothing is downloaded. It is planned for under
-ten minutes, and has been run on a CPU only. Run it from a checkout, where nothing of this package is installed, too.
+latency table, speed-ups of prefill and decoding. It needs torch, transformers (5.18 or later) and
+pillow, and a GPU with room for 40 GB; nothing is downloaded. It is planned for under ten minutes,
+and has been run on a CPU only. Run it from a checkout, also where this package is not installed.
 
 ``--shape 13b`` for the larger model; ``--shape tiny --device cpu --tiny`` to see that it runs.
 Results are written part by part: what is done stays when a later part fails.
