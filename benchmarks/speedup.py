@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,8 +93,8 @@ def race(
         small = make()
         timings = stopwatch.race(
             {
-                "dense": lambda: stopwatch.decoder(dense),
-                "small": lambda small=small: stopwatch.decoder(small),  # type: ignore[misc]
+                "dense": partial(stopwatch.decoder, dense),
+                "small": partial(stopwatch.decoder, small),
             },
             "dense",
         )
