@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from effllava_optuna.errors import SpecError
-from effllava_optuna.study import cli_evaluate, cli_model, storage
+from effllava_optuna.study import cli_evaluate, cli_model, cli_report, storage
+from effllava_optuna.study.cli_report import document_of, tables_of
 from effllava_optuna.study.screen import (
     Screen,
     calibration,
-    console,
     exported,
     quiet_transformers,
 )
@@ -31,10 +30,7 @@ from effllava_optuna.study.target import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from optuna import Study
-    from rich.console import RenderableType
+    from collections.abc import Sequence
 
     from effllava_optuna.study.evolution import Epochs
 
@@ -49,7 +45,14 @@ def main() -> None:
     """
 
 
-for _command in (cli_model.anatomy, cli_model.export_, cli_model.recover, cli_evaluate.evaluate):
+for _command in (
+    cli_report.status,
+    cli_report.report,
+    cli_model.anatomy,
+    cli_model.export_,
+    cli_model.recover,
+    cli_evaluate.evaluate,
+):
     main.add_command(_command)
 
 
@@ -180,42 +183,6 @@ def worker(target: Target, device: str | None, *, force: bool) -> None:
 
 @main.command()
 @targeted
-@click.option("--json", "as_json", is_flag=True, help="Print the document as JSON.")
-def status(target: Target, *, as_json: bool) -> None:
-    """Say where a study stands.
-
-    \b
-    Example:
-      python -m effllava_optuna.study status studies/quickstart.toml --json
-    """
-    found = _document(target.study())
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-        return
-    from effllava_optuna.report import summary
-
-    console().print(summary(found))
-
-
-@main.command()
-@targeted
-@click.option("--json", "as_json", is_flag=True, help="Print the document as JSON.")
-def report(target: Target, *, as_json: bool) -> None:
-    """Compare the dense model, the uniform baselines, the front and the chosen policy.
-
-    \b
-    Example:
-      python -m effllava_optuna.study report studies/quickstart.toml
-    """
-    found = _document(target.study())
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-        return
-    console().print(*_told(found))
-
-
-@main.command()
-@targeted
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535))
 def dashboard(target: Target, host: str, port: int) -> None:
@@ -229,21 +196,6 @@ def dashboard(target: Target, host: str, port: int) -> None:
     from effllava_optuna.study.board import serve
 
     serve(study, target.url, host, port)
-
-
-def _document(study: Study) -> dict[str, Any]:
-    from effllava_optuna.report import document
-    from effllava_optuna.study.facts import facts_of
-
-    return document(facts_of(study))
-
-
-def _told(found: Mapping[str, Any]) -> list[RenderableType]:
-    """Give what a report prints."""
-    from effllava_optuna.report import by_subset, policies, summary
-
-    parts = by_subset(found)
-    return [summary(found), "", policies(found), *(() if parts is None else ("", parts))]
 
 
 def _to_the_end(
@@ -262,8 +214,8 @@ def _to_the_end(
     with crew(target.url, target.name, others):
         search(epochs, screen.watch)
     conclude(epochs)
-    found = _document(epochs.study)
-    screen.told(*_told(found))
+    found = document_of(epochs.study)
+    screen.told(*tables_of(found))
     directory = export_directory(epochs.spec, file)
     if directory is not None:
         screen.say("exporting and verifying", 0.0)
