@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from pathlib import Path
@@ -14,7 +13,7 @@ from click.core import ParameterSource
 from effllava_optuna.errors import SpecError
 from effllava_optuna.study import storage
 from effllava_optuna.study.screen import Screen, console, quiet_transformers
-from effllava_optuna.study.target import Target, ours, targeted
+from effllava_optuna.study.target import Format, Target, ours, targeted, with_format, written_as
 
 
 @click.command()
@@ -70,7 +69,7 @@ from effllava_optuna.study.target import Target, ours, targeted
     help="The official mm-vet_evaluator.py or rule.json, or a text; ours, if not given, gives "
     "scores that cannot be compared with published ones.",
 )
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@with_format
 @ours
 def evaluate(
     target: Target,
@@ -78,7 +77,7 @@ def evaluate(
     out: Path | None,
     *,
     overwrite: bool,
-    as_json: bool,
+    form: Format,
     submit: Path | None,
     judge: str | None,
     judge_url: str,
@@ -117,7 +116,9 @@ def evaluate(
         judging.check_task(spec, "--judge", judging.JUDGED)
         server = OpenAIJudge(judge, judge_url, judge_key or None, **_OFFICIAL[spec.task.name])
     with Screen(
-        target.again, " ".join(["evaluate", *again(click.get_current_context())]), aside=as_json
+        target.again,
+        " ".join(["evaluate", *again(click.get_current_context())]),
+        aside=form != "table",
     ) as screen:
         done = run(target, spec, model, Exam(**exam), place, screen.say, overwrite=overwrite)
         document = done.document | {"judged": None}
@@ -133,8 +134,8 @@ def evaluate(
             document["judged"] = judging.told(
                 judging.judged(spec, done, asked, judge, judge_prompt)
             )
-    if as_json:
-        click.echo(json.dumps(document, indent=2))
+    if form != "table":
+        click.echo(written_as(form, document))
         return
     console().print(evaluation(document))
 

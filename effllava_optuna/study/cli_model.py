@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,15 @@ from effllava_optuna.study.screen import (
     quiet_transformers,
     recovered,
 )
-from effllava_optuna.study.target import Target, export_directory, ours, targeted
+from effllava_optuna.study.target import (
+    Format,
+    Target,
+    export_directory,
+    ours,
+    targeted,
+    with_format,
+    written_as,
+)
 
 
 @click.command()
@@ -28,9 +35,9 @@ from effllava_optuna.study.target import Target, export_directory, ours, targete
     is_flag=True,
     help="From the configuration alone: no weights are read, and nothing is tested.",
 )
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@with_format
 @ours
-def anatomy(model: str, device: str, *, quick: bool, as_json: bool) -> None:
+def anatomy(model: str, device: str, *, quick: bool, form: Format) -> None:
     """Show what of a MODEL (a directory, a hub id, digits-vlm) can be cut, and what not and why.
 
     \b
@@ -44,9 +51,9 @@ def anatomy(model: str, device: str, *, quick: bool, as_json: bool) -> None:
     whole = None if quick else load(model, device=device, towers=None, depth=True)
     parts = outline(model) if whole is None else whole.parts
     refused = [(refusal.place, refusal.reason) for refusal in parts.refused]
-    if as_json:
+    if form != "table":
         sites = parts.anatomy.to_json()
-        click.echo(json.dumps({"sites": sites, "refused": dict(refused)}, indent=2))
+        click.echo(written_as(form, {"sites": sites, "refused": dict(refused)}))
         return
     console().print(*anatomy_table(parts.anatomy, refused), sep="\n")
 

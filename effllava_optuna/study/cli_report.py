@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from effllava_optuna.study.screen import console
-from effllava_optuna.study.target import Target, targeted
+from effllava_optuna.study.target import Format, Target, targeted, with_format, written_as
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,17 +18,17 @@ if TYPE_CHECKING:
 
 @click.command()
 @targeted
-@click.option("--json", "as_json", is_flag=True, help="Print the document as JSON.")
-def status(target: Target, *, as_json: bool) -> None:
+@with_format
+def status(target: Target, *, form: Format) -> None:
     """Say where a study stands.
 
     \b
     Example:
-      python -m effllava_optuna.study status studies/quickstart.toml --json
+      python -m effllava_optuna.study status studies/quickstart.toml -f json
     """
     found = document_of(target.study())
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
+    if form != "table":
+        click.echo(written_as(form, found))
         return
     from effllava_optuna.report import summary
 
@@ -38,8 +37,8 @@ def status(target: Target, *, as_json: bool) -> None:
 
 @click.command()
 @targeted
-@click.option("--json", "as_json", is_flag=True, help="Print the document as JSON.")
-def report(target: Target, *, as_json: bool) -> None:
+@with_format
+def report(target: Target, *, form: Format) -> None:
     """Compare the dense model, the uniform baselines, the front and the chosen policy.
 
     \b
@@ -47,8 +46,8 @@ def report(target: Target, *, as_json: bool) -> None:
       python -m effllava_optuna.study report studies/quickstart.toml
     """
     found = document_of(target.study())
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
+    if form != "table":
+        click.echo(written_as(form, found))
         return
     console().print(*tables_of(found))
 

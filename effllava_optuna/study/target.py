@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import optuna
@@ -18,7 +19,7 @@ from effllava_optuna.study import storage
 from effllava_optuna.study.spec import read_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from optuna import Study
 
@@ -90,6 +91,29 @@ def with_workers(command: Callable[..., None]) -> Callable[..., None]:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+Format = Literal["json", "table", "yaml"]
+
+with_format = click.option(
+    "-f",
+    "--format",
+    "form",
+    type=click.Choice(("json", "table", "yaml")),
+    default="table",
+    show_default=True,
+    help="json and yaml are for programs.",
+)
+
+
+def written_as(form: Format, document: Mapping[str, Any]) -> str:
+    """Write a document for programs."""
+    if form == "json":
+        return json.dumps(document, indent=2)
+    import yaml
+
+    # By way of JSON: what is written is the same, and has no Python in it.
+    return str(yaml.safe_dump(json.loads(json.dumps(document)), sort_keys=False)).rstrip()
 
 
 with_force = click.option(

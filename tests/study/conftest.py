@@ -69,7 +69,7 @@ class Ran:
     output: str
 
     def document(self, verb: str = "report") -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(cli(verb, self.file, "--json").stdout)
+        found: dict[str, Any] = json.loads(cli(verb, self.file, "-f", "json").stdout)
         return found
 
 

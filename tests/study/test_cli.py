@@ -238,9 +238,9 @@ def test_ctrl_c_leaves_a_study_that_resumes(checkpoint: Path, tmp_path: Path) ->
     assert cure is not None, told
     verb, *named = shlex.split(cure[1])
     assert (verb, named[0], named[2:]) == ("resume", "--storage", ["--study-name", "tiny"])
-    assert '"accuracy_test": null' in cli("report", *named, "--json").stdout
+    assert '"accuracy_test": null' in cli("report", *named, "-f", "json").stdout
     cli("resume", *named)
-    found = json.loads(cli("report", *named, "--json").stdout)
+    found = json.loads(cli("report", *named, "-f", "json").stdout)
     assert found["trials"]["complete"] == TINY_TRIALS
     assert found["chosen"] is not None
 

@@ -51,7 +51,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluated(*words: object) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(cli("evaluate", *words, "--json").stdout)
+    found: dict[str, Any] = json.loads(cli("evaluate", *words, "-f", "json").stdout)
     return found
 
 

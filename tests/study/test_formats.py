@@ -16,7 +16,7 @@ FORMATS = ("scienceqa", "vizwiz", "mmvet", "llava-bench")
 
 
 def found(*words: object) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(cli(*words, "--json").stdout)
+    document: dict[str, Any] = json.loads(cli(*words, "-f", "json").stdout)
     return document
 
 

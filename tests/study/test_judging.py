@@ -37,7 +37,7 @@ def study(drawn: Path, where: Path, name: str) -> Path:
 
 def judged(file: Path, desk: Desk, *words: object, check: bool = True) -> Done:
     options = ("--model", "dense", "--judge", "judge", "--judge-url", desk.url, "--judge-key", "")
-    return cli("evaluate", file, *options, "--json", *words, check=check)
+    return cli("evaluate", file, *options, "-f", "json", *words, check=check)
 
 
 def test_mmvet_is_judged_and_replies_are_not_paid_for_twice(drawn: Path, tmp_path: Path) -> None:
