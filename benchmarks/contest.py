@@ -73,7 +73,7 @@ def measure(epochs: Epochs) -> dict[str, Any]:
                 "test": float(rival.mean()),
                 "interval": bootstrap_interval(rival, units),
                 "difference": float((best - rival).mean()),
-                "difference_interval": bootstrap_interval(best - rival, units),
+                "difference_interval": bootstrap_interval(best - rival, units, bounds=(-1.0, 1.0)),
             }
             for name, rival in rivals.items()
         },

@@ -2,7 +2,7 @@
 
 from effllava_optuna.policy.anatomy import Anatomy, Kind, Site, SiteId
 from effllava_optuna.policy.front import hypervolume, pareto, spread
-from effllava_optuna.policy.interval import bootstrap_interval
+from effllava_optuna.policy.interval import bootstrap_interval, bootstrap_means
 from effllava_optuna.policy.order import Order
 from effllava_optuna.policy.policy import Policy
 from effllava_optuna.policy.record import (
@@ -26,6 +26,7 @@ __all__ = [
     "Space",
     "TrialRecord",
     "bootstrap_interval",
+    "bootstrap_means",
     "dealt",
     "evidence",
     "finalists",

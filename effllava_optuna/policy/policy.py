@@ -102,8 +102,12 @@ class Policy:
 
     def kept_share(self, anatomy: Anatomy) -> float:
         """Give the share of the prunable parameters that stay, in (0, 1]."""
+        return self.parameters(anatomy) / anatomy.parameters
+
+    def parameters(self, anatomy: Anatomy) -> int:
+        """Count the prunable parameters that stay."""
         kept = self.working(anatomy)
-        return sum(kept[s.id] * s.unit_params for s in anatomy.sites) / anatomy.parameters
+        return sum(kept[site.id] * site.unit_params for site in anatomy.sites)
 
     def working(self, anatomy: Anatomy) -> dict[SiteId, int]:
         """Give the units that compute, by site: none in a block that is left out."""

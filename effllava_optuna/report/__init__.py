@@ -2,9 +2,11 @@
 
 from effllava_optuna.report.document import StudyFacts, document, entry, trial_entry
 from effllava_optuna.report.marks import by_subset, evaluation, mark, marks
+from effllava_optuna.report.picking import Rule, pick, picked
 from effllava_optuna.report.tables import anatomy_table, policies, summary
 
 __all__ = [
+    "Rule",
     "StudyFacts",
     "anatomy_table",
     "by_subset",
@@ -13,6 +15,8 @@ __all__ = [
     "evaluation",
     "mark",
     "marks",
+    "pick",
+    "picked",
     "policies",
     "summary",
     "trial_entry",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.policy import Policy, finalists, front_of, hypervolume_by_epoch
+from effllava_optuna.report.sureness import comparisons
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,7 +38,14 @@ class StudyFacts:
         bundle: What calibration published; None before that.
         updates: What each projector update published, from epoch 1 on.
         metric: How answers are graded in the ``search`` and in the ``report``; None if not known.
+        units: Which samples of the hits of a trial belong together; None if not known.
         results: What the end of the study measured; None before that.
+        scores: What each reported policy scored on each sample, by split; None before that.
+        spec: What the study was told, by table.
+        manifest: What its values depend on beside that: versions, machine, weights, samples.
+        changes: What of the manifest has changed since, and when.
+        times: When its first trial began and its last one ended, in ISO 8601; None: none did.
+        failures: How many trials failed, by reason.
     """
 
     name: str
@@ -54,7 +62,14 @@ class StudyFacts:
     bundle: Mapping[str, Any] | None = None
     updates: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     metric: Mapping[str, str] | None = None
+    units: Sequence[int] | None = None
     results: Mapping[str, Any] | None = None
+    scores: Mapping[str, Any] | None = None
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    changes: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    times: tuple[str | None, str | None] = (None, None)
+    failures: Mapping[str, int] = field(default_factory=dict)
 
 
 def document(facts: StudyFacts) -> dict[str, Any]:
@@ -81,6 +96,15 @@ def document(facts: StudyFacts) -> dict[str, Any]:
         "hypervolume": [],
         "risk_spread": _risk_spread(facts),
         "projector": [dict(update) for update in facts.updates],
+        "comparisons": [],
+        "failures": dict(facts.failures),
+        "spec": dict(facts.spec),
+        "provenance": {
+            "began": facts.times[0],
+            "ended": facts.times[1],
+            **facts.manifest,
+            "changes": [dict(change) for change in facts.changes],
+        },
     }
     if facts.bundle is None or facts.anatomy is None:
         return found
@@ -99,7 +123,9 @@ def document(facts: StudyFacts) -> dict[str, Any]:
         "origin": facts.bundle["latency"].get("origin"),
     }
     if facts.results is not None:
-        return found | dict(facts.results)
+        found |= dict(facts.results)
+        found["comparisons"] = comparisons(found["chosen"], facts.scores)
+        return found
     found["dense"] = entry(
         policy=Policy.dense(facts.anatomy),
         anatomy=facts.anatomy,
@@ -110,7 +136,7 @@ def document(facts: StudyFacts) -> dict[str, Any]:
         gflops=dense["gflops"],
     )
     found["front"] = [
-        trial_entry(trial, facts.anatomy, dense["latency_ms"])
+        trial_entry(trial, facts.anatomy, dense)
         for trial in finalists(front_of(facts.trials), facts.finalists)
     ]
     return found
@@ -147,10 +173,17 @@ def entry(*, policy: Policy, anatomy: Anatomy, **known: Any) -> dict[str, Any]:
     return found | {name: _plain(value) for name, value in known.items()}
 
 
-def trial_entry(trial: TrialRecord, anatomy: Anatomy, dense_ms: float) -> dict[str, Any]:
-    """Describe the policy of a trial by what the search knows of it."""
+def trial_entry(trial: TrialRecord, anatomy: Anatomy, dense: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe the policy of a trial by what the search knows of it.
+
+    Args:
+        trial: Measured.
+        anatomy: Of the model.
+        dense: Of the model: ``latency_ms`` and ``parameters``.
+    """
+    policy = Policy.of(anatomy, trial.keep)
     return entry(
-        policy=Policy.of(anatomy, trial.keep),
+        policy=policy,
         anatomy=anatomy,
         trial=trial.number,
         epoch=trial.epoch,
@@ -158,7 +191,8 @@ def trial_entry(trial: TrialRecord, anatomy: Anatomy, dense_ms: float) -> dict[s
         accuracy_proxy=trial.accuracy,
         risk=trial.risk,
         latency_ms=trial.latency_ms,
-        speedup_predicted=dense_ms / trial.latency_ms,
+        speedup_predicted=dense["latency_ms"] / trial.latency_ms,
+        parameters=dense["parameters"] - anatomy.parameters + policy.parameters(anatomy),
     )
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from effllava_optuna.policy import TrialRecord
+    from effllava_optuna.report.document import StudyFacts
 
 # Okabe and Ito (2008): told apart by colour-blind readers, too.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
@@ -68,3 +69,46 @@ def front_by_epoch(
         template="plotly_white",
     )
     return figure
+
+
+def tests_beside(documents: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Draw the finalists of several studies: accuracy on test against measured latency."""
+    figure = go.Figure()
+    for place, document in enumerate(documents):
+        rows = [row for row in document["front"] if row["accuracy_test"] is not None]
+        rows.sort(key=lambda row: row["latency_ms_measured"])
+        chosen = None if document["chosen"] is None else document["chosen"]["trial"]
+        ends = [row["accuracy_test_interval"] for row in rows]
+        tests = [row["accuracy_test"] for row in rows]
+        figure.add_scatter(
+            x=[row["latency_ms_measured"] for row in rows],
+            y=tests,
+            error_y={
+                "array": [high - test for (_, high), test in zip(ends, tests, strict=True)],
+                "arrayminus": [test - low for (low, _), test in zip(ends, tests, strict=True)],
+                "thickness": 1,
+            },
+            mode="markers",
+            name=document["study"],
+            marker={
+                "color": COLOURS[place % len(COLOURS)],
+                "size": [13 if row["trial"] == chosen else 7 for row in rows],
+            },
+            text=[f"trial {row['trial']}" for row in rows],
+        )
+    figure.update_layout(
+        title="Finalists on test (large: chosen)",
+        xaxis_title="latency (ms, measured)",
+        yaxis_title="accuracy on test",
+        template="plotly_white",
+    )
+    return figure
+
+
+def figures(facts: StudyFacts, document: Mapping[str, Any]) -> dict[str, go.Figure]:
+    """Give all figures of a study for which there is something to draw, by name."""
+    if facts.bundle is None:
+        return {}
+    dense = facts.bundle["dense"]
+    chosen = document["chosen"] and document["chosen"]["trial"]
+    return {"front_by_epoch": front_by_epoch(facts.trials, facts.opened, dense, chosen)}

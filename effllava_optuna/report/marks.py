@@ -97,10 +97,14 @@ def _judged(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def by_subset(document: Mapping[str, Any]) -> RenderableType | None:
-    """Compare the dense model, the best baseline and the choice on each subset of test."""
+def subset_rows(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Compare the dense model, the best baseline and the choice on each subset of test.
+
+    Returns:
+        The columns beside the subset's name, and the lines; nothing if there are no subsets.
+    """
     named = [
-        (label, document[key])
+        (label, document[key]["subsets_test"])
         for label, key in (
             ("dense", "dense"),
             ("uniform, 2 numbers", "uniform2"),
@@ -109,18 +113,28 @@ def by_subset(document: Mapping[str, Any]) -> RenderableType | None:
         if document[key] is not None and document[key].get("subsets_test")
     ]
     if not named:
+        return [], []
+    rows = []
+    for subset, first in named[0][1].items():
+        cells = [subset, f"{first['samples']:,}"]
+        for _, subsets in named:
+            found = subsets[subset]
+            low, high = found["interval"]
+            cells.append(f"{found['accuracy']:.3f} [{low:.3f} {high:.3f}]")
+        rows.append(cells)
+    return ["samples", *(label for label, _ in named)], rows
+
+
+def by_subset(document: Mapping[str, Any]) -> RenderableType | None:
+    """Show `subset_rows`; None if there are no subsets."""
+    columns, rows = subset_rows(document)
+    if not rows:
         return None
     table = Table(box=None, pad_edge=False, header_style="bold", title="test, by subset")
     table.title_justify = "left"
     table.add_column("")
-    table.add_column("samples", justify="right")
-    for label, _ in named:
+    for label in columns:
         table.add_column(label, justify="right")
-    for subset, first in named[0][1]["subsets_test"].items():
-        cells = []
-        for _, row in named:
-            found = row["subsets_test"][subset]
-            low, high = found["interval"]
-            cells.append(f"{found['accuracy']:.3f} [{low:.3f} {high:.3f}]")
-        table.add_row(subset, f"{first['samples']:,}", *cells)
+    for cells in rows:
+        table.add_row(*cells)
     return table

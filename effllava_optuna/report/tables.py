@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+
+from effllava_optuna.report.sureness import RIVALS, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,17 +28,35 @@ _STATES = {
 }
 
 
-def summary(document: Mapping[str, Any]) -> RenderableType:
-    """Say where a study stands, in a few lines."""
+def standing(document: Mapping[str, Any]) -> list[str]:
+    """Say in a sentence or two where a study stands, and what it has found."""
     trials, epochs = document["trials"], document["epochs"]
     states = ", ".join(
         f"{trials[state]} {word}" for state, word in _STATES.items() if trials[state]
     )
-    lines = [
+    told = [
         f"study {document['study']}: epoch {max(epochs['opened'] - 1, 0)} of "
         f"0 to {epochs['planned'] - 1}, {trials['planned']} trials planned"
-        + (f" ({states})" if states else ""),
+        + (f" ({states})" if states else "")
     ]
+    chosen, dense = document["chosen"], document["dense"]
+    if chosen is not None:
+        told.append(
+            f"Chosen: trial {chosen['trial']}, accuracy {_on_test(chosen)} on test (dense "
+            f"{_on_test(dense)}), {chosen['speedup_measured']:.2f}x as fast, "
+            f"{chosen['parameters'] / dense['parameters']:.0%} of the parameters."
+        )
+    return told
+
+
+def _on_test(row: Mapping[str, Any]) -> str:
+    low, high = row["accuracy_test_interval"]
+    return f"{row['accuracy_test']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def summary(document: Mapping[str, Any]) -> RenderableType:
+    """Say where a study stands, in a few lines."""
+    lines = standing(document)
     if document["hypervolume"]:
         volumes = "  ".join(f"{volume:.4g}" for volume in document["hypervolume"])
         lines.append(f"hypervolume by epoch: {volumes}")
@@ -54,60 +75,103 @@ def summary(document: Mapping[str, Any]) -> RenderableType:
     return Text("\n".join(lines))
 
 
-def policies(document: Mapping[str, Any]) -> RenderableType:
-    """Compare the dense model, the baselines, the finalists and the chosen policy."""
-    table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
-    table.add_column("policy")
-    for name in (
-        "epoch", "kept", "proxy", "validation", "test", "gap", "ms", "ms\nmeasured",
-        "speed-up", "speed-up\nmeasured", "params", "GFLOPs",
-    ):  # fmt: skip
-        table.add_column(name, justify="right")
+@dataclass(frozen=True, slots=True)
+class PolicyRow:
+    """One line of the table of policies.
+
+    Attributes:
+        label: Whose line it is.
+        cells: What it says, in the order of `COLUMNS`.
+        chosen: Whether it is the chosen policy.
+    """
+
+    label: str
+    cells: tuple[str, ...]
+    chosen: bool
+
+
+COLUMNS = (
+    "epoch", "kept", "proxy", "validation", "test", "gap", "ms", "ms\nmeasured",
+    "speed-up", "speed-up\nmeasured", "params", "GFLOPs",
+)  # fmt: skip
+
+
+def policy_rows(document: Mapping[str, Any]) -> list[PolicyRow]:
+    """Give the lines that compare the dense model, the baselines and the finalists."""
     chosen = document["chosen"]
-    for label, row in (
+    named = [
         ("dense", document["dense"]),
         ("uniform", document["uniform"]),
         ("uniform, 2 numbers", document["uniform2"]),
         *((f"trial {row['trial']}", row) for row in document["front"]),
-    ):
-        if row is None:
-            continue
-        mine = chosen is not None and row["trial"] is not None and row["trial"] == chosen["trial"]
-        table.add_row(
-            f"{label}  <- chosen" if mine else label,
-            _number(row["epoch"], "d"),
-            _number(row["kept_share"], ".3f"),
-            _accuracy(row, "proxy"),
-            _accuracy(row, "validation"),
-            _accuracy(row, "test"),
-            _number(row["gap"], "+.3f"),
-            _number(row["latency_ms"], ".1f"),
-            _number(row["latency_ms_measured"], ".1f"),
-            _number(row["speedup_predicted"], ".2f"),
-            _number(row["speedup_measured"], ".2f"),
-            _number(row["parameters"], ",d"),
-            _number(row["gflops"], ".2f"),
-            style="bold" if mine else None,
+    ]
+    return [
+        PolicyRow(
+            label,
+            (
+                number(row["epoch"], "d"),
+                number(row["kept_share"], ".3f"),
+                with_interval(row, "proxy"),
+                with_interval(row, "validation"),
+                with_interval(row, "test"),
+                number(row["gap"], "+.3f"),
+                number(row["latency_ms"], ".1f"),
+                number(row["latency_ms_measured"], ".1f"),
+                number(row["speedup_predicted"], ".2f"),
+                number(row["speedup_measured"], ".2f"),
+                number(row["parameters"], ",d"),
+                number(row["gflops"], ".2f"),
+            ),
+            chosen is not None and row["trial"] is not None and row["trial"] == chosen["trial"],
         )
-    notes = _graded(document)
+        for label, row in named
+        if row is not None
+    ]
+
+
+def policies(document: Mapping[str, Any]) -> RenderableType:
+    """Compare the dense model, the baselines, the finalists and the chosen policy."""
+    table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
+    table.add_column("policy")
+    for name in COLUMNS:
+        table.add_column(name, justify="right")
+    for row in policy_rows(document):
+        label = f"{row.label}  <- chosen" if row.chosen else row.label
+        table.add_row(label, *row.cells, style="bold" if row.chosen else None)
+    return Group(table, Text("\n" + "\n".join(notes(document))))
+
+
+def notes(document: Mapping[str, Any]) -> list[str]:
+    """Say what the figures of a document mean, and how sure they are."""
+    told = _graded(document)
     if document.get("latency_table"):
-        notes.append(_timed(document["latency_table"]))
+        told.append(_timed(document["latency_table"]))
     if document.get("memory"):
         memory = document["memory"]
         whose = "this process" if memory["device"] == "cpu" else "torch on the GPU"
-        notes.append(
+        told.append(
             f"Peak memory of {whose}: {memory['peak_mb']:,.0f} MB, of them dense weights "
             f"{memory['dense_mb']:,.0f}, refit tables {memory['table_mb']:,.0f}."
         )
     if document["chosen"] is None:
-        notes.append("The search is not over: nothing was measured on validation or test yet.")
+        told.append("The search is not over: nothing was measured on validation or test yet.")
     else:
-        notes.append(
+        told.append(
             "proxy: cross-fitted, on the samples of the search; gap: proxy minus test; [..]: 95 % "
             "intervals; the choice was made by validation, before test "
             "was opened."
         )
-    return Group(table, Text("\n" + "\n".join(notes)))
+        told += [compared(found) for found in document["comparisons"] if found["split"] == "test"]
+    return told
+
+
+def compared(found: Mapping[str, Any]) -> str:
+    """Say whether the choice is ahead of a rival, and how sure that is."""
+    low, high = found["interval"]
+    return (
+        f"On {found['split']}, the choice {verdict(found)} {RIVALS[found['rival']]}: "
+        f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}], paired."
+    )
 
 
 def _timed(table: Mapping[str, Any]) -> str:
@@ -141,11 +205,13 @@ def _graded(document: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _number(value: Any, form: str) -> str:
+def number(value: Any, form: str) -> str:
+    """Write a number; a dash where there is none."""
     return "-" if value is None else format(value, form)
 
 
-def _accuracy(row: Mapping[str, Any], split: str) -> str:
+def with_interval(row: Mapping[str, Any], split: str) -> str:
+    """Write the accuracy of a policy on a split, its interval below it."""
     value = row[f"accuracy_{split}"]
     if value is None:
         return "-"

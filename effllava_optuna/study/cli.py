@@ -48,6 +48,7 @@ def main() -> None:
 for _command in (
     cli_report.status,
     cli_report.report,
+    cli_report.pick,
     cli_model.anatomy,
     cli_model.export_,
     cli_model.recover,

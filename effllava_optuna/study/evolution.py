@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from effllava_optuna.baselines import one_number, two_numbers
 from effllava_optuna.errors import StudyError
 from effllava_optuna.hooks import Lesson, Training, train_projector
-from effllava_optuna.objectives import ask, folds_of
+from effllava_optuna.objectives import ask, folds_of, units_of
 from effllava_optuna.policy import Policy, Space, finalists, front_of
 from effllava_optuna.samplers import (
     EpochCMASampler,
@@ -28,7 +28,7 @@ from effllava_optuna.study.budget import budget_of
 from effllava_optuna.study.bundle import Bundle
 from effllava_optuna.study.calibrating import calibrate
 from effllava_optuna.study.database import guard
-from effllava_optuna.study.grading import told_of
+from effllava_optuna.study.grading import numbered, told_of
 from effllava_optuna.study.ledger import Ledger, Publication
 from effllava_optuna.study.manifest import settle
 from effllava_optuna.study.records import trials_of
@@ -111,7 +111,9 @@ class Epochs:
             )
         settle(self.study, self.bench, force=force)
         if TASK not in self.study.user_attrs:
-            self.study.set_user_attr(TASK, told_of(self.spec, self.bench.task))
+            units = numbered(units_of(self.bench.crossed))  # of the hits of a trial, in order
+            told = told_of(self.spec, self.bench.task)
+            self.study.set_user_attr(TASK, told | {"units": units})
         found = self.ledger.publish(0, lambda: self.publication(calibrate(self.bench, self.say)))
         facts, name = found.user_attrs, found.user_attrs["artifact"]
         bundle = Bundle.restored(self.bench.anatomy, facts["bundle"], self.vault.get(name))

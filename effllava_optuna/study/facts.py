@@ -9,8 +9,17 @@ import optuna
 from effllava_optuna.policy import Anatomy
 from effllava_optuna.report import StudyFacts
 from effllava_optuna.study.ledger import published
-from effllava_optuna.study.records import digest_of, trials_of
-from effllava_optuna.study.storage import ANATOMY, RESULTS, TASK, control_name, spec_of
+from effllava_optuna.study.records import digest_of, failures_of, trials_of
+from effllava_optuna.study.storage import (
+    ANATOMY,
+    CHANGES,
+    MANIFEST,
+    RESULTS,
+    SCORES,
+    TASK,
+    control_name,
+    spec_of,
+)
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -48,7 +57,25 @@ def facts_of(study: Study) -> StudyFacts:
         bundle=published[0].user_attrs["bundle"] if published else None,
         updates=[{name: attempt.user_attrs[name] for name in _SHOWN} for attempt in published[1:]],
         metric=attrs.get(TASK, {}).get("metric"),
+        units=attrs.get(TASK, {}).get("units"),
         results=attrs.get(RESULTS),
+        scores=attrs.get(SCORES),
+        spec=spec.document(),
+        manifest=attrs.get(MANIFEST, {}),
+        changes=attrs.get(CHANGES, ()),
+        times=_times(study),
+        failures=dict(failures_of(study).most_common()),
+    )
+
+
+def _times(study: Study) -> tuple[str | None, str | None]:
+    """Say when the first trial began and the last one ended."""
+    trials = study.get_trials(deepcopy=False)
+    began = [trial.datetime_start for trial in trials if trial.datetime_start is not None]
+    ended = [trial.datetime_complete for trial in trials if trial.datetime_complete is not None]
+    return (
+        min(began).isoformat(timespec="seconds") if began else None,
+        max(ended).isoformat(timespec="seconds") if ended else None,
     )
 
 

@@ -16,14 +16,14 @@ from effllava_optuna.errors import StudyError
 from effllava_optuna.objectives import peak_memory_mb, samples_of, units_of, whole_ms
 from effllava_optuna.policy import Policy, bootstrap_interval, finalists, front_of
 from effllava_optuna.report import entry, marks
-from effllava_optuna.study.grading import constant_of
+from effllava_optuna.study.grading import constant_of, numbered
 from effllava_optuna.study.records import trials_of
-from effllava_optuna.study.storage import CHOSEN, RESULTS
+from effllava_optuna.study.storage import CHOSEN, RESULTS, SCORES
 from effllava_optuna.surgery import Basis, running
 from effllava_optuna.tasks import Scores, Split
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from effllava_optuna.objectives import Asked
     from effllava_optuna.policy import TrialRecord
@@ -99,6 +99,20 @@ class Finish:
             self.epochs.say("opening the test split", number / len(everyone))
             rows.append(self._entry(candidate, validation, test, measured, number))
         found = dict(zip([id(candidate) for candidate in everyone], rows, strict=True))
+        names = {
+            id(dense): "dense",
+            **{id(baseline): name for name, baseline in baselines.items()},
+            **{id(c): str(c.trial.number) for c in candidates if c.trial is not None},
+        }
+        named = {names[id(candidate)]: candidate for candidate in everyone}
+        self.epochs.study.set_user_attr(
+            SCORES,
+            {
+                "proxy": _answered(self.bench.graded, named, self._on_proxy),
+                "validation": _answered(validation, named, self._on(validation)),
+                "test": _answered(test, named, self._on(test)),
+            },
+        )
         results = {
             "constant": constant_of(samples_of(test)),
             "memory": self._memory(),
@@ -160,6 +174,15 @@ class Finish:
             self._known[key] = self.bench.final(candidate.policy, candidate.basis, asked)
         return self._known[key]
 
+    def _on(self, asked: Sequence[Asked]) -> Callable[[Candidate], Sequence[float]]:
+        return lambda candidate: self._scores(candidate, asked).hit.tolist()
+
+    def _on_proxy(self, candidate: Candidate) -> Sequence[float]:
+        """Give the proxy graded as the report grades, which is not always how it was searched."""
+        if self.bench.graded is self.bench.crossed:
+            return candidate.proxy.hits
+        return self._on(self.bench.graded)(candidate)
+
     def _timed(self, everyone: Sequence[Candidate]) -> list[float]:
         """Time everyone's network in turn, the dense one first; give each one's milliseconds."""
         stopwatch, table = self.bench.stopwatch, self.bench.bundle.latency
@@ -197,9 +220,7 @@ class Finish:
             if split == Split.TEST:
                 subsets = [sample.subsets for sample in samples_of(asked)]
                 accuracies["subsets_test"] = marks(scores.hit.tolist(), units, subsets)
-        # What the search measured by is not always what the report grades by.
-        same = bench.graded is bench.crossed
-        hits = proxy.hits if same else self._scores(candidate, bench.graded).hit.tolist()
+        hits = self._on_proxy(candidate)
         accuracies["accuracy_proxy"] = on_proxy = sum(hits) / len(hits)
         accuracies["accuracy_proxy_interval"] = bootstrap_interval(hits, units_of(bench.graded))
         parameters, gflops = bench.sizes(candidate.policy)
@@ -219,3 +240,16 @@ class Finish:
             gflops=gflops,
             **accuracies,
         )
+
+
+def _answered(
+    asked: Sequence[Asked],
+    named: Mapping[str, Candidate],
+    hits_of: Callable[[Candidate], Sequence[float]],
+) -> dict[str, Any]:
+    """Give what everybody scored on each sample, and which samples belong together."""
+    hits = {
+        name: [int(hit) if hit in (0, 1) else round(hit, 6) for hit in hits_of(candidate)]
+        for name, candidate in named.items()
+    }
+    return {"units": numbered(units_of(asked)), "hits": hits}

@@ -42,6 +42,12 @@ def constant_of(samples: Sequence[Sample]) -> dict[str, Any] | None:
     return {"text": text, "accuracy": round(share, 6)}
 
 
+def numbered(units: Sequence[str]) -> list[int]:
+    """Number the units by their first appearance: which samples belong together, no more."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(unit, len(numbers)) for unit in units]
+
+
 def told_of(spec: StudySpec, task: Task) -> dict[str, Any]:
     """Tell what a study is measured on: the proxy by id and hash, and the names of the metrics."""
     proxy = task.samples(Split.PROXY)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +15,8 @@ from effllava_optuna.study import artifacts, storage
 from effllava_optuna.study.board import draw
 from effllava_optuna.study.evolution import Epochs, ProjectorEvolution, SearchOver, silent
 from effllava_optuna.study.finish import Finish
-from effllava_optuna.study.objective import REASON, PruningObjective, TrialFailed
-from effllava_optuna.study.records import record_of
+from effllava_optuna.study.objective import PruningObjective, TrialFailed
+from effllava_optuna.study.records import failures_of, record_of
 from effllava_optuna.study.tables import check_file
 from effllava_optuna.study.workbench import Workbench
 
@@ -153,8 +152,8 @@ def _refuse_failures(study: Study, allowed: float) -> None:
     Raises:
         StudyError: With the reasons, counted.
     """
+    reasons = failures_of(study)
     trials = study.get_trials(deepcopy=False)
-    reasons = Counter(trial.user_attrs[REASON] for trial in trials if REASON in trial.user_attrs)
     failed, finished = reasons.total(), sum(trial.state.is_finished() for trial in trials)
     if failed >= _FEWEST_FAILURES and failed > allowed * finished:
         told = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))

@@ -11,6 +11,7 @@ from optuna.logging import get_logger
 from effllava_optuna.errors import EffllavaError
 from effllava_optuna.samplers import duplicate_of, give_back, write_user_attrs
 from effllava_optuna.study.rivals import rival_of
+from effllava_optuna.study.storage import REASON
 from effllava_optuna.study.workbench import Beaten
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from effllava_optuna.study.rivals import Rival
 
 _logger = get_logger(__name__)
-REASON = "reason"  # why a trial failed
 STOPPED = "stopped"  # why a trial was pruned
 
 

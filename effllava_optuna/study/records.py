@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from dataclasses import astuple
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from optuna.trial import TrialState
 
 from effllava_optuna.policy import TrialRecord
 from effllava_optuna.samplers import counted, slot_of
+from effllava_optuna.study.storage import REASON
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -23,6 +25,12 @@ def trials_of(study: Study) -> list[TrialRecord]:
     trials = study.get_trials(deepcopy=False)
     kept = {trial.number for trial in counted(trials).values()}
     return [record_of(trial) for trial in trials if slot_of(trial) is None or trial.number in kept]
+
+
+def failures_of(study: Study) -> Counter[str]:
+    """Count the trials that failed, by reason."""
+    trials = study.get_trials(deepcopy=False)
+    return Counter(trial.user_attrs[REASON] for trial in trials if REASON in trial.user_attrs)
 
 
 def digest_of(study: Study) -> str:

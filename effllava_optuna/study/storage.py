@@ -29,8 +29,10 @@ TASK = f"{PREFIX}task"
 MANIFEST = f"{PREFIX}manifest"
 CHANGES = f"{PREFIX}changes"
 RESULTS = f"{PREFIX}results"
+SCORES = f"{PREFIX}scores"
 CHOSEN = f"{PREFIX}chosen"
 EXPORTED = f"{PREFIX}exported"
+REASON = "reason"  # of a trial: why it failed; the dashboard shows it
 METRICS = ["quality", "latency_ms"]
 DIRECTIONS: list[Literal["maximize", "minimize"]] = ["maximize", "minimize"]
 

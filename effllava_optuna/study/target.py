@@ -78,6 +78,27 @@ def targeted(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+def several_targeted(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take several study files, or a database and several names."""
+
+    @click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path))
+    @click.option("--storage", "url", help="Database URL, instead of FILE.")
+    @click.option("--study-name", "names", multiple=True, help="Name of a study in that database.")
+    @ours
+    @functools.wraps(command)
+    def wrapped(
+        files: tuple[Path, ...], url: str | None, names: tuple[str, ...], **rest: Any
+    ) -> None:
+        if files or len(names) < 2:
+            one = names[0] if names else None
+            targets = [_target(file, url, one) for file in files or (None,)]
+        else:
+            targets = [_target(None, url, name) for name in names]
+        command(targets=targets, **rest)
+
+    return wrapped
+
+
 def with_workers(command: Callable[..., None]) -> Callable[..., None]:
     """Let a command take more processes and their devices."""
     for option in (

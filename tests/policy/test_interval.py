@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
-from effllava_optuna.policy import bootstrap_interval
+from effllava_optuna.policy import bootstrap_interval, bootstrap_means
 
 
 def test_of_independent_samples_it_is_the_normal_interval() -> None:
@@ -40,3 +41,28 @@ def test_the_seed_decides_and_the_level_widens() -> None:
     assert bootstrap_interval(scores, units, seed=1) != once
     low, high = bootstrap_interval(scores, units, level=0.5)
     assert once[0] < low < scores.mean() < high < once[1]
+
+
+@pytest.mark.parametrize(("right", "units"), [(8, 8), (0, 8), (500, 500)])
+def test_without_an_exception_it_is_the_exact_one_and_not_of_width_zero(
+    right: int, units: int
+) -> None:
+    exact = binomtest(right, units).proportion_ci(method="exact")
+    scores = [1] * right + [0] * (units - right)
+    assert bootstrap_interval(scores, range(units)) == pytest.approx(tuple(exact))
+    twice = bootstrap_interval([*scores, *scores], [*range(units), *range(units)])
+    assert twice == pytest.approx(tuple(exact))  # the units count, not their samples
+
+
+def test_policies_that_never_differ_may_differ_rarely() -> None:
+    low, high = bootstrap_interval([0.0] * 20, range(20), bounds=(-1.0, 1.0))
+    assert -low == pytest.approx(high) == pytest.approx(1 - 0.025 ** (1 / 20))
+
+
+def test_rows_are_resampled_together() -> None:
+    scores = np.random.default_rng(3).random((2, 40))
+    units = [index // 4 for index in range(40)]
+    means = bootstrap_means([*scores, scores[0] - scores[1]], units)
+    np.testing.assert_allclose(means[0] - means[1], means[2], atol=1e-12)
+    low, high = bootstrap_interval(scores[0] - scores[1], units)
+    assert (low, high) == pytest.approx(tuple(np.quantile(means[2], [0.025, 0.975])))

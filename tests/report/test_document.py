@@ -8,34 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from rich.console import Console
 
-from effllava_optuna.policy import TrialRecord
-from effllava_optuna.report import StudyFacts, document, entry, policies, summary
+from effllava_optuna.report import document, entry, policies, summary
 from effllava_optuna.report.figures import front_by_epoch
+from tests.report.made import BUNDLE, facts, record, row
 
 if TYPE_CHECKING:
     from effllava_optuna.policy import Anatomy
-
-BUNDLE = {
-    "dense": {
-        "accuracy": 0.9, "expected": 0.88, "latency_ms": 50.0, "parameters": 1000, "gflops": 1.5,
-    },
-    "reference": [0.1, 52.5],
-    "latency": {"error": 0.03, "spread": 0.02, "vision_ms": 5.0},
-}  # fmt: skip
-
-
-def record(anatomy: Anatomy, number: int, quality: float, ms: float, **other: Any) -> TrialRecord:
-    known: dict[str, Any] = {
-        "number": number, "state": "complete", "epoch": 0, "kind": "child", "origin": None,
-        "keep": tuple(site.floor for site in anatomy.sites), "quality": quality,
-        "latency_ms": ms, "accuracy": quality, "expected": quality, "risk": 0.0,
-        "kept_share": 0.2, "feasible": True, "basis": "b", "hits": "1",
-    }  # fmt: skip
-    return TrialRecord(**(known | other))
-
-
-def facts(anatomy: Anatomy | None, *trials: TrialRecord, **other: Any) -> StudyFacts:
-    return StudyFacts("s", 2, 48, 1, 3, "expected", 0.02, 4, trials, "0", anatomy, **other)
 
 
 def text(document: dict[str, Any]) -> str:
@@ -77,13 +55,8 @@ def test_the_front_leaves_out_what_is_infeasible_foreign_or_beaten(anatomy: Anat
 
 
 def test_results_take_the_place_of_estimates(anatomy: Anatomy) -> None:
-    from effllava_optuna.policy import Policy
-
-    dense = entry(
-        policy=Policy.dense(anatomy), anatomy=anatomy, accuracy_test=0.97,
-        accuracy_test_interval=(0.95, 0.99),
-    )  # fmt: skip
-    chosen = entry(policy=Policy.dense(anatomy), anatomy=anatomy, trial=7, epoch=1)
+    dense = row(anatomy, [1], 50.0, accuracy_test=0.97, accuracy_test_interval=(0.95, 0.99))
+    chosen = row(anatomy, [1, 0], 25.0, trial=7, epoch=1)
     results = {
         "dense": dense, "uniform": None, "uniform2": None, "front": [chosen], "chosen": chosen,
     }  # fmt: skip
@@ -92,6 +65,7 @@ def test_results_take_the_place_of_estimates(anatomy: Anatomy) -> None:
     shown = text(found)
     assert "[0.950 0.990]" in shown
     assert "trial 7  <- chosen" in shown
+    assert "accuracy 0.500 [0.000, 1.000] on test (dense 0.970 [0.950, 0.990]), 2.00x" in shown
 
 
 def test_an_entry_refuses_keys_that_readers_do_not_know(anatomy: Anatomy) -> None:

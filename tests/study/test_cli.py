@@ -35,6 +35,7 @@ VERBS = (
     "resume",
     "status",
     "report",
+    "pick",
     "export",
     "recover",
     "evaluate",
