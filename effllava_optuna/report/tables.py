@@ -146,6 +146,9 @@ def notes(document: Mapping[str, Any]) -> list[str]:
     told = _graded(document)
     if document.get("latency_table"):
         told.append(_timed(document["latency_table"]))
+        kept = document["spec"].get("latency", {}).get("table")
+        if kept is not None:
+            told.append(f"Latency tables are kept in {kept}: this one may be an earlier study's.")
     if document.get("memory"):
         memory = document["memory"]
         whose = "this process" if memory["device"] == "cpu" else "torch on the GPU"

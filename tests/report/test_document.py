@@ -98,3 +98,7 @@ def test_a_report_says_what_latency_is_the_latency_of(anatomy: Anatomy) -> None:
     told = text(document(facts(anatomy, bundle=bundle)))
     assert "ms: of 8 prompts of 640 tokens, new tokens: 16, in bfloat16 on a card." in told
     assert "off by 3.0% on 2 random policies (mean). Launching kernels was timed, too: vis" in told
+    assert "an earlier study's" not in told
+    spec = {"latency": {"table": "tables.json"}}
+    told = text(document(facts(anatomy, bundle=bundle, spec=spec)))
+    assert "kept in tables.json: this one may be an earlier study's" in told
