@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _PLACES = {"study.name", "study.storage", "study.artifacts", "export.directory", "latency.table"}
 _SEEDS = {"study.seed", "task.seed"}
 _LEVEL = 0.95
+_WIDEST = 40  # characters of a value
 _COLUMNS = (
     "trials", "dense, test", "two numbers, test", "chosen, test", "ahead of two numbers", "gap",
     "speed-up\nmeasured", "kept", "hypervolume\nlast epoch",
@@ -39,22 +40,36 @@ def compare(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         ``differ`` (the keys of the study files that differ), ``studies`` (a line each), ``groups``
-        (mean and standard deviation over seeds), and ``against_first``: each other group's
-        difference of test accuracy to the first one, paired by seed, with a 95 % t-interval.
+        (what each was told; mean and standard deviation over seeds), and ``against_first``: each
+        other group's difference of test accuracy to the first one, paired by seed, with a 95 %
+        t-interval.
     """
     differ = _differing([document["spec"] for document in documents])
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+    told: list[dict[str, Any]] = []
+    groups: list[list[Mapping[str, Any]]] = []
+    studies = []
     for document in documents:
-        groups.setdefault(_told(document, differ - _SEEDS), []).append(document)
-    first, *others = groups
+        mine = {key: _at(document["spec"], key) for key in sorted(differ - _SEEDS)}
+        if mine not in told:
+            told.append(mine)
+            groups.append([])
+        groups[told.index(mine)].append(document)
+        studies.append(_line(document, _name(told.index(mine))))
     return {
         "differ": sorted(differ),
-        "studies": [_line(document, differ) for document in documents],
-        "groups": [_group(name, members) for name, members in groups.items()],
+        "studies": studies,
+        "groups": [
+            _group(_name(place), told[place], members) for place, members in enumerate(groups)
+        ],
         "against_first": [
-            _against(first, groups[first], other, groups[other]) for other in others
+            _against(groups[0], _name(place), groups[place]) for place in range(1, len(groups))
         ],
     }
+
+
+def _name(place: int) -> str:
+    """Name a group: A to Z, then by number."""
+    return chr(ord("A") + place) if place < 26 else f"group {place + 1}"
 
 
 def _differing(specs: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -71,12 +86,7 @@ def _at(spec: Mapping[str, Any], key: str) -> Any:
     return spec.get(table, {}).get(leaf)
 
 
-def _told(document: Mapping[str, Any], keys: set[str]) -> str:
-    told = [f"{key} = {_at(document['spec'], key)}" for key in sorted(keys)]
-    return ", ".join(told) or "all alike"
-
-
-def _line(document: Mapping[str, Any], differ: set[str]) -> dict[str, Any]:
+def _line(document: Mapping[str, Any], group: str) -> dict[str, Any]:
     ahead = [
         found
         for found in document["comparisons"]
@@ -84,7 +94,9 @@ def _line(document: Mapping[str, Any], differ: set[str]) -> dict[str, Any]:
     ]
     return {
         "study": document["study"],
-        "told": {key: _at(document["spec"], key) for key in sorted(differ)},
+        "group": group,
+        "seed": _at(document["spec"], "study.seed"),
+        "task_seed": _at(document["spec"], "task.seed"),
         "trials": document["trials"]["complete"] + document["trials"]["pruned"],
         "dense": document["dense"],
         "uniform2": document["uniform2"],
@@ -94,9 +106,13 @@ def _line(document: Mapping[str, Any], differ: set[str]) -> dict[str, Any]:
     }
 
 
-def _group(name: str, members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _group(
+    name: str, told: Mapping[str, Any], members: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     over = [document["chosen"] for document in members if document["chosen"] is not None]
-    found: dict[str, Any] = {"group": name, "studies": len(members), "finished": len(over)}
+    found: dict[str, Any] = {
+        "group": name, "told": dict(told), "studies": len(members), "finished": len(over),
+    }  # fmt: skip
     for key in ("accuracy_test", "gap", "speedup_measured"):
         values = [row[key] for row in over]
         found[key] = round(float(np.mean(values)), 6) if values else None
@@ -117,16 +133,13 @@ def _by_seed(group: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, Any], float]
 
 
 def _against(
-    first: str,
-    ones: Sequence[Mapping[str, Any]],
-    other: str,
-    others: Sequence[Mapping[str, Any]],
+    first: Sequence[Mapping[str, Any]], name: str, other: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Give the difference of two groups on the seeds that both have."""
-    mine, theirs = _by_seed(ones), _by_seed(others)
+    """Give the difference of a group to the first one, on the seeds that both have."""
+    mine, theirs = _by_seed(first), _by_seed(other)
     gained = [theirs[seed] - mine[seed] for seed in mine if seed in theirs]
     middle = round(float(np.mean(gained)), 6) if gained else None
-    found = {"group": other, "with": first, "seeds": len(gained), "difference": middle}
+    found = {"group": name, "seeds": len(gained), "difference": middle}
     if middle is None or len(gained) < 2:
         return found | {"interval": None}
     error = float(np.std(gained, ddof=1)) / len(gained) ** 0.5
@@ -156,18 +169,30 @@ def _cells(line: Mapping[str, Any]) -> list[str]:
 
 
 def _rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    keys = found["differ"]
-    rows = [
-        [line["study"], *(str(line["told"][key]) for key in keys), *_cells(line)]
-        for line in found["studies"]
-    ]
-    return ["study", *keys, *_COLUMNS], rows
+    """Give the columns, and a line for each study."""
+    rows = []
+    for line in found["studies"]:
+        tasks = "" if line["task_seed"] is None else f", {line['task_seed']}"
+        rows.append([line["study"], line["group"], f"{line['seed']}{tasks}", *_cells(line)])
+    return ["study", "group", "seed", *_COLUMNS], rows
+
+
+def _differences(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Give the groups, and a line for each key by which they differ."""
+    groups = found["groups"]
+    rows = [[key, *(_short(group["told"][key]) for group in groups)] for key in groups[0]["told"]]
+    return ["key", *(group["group"] for group in groups)], rows
+
+
+def _short(value: Any) -> str:
+    text = "-" if value is None else str(value)
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 3]}..."
 
 
 def told_of_groups(found: Mapping[str, Any]) -> list[str]:
     """Say what groups of studies have in common, and how they differ."""
     told = [
-        f"{group['group']}: {group['finished']} studies, chosen on test "
+        f"Group {group['group']}: {group['finished']} studies, chosen on test "
         f"{group['accuracy_test']:.3f} (sd {group['accuracy_test_sd']:.3f}), gap "
         f"{group['gap']:+.3f} (sd {group['gap_sd']:.3f}), measured speed-up "
         f"{group['speedup_measured']:.2f} (sd {group['speedup_measured_sd']:.2f})."
@@ -175,7 +200,7 @@ def told_of_groups(found: Mapping[str, Any]) -> list[str]:
         if group["finished"] > 1
     ]
     for pair in found["against_first"]:
-        between = f"{pair['group']} against {pair['with']}: "
+        between = f"{pair['group']} against A: "
         if pair["difference"] is None:
             told.append(f"{between}they share no seed of which both are finished.")
         elif pair["interval"] is None:
@@ -195,21 +220,33 @@ def told_of_groups(found: Mapping[str, Any]) -> list[str]:
 
 def comparison(found: Mapping[str, Any]) -> RenderableType:
     """Show studies beside each other on a terminal."""
-    columns, rows = _rows(found)
+    parts: list[RenderableType] = [_table(*_rows(found))]
+    if len(found["groups"]) > 1:
+        parts += ["", _table(*_differences(found))]
+    return Group(*parts, Text("\n" + "\n".join(told_of_groups(found))))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for place, name in enumerate(columns):
         table.add_column(name, justify="right" if place else "left")
     for row in rows:
         table.add_row(*row)
-    return Group(table, Text("\n" + "\n".join(told_of_groups(found))))
+    return table
 
 
 def comparison_page(found: Mapping[str, Any], documents: Sequence[Mapping[str, Any]]) -> str:
     """Write the page that has several studies beside each other."""
-    columns, rows = _rows(found)
     sections = [
-        Section("Studies", Grid(columns, [Row(row) for row in rows]), told_of_groups(found)),
+        Section("Studies", _grid(*_rows(found)), told_of_groups(found)),
+        Section("What groups were told", _grid(*_differences(found)))
+        if len(found["groups"]) > 1
+        else None,
         Section("Finalists on test", charts=drawn({"tests": tests_beside(documents)})),
     ]
     told = f"They differ in: {', '.join(found['differ']) or 'nothing but their names'}."
-    return rendered(f"{len(rows)} studies", [told], sections, scripts=True)
+    return rendered(f"{len(documents)} studies", [told], sections, scripts=True)
+
+
+def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Grid:
+    return Grid(columns, [Row(row) for row in rows])

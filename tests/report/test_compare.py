@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,7 +43,8 @@ def test_seeds_of_one_study_are_a_group(anatomy: Anatomy) -> None:
     assert group["accuracy_test"] == pytest.approx(0.6)
     assert group["accuracy_test_sd"] == pytest.approx(0.1)
     assert found["against_first"] == []
-    assert "all alike: 3 studies, chosen on test 0.600 (sd 0.100)" in told(found)
+    assert "Group A: 3 studies, chosen on test 0.600 (sd 0.100)" in told(found)
+    assert [line["seed"] for line in found["studies"]] == [20, 24, 28]
 
 
 def test_groups_are_compared_on_the_seeds_that_both_have(anatomy: Anatomy) -> None:
@@ -52,13 +54,17 @@ def test_groups_are_compared_on_the_seeds_that_both_have(anatomy: Anatomy) -> No
     found = compare([*mine, *theirs])
     assert found["differ"] == ["search.sampler", "study.seed"]
     (pair,) = found["against_first"]
-    assert (pair["group"], pair["with"]) == ("search.sampler = tpe", "search.sampler = nsga2")
+    assert [group["told"] for group in found["groups"]] == [
+        {"search.sampler": "nsga2"}, {"search.sampler": "tpe"},
+    ]  # fmt: skip
     assert pair["seeds"] == 3
     # differences .05, .1, .1; t(2, .975) = 4.303
     assert pair["difference"] == pytest.approx(0.25 / 3, abs=1e-5)
     half = 4.30265 * 0.0288675 / 3**0.5
     assert pair["interval"] == pytest.approx([0.25 / 3 - half, 0.25 / 3 + half], abs=1e-5)
+    assert "B against A: +0.083 [" in told(found)
     assert "paired by 3 seeds" in told(found)
+    assert re.search(r"search.sampler +nsga2 +tpe", told(found))
 
 
 def test_one_seed_says_little_and_none_says_nothing(anatomy: Anatomy) -> None:
