@@ -35,6 +35,7 @@ from effllava_optuna.samplers._operators import Variation
 from effllava_optuna.samplers._owner import (
     beat,
     give_back,
+    lost_among,
     owner_alive,
     pulses_of,
     reap,
@@ -68,6 +69,7 @@ __all__ = [
     "epoch_finished",
     "finished_slots",
     "give_back",
+    "lost_among",
     "owner_alive",
     "pulses_of",
     "reap",

@@ -19,13 +19,13 @@ transactions. That is kept safe without a lock that all storages would have to o
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from optuna.logging import get_logger
 from optuna.trial import FrozenTrial, TrialState
 
 from effllava_optuna.samplers import _compat
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.3
 _COMPLAIN_AFTER = 60.0  # seconds of waiting
 
-_logger = get_logger(__name__)
+_logger = logging.getLogger(__name__)
 
 # Threads of one process write one after the other, whichever sampler object they use.
 _WRITING = threading.Lock()

@@ -9,6 +9,7 @@ on relational storages only, and compares clocks.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import socket
 import threading
@@ -19,7 +20,6 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import psutil
-from optuna.logging import get_logger
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -37,7 +37,7 @@ _PULSE = "pulse:"  # a study's system attribute for each process
 # Start times come from the wall clock, which may be adjusted a little between two looks.
 _SAME_START_SECONDS = 1.0
 
-_logger = get_logger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 def this_process() -> str:
@@ -161,9 +161,22 @@ def reap_among(
     study: Study, trials: Iterable[FrozenTrial], *, grace_seconds: float = GRACE_SECONDS
 ) -> list[int]:
     """Do what `reap` does, on trials that were read already."""
+    reaped = []
+    for trial in lost_among(study, trials, grace_seconds=grace_seconds):
+        if _compat.fail(study, trial, void=LOST):
+            owner = trial.system_attrs.get(_compat.OWNER)
+            _logger.warning(f"Trial {trial.number} is lost: its process ({owner}) has ended.")
+            reaped.append(trial.number)
+    return reaped
+
+
+def lost_among(
+    study: Study, trials: Iterable[FrozenTrial], *, grace_seconds: float = GRACE_SECONDS
+) -> list[FrozenTrial]:
+    """Give the RUNNING trials that nobody evaluates any more; nothing is changed."""
     overdue = datetime.now() - timedelta(seconds=grace_seconds)
     pulses: dict[str, int] | None = None
-    reaped = []
+    lost = []
     for trial in trials:
         if trial.state != TrialState.RUNNING:
             continue
@@ -176,7 +189,6 @@ def reap_among(
                 pulses = pulses_of(study) if pulses is None else pulses
                 alive = owner_alive(owner, pulses)
             dead = alive is False
-        if dead and _compat.fail(study, trial, void=LOST):
-            _logger.warning(f"Trial {trial.number} is lost: its process ({owner}) has ended.")
-            reaped.append(trial.number)
-    return reaped
+        if dead:
+            lost.append(trial)
+    return lost

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 from optuna.exceptions import ExperimentalWarning
-from optuna.logging import get_logger
 
 from effllava_optuna.errors import StudyError
+from effllava_optuna.logging import get_logger
 from effllava_optuna.study.artifacts import store_for
 from effllava_optuna.study.facts import facts_of
 from effllava_optuna.study.records import trials_of

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery import Refit
 
 _PARTS = ("weight", "bias")
-_FORMAT = 3  # 1 had no biases, 2 no errors of the latency table one by one
+FORMAT = 3  # 1 had no biases, 2 no errors of the latency table one by one
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Bundle:
     def facts(self) -> dict[str, Any]:
         """Give the part that is stored as JSON."""
         return {
-            "format": _FORMAT,
+            "format": FORMAT,
             "method": self.order.method,
             "fits": [refit is not None for refit in self.refits],
             "widths": {site: list(widths) for site, widths in self.widths.items()},
@@ -114,10 +114,10 @@ class Bundle:
         Raises:
             StudyError: Another version gave them.
         """
-        if facts.get("format") != _FORMAT:
+        if facts.get("format") != FORMAT:
             raise StudyError(
                 f"The calibration of this study has format {facts.get('format', 1)}, this version "
-                f"reads {_FORMAT}.",
+                f"reads {FORMAT}.",
                 hint="Go on with the version that began the study, or begin a new one.",
             )
         units = {

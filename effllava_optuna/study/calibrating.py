@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optuna.logging import get_logger
-
 from effllava_optuna.errors import StudyError
+from effllava_optuna.logging import get_logger
 from effllava_optuna.objectives import (
     answers,
     flops,

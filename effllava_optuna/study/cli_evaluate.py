@@ -11,7 +11,6 @@ import click
 from click.core import ParameterSource
 
 from effllava_optuna.errors import SpecError
-from effllava_optuna.study import storage
 from effllava_optuna.study.screen import Screen, console, quiet_transformers
 from effllava_optuna.study.target import Format, Target, ours, targeted, with_format, written_as
 
@@ -94,6 +93,8 @@ def evaluate(
     Example:
       python -m effllava_optuna.study evaluate studies/quickstart.toml --model quickstart.pruned
     """
+    from effllava_optuna.study import storage
+
     spec = target.spec or storage.spec_of(target.study())
     quiet_transformers()
     from effllava_optuna.report import evaluation
@@ -147,6 +148,8 @@ def again(context: click.Context) -> list[str]:
         name = option.name or ""
         if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
             continue
+        if name not in context.params:  # how loud it is
+            continue
         if name in ("file", "url", "name", "overwrite"):  # which study; and not from the start
             continue
         value = context.params[name]
@@ -162,8 +165,8 @@ _OFFICIAL: dict[str, dict[str, Any]] = {
 
 
 def _place(target: Target, model: str, exam: dict[str, Any]) -> Path:
-    if target.spec is None:
+    if target.file is None:
         raise SpecError("There is no file to keep the answers in.", hint="Give --out FILE.")
     words = [model, exam["split"], "letters" if exam["letters"] else "written"]
     name = re.sub(r"[^\w.-]+", "-", "-".join(words)).strip("-")
-    return Path(target.again).with_suffix(".answers") / f"{name}.jsonl"
+    return target.file.with_suffix(".answers") / f"{name}.jsonl"

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import click
 
 from effllava_optuna.errors import SpecError
-from effllava_optuna.study import storage
 from effllava_optuna.study.screen import (
     Screen,
     console,
@@ -18,6 +17,7 @@ from effllava_optuna.study.screen import (
 )
 from effllava_optuna.study.target import (
     Format,
+    ModelName,
     Target,
     export_directory,
     ours,
@@ -28,7 +28,7 @@ from effllava_optuna.study.target import (
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=ModelName())
 @click.option("--device", default="auto", show_default=True, help="What to load the model on.")
 @click.option(
     "--quick",
@@ -91,6 +91,8 @@ def export_(
       python -m effllava_optuna.study export studies/quickstart.toml --trial 17 --out pruned
       python -m effllava_optuna.study export studies/quickstart.toml --format onnx --out a.onnx
     """
+    from effllava_optuna.study import storage
+
     study = target.study()
     spec = storage.spec_of(study)
     number = trial if trial is not None else study.user_attrs.get(storage.CHOSEN)
@@ -99,7 +101,7 @@ def export_(
             f"Study {study.study_name!r} has chosen no trial yet.",
             hint="Finish it with `resume`, or give --trial.",
         )
-    directory = out or export_directory(spec, Path(target.again) if target.spec else None)
+    directory = out or export_directory(spec, target.file)
     if directory is None:
         raise SpecError("There is no directory to write to.", hint="Give --out DIR.")
     quiet_transformers()
@@ -162,8 +164,10 @@ def recover(
     Example:
       python -m effllava_optuna.study recover studies/quickstart.toml --out recovered
     """
+    from effllava_optuna.study import storage
+
     spec = storage.spec_of(target.study())
-    place = checkpoint or export_directory(spec, Path(target.again) if target.spec else None)
+    place = checkpoint or export_directory(spec, target.file)
     if place is None:
         raise SpecError("There is no checkpoint to recover.", hint="Give --checkpoint DIR.")
     quiet_transformers()

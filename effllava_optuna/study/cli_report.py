@@ -11,7 +11,6 @@ import click
 
 from effllava_optuna.errors import SpecError, StudyError
 from effllava_optuna.study.screen import console
-from effllava_optuna.study.storage import file_of
 from effllava_optuna.study.target import (
     Format,
     Target,
@@ -174,8 +173,10 @@ def _page(study: Study, found: Mapping[str, Any], target: Target) -> str:
 
 def _beside(target: Target, ending: str) -> Path:
     """Give where the page of a study goes: beside its file, else its database, else here."""
-    if target.spec is not None:
-        return Path(target.again).with_suffix(ending)
+    if target.file is not None:
+        return target.file.with_suffix(ending)
+    from effllava_optuna.study.storage import file_of
+
     file = file_of(target.url)
     name = f"{target.name.replace('/', '-')}{ending}"
     return Path(name) if file is None else file.with_name(name)

@@ -7,9 +7,8 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from optuna.logging import get_logger
-
 from effllava_optuna.errors import SpecError
+from effllava_optuna.logging import get_logger
 from effllava_optuna.study.storage import sqlite_file
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.distributions import IntDistribution
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.logging import get_logger
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from effllava_optuna.logging import get_logger
 from effllava_optuna.samplers import (
     beat,
     owner_alive,
@@ -32,7 +32,7 @@ from effllava_optuna.study.artifacts import show
 from effllava_optuna.study.storage import control_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from optuna.storages import BaseStorage
 
@@ -73,6 +73,17 @@ def _first(control: optuna.Study) -> dict[int, FrozenTrial]:
     for attempt in control.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         first.setdefault(int(attempt.params["epoch"]), attempt)
     return first
+
+
+def dead_attempts(control: optuna.Study) -> list[FrozenTrial]:
+    """Give the running attempts whose process has died; nothing is changed."""
+    running = control.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return _dead(control, running) if running else []
+
+
+def _dead(control: optuna.Study, running: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    pulses = pulses_of(control)
+    return [a for a in running if owner_alive(a.user_attrs["owner"], pulses) is False]
 
 
 class Ledger:
@@ -136,12 +147,18 @@ class Ledger:
                 raise
         return found
 
+    def reap(self) -> list[int]:
+        """Fail the attempts whose process has died, and give their numbers."""
+        dead = dead_attempts(self._study)
+        for attempt in dead:
+            self._fail(attempt)
+        return [attempt.number for attempt in dead]
+
     def _claim(self, epoch: int) -> FrozenTrial | None:
         attempts = self._attempts(epoch)
         running = [attempt for attempt in attempts if attempt.state == TrialState.RUNNING]
         if running:
-            pulses = pulses_of(self._study)
-            dead = [a for a in running if owner_alive(a.user_attrs["owner"], pulses) is False]
+            dead = _dead(self._study, running)
             for attempt in dead:
                 self._fail(attempt)
             if len(dead) < len(running):

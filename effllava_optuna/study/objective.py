@@ -6,9 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from optuna import TrialPruned
-from optuna.logging import get_logger
 
 from effllava_optuna.errors import EffllavaError
+from effllava_optuna.logging import get_logger
 from effllava_optuna.samplers import duplicate_of, give_back, write_user_attrs
 from effllava_optuna.study.rivals import rival_of
 from effllava_optuna.study.storage import REASON

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from optuna.trial import TrialState
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-from effllava_optuna.policy import hypervolume_by_epoch
-from effllava_optuna.study.records import trials_of
-from effllava_optuna.study.storage import TASK
+from effllava_optuna.logging import get_logger, get_verbosity
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
     from effllava_optuna.policy import TrialRecord
     from effllava_optuna.study.checkpoint import Written
     from effllava_optuna.study.evolution import Epochs
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130
 _DOUBTFUL = 0.2  # error of a latency table
 _REFRESH = 0.5  # seconds between two looks at all trials, on a terminal
+_logger = get_logger(__name__)
 
 
 def console(*, aside: bool = False) -> Console:
@@ -31,48 +31,69 @@ def console(*, aside: bool = False) -> Console:
     Args:
         aside: The one for errors: the output itself belongs to a program.
     """
+    from rich.console import Console
+
     found = Console(stderr=aside)
     return found if found.is_terminal else Console(width=140, stderr=aside)
 
 
 class Screen:
-    """A progress bar on a terminal; a line a stage and a generation elsewhere.
+    """A progress bar on a terminal; elsewhere a line a stage and a generation.
+
+    Whoever wants it quiet gets neither (`effllava_optuna.logging.set_verbosity`).
 
     Args:
         study: How to name the study in a command.
         verb: Of the command that goes on after an interruption.
         aside: Leave the standard output alone.
+        instead: Gives the whole command that goes on, where it is another; asked when
+            interrupted.
     """
 
-    def __init__(self, study: str, verb: str = "resume", *, aside: bool = False) -> None:
+    def __init__(
+        self,
+        study: str,
+        verb: str = "resume",
+        *,
+        aside: bool = False,
+        instead: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
         self.study = study
         self.verb = verb
+        self.instead = instead
         self.console = console(aside=aside)
+        self.quiet = get_verbosity() > logging.INFO
+        self.live = self.console.is_terminal and not self.console.is_dumb_terminal
         self.bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
+            TimeElapsedColumn(),
             console=self.console,
             transient=True,
         )
         self.task = self.bar.add_task("", total=1.0, note="")
+        self.pace = Pace()
         self._last = ""
         self._next = 0.0
 
     def __enter__(self) -> Screen:
-        if self.console.is_terminal:
+        if self.live and not self.quiet:
             self.bar.start()
         return self
 
     def __exit__(
         self, _: type[BaseException] | None, error: BaseException | None, __: object
     ) -> None:
-        self.bar.stop()
+        if self.live and not self.quiet:  # elsewhere it would leave an empty line
+            self.bar.stop()
         if _interrupted(error):
+            command = self.instead() or f"{self.verb} {self.study}"
             self.told(
                 "Stopped. Nothing is lost; continue with: "
-                f"python -m effllava_optuna.study {self.verb} {self.study}"
+                f"python -m effllava_optuna.study {command}"
             )
             raise SystemExit(_INTERRUPTED)
 
@@ -80,40 +101,110 @@ class Screen:
         """Print something that stays."""
         self.console.print(*what, sep="\n", highlight=False, soft_wrap=True)
 
+    def noted(self, what: str) -> None:
+        """Print something that stays, unless it shall be quiet; warnings in any case."""
+        lines = what.splitlines()
+        shown = [line for line in lines if not self.quiet or line.startswith("warning:")]
+        if shown:
+            self.told(*shown)
+
     def say(self, what: str, share: float) -> None:
         """Show what is under way, and which share of it is done."""
         self.bar.update(self.task, description=what, completed=share, total=1.0, note="")
-        if not self.console.is_terminal and what != self._last:
-            self.told(f"{what} ...")
+        if what != self._last:
+            self._log(f"{what} ...")
         self._last = what
 
     def watch(self, epochs: Epochs, trial: TrialRecord) -> None:
         """Show how far the search is."""
         if trial.epoch is None:
             return
+        from optuna.trial import TrialState
+
+        _logger.debug(
+            f"trial {trial.number} of epoch {trial.epoch}: {trial.state}, "
+            f"quality {trial.quality:.4f}, {trial.latency_ms:.1f} ms"
+        )
         search = epochs.spec.search
         ended = (TrialState.COMPLETE, TrialState.PRUNED)
         done = len(epochs.study.get_trials(deepcopy=False, states=ended))
+        self.pace.saw(done)
         early = time.monotonic() < self._next
-        if early if self.console.is_terminal else done % search.population:
+        if early if self.live else done % search.population:
             return
         self._next = time.monotonic() + _REFRESH
-        trials = trials_of(epochs.study)
-        stopped = sum(record.stopped for record in trials)
-        best = max((record.quality for record in trials if record.eligible), default=float("nan"))
-        volume = hypervolume_by_epoch(
-            trials, epochs.epoch + 1, epochs.bench.bundle.reference, epochs.spec.quality.accuracy
-        )[trial.epoch]
-        note = f"{done}/{search.trials} trials, "
-        note += f"{stopped} of them stopped early, " if stopped else ""
-        note += f"best quality {best:.4f}, hypervolume {volume:.4g}"
-        what = f"searching, epoch {trial.epoch}"
+        what = f"searching, epoch {trial.epoch + 1} of {search.epochs}"
+        note = standing(epochs, trial.epoch, done) + self.pace.told(search.trials - done)
         self.bar.update(
             self.task, description=what, completed=done, total=search.trials, note=note
         )
-        if not self.console.is_terminal:
-            self.told(f"{what}: {note}")
+        self._log(f"{what}: {note}")
         self._last = what
+
+    def _log(self, line: str) -> None:
+        """Log a line of progress; print it where there is no bar, and nobody reads the log."""
+        _logger.debug(line)
+        if not (self.live or self.quiet or get_verbosity() <= logging.DEBUG):
+            self.told(line)
+
+
+class Pace:
+    """How long a trial takes, all processes together, and so the rest."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+        self._each: float | None = None
+
+    def saw(self, done: int) -> None:
+        """Take down that so many trials are done by now."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = done, now
+        elif done > self._first[0]:
+            self._each = (now - self._first[1]) / (done - self._first[0])
+
+    def told(self, left: int) -> str:
+        """Say how long a trial takes and ``left`` of them will; nothing is said of the first."""
+        if self._each is None:
+            return ""
+        each = f"{self._each:.1f} s" if self._each >= 1 else f"{self._each * 1000:.0f} ms"
+        return f", {each} a trial, {span(self._each * max(0, left))} left"
+
+
+def span(seconds: float) -> str:
+    """Say how long something takes.
+
+    >>> span(7.2), span(312), span(8000)
+    ('7 s', '5 min 12 s', '2 h 13 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def standing(epochs: Epochs, epoch: int, done: int) -> str:
+    """Say how far a search is, and how good."""
+    from optuna.trial import TrialState
+
+    from effllava_optuna.policy import hypervolume_by_epoch
+    from effllava_optuna.study.records import trials_of
+    from effllava_optuna.study.storage import REASON
+
+    trials = trials_of(epochs.study)
+    failures = epochs.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    failed = sum(REASON in trial.user_attrs for trial in failures)
+    stopped = sum(record.stopped for record in trials)
+    best = max((record.quality for record in trials if record.eligible), default=float("nan"))
+    volume = hypervolume_by_epoch(
+        trials, epochs.epoch + 1, epochs.bench.bundle.reference, epochs.spec.quality.accuracy
+    )[epoch]
+    note = f"{done}/{epochs.spec.search.trials} trials, "
+    note += f"{stopped} of them stopped early, " if stopped else ""
+    note += f"{failed} failed, best quality {best:.4f}, hypervolume {volume:.4g}"
+    return note
 
 
 def _interrupted(error: BaseException | None) -> bool:
@@ -128,6 +219,8 @@ def _interrupted(error: BaseException | None) -> bool:
 
 def calibration(epochs: Epochs) -> str:
     """Say what the calibration found."""
+    from effllava_optuna.study.storage import TASK
+
     bundle = epochs.bench.bundle
     dense, latency = bundle.dense, bundle.latency
     anatomy = epochs.bench.anatomy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,8 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from effllava_optuna.errors import SpecError
 
 Share = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Text = Annotated[str, Field(min_length=1)]
+_LONGEST = 120  # signs of a value in a message
 ROWS = ("scienceqa", "vizwiz", "mmvet", "llava-bench", "qa")
 TASKS = ("digits", *ROWS)
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -28,7 +31,7 @@ class StudyTable(_Table):
     """``[study]``: its name, its seed, and where it lives."""
 
     name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^/\s][^\n]*$")]
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     storage: str | None = None
     artifacts: str | None = None
 
@@ -71,7 +74,7 @@ class TaskTable(_Table):
     """
 
     name: Annotated[str, Field(pattern=rf"^({'|'.join(TASKS)}|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")]
-    seed: Annotated[int, Field(ge=0)] | None = None
+    seed: Seed | None = None
     proxy: Annotated[int, Field(ge=8, le=4096)] = 64
     validation: Count = 500
     test: Count = 2000
@@ -145,7 +148,7 @@ class LatencyTable_(_Table):
 
     batch: Annotated[int, Field(ge=1, le=4096)] = 64
     new_tokens: Count = 1
-    warmup: Annotated[int, Field(ge=0)] = 1
+    warmup: Annotated[int, Field(ge=0, le=1_000_000)] = 1
     repeats: Count = 5
     precision: Annotated[float, Field(gt=0, lt=1)] = 0.01
     seconds: Annotated[float, Field(ge=0)] = 30.0
@@ -175,7 +178,7 @@ class SearchTable(_Table):
     sampler: Literal["nsga2", "cma", "sep-cma", "stock-nsga2", "tpe", "random"] = "nsga2"
     epochs: Count = 3
     generations: Count = 4
-    population: Annotated[int, Field(ge=4)] = 20
+    population: Annotated[int, Field(ge=4, le=100_000)] = 20
     kept_share: Share | None = None
     speedup: Annotated[float, Field(ge=1)] | None = None
     kernels: Annotated[int, Field(ge=2, le=16)] = 3
@@ -184,7 +187,7 @@ class SearchTable(_Table):
     steady: bool = False
     rungs: tuple[Count, ...] = ()
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.99
-    margin: Annotated[int, Field(ge=0)] = 2
+    margin: Annotated[int, Field(ge=0, le=1_000_000)] = 2
 
     @property
     def trials(self) -> int:
@@ -197,7 +200,7 @@ class ProjectorTable(_Table):
 
     elites: Count = 4
     parts: Annotated[int, Field(ge=2, le=16)] = 4
-    steps: Annotated[int, Field(ge=0)] = 16
+    steps: Annotated[int, Field(ge=0, le=1_000_000)] = 16
     every: Count = 4
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     kl: Annotated[float, Field(ge=0)] = 1.0
@@ -305,7 +308,7 @@ class StudySpec(_Table):
             return StudySpec.model_validate_json(json.dumps(document, default=str))
         except ValidationError as error:
             raise _explained(error, place) from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise SpecError(f"{place}: {error}.", hint="Use TOML strings and numbers.") from error
 
     def document(self) -> dict[str, Any]:
@@ -337,6 +340,8 @@ def read_spec(path: str | Path, changes: tuple[str, ...] = ()) -> StudySpec:
         raise SpecError(f"{path}: cannot be read: {error}.", hint="Give a TOML file.") from error
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{path}: is no TOML: {error}.", hint="Mend that line.") from error
+    except (ValueError, RecursionError) as error:  # a path with a null byte, a number too long
+        raise SpecError(f"{path}: cannot be read: {error}.", hint="Give a TOML file.") from error
     for change in changes:
         _apply(document, change)
     document.setdefault("study", {})
@@ -348,8 +353,9 @@ def read_spec(path: str | Path, changes: tuple[str, ...] = ()) -> StudySpec:
     task = document.get("task")
     if isinstance(task, dict) and isinstance(task.get("data"), str):
         beside = place.parent / task["data"]
-        if beside.exists():  # where the study file is, whatever directory we are in
-            task["data"] = str(beside.resolve())
+        with suppress(OSError):  # a name that is too long names no file
+            if beside.exists():  # where the study file is, whatever directory we are in
+                task["data"] = str(beside.resolve())
     return StudySpec.of(document, place=str(path))
 
 
@@ -360,7 +366,7 @@ def _apply(document: dict[str, Any], change: str) -> None:
         raise SpecError(f"--set {change!r} is not understood.", hint="Use table.key=value.")
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, or a number that is too long
         value = text.strip()
     if not isinstance(document.setdefault(table, {}), dict):
         raise SpecError(f"--set {change!r}: {table} is no table.", hint="Use table.key=value.")
@@ -370,19 +376,26 @@ def _apply(document: dict[str, Any], change: str) -> None:
 def _explained(error: ValidationError, place: str) -> SpecError:
     fault = error.errors()[0]
     key = ".".join(str(part) for part in fault["loc"])
-    value = fault.get("input")
+    value = _short(fault.get("input"))
     more = f" ({error.error_count() - 1} more faults.)" if error.error_count() > 1 else ""
     if fault["type"] == "extra_forbidden":
         known = _known(fault["loc"][:-1])
         close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
         cure = f"Did you mean {close[0]}?" if close else f"Known keys: {', '.join(sorted(known))}."
-        return SpecError(f"{place}: {key} = {value!r} is no known key.{more}", hint=cure)
+        return SpecError(f"{place}: {key} = {value} is no known key.{more}", hint=cure)
     if fault["type"] == "missing":
         return SpecError(f"{place}: {key} is missing.{more}", hint="Add it.")
     if fault["type"] == "value_error":
         return SpecError(f"{place}: {fault['ctx']['error']}.{more}", hint="Mend the study file.")
     message = fault["msg"]
-    return SpecError(f"{place}: {key} = {value!r}: {message}.{more}", hint="Change the value.")
+    if not key:
+        return SpecError(f"{place}: {message}.", hint="Use text in Unicode.")
+    return SpecError(f"{place}: {key} = {value}: {message}.{more}", hint="Change the value.")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def _known(path: tuple[int | str, ...]) -> list[str]:

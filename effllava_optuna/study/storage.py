@@ -6,7 +6,9 @@ Everything the dashboard shows (values, parameters, numeric attributes) is named
 from __future__ import annotations
 
 import json
+import sqlite3
 import warnings
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -87,18 +89,17 @@ def open_storage(url: str, *, create: bool = False) -> BaseStorage:
         StudyError: The URL is none of these, the file or server is not there, or it holds no
             Optuna database of a version that this Optuna reads.
     """
+    refuse_url(url)
     file = file_of(url)
     if file is not None and not create and not file.is_file():
         raise StudyError(f"{file}: there is no such database.", hint="Start with `run`.")
+    if file is not None and not create and sqlite_file(url) is not None:
+        _refuse_foreign(file)
     if url.startswith(_JOURNAL):
         return _journal(Path(url.removeprefix(_JOURNAL)))
     if url.startswith(_GRPC):
         return _proxy(url)
     kind = sqlalchemy.make_url(url).get_backend_name()
-    if kind not in _REASONS:
-        raise StudyError(f"{url!r}: {kind} is not supported.", hint=_USE)
-    if _REASONS[kind]:
-        raise StudyError(f"{url!r}: {_REASONS[kind]}.", hint=_USE)
     options = {"connect_args": {"timeout": 60}} if kind == "sqlite" else {"pool_pre_ping": True}
     try:
         storage = Database(url, engine_kwargs=options)
@@ -121,6 +122,47 @@ def open_storage(url: str, *, create: bool = False) -> BaseStorage:
             hint=f"Use another one, or `optuna storage upgrade --storage {url}`.",
         ) from error
     return optuna.storages._CachedStorage(storage)
+
+
+def refuse_url(url: str) -> None:
+    """Refuse a URL of no storage that can be used, without a look whether it is there.
+
+    Raises:
+        StudyError: It is no URL, or of something else.
+    """
+    if url.startswith((_JOURNAL, _GRPC)):
+        if not url.removeprefix(_JOURNAL).removeprefix(_GRPC):
+            raise StudyError(f"{url!r} names nothing.", hint=_USE)
+        return
+    file = sqlite_file(url)
+    kind = sqlalchemy.make_url(url).get_backend_name()
+    if kind not in _REASONS:
+        raise StudyError(f"{url!r}: {kind} is not supported.", hint=_USE)
+    if _REASONS[kind]:
+        raise StudyError(f"{url!r}: {_REASONS[kind]}.", hint=_USE)
+    if kind == "sqlite" and (file is None or str(file) == ":memory:"):
+        raise StudyError(f"{url!r} names no file.", hint=_USE)
+
+
+def _refuse_foreign(file: Path) -> None:
+    """Refuse a file that Optuna would turn into a database of its own.
+
+    Raises:
+        StudyError: It holds no studies.
+    """
+    try:
+        place = f"{file.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(place, uri=True, timeout=60)) as connection:
+            query = "SELECT count(*) FROM sqlite_master WHERE name = 'studies'"
+            (found,) = connection.execute(query).fetchone()
+        told = "there are no studies in it"
+    except sqlite3.Error as error:
+        found, told = 0, str(error)
+    if not found:
+        raise StudyError(
+            f"{file}: cannot be opened as an Optuna database: {told}.",
+            hint="Name another one, or start with `run`.",
+        )
 
 
 _REASONS = {
@@ -220,11 +262,9 @@ def open_study(storage: BaseStorage, name: str) -> optuna.Study:
             storage=storage, study_name=name, sampler=optuna.samplers.RandomSampler()
         )
     except KeyError as error:
-        names = optuna.get_all_study_names(storage)
-        ours = [found for found in names if not found.endswith(control_name(""))]
         raise StudyError(
             f"There is no study {name!r} in this database.",
-            hint=f"It has: {', '.join(sorted(ours)) or 'none'}.",
+            hint=f"It has: {', '.join(_names(storage)) or 'none'}.",
         ) from error
     if SPEC not in study.user_attrs:
         raise StudyError(
@@ -232,6 +272,20 @@ def open_study(storage: BaseStorage, name: str) -> optuna.Study:
             hint="Start one with `python -m effllava_optuna.study run FILE`.",
         )
     return study
+
+
+def names_in(url: str) -> list[str]:
+    """Name the studies at ``url`` that can be asked for.
+
+    Raises:
+        StudyError: There is no such storage.
+    """
+    return _names(open_storage(url))
+
+
+def _names(storage: BaseStorage) -> list[str]:
+    names = optuna.get_all_study_names(storage)
+    return sorted(name for name in names if not name.endswith(control_name("")))
 
 
 def spec_of(study: optuna.Study) -> StudySpec:

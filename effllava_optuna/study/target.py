@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
-import optuna
-from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import SQLAlchemyError
+from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
-from effllava_optuna.errors import EffllavaError, SpecError
-from effllava_optuna.study import storage
-from effllava_optuna.study.spec import read_spec
+from effllava_optuna.errors import EffllavaError, SpecError, StudyError
+from effllava_optuna.logging import get_logger, get_verbosity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from optuna import Study
 
     from effllava_optuna.study.spec import StudySpec
+
+_logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,14 @@ class Target:
         name: Its name.
         spec: What the file says; None where no file was given.
         again: How to name it in another command.
+        file: The study file, if one was given.
     """
 
     url: str
     name: str
     spec: StudySpec | None
     again: str
+    file: Path | None = None
 
     def study(self) -> Study:
         """Open the study; the file, if one was given, must still say the same.
@@ -52,51 +55,170 @@ class Target:
             StudyError: There is no such study.
             SpecError: The file says something else than the study was begun with.
         """
+        from effllava_optuna.study import storage
+
+        quiet_optuna()
         study = storage.open_study(storage.open_storage(self.url), self.name)
         if self.spec is not None:
             changed = storage.difference(storage.spec_of(study), self.spec)
             if changed is not None:
                 raise SpecError(
-                    f"{self.again}: {changed}.",
+                    f"{self.file}: {changed}.",
                     hint="Put the file back, or give a new study another study.name.",
                 )
             storage.follow(study, self.spec)
         return study
 
+    def is_there(self) -> bool:
+        """Tell whether the study has been begun; nothing is created to find out."""
+        from effllava_optuna.study import storage
 
-def targeted(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a command take a study file, or a database and a name."""
+        try:
+            storage.open_study(storage.open_storage(self.url), self.name)
+        except EffllavaError:
+            return False
+        return True
 
-    @click.argument("file", required=False, type=click.Path(path_type=Path))
-    @click.option("--storage", "url", help="Database URL, instead of FILE.")
-    @click.option("--study-name", "name", help="Name of the study in that database.")
-    @ours
-    @functools.wraps(command)
-    def wrapped(file: Path | None, url: str | None, name: str | None, **rest: Any) -> None:
-        command(target=_target(file, url, name), **rest)
 
-    return wrapped
+class StudyFile(click.Path):
+    """A study file, completed by what ends in ``.toml``."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Offer study files, and directories that may hold some."""
+        folder, _, start = incomplete.rpartition("/")
+        place = Path(folder or ("/" if incomplete.startswith("/") else "."))
+        try:
+            found = sorted(entry for entry in place.iterdir() if entry.name.startswith(start))
+        except OSError:
+            return []
+        before = incomplete.removesuffix(start) if start else incomplete
+        return [
+            CompletionItem(f"{before}{entry.name}{'/' if entry.is_dir() else ''}")
+            for entry in found
+            if (entry.suffix == ".toml" or entry.is_dir()) and (start or entry.name[0] != ".")
+        ]
+
+
+class StudyName(click.ParamType[str]):
+    """The name of a study, completed by those in the storage that is given already."""
+
+    name = "text"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Offer the studies of the storage; nothing where it cannot be read."""
+        url = ctx.params.get("url")
+        if not url:
+            return []
+        from effllava_optuna.study import storage
+
+        try:
+            names = storage.names_in(url)
+        except EffllavaError:
+            return []
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+class ModelName(click.ParamType[str]):
+    """A model, completed by those inside the package, and by directories."""
+
+    name = "text"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Offer the models of the package, then directories."""
+        inside = Path(__file__).parent.parent / "embedded"
+        names = sorted(config.parent.name for config in inside.glob("*/config.json"))
+        found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        return [*found, CompletionItem(incomplete, type="dir")]
+
+
+def with_file(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take a study file."""
+    return click.argument("file", type=StudyFile())(command)
+
+
+_with_storage = click.option(
+    "--storage",
+    "url",
+    envvar="OPTUNA_STORAGE",
+    help="Database URL, instead of FILE; else OPTUNA_STORAGE of the environment.",
+)
+
+
+def with_target(*, required: bool = True) -> Callable[..., Callable[..., None]]:
+    """Let a command take a study file, or a database and a name.
+
+    Args:
+        required: Refuse a command line without a study; otherwise the target may be None.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @click.argument("file", required=False, type=StudyFile())
+        @_with_storage
+        @click.option(
+            "--study-name", "name", type=StudyName(), help="Name of the study in that database."
+        )
+        @click.pass_context
+        @ours
+        @functools.wraps(command)
+        def wrapped(
+            ctx: click.Context, file: Path | None, url: str | None, name: str | None, **rest: Any
+        ) -> None:
+            if _from_environment(ctx):
+                url = None if file is not None or not (name or required) else url
+            nothing = not required and file is None and url is None and name is None
+            command(target=None if nothing else _target(file, url, name), **rest)
+
+        return wrapped
+
+    return decorate
+
+
+targeted = with_target()
 
 
 def several_targeted(command: Callable[..., None]) -> Callable[..., None]:
     """Let a command take several study files, or a database and several names."""
 
-    @click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path))
-    @click.option("--storage", "url", help="Database URL, instead of FILE.")
-    @click.option("--study-name", "names", multiple=True, help="Name of a study in that database.")
+    @click.argument("files", nargs=-1, metavar="[FILE]...", type=StudyFile())
+    @_with_storage
+    @click.option(
+        "--study-name",
+        "names",
+        multiple=True,
+        type=StudyName(),
+        help="Name of a study in that database.",
+    )
+    @click.pass_context
     @ours
     @functools.wraps(command)
     def wrapped(
-        files: tuple[Path, ...], url: str | None, names: tuple[str, ...], **rest: Any
+        ctx: click.Context,
+        files: tuple[Path, ...],
+        url: str | None,
+        names: tuple[str, ...],
+        **rest: Any,
     ) -> None:
-        if files or len(names) < 2:
-            one = names[0] if names else None
-            targets = [_target(file, url, one) for file in files or (None,)]
-        else:
-            targets = [_target(None, url, name) for name in names]
-        command(targets=targets, **rest)
+        if files and _from_environment(ctx):
+            url = None
+        name = names[0] if names else None
+        targets = [_target(file, url, name) for file in files]
+        command(targets=targets or [_target(None, url, each) for each in names or (None,)], **rest)
 
     return wrapped
+
+
+def _from_environment(ctx: click.Context) -> bool:
+    """Tell whether nobody gave the storage on the command line."""
+    return ctx.get_parameter_source("url") is ParameterSource.ENVIRONMENT
 
 
 def with_workers(command: Callable[..., None]) -> Callable[..., None]:
@@ -151,8 +273,10 @@ def _target(file: Path | None, url: str | None, name: str | None) -> Target:
                 "Both a study file and --storage or --study-name are given.",
                 hint="Give one of them.",
             )
+        from effllava_optuna.study.spec import read_spec
+
         return target_of(file, read_spec(file))
-    if url is None or name is None:
+    if not url or not name:
         raise SpecError(
             "No study is given.", hint="Give a study file, or --storage URL --study-name NAME."
         )
@@ -165,9 +289,30 @@ def named(url: str, name: str) -> str:
 
 
 def target_of(file: Path, spec: StudySpec) -> Target:
-    """Give the study that a file is about."""
+    """Give the study that a file is about.
+
+    Raises:
+        SpecError: It names a storage, or a place for artifacts, that cannot be used.
+    """
     url = spec.study.storage or f"sqlite:///{file.with_suffix('.db')}"
-    return Target(url, spec.study.name, spec, str(file))
+    if spec.study.storage is not None or spec.study.artifacts is not None:
+        from effllava_optuna.study.artifacts import store_for
+        from effllava_optuna.study.storage import refuse_url
+
+        try:
+            refuse_url(url)
+            store_for(url, spec)
+        except StudyError as error:
+            raise SpecError(f"{file}: [study]: {error.message}", hint=error.hint) from error
+    return Target(url, spec.study.name, spec, shlex.quote(str(file)), file)
+
+
+def quiet_optuna() -> None:
+    """Let Optuna tell of its trials only where everything is to be told."""
+    import optuna
+
+    verbose = get_verbosity() <= logging.DEBUG
+    optuna.logging.set_verbosity(logging.INFO if verbose else logging.ERROR)
 
 
 def ours(function: Callable[..., None]) -> Callable[..., None]:
@@ -175,12 +320,13 @@ def ours(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def wrapped(*arguments: Any, **options: Any) -> None:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
             function(*arguments, **options)
         except EffllavaError as error:
             _complain(str(error), error)
-        except (StorageInternalError, SQLAlchemyError) as error:
+        except Exception as error:
+            if not _of_database(error):
+                raise
             cause = getattr(error.__cause__ or error, "orig", None) or error
             _complain(
                 f"The database failed: {cause}. Nothing that was stored is lost; make room or "
@@ -191,9 +337,23 @@ def ours(function: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+def _of_database(error: Exception) -> bool:
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return isinstance(error, (StorageInternalError, SQLAlchemyError))
+
+
 def _complain(message: str, error: Exception) -> None:
-    click.echo(" ".join(message.split()), err=True)
+    _logger.debug("This is where it went wrong:", exc_info=error)
+    click.echo(one_line(message), err=True)
     raise SystemExit(2) from error
+
+
+def one_line(message: str) -> str:
+    """Give a message without anything that would break its line."""
+    words = "".join(sign if sign.isprintable() else " " for sign in message).split()
+    return " ".join(words)
 
 
 def export_directory(spec: StudySpec, file: Path | None) -> Path | None:

@@ -33,6 +33,7 @@ from effllava_optuna.surgery.refit import (
     mean_biases,
 )
 from effllava_optuna.surgery.sequence import refit_in_sequence
+from effllava_optuna.surgery.sketch import Sketch, sketch
 
 __all__ = [
     "ORDERS",
@@ -53,6 +54,7 @@ __all__ = [
     "Refusal",
     "Rows",
     "Seen",
+    "Sketch",
     "Sums",
     "Survey",
     "Verified",
@@ -84,6 +86,7 @@ __all__ = [
     "refit_in_sequence",
     "running",
     "sayable",
+    "sketch",
     "sliced",
     "survey",
     "verify_onnx",

@@ -105,12 +105,21 @@ def outline(path_or_id: str | Path) -> Discovery:
     Raises:
         ModelError: There is no such checkpoint, or its structure is not understood.
     """
+    model, _ = empty(path_or_id)
+    return discover(model)
+
+
+def empty(path_or_id: str | Path) -> tuple[Any, bool]:
+    """Give a model as its configuration has it, without weights, and whether it takes pictures.
+
+    Raises:
+        ModelError: There is no such checkpoint, or it does not load.
+    """
     source, place = str(path_or_id), _placed(path_or_id)
     with _explained(source):
         config = AutoConfig.from_pretrained(place)
         with torch.device("meta"):
-            model = auto_class(config).from_config(config)
-    return discover(model)
+            return auto_class(config).from_config(config), _sees(config)
 
 
 def _placed(path_or_id: str | Path) -> str | Path:
