@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -163,6 +164,7 @@ def measure(url: str) -> dict[str, Any]:
         "note": len(note(study, found)),
         "figures": {name: len(drawn.to_json()) for name, drawn in figures(facts, found).items()},
         "browser_s": browser(url),
+        "load": os.getloadavg()[0],
     }
 
 
@@ -243,7 +245,8 @@ every trial comes with its distribution, and the browser keeps them all.
 |---|---|
 {table}
 
-{where["cpu"]}, {where["cores"]} shared cores; optuna {where["optuna"]}; {where["date"]}.
+{where["cpu"]}, {where["cores"]} shared cores (load average {found["load"]:.1f}: others were at
+work where it is above 1); optuna {where["optuna"]}; {where["date"]}.
 """
 
 
