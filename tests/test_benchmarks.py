@@ -180,6 +180,18 @@ def test_a_small_form_runs(name: str, first: list[str]) -> None:
         assert "was still running after 5 s" in done.stdout
 
 
+@pytest.mark.usefixtures("unchanged")
+def test_a_small_form_of_a_large_study_is_served() -> None:
+    words = [sys.executable, "-W", "ignore", str(RESULTS.parent / "dashboard.py"), "--tiny"]
+    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+    assert "study of 16 trials of 4 genes" in done.stdout
+    found = dict(rows(done.stdout))
+    assert int(found["the note"].split()[0].replace(",", "")) > 500
+    assert {f"figure `{name}`" for name in ("front_by_epoch", "hypervolume")} < set(found)
+    for name in ("first load of the page's data", "each poll after it, nothing new"):
+        assert re.fullmatch(r"[\d.]+ m?s, [\d.]+ MB", found[name])
+
+
 def test_a_target_that_nobody_has_measured_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,6 +123,7 @@ def fail(study: Study, trial: FrozenTrial, *, void: str | None = None) -> bool:
     try:
         if void is not None:
             study._storage.set_trial_system_attr(trial._trial_id, VOID, void)
+            study._storage.set_trial_user_attr(trial._trial_id, VOID, void)  # for people
     except UpdateFinishedTrialError:
         return False
     return _move(study, trial, TrialState.FAIL)

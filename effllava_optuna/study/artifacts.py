@@ -1,4 +1,4 @@
-"""Tensors beside the database: files named by what is in them.
+"""Files beside the database, named by what is in them: tensors, and what the dashboard shows.
 
 torch is imported by those who put or get tensors: reports only ask where the files are.
 """
@@ -104,7 +104,7 @@ class Folder(FileSystemArtifactStore):
 
 
 class Vault:
-    """Safetensors files, each named by its SHA-256; none is ever changed.
+    """Files, most of them safetensors, each named by its SHA-256; none is ever changed.
 
     Args:
         store: Where they are kept.
@@ -126,7 +126,14 @@ class Vault:
         """
         from safetensors.torch import save
 
-        content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        return self.keep(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+    def keep(self, content: bytes) -> str:
+        """Store a file as `put` does.
+
+        Raises:
+            StudyError: It cannot be written.
+        """
         name = hashlib.sha256(content).hexdigest()
         try:
             self.store.write(name, io.BytesIO(content))
@@ -176,3 +183,12 @@ def show(storage: BaseStorage, trial_id: int, name: str, label: str) -> None:
     """Let the dashboard list artifact ``name`` with a trial, as ``label``."""
     meta = ArtifactMeta(name, label, "application/octet-stream", None)
     storage.set_trial_system_attr(trial_id, f"artifacts:{name}", json.dumps(asdict(meta)))
+
+
+def shown_with(trial_id: int, name: str, label: str, mimetype: str) -> tuple[str, str]:
+    """Give the attribute of a study by which the dashboard lists an artifact with a trial.
+
+    A trial that has ended takes no attributes any more; the dashboard looks in its study, too.
+    """
+    meta = ArtifactMeta(name, label, mimetype, None)
+    return f"dashboard:artifacts:{trial_id}:{name}", json.dumps(asdict(meta))

@@ -28,20 +28,35 @@ class Budget:
     Attributes:
         costs: By site and width; they do not fall with width.
         bound: The most that a policy may cost, in the unit of the costs; None: any.
+        unit: Of the costs.
+        told: The budget as the study file says it.
     """
 
     costs: Mapping[SiteId, Mapping[int, float]]
     bound: float | None
+    unit: str = ""
+    told: str = ""
 
     def allows(self, anatomy: Anatomy, policy: Policy) -> bool:
         """Tell whether a policy is within the budget."""
+        return self.excess(anatomy, policy) <= 0
+
+    def excess(self, anatomy: Anatomy, policy: Policy) -> float:
+        """Give by how much a policy is beyond the budget; not positive where it is within."""
         if self.bound is None:
-            return True
+            return 0.0
         spent = sum(
             self.costs[site.id][count]
             for site, count in zip(anatomy.sites, policy.keep, strict=True)
         )
-        return spent <= self.bound + _SLACK
+        excess = spent - self.bound
+        return excess if excess > _SLACK else min(excess, 0.0)
+
+    def complaint(self, anatomy: Anatomy, policy: Policy) -> str | None:
+        """Say in words by how much a policy is beyond the budget; None where it is within."""
+        if self.allows(anatomy, policy):
+            return None
+        return f"{self.excess(anatomy, policy):.4f} {self.unit} beyond the budget ({self.told})"
 
     def largest(self, anatomy: Anatomy, grid: Sequence[Policy]) -> list[Policy]:
         """Keep the affordable policies of a grid to which no affordable one adds anything."""
@@ -70,7 +85,12 @@ def budget_of(spec: StudySpec, anatomy: Anatomy, bundle: Bundle) -> Budget:
             for site, widths in bundle.widths.items()
         }
         dense_ms = bundle.dense.latency_ms
-        budget = Budget(_without_contents(anatomy, saved), dense_ms / search.speedup - dense_ms)
+        budget = Budget(
+            _without_contents(anatomy, saved),
+            dense_ms / search.speedup - dense_ms,
+            "ms",
+            f"search.speedup = {search.speedup}",
+        )
         narrowest = bundle.narrowest(anatomy)
         if not budget.allows(anatomy, narrowest):
             reach = dense_ms / latency.predict(anatomy, narrowest)
@@ -87,7 +107,12 @@ def budget_of(spec: StudySpec, anatomy: Anatomy, bundle: Bundle) -> Budget:
         }
         for site in anatomy.sites
     }
-    budget = Budget(_without_contents(anatomy, costs), search.kept_share)
+    budget = Budget(
+        _without_contents(anatomy, costs),
+        search.kept_share,
+        "of the weights",
+        f"search.kept_share = {search.kept_share}",
+    )
     narrowest = bundle.narrowest(anatomy)
     if not budget.allows(anatomy, narrowest):
         raise SpecError(

@@ -160,6 +160,11 @@ class Database(RDBStorage):
         """Write a system attribute of a trial that has not ended."""
         self._put_attrs(rows.SYSTEM_ATTRS, trial_id, {key: value})
 
+    def set_study_system_attrs(self, study_id: int, attrs: Mapping[str, Any]) -> None:
+        """Write system attributes of a study in one transaction."""
+        with self._writing() as connection:
+            rows.put_study_attrs(connection, study_id, attrs)
+
     def _put_attrs(self, table: Any, trial_id: int, attrs: Mapping[str, Any]) -> None:
         with self._writing() as connection:
             rows.check_updatable(connection, trial_id)

@@ -32,7 +32,7 @@ from effllava_optuna.study.grading import numbered, told_of
 from effllava_optuna.study.ledger import Ledger, Publication
 from effllava_optuna.study.manifest import settle
 from effllava_optuna.study.records import trials_of
-from effllava_optuna.study.storage import ANATOMY, TASK
+from effllava_optuna.study.storage import ANATOMY, OVER, TASK
 from effllava_optuna.study.view import EpochView
 
 if TYPE_CHECKING:
@@ -189,10 +189,12 @@ class Epochs:
         return self._views[epoch]
 
     def _known(self, policy: Policy) -> dict[str, Any]:
+        complaint = self.budget.complaint(self.bench.anatomy, policy)
         return {
             "keep": list(policy.keep),
             "kept_share": round(policy.kept_share(self.bench.anatomy), 6),
             "risk": round(self.bench.risk(policy), 6),
+            **({} if complaint is None else {OVER: complaint}),
         }
 
     def space(self, epoch: int) -> Space:

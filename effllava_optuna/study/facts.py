@@ -30,10 +30,13 @@ _SHOWN = (
     "seconds",
     "proxy_accuracy_before",
     "proxy_accuracy_after",
+    "proxy_loss_before",
+    "proxy_loss_after",
     "crossfit_accuracy_before",
     "crossfit_accuracy_after",
     "crossfit_loss_before",
     "crossfit_loss_after",
+    "crossfit_curve",
 )
 
 

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from effllava_optuna.errors import StudyError
 from effllava_optuna.samplers import reap, slot_of
 from effllava_optuna.study import artifacts, storage
-from effllava_optuna.study.board import draw
+from effllava_optuna.study.board import attach, draw
 from effllava_optuna.study.evolution import Epochs, ProjectorEvolution, SearchOver, silent
 from effllava_optuna.study.finish import Finish
 from effllava_optuna.study.objective import PruningObjective, TrialFailed
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _FEWEST_FAILURES = 4  # before which nothing is said of their share
 _NEAR_END = 8  # slots; before that, more workers than this would have to be idle
+_SELDOM = 30.0  # seconds between two looks of the dashboard's page, but for a new epoch
 _PAUSE = 0.2  # seconds between two looks at what others are doing
 
 
@@ -100,7 +101,7 @@ def search(epochs: Epochs, watch: Watch | None = None) -> None:
     study, evolution = epochs.study, ProjectorEvolution(epochs)
     table = epochs.spec.search
     reap(study)
-    drawn = epochs.epoch
+    drawn = time.monotonic()
 
     def after(trial: FrozenTrial) -> None:
         nonlocal drawn
@@ -109,9 +110,14 @@ def search(epochs: Epochs, watch: Watch | None = None) -> None:
         if watch is not None:
             watch(epochs, record_of(trial))
         slot = slot_of(trial)
-        if slot is not None and slot.epoch > drawn:
-            drawn = slot.epoch
+        # One process draws: the one that measures the first slot of a generation.
+        if (
+            slot is not None
+            and slot.index == 0
+            and (slot.generation == 0 or time.monotonic() - drawn > _SELDOM)
+        ):
             draw(epochs)
+            drawn = time.monotonic()
 
     def leave(trial: FrozenTrial) -> None:
         """Stop where no trial of the generation waits: whoever asks for one makes its own.
@@ -143,7 +149,6 @@ def search(epochs: Epochs, watch: Watch | None = None) -> None:
                 callbacks=[told],
                 catch=(TrialFailed,),
             )
-    draw(epochs)
 
 
 def _refuse_failures(study: Study, allowed: float) -> None:
@@ -166,11 +171,18 @@ def _refuse_failures(study: Study, allowed: float) -> None:
 def conclude(epochs: Epochs) -> None:
     """Choose and measure the finalists, unless that was done; of several processes one does."""
     if storage.RESULTS in epochs.study.user_attrs:
+        _show(epochs)  # whoever made them may have been killed before this
         return
 
     def make() -> float:
-        results = Finish(epochs).run()
         draw(epochs)
+        results = Finish(epochs).run()
+        _show(epochs)
         return float(results["chosen"]["accuracy_proxy"])
 
     epochs.conclude(make)
+
+
+def _show(epochs: Epochs) -> None:
+    attach(epochs.study, epochs.vault)
+    draw(epochs)

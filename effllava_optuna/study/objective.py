@@ -11,7 +11,7 @@ from effllava_optuna.errors import EffllavaError
 from effllava_optuna.logging import get_logger
 from effllava_optuna.samplers import duplicate_of, give_back, write_user_attrs
 from effllava_optuna.study.rivals import rival_of
-from effllava_optuna.study.storage import REASON
+from effllava_optuna.study.storage import CONSTRAINTS, REASON
 from effllava_optuna.study.workbench import Beaten
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from effllava_optuna.policy import Policy
     from effllava_optuna.study.evolution import Epochs
     from effllava_optuna.study.rivals import Rival
+    from effllava_optuna.study.view import EpochView
 
 _logger = get_logger(__name__)
 STOPPED = "stopped"  # why a trial was pruned
@@ -60,7 +61,7 @@ class PruningObjective:
             for name, distribution in view.distributions.items()
         }
         decoded = view.space.decode(params, bench.anatomy)
-        found: dict[str, Any] = {} if "keep" in attrs else dict(view.known(decoded.policy))
+        found = {} if "keep" in attrs else self._foreign(trial, view, decoded.policy)
         if decoded.snapped:
             found["snapped"] = ", ".join(decoded.snapped)
         rival = self._rival(trial, decoded.policy)
@@ -92,6 +93,14 @@ class PruningObjective:
         }
         write_user_attrs(study, trial._trial_id, found)
         return measured.quality, measured.latency_ms
+
+    def _foreign(self, trial: Trial, view: EpochView, policy: Policy) -> dict[str, Any]:
+        """Say of a policy that somebody enqueued what the sampler says of its own."""
+        if self.epochs.budget.bound is not None:
+            excess = self.epochs.budget.excess(self.epochs.bench.anatomy, policy)
+            storage = trial.study._storage
+            storage.set_trial_system_attr(trial._trial_id, CONSTRAINTS, [excess])
+        return dict(view.known(policy))
 
     def _rival(self, trial: Trial, policy: Policy) -> Rival | None:
         bench = self.epochs.bench

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from effllava_optuna.policy import TrialRecord
 from effllava_optuna.samplers import counted, slot_of
-from effllava_optuna.study.storage import REASON
+from effllava_optuna.study.storage import CONSTRAINTS, REASON
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -58,7 +58,7 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
     attrs = trial.user_attrs
     complete = trial.state == TrialState.COMPLETE and bool(trial.values)
     quality, latency = trial.values if complete else (math.nan, math.nan)
-    violations = trial.system_attrs.get("constraints", ())
+    violations = trial.system_attrs.get(CONSTRAINTS, ())
     return TrialRecord(
         number=trial.number,
         state=trial.state.name.lower() if complete or not trial.values else "fail",

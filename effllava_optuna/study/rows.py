@@ -233,6 +233,20 @@ def _attr_rows(trial: int, attrs: Mapping[str, Any]) -> Iterator[dict[str, Any]]
         yield {"trial_id": trial, "key": key, "value_json": json.dumps(value)}
 
 
+def put_study_attrs(connection: Connection, study: int, attrs: Mapping[str, Any]) -> None:
+    """Write system attributes of a study over those that it has."""
+    if attrs:
+        table = models.StudySystemAttributeModel.__table__
+        insert = _upsert(connection.dialect.name, table, ("study_id", "key"), ("value_json",))
+        connection.execute(
+            insert,
+            [
+                {"study_id": study, "key": key, "value_json": json.dumps(value)}
+                for key, value in attrs.items()
+            ],
+        )
+
+
 def put_values(connection: Connection, trial: int, values: Sequence[float]) -> None:
     """Write the values of a trial over those that it has."""
     insert = _upsert(

@@ -10,7 +10,7 @@ import sqlite3
 import warnings
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 import sqlalchemy
@@ -34,7 +34,9 @@ RESULTS = f"{PREFIX}results"
 SCORES = f"{PREFIX}scores"
 CHOSEN = f"{PREFIX}chosen"
 EXPORTED = f"{PREFIX}exported"
+CONSTRAINTS = "constraints"  # of a trial, for Optuna: above zero, it is infeasible
 REASON = "reason"  # of a trial: why it failed; the dashboard shows it
+OVER = "over_budget"  # of a trial: by how much, in words
 METRICS = ["quality", "latency_ms"]
 DIRECTIONS: list[Literal["maximize", "minimize"]] = ["maximize", "minimize"]
 
@@ -211,6 +213,20 @@ def url_of(study: optuna.Study) -> str | None:
     backend = getattr(study._storage, "_backend", study._storage)
     url = getattr(backend, "url", None)
     return url if isinstance(url, str) and sqlite_file(url) is not None else None
+
+
+def place_of(study: optuna.Study) -> str:
+    """Name the storage of a study for somebody who is where it is: without folders and secrets."""
+    backend: Any = getattr(study._storage, "_backend", study._storage)
+    if isinstance(backend, optuna.storages.RDBStorage):
+        url = sqlalchemy.make_url(backend.url)
+        if url.get_backend_name() == "sqlite" and url.database:
+            url = url.set(database=Path(url.database).name)
+        return url.render_as_string(hide_password=True)
+    file = getattr(backend, "_file_path", None)
+    if file is not None:
+        return f"{_JOURNAL}{Path(file).name}"
+    return f"{_GRPC}{backend._host}:{backend._port}" if hasattr(backend, "_host") else "URL"
 
 
 def create_study(storage: BaseStorage, spec: StudySpec) -> optuna.Study:

@@ -9,7 +9,6 @@ import pytest
 from rich.console import Console
 
 from effllava_optuna.report import document, entry, policies, summary
-from effllava_optuna.report.figures import front_by_epoch
 from tests.report.made import BUNDLE, facts, record, row
 
 if TYPE_CHECKING:
@@ -73,17 +72,6 @@ def test_an_entry_refuses_keys_that_readers_do_not_know(anatomy: Anatomy) -> Non
 
     with pytest.raises(KeyError, match="accuracy_tset"):
         entry(policy=Policy.dense(anatomy), anatomy=anatomy, accuracy_tset=1.0)
-
-
-def test_the_figure_has_a_colour_an_epoch(anatomy: Anatomy) -> None:
-    trials = [record(anatomy, n, 0.5 + n / 10, 20.0 + n, epoch=n % 2) for n in range(4)]
-    figure = front_by_epoch(trials, 2, {"latency_ms": 50.0, "expected": 0.9}, chosen=3)
-    points = {trace.name: trace for trace in figure.data}
-    assert set(points) == {
-        "epoch 0", "front of epoch 0", "epoch 1", "front of epoch 1", "dense", "chosen",
-    }  # fmt: skip
-    assert points["epoch 0"].marker.color != points["epoch 1"].marker.color
-    assert list(points["front of epoch 1"].x) == [21.0, 23.0]
 
 
 def test_a_report_says_what_latency_is_the_latency_of(anatomy: Anatomy) -> None:

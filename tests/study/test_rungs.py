@@ -257,8 +257,10 @@ def test_everybody_is_told_how_many_were_stopped(
         assert f"36/36 trials, {count} of them stopped early, best quality" in (
             " ".join(capsys.readouterr().out.split())
         )
-        assert f"{count} policies were stopped before they had answered" in note(epochs)
         found = document(facts_of(epochs.study))
+        assert f"{count} policies were stopped before they had answered" in note(
+            epochs.study, found
+        )
     assert found["trials"]["pruned"] == count
     assert found["trials"]["complete"] == 36 - count
     page = Console(width=200, record=True, file=io.StringIO())
