@@ -150,7 +150,7 @@ def _state(study: Study, found: Mapping[str, Any]) -> list[str]:
     reasons = Counter(found["failures"])
     if reasons:
         told = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(_REASONS))
-        lines.append(f"- {reasons.total()} trials failed (attribute `reason`): {told}")
+        lines.append(f"- Failed: {reasons.total()} (attribute `reason`): {told}")
     return lines + [f"- {compared(one)}" for one in found["comparisons"] if one["split"] == "test"]
 
 

@@ -99,6 +99,7 @@ def test_reaping_fails_the_dead_and_spares_the_others(dead_process: str) -> None
     for owner in (this_process(), "elsewhere:1:0.0", None):
         running_trial(study, owner)
     assert reap(study) == [dead]
+    assert study.trials[dead].user_attrs["void"] == "lost"  # for whoever reads its page
     assert [t.state.name for t in study.trials] == ["FAIL", "RUNNING", "RUNNING", "RUNNING"]
 
 

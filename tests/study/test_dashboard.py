@@ -22,11 +22,13 @@ from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from optuna_dashboard._inmemory_cache import _CachedExtraStudyProperty
 from PIL import Image
 
-from effllava_optuna.study.board import at_once
+from effllava_optuna.report import document
+from effllava_optuna.study.board import at_once, note
 from effllava_optuna.study.dashboard import _Genes, application
+from effllava_optuna.study.facts import facts_of
 from effllava_optuna.study.loop import continued
 from effllava_optuna.study.objective import PruningObjective
-from effllava_optuna.study.storage import open_storage, open_study
+from effllava_optuna.study.storage import open_storage, open_study, place_of
 from tests.study.conftest import Ran, cli, clone, command, environment
 
 if TYPE_CHECKING:
@@ -172,6 +174,29 @@ def test_an_enqueued_policy_beyond_the_budget_is_infeasible_on_its_page(
     )
     (shown,) = one_of(study, url, trial.number)["constraints"]
     assert shown == pytest.approx(0.775)
+
+
+def test_the_note_counts_failures_by_their_reason(smoke: Ran, tmp_path: Path) -> None:
+    file = clone(smoke.file, tmp_path / "clone")
+    study = open_study(open_storage(f"sqlite:///{file.with_suffix('.db')}"), "smoke")
+    found = document(facts_of(study))
+    assert "Failed" not in note(study, found)
+    for reason in ("MemoryError: full", "MemoryError: full", "TimeoutError: late"):
+        attrs = {"reason": reason}
+        study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=attrs))
+    told = "- Failed: 3 (attribute `reason`): MemoryError: full (2); TimeoutError: late (1)"
+    assert told in note(study, found)
+
+
+def test_a_note_shows_no_password_and_no_folder(tmp_path: Path) -> None:
+    here = optuna.create_study(storage=open_storage(f"sqlite:///{tmp_path / 'a.db'}", create=True))
+    assert place_of(here) == "sqlite:///a.db"
+    log = optuna.create_study(
+        storage=open_storage(f"journal:///{tmp_path / 'a.log'}", create=True)
+    )
+    assert place_of(log) == "journal:///a.log"
+    here._storage._backend.url = "postgresql+psycopg://me:secret@host/name"  # type: ignore[attr-defined]
+    assert place_of(here) == "postgresql+psycopg://me:***@host/name"
 
 
 def one_of(study: optuna.Study, url: str, number: int) -> dict[str, Any]:
