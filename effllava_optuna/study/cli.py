@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from effllava_optuna import __version__
 from effllava_optuna.study import (
     cli_doctor,
     cli_evaluate,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=False,
 )
+@click.version_option(__version__, prog_name="effllava_optuna")
 def main() -> None:
     """Search a structured-pruning policy for a vision-language model.
 

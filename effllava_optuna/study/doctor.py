@@ -92,7 +92,9 @@ def _device() -> list[Finding]:
         found.append(Finding("device", "warning", "no GPU, though torch is built for one", cure))
     else:
         found.append(Finding("device", "ok", "cpu"))
-    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    limited = hasattr(os, "sched_getaffinity")  # on Linux
+    cores = len(os.sched_getaffinity(0)) if limited else os.cpu_count() or 1
+    threads = torch.get_num_threads()
     if threads <= cores:
         found.append(Finding("cores", "ok", f"{cores}; torch uses {threads} threads"))
     else:

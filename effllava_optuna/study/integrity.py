@@ -27,7 +27,7 @@ from effllava_optuna.study.ledger import Ledger, dead_attempts, published
 from effllava_optuna.study.target import export_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from optuna import Study
     from optuna.storages import BaseStorage
@@ -228,28 +228,34 @@ def _duplicates(study: Study) -> Finding:
     return Finding("duplicates", "warning", found, "Nothing to do: the lowest number counts.")
 
 
-def referred(backend: BaseStorage) -> dict[str, str]:
-    """Give every artifact that a study of a storage refers to, and who does."""
+def referred(backend: BaseStorage, name: str | None = None) -> dict[str, str]:
+    """Give every artifact that studies of a storage refer to, and who does.
+
+    Args:
+        backend: The storage.
+        name: Of a study: only what it and its control study refer to.
+    """
+    mine = None if name is None else (name, storage.control_name(name))
     found = {}
-    for frozen in backend.get_all_studies():
-        attrs = {**backend.get_study_system_attrs(frozen._study_id)}
-        for name in _named_in(attrs):
-            found[name] = frozen.study_name
-        for trial in backend.get_all_trials(frozen._study_id, deepcopy=False):
+    for study in backend.get_all_studies():
+        if mine is not None and study.study_name not in mine:
+            continue
+        for artifact in _named_in(backend.get_study_system_attrs(study._study_id)):
+            found[artifact] = study.study_name
+        for trial in backend.get_all_trials(study._study_id, deepcopy=False):
             names = _named_in(trial.system_attrs)
-            if isinstance(trial.user_attrs.get("artifact"), str):
-                names.append(trial.user_attrs["artifact"])
-            for name in names:
-                found[name] = f"trial {trial.number} of {frozen.study_name}"
+            if study.study_name.endswith(storage.control_name("")):
+                names += [trial.user_attrs["artifact"]] if "artifact" in trial.user_attrs else []
+            found |= dict.fromkeys(names, f"trial {trial.number} of {study.study_name}")
     return found
 
 
-def _named_in(attrs: dict[str, Any]) -> list[str]:
+def _named_in(attrs: Mapping[str, Any]) -> list[str]:
     return [key.removeprefix("artifacts:") for key in attrs if key.startswith("artifacts:")]
 
 
 def _artifacts(study: Study, store: Store) -> list[Finding]:
-    names = referred(study._storage)
+    names = referred(study._storage, study.study_name)
     missing, damaged = [], []
     for name, who in names.items():
         try:
@@ -272,7 +278,8 @@ def _artifacts(study: Study, store: Store) -> list[Finding]:
         findings.append(Finding("artifacts", "ok", f"{len(names)} are there, and whole"))
     if isinstance(store, Folder) and store.path.is_dir():
         files = [f.name for f in sorted(store.path.iterdir()) if not f.name.endswith(".part")]
-        orphans = [name for name in files if name not in names]
+        known = referred(study._storage)
+        orphans = [name for name in files if name not in known]
         if orphans:
             cure = "Remove them, unless another database shares the folder."
             told = f"nobody here refers to {_some(orphans)} in {store.path}"

@@ -59,6 +59,7 @@ class Screen:
         instead: Callable[[], str | None] = lambda: None,
     ) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.table import Column
 
         self.study = study
         self.verb = verb
@@ -68,8 +69,8 @@ class Screen:
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal
         self.bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[note]}"),
+            BarColumn(bar_width=12),
+            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=False, ratio=1)),
             TimeElapsedColumn(),
             console=self.console,
             transient=True,
