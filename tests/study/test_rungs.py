@@ -254,7 +254,7 @@ def test_everybody_is_told_how_many_were_stopped(
     with epochs.bench:
         search(epochs, Screen("tiny").watch)
         count = sum(trial.stopped for trial in trials_of(epochs.study))
-        assert f"36/36 trials, {count} of them stopped early, best quality" in (
+        assert f"36/36 trials, {count} of them stopped early, 0 failed, best quality" in (
             " ".join(capsys.readouterr().out.split())
         )
         found = document(facts_of(epochs.study))
