@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from effllava_optuna.policy import Anatomy, Site, SiteId
 
-_WIDTH, _PANEL, _HEAD = 960, 190, 44  # pixels
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 34, 30  # margins of a panel
+_WIDTH, _PANEL, _HEAD = 960, 215, 44  # pixels
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 54, 34  # margins of a panel
 _CUT = "#E4E4E4"  # what does not stay
 
 
@@ -67,4 +67,4 @@ def _panel(
             draw.text((middle, low + 6), str(site.layer), INK, font, anchor="mt")
         if pitch > 60:
             told = f"{policy[site.id]} of {site.width}"
-            draw.text((middle, high - 4), told, INK, font, anchor="mb")
+            draw.text((middle, high - 5), told, INK, font, anchor="mb")
