@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 State = Literal["ok", "warning", "fault"]
 _BUSY = 5.0  # seconds to wait for who writes
 _STALE = 3600.0  # seconds since somebody wrote into a scratch folder
+# A study's own artifacts, and those of its trials that had ended before they got them.
+_OF_STUDY = re.compile(r"(?:artifacts|dashboard:artifacts:(?P<trial>\d+)):(?P<name>.+)")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _DRAFT = re.compile(r".+\.(?P<pid>\d+)(\.part)?")
 _NAMED = 3  # things in one line
@@ -240,13 +242,16 @@ def referred(backend: BaseStorage, name: str | None = None) -> dict[str, str]:
     for study in backend.get_all_studies():
         if mine is not None and study.study_name not in mine:
             continue
-        for artifact in _named_in(backend.get_study_system_attrs(study._study_id)):
-            found[artifact] = study.study_name
-        for trial in backend.get_all_trials(study._study_id, deepcopy=False):
+        trials = backend.get_all_trials(study._study_id, deepcopy=False)
+        who = {str(t._trial_id): f"trial {t.number} of {study.study_name}" for t in trials}
+        for key in backend.get_study_system_attrs(study._study_id):
+            if (named := _OF_STUDY.fullmatch(key)) is not None:
+                found[named["name"]] = who.get(named["trial"], study.study_name)
+        for trial in trials:
             names = _named_in(trial.system_attrs)
             if study.study_name.endswith(storage.control_name("")):
                 names += [trial.user_attrs["artifact"]] if "artifact" in trial.user_attrs else []
-            found |= dict.fromkeys(names, f"trial {trial.number} of {study.study_name}")
+            found |= dict.fromkeys(names, who[str(trial._trial_id)])
     return found
 
 

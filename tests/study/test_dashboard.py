@@ -179,13 +179,12 @@ def test_an_enqueued_policy_beyond_the_budget_is_infeasible_on_its_page(
 def test_the_note_counts_failures_by_their_reason(smoke: Ran, tmp_path: Path) -> None:
     file = clone(smoke.file, tmp_path / "clone")
     study = open_study(open_storage(f"sqlite:///{file.with_suffix('.db')}"), "smoke")
-    found = document(facts_of(study))
-    assert "Failed" not in note(study, found)
+    assert "Failed" not in note(study, document(facts_of(study)))
     for reason in ("MemoryError: full", "MemoryError: full", "TimeoutError: late"):
         attrs = {"reason": reason}
         study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=attrs))
     told = "- Failed: 3 (attribute `reason`): MemoryError: full (2); TimeoutError: late (1)"
-    assert told in note(study, found)
+    assert told in note(study, document(facts_of(study)))
 
 
 def test_a_note_shows_no_password_and_no_folder(tmp_path: Path) -> None:
