@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Style, types and layers. `tests/checks.sh --fix` mends what can be mended.
+# Style, types, layers, and a site without warnings. `tests/checks.sh --fix` mends what it can.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [[ "${1:-}" == "--fix" ]]; then
@@ -11,3 +11,6 @@ else
 fi
 mypy
 lint-imports
+site="$(mktemp -d)"
+trap 'rm -rf "$site"' EXIT
+NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet --site-dir "$site"

@@ -47,8 +47,8 @@ TEMPLATE = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let a test run write the tables of the README that it generates."""
-    parser.addoption("--write-tables", action="store_true", help="write the README's tables")
+    """Let a test run write the tables of the docs that it generates."""
+    parser.addoption("--write-tables", action="store_true", help="write the tables of docs/")
 
 
 @pytest.fixture(scope="session")

@@ -169,7 +169,7 @@ def _risk(document: Mapping[str, Any]) -> Section | None:
             f"answer of the {document['spec']['task']['proxy']} on the proxy is worth "
             f"{1 / document['spec']['task']['proxy']:.4f}."
         )
-    columns = ("policy", "accuracy in the quality", "Omega", "eta * Omega", "quality")
+    columns = ("policy", "quality + eta * Omega", "Omega", "eta * Omega", "quality")
     return Section("Structural risk", Grid(columns, lines), told)
 
 

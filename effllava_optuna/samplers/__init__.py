@@ -51,17 +51,19 @@ from effllava_optuna.samplers._slots import (
     slot_of,
 )
 from effllava_optuna.samplers._space import Seed, SpaceProvider, SpaceView
-from effllava_optuna.samplers._stock import EpochStockSampler
+from effllava_optuna.samplers._stock import EpochStockSampler, MakeSampler, Stock
 
 __all__ = [
     "EpochCMASampler",
     "EpochNSGAIISampler",
     "EpochSampler",
     "EpochStockSampler",
+    "MakeSampler",
     "Seed",
     "Slot",
     "SpaceProvider",
     "SpaceView",
+    "Stock",
     "Variation",
     "beat",
     "counted",

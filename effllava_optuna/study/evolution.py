@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.baselines import one_number, two_numbers
 from effllava_optuna.errors import StudyError
-from effllava_optuna.hooks import Lesson, Training, train_projector
+from effllava_optuna.hooks import Lesson, Training
 from effllava_optuna.objectives import ask, folds_of, units_of
 from effllava_optuna.policy import Policy, Space, finalists, front_of
 from effllava_optuna.samplers import (
@@ -42,12 +42,13 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-    from effllava_optuna.samplers import EpochSampler
+    from effllava_optuna.samplers import EpochSampler, Stock
     from effllava_optuna.study.budget import Budget
     from effllava_optuna.study.workbench import Say, Workbench
     from effllava_optuna.surgery import Basis
 
 _ANCHORS = 6
+_STOCK: dict[str, Stock] = {"stock-nsga2": "nsga2", "tpe": "tpe", "random": "random"}
 
 
 class SearchOver(Exception):
@@ -150,10 +151,9 @@ class Epochs:
         steady = search.steady
         if search.sampler == "nsga2":
             return EpochNSGAIISampler(space, steady=steady, **sizes)
-        if search.sampler == "stock-nsga2":
-            return EpochStockSampler(space, "nsga2", steady=steady, **sizes)
-        if search.sampler in ("tpe", "random"):
-            return EpochStockSampler(space, search.sampler, steady=steady, **sizes)
+        stock = self.bench.own.sampler or _STOCK.get(search.sampler)
+        if stock is not None:
+            return EpochStockSampler(space, stock, steady=steady, **sizes)
         limit = None
         if search.sampler == "sep-cma" and search.speedup is not None:
             limit = self.bench.bundle.dense.latency_ms / search.speedup
@@ -189,8 +189,10 @@ class Epochs:
         return self._views[epoch]
 
     def _known(self, policy: Policy) -> dict[str, Any]:
+        own = self.bench.own.term
         complaint = self.budget.complaint(self.bench.anatomy, policy)
         return {
+            **({} if own is None else {"term": round(self.bench.term(policy), 6)}),
             "keep": list(policy.keep),
             "kept_share": round(policy.kept_share(self.bench.anatomy), 6),
             "risk": round(self.bench.risk(policy), 6),
@@ -288,7 +290,7 @@ class Epochs:
             )
         table = self.spec.projector
         policies = [Policy.of(self.bench.anatomy, trial.keep) for trial in front]
-        update = train_projector(
+        update = self.bench.own.train(
             self.bench.loaded,
             self.bench.basis(),
             policies[: table.elites],

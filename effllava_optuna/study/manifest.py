@@ -42,6 +42,7 @@ def manifest_of(bench: Workbench) -> dict[str, Any]:
         "device": name,
         "model": fingerprint(bench.loaded.model),
         "task": bench.task.digest,
+        **bench.own.digests,
     }
 
 

@@ -20,6 +20,9 @@ Text = Annotated[str, Field(min_length=1)]
 _LONGEST = 120  # signs of a value in a message
 ROWS = ("scienceqa", "vizwiz", "mmvet", "llava-bench", "qa")
 TASKS = ("digits", *ROWS)
+SAMPLERS = ("nsga2", "cma", "sep-cma", "stock-nsga2", "tpe", "random")
+_FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"  # module:function
+Function = Annotated[str, Field(pattern=rf"^{_FUNCTION}$")]
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -73,7 +76,7 @@ class TaskTable(_Table):
     of a right answer, or the rule's grade of what a ``generation`` says.
     """
 
-    name: Annotated[str, Field(pattern=rf"^({'|'.join(TASKS)}|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")]
+    name: Annotated[str, Field(pattern=rf"^({'|'.join(TASKS)}|{_FUNCTION})$")]
     seed: Seed | None = None
     proxy: Annotated[int, Field(ge=8, le=4096)] = 64
     validation: Count = 500
@@ -129,11 +132,16 @@ class PruningTable(_Table):
 
 
 class QualityTable(_Table):
-    """``[quality]``: ``accuracy - eta * risk``."""
+    """``[quality]``: ``accuracy - eta * risk``.
+
+    ``term``, as ``module:function``, is called with a policy and the model, and gives what is
+    subtracted besides, in accuracy. It must be the same whenever it is asked.
+    """
 
     accuracy: Literal["expected", "hard"] = "expected"
     eta: Annotated[float, Field(ge=0)] = 0.02
     risk: Literal["paper", "refit"] = "paper"
+    term: Function | None = None
 
 
 class LatencyTable_(_Table):
@@ -162,9 +170,10 @@ class SearchTable(_Table):
     """``[search]``: how many policies are tried, within which budget, and by whom.
 
     ``nsga2`` and ``cma`` search for a front; ``sep-cma`` for the best quality at ``speedup``;
-    ``stock-nsga2``, ``tpe`` and ``random`` are Optuna's own, to compare with. The budget is
-    either ``kept_share`` (of the prunable weights) or ``speedup`` (against the dense model, as
-    the latency table predicts it). More ``failures`` than that share of the trials stop a study; a
+    ``stock-nsga2``, ``tpe`` and ``random`` are Optuna's own, to compare with; ``module:function``
+    is called with ``seed`` and returns any sampler of Optuna's kind. The budget is either
+    ``kept_share`` (of the prunable weights) or ``speedup`` (against the dense model, as the
+    latency table predicts it). More ``failures`` than that share of the trials stop a study; a
     trial fails after ``timeout`` seconds. ``steady`` lets no worker wait for another one within an
     epoch, at the price that several workers do not find the same twice.
 
@@ -175,7 +184,7 @@ class SearchTable(_Table):
     (benchmarks/RESULTS.md). They are for models whose answers take the time, not their batches.
     """
 
-    sampler: Literal["nsga2", "cma", "sep-cma", "stock-nsga2", "tpe", "random"] = "nsga2"
+    sampler: Annotated[str, Field(pattern=rf"^({'|'.join(SAMPLERS)}|{_FUNCTION})$")] = "nsga2"
     epochs: Count = 3
     generations: Count = 4
     population: Annotated[int, Field(ge=4, le=100_000)] = 20
@@ -196,7 +205,14 @@ class SearchTable(_Table):
 
 
 class ProjectorTable(_Table):
-    """``[projector]``: its training between epochs."""
+    """``[projector]``: its training between epochs.
+
+    It is trained for the best ``elites`` of an epoch, for as many of ``steps`` as samples that
+    are held out approve (in turn each of ``parts``, looked at ``every`` so many steps), on the
+    answer loss and ``kl`` times the divergence from the dense model. ``train``, as
+    ``module:function``, does it instead of `effllava_optuna.hooks.train_projector`, is called
+    with the same and returns the same.
+    """
 
     elites: Count = 4
     parts: Annotated[int, Field(ge=2, le=16)] = 4
@@ -204,6 +220,7 @@ class ProjectorTable(_Table):
     every: Count = 4
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     kl: Annotated[float, Field(ge=0)] = 1.0
+    train: Function | None = None
 
 
 class ReportTable(_Table):

