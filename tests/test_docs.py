@@ -3,7 +3,8 @@
 A page is one story: its blocks run in order in one directory, in this process, where torch is
 imported already. What differs from a reader's machine is said here and nowhere else:
 
-- study files are written with the sizes of `SHORT`, and hardly any time for timing; what else
+- study files, those of `init` too, are written with the sizes of `SHORT`, and hardly any time
+  for timing; what else
   they say stays;
 - ``studies/`` has the files of the project, shortened in the same way, ``benchmarks/`` is its own;
 - a page that says ``<!-- begins with small.toml -->`` finds the README's study, finished;
@@ -96,8 +97,8 @@ def blocks_of(page: Path) -> list[Block]:
     return found
 
 
-def commands_of(text: str) -> Iterator[list[str]]:
-    """Give the commands of a shell block, loops unrolled, without what they set."""
+def commands_of(text: str) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """Give the commands of a shell block, loops unrolled: what they set, and their words."""
     text = re.sub(r"\\\n\s*", " ", text)
     loop = re.compile(r"^for (\w+) in ([^;]+); do\n(.*?)\ndone", re.DOTALL | re.MULTILINE)
     text = loop.sub(
@@ -106,10 +107,14 @@ def commands_of(text: str) -> Iterator[list[str]]:
     for line in text.splitlines():
         for command in line.split(" && "):
             words = shlex.split(command, comments=True)
+            told: dict[str, str] = {}
             while words and re.match(r"[A-Z_]+=", words[0]):
-                words = words[1:]
+                name, _, value = words.pop(0).partition("=")
+                told[name] = value
+            if words[:1] == ["eval"]:  # what is evaluated is a command, too
+                words = shlex.split(words[1].removeprefix("$(").removesuffix(")"))
             if words:
-                yield words
+                yield told, words
 
 
 def shortened(text: str) -> str:
@@ -180,12 +185,15 @@ class Story:
         assert not told, "".join(told)
 
     def _sh(self, block: Block) -> None:
-        for words in commands_of(block.text):
-            if words[:3] == STUDY:
-                self._study(words[3:])
-            else:
-                assert words[0] == "python", f"{block}: nobody runs {words}"
-                self._script(words[1:])
+        for told, words in commands_of(block.text):
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in told.items():
+                    patch.setenv(name, value)
+                if words[:3] == STUDY:
+                    self._study(words[3:])
+                else:
+                    assert words[0] == "python", f"{block}: nobody runs {words}"
+                    self._script(words[1:])
 
     def _study(self, words: list[str]) -> None:
         verb = words[0]
@@ -196,6 +204,9 @@ class Story:
             words = [*words, "--steps", "2"]
         done = cli(*words)
         assert done.stdout or done.stderr
+        if verb == "init":
+            file = self.place / words[words.index("--out") + 1]
+            file.write_text(shortened(file.read_text(encoding="utf-8")), encoding="utf-8")
 
     def _script(self, words: list[str]) -> None:
         script = self.place / words[0]
@@ -246,7 +257,7 @@ def checked(block: Block) -> None:
                     assert hasattr(module, name.name), f"{block}: {name.name}"
         return
     assert block.language == "sh", f"{block}: is not run, and nothing is known of it"
-    for words in commands_of(block.text):
+    for _, words in commands_of(block.text):
         if words[:3] == STUDY:
             parsed(block, words[3:])
         elif words[0] == "python" and words[1].endswith(".py"):
@@ -330,8 +341,6 @@ def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
     assert len(text.splitlines()) < 200
     for target in re.findall(r"\]\((?!http)([^)#]+)", text):
         place = ROOT / target
-        if place.suffix == ".png" and not place.parent.is_dir():
-            continue  # pictures are made by a browser, and come all together
         assert place.is_file(), target
 
 
