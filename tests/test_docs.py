@@ -49,7 +49,7 @@ PAGES = (README, *sorted((ROOT / "docs").rglob("*.md")))
 NOT_RUN = 14
 SHORT: dict[str, dict[str, Any]] = {
     "task": {"proxy": 16, "validation": 8, "test": 8},
-    "pruning": {"shares": [0.05, 0.2, 0.5, 1.0]},
+    "pruning": {"shares": [0.05, 0.2, 0.5, 1.0], "multiple_of": 8},
     "latency": {"seconds": 0, "checks": 4, "repeats": 2, "batch": 8},
     "search": {"epochs": 2, "generations": 2, "population": 6},
     "projector": {"steps": 2, "every": 1},
