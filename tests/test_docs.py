@@ -4,13 +4,13 @@ A page is one story: its blocks run in order in one directory, in this process, 
 imported already. What differs from a reader's machine is said here and nowhere else:
 
 - study files, those of `init` too, are written with the sizes of `SHORT`, and hardly any time
-  for timing; what else
-  they say stays;
+  for timing; what else they say stays;
 - ``studies/`` has the files of the project, shortened in the same way, ``benchmarks/`` is its own;
 - a page that says ``<!-- begins with small.toml -->`` finds the README's study, finished;
 - ``llava-hf/llava-1.5-7b-hf`` and ``derek-thomas/ScienceQA`` are no LLaVA and no ScienceQA, but
   directories of that name with the embedded drawn-vlm and with rows that are drawn from digits;
-- `dashboard` is asked for its page on a free port, and stopped; `recover` takes two steps.
+- `dashboard` is asked for its page on a free port, and stopped; `recover` takes two steps;
+  `evaluate --split full` asks 16 samples.
 
 A block after ``<!-- not run: why -->`` is not run. What can be told without running it is: that
 its command lines parse, and that scripts, options and imports are there.
@@ -50,7 +50,7 @@ PAGES = (README, *sorted((ROOT / "docs").rglob("*.md")))
 NOT_RUN = 14
 SHORT: dict[str, dict[str, Any]] = {
     "task": {"proxy": 16, "validation": 8, "test": 8},
-    "pruning": {"shares": [0.05, 0.2, 0.5, 1.0]},
+    "pruning": {"shares": [0.05, 0.2, 0.5, 1.0], "multiple_of": 8},
     "latency": {"seconds": 0, "checks": 4, "repeats": 2, "batch": 8},
     "search": {"epochs": 2, "generations": 2, "population": 6},
     "projector": {"steps": 2, "every": 1},
@@ -202,6 +202,8 @@ class Story:
             return
         if verb == "recover":
             words = [*words, "--steps", "2"]
+        if verb == "evaluate" and "full" in words:
+            words = [*words, "--limit", "16"]
         done = cli(*words)
         assert done.stdout or done.stderr
         if verb == "init":
