@@ -333,6 +333,17 @@ def test_all_that_a_page_shows_runs(page: Path, place: Path, request: Any) -> No
             raise
 
 
+def test_the_tutorial_goes_from_a_model_to_a_smaller_one() -> None:
+    """It is a newcomer's whole path, and runs as a page above."""
+    blocks = blocks_of(ROOT / "docs" / "tutorial.md")
+    shell = [block.text for block in blocks if block.language == "sh" and block.not_run is None]
+    verbs = [words[3] for text in shell for _, words in commands_of(text)]
+    path = ("init", "check", "run", "dashboard", "report", "pick", "export")
+    assert [verb for verb in dict.fromkeys(verbs) if verb in path] == list(path)
+    (loads,) = [block.text for block in blocks if block.language == "pycon"]
+    assert 'load_pruned("digits.pruned")' in loads
+
+
 def test_few_blocks_are_not_run_and_each_says_why() -> None:
     idle = [block for page in PAGES for block in blocks_of(page) if block.not_run]
     assert len(idle) == NOT_RUN, "\n".join(f"{block}: {block.not_run}" for block in idle)
