@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ from effllava_optuna.study.evolution import Epochs, silent
 from effllava_optuna.study.records import trials_of
 from effllava_optuna.study.tables import keep_table, known_table
 from effllava_optuna.study.workbench import Workbench
-from effllava_optuna.surgery import arranged, rank_units
+from effllava_optuna.surgery import arranged, load, rank_units
 from effllava_optuna.tasks import Digits, Split
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from effllava_optuna.objectives import Asked
     from effllava_optuna.study.bundle import Bundle
     from effllava_optuna.study.spec import StudySpec
-    from effllava_optuna.surgery import Basis
+    from effllava_optuna.surgery import Basis, Loaded
     from effllava_optuna.tasks import Sample, Scores
 
 SPEC = HERE.parent / "studies" / "quickstart.toml"
@@ -167,6 +168,12 @@ class KindDigits(Digits):
         return tuple(replace(sample, subsets=(self.only,)) for sample in mine[:size])
 
 
+@cache
+def once_loaded(path: str) -> Loaded:
+    """Load a model; a workbench puts it back as it was."""
+    return load(path, device="cpu")
+
+
 class Bench(Workbench):
     """A workbench that counts, and can score without cross-fitting.
 
@@ -177,7 +184,8 @@ class Bench(Workbench):
 
     def __init__(self, spec: StudySpec, case: Case) -> None:
         sizes = (spec.task.proxy, spec.task.validation, spec.task.test)
-        super().__init__(spec, task=KindDigits(spec.task_seed, *sizes, only=case.only))
+        loaded = once_loaded(spec.model.path)
+        super().__init__(spec, loaded, KindDigits(spec.task_seed, *sizes, only=case.only))
         self.case = case
         self.evaluations = 0
         self._many: dict[Split, tuple[Asked, ...]] = {}

@@ -91,8 +91,8 @@ def afterwards(lab: Lab, model: str, seed: int) -> dict[str, Any]:
         policy = Policy.of(bench.anatomy, two["keep"])
         own = trained([policy])
         two_trained = examined(bench, policy, bench.basis(own.projectors))
-        with reordered(epochs, update) as other:
-            again = look(other, other.basis(update.projectors))
+    with reordered(epochs, update) as other:
+        again = look(other, other.basis(update.projectors))
     return {
         "model": model,
         "seed": seed,

@@ -28,6 +28,7 @@ from _evidence import (
     by_pair,
     markdown,
     mean,
+    once_loaded,
     publish,
     study_name,
 )
@@ -46,7 +47,6 @@ from _pool import (
     standard,
 )
 
-from effllava_optuna import load
 from effllava_optuna.objectives import answers, ask, folds_of, risk, risk_table, units_of
 from effllava_optuna.policy import Policy
 from effllava_optuna.study.calibrating import probe
@@ -74,7 +74,7 @@ def fitted(lab: Lab, draw: int) -> dict[str, Any]:
     test = task.samples(Split.TEST)
     with lab.opened("first", 0, AROUND) as epochs:
         anatomy, widths = epochs.bench.anatomy, epochs.bench.bundle.widths
-    loaded = load(form.models["first"], device="cpu")
+    loaded = once_loaded(form.models["first"])
     torch.set_num_threads(1)
     rng = np.random.default_rng([draw, 5])
     # The better half of the pool in the order in which it was drawn: neighbours of good ones.
@@ -275,8 +275,8 @@ the other half is the test. Figures: Spearman's correlation of risk with proxy m
 among the tenth that is best on the proxy, and among all; test accuracy of the pick by mean
 probability minus eta times risk (risk in standard deviations of the pool), minus that without.
 Means with 95 % intervals over draws; draws share the fours, so that other images may differ by
-more. For policies that were not selected (all) nothing is to be expected but 0, unless risk goes
-with accuracy.
+more. For policies that were not selected (all) nothing is to be expected but 0. The margin is no
+exception: it is counted on the proxy itself, whose barely right answers are luck in part.
 
 {pool_table(by_size)}
 

@@ -24,6 +24,7 @@ from _evidence import (
     by_pair,
     markdown,
     mean,
+    once_loaded,
     publish,
     study_name,
 )
@@ -61,8 +62,7 @@ def workloads(lab: Lab, seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {"seed": seed, "model": "first", "volumes": {}}
     for there, case in WORKLOADS.items():
         bundle = lab.bundle(lab.spec("first", seed, case), case)
-        with lab.opened("first", seed, case) as epochs:
-            anatomy = epochs.bench.anatomy
+        anatomy = once_loaded(lab.form.models["first"]).anatomy
         guessed, slowest = bundle.reference
         for here, front in fronts.items():
             points = [
@@ -147,6 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [study_name("first", s, case) for s in range(form.seeds) for case in cases]
     announce(lab.missing(names), form.pick(25, 15, 3))
     rows, places = gather(lab)
+    if ALL not in rows or not places:
+        raise SystemExit("Nothing is there to report.")
     origins = [row["provenance"] for mine in (*rows.values(), places) for row in mine]
     publish(form, TITLE, section(rows, places), origins)
 
