@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ It knows nothing else, and says nothing about larger models.
 - Data: scikit-learn's `load_digits` (UCI Optical Recognition of Handwritten Digits, Alpaydin
   and Kaynak 1998, CC BY 4.0). {train} scans train it; the other {held_out} were never shown to it.
 - Licence: MIT, as the package.
-- Command: `python benchmarks/train_digits_vlm.py --seed {seed}`
+- Command: `python benchmarks/train_digits_vlm.py --seed {seed}{shorter}`
 - Accuracy: **{accuracy:.4f}** on {questions:,} questions over held-out scans (95 % interval
   {low:.4f} to {high:.4f}, bootstrap over {units} groups of four scans; split `test` of
   `Digits(seed=0)`).
@@ -193,20 +193,24 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("effllava_optuna/embedded/digits-vlm"))
     parser.add_argument("--after", type=Path, help="Go on after stage 1, from its checkpoint.")
+    parser.add_argument("--share", type=float, default=1.0, help="Of all steps: a shorter course.")
     arguments = parser.parse_args()
     set_seed(arguments.seed)
     processor = build_processor()
+    first, second = (
+        replace(stage, steps=round(arguments.share * stage.steps)) for stage in STAGES
+    )
     if arguments.after is None:
         model = build_model(processor)
-        train(model, processor, STAGES[0], (arguments.seed,))
+        train(model, processor, first, (arguments.seed,))
         model.save_pretrained(arguments.out.with_suffix(".stage1"))
     else:
         model = LlavaForConditionalGeneration.from_pretrained(arguments.after)
-    train(model, processor, STAGES[1], (arguments.seed, 1))
-    publish(model, processor, arguments.out, arguments.seed)
+    train(model, processor, second, (arguments.seed, 1))
+    publish(model, processor, arguments.out, arguments.seed, arguments.share)
 
 
-def publish(model: Any, processor: LlavaProcessor, out: Path, seed: int) -> None:
+def publish(model: Any, processor: LlavaProcessor, out: Path, seed: int, share: float) -> None:
     """Measure the model on the test split, and write the checkpoint with its card."""
     task = Digits(seed=0)
     batches = encode(processor, task.samples(Split.TEST), batch_size=250)
@@ -222,6 +226,7 @@ def publish(model: Any, processor: LlavaProcessor, out: Path, seed: int) -> None
         train=len(train_scans.labels),
         held_out=len(held_out.labels),
         seed=seed,
+        shorter="" if share == 1 else f" --share {share:g}",
         accuracy=scores.hit.mean(),
         questions=len(scores.hit),
         low=low,

@@ -1,0 +1,206 @@
+"""Does training the projector inside the loop help? ``python benchmarks/projector.py``.
+
+The same study without updates, with one update after the search, and with an update each epoch;
+the best two-number policy with and without the same training; and the front of the first, its
+units re-ordered and re-fitted around the new projector. The package keeps the order of units for
+a whole study, so that the last is no search but a look at what a new order does to its front.
+
+``--tiny`` does this in seconds and writes nothing; ``--small`` in a minute or two.
+"""
+
+from __future__ import annotations
+
+import functools
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from _evidence import (
+    DEFAULT,
+    FIXED,
+    Bench,
+    Lab,
+    ahead,
+    announce,
+    begin,
+    bench_of,
+    best,
+    by_pair,
+    examined,
+    markdown,
+    mean,
+    pairs_of,
+    publish,
+    study_name,
+    volume,
+)
+from evolution import Rivals
+
+from effllava_optuna.baselines import two_numbers
+from effllava_optuna.hooks import Training, train_projector
+from effllava_optuna.objectives import folds_of
+from effllava_optuna.policy import Policy
+from effllava_optuna.study.calibrating import probe
+from effllava_optuna.surgery import WHOLE, Basis, Recipe, compensate, projecting
+from effllava_optuna.tasks import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from effllava_optuna.hooks import Update
+    from effllava_optuna.study.evolution import Epochs
+
+TITLE = "Training the projector inside the loop"
+WAYS = {
+    "none": "no update",
+    "after": "one update after the search",
+    "again": "the same, units re-ordered and re-fitted",
+    "each": "update each epoch, order kept (the default)",
+    "two": "two numbers, no update",
+    "two trained": "two numbers, the same training",
+}
+
+
+def afterwards(lab: Lab, model: str, seed: int) -> dict[str, Any]:
+    """Train the projector for the front of a search without updates, and for two numbers."""
+    searched = lab.study(model, seed, FIXED)
+    table = lab.spec(model, seed, DEFAULT).projector
+    training = Training(table.steps, table.every, table.learning_rate, table.kl)
+    with lab.opened(model, seed, FIXED) as epochs:
+        bench = bench_of(epochs)
+        front = [Policy.of(bench.anatomy, entry["keep"]) for entry in searched["front"]]
+
+        def trained(policies: Sequence[Policy]) -> Update:
+            return train_projector(
+                bench.loaded, bench.basis(), policies, epochs.lessons(), training
+            )
+
+        def look(bench: Bench, basis: Basis) -> dict[str, Any]:
+            found = [
+                examined(bench, policy, basis) | {"quality": entry["quality"]}
+                for policy, entry in zip(front, searched["front"], strict=True)
+            ]
+            return {"chosen": best(found), "volume": volume(found, bench.bundle.reference)}
+
+        update = trained(front[: table.elites])
+        after = look(bench, bench.basis(update.projectors))
+        rivals = Rivals(epochs)
+        grid = rivals.within(two_numbers(bench.anatomy, rivals.widths))
+        two = rivals.chosen(rivals.qualities(grid))
+        policy = Policy.of(bench.anatomy, two["keep"])
+        own = trained([policy])
+        two_trained = examined(bench, policy, bench.basis(own.projectors))
+    with reordered(epochs, update) as other:
+        again = look(other, other.basis(update.projectors))
+    return {
+        "model": model,
+        "seed": seed,
+        "after": after,
+        "again": again,
+        "two": {"chosen": two},
+        "two trained": {"chosen": two_trained},
+        "grid": len(grid),
+        "steps": [update.steps, own.steps],
+        "projector_s": [update.seconds, own.seconds],
+    }
+
+
+@contextmanager
+def reordered(epochs: Epochs, update: Update) -> Iterator[Bench]:
+    """Rank and fit all units anew, on the same proxy, around a trained projector."""
+    bundle, spec = epochs.bench.bundle, epochs.spec
+    with Bench(spec, FIXED) as bench:
+        folds = [
+            [probe(batch) for batch in encode(bench.loaded.processor, samples)]
+            for samples in folds_of(bench.proxy, spec.pruning.folds)
+        ]
+        with projecting(bench.loaded, update.projectors[WHOLE]):
+            found = compensate(bench.loaded, folds, bundle.widths, Recipe(seed=spec.study.seed))
+        bench.adopt(replace(bundle, order=found.order, refits=found.refits), "re-ordered")
+        yield bench
+
+
+def gather(lab: Lab) -> dict[str, list[dict[str, Any]]]:
+    """Run, or read, all that is compared; give rows by way."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for model, seed in pairs_of(lab.form):
+        none, each = lab.study(model, seed, FIXED), lab.study(model, seed, DEFAULT)
+        name = f"projector-{model}-{seed}"
+        found = lab.unit(name, functools.partial(afterwards, lab, model, seed))
+        if not (none and each and found):
+            continue
+        rows.setdefault("none", []).append(none)
+        rows.setdefault("each", []).append(each)
+        seconds = found["projector_s"]
+        search = {"evaluations": none["evaluations"], "search_cpu_s": none["search_cpu_s"]}
+        grid = {"evaluations": found["grid"], "search_cpu_s": 0.0}
+        for way, spent, more in (
+            ("after", search, seconds[0]), ("again", search, seconds[0]), ("two", grid, 0.0),
+            ("two trained", grid, seconds[1]),
+        ):  # fmt: skip
+            row = found | found[way] | spent
+            row["search_cpu_s"] += more
+            rows.setdefault(way, []).append(row)
+    return rows
+
+
+def section(rows: Mapping[str, Sequence[Mapping[str, Any]]], models: Mapping[str, str]) -> str:
+    """Write the table."""
+    tests = {way: by_pair(mine, "chosen", "test") for way, mine in rows.items()}
+    volumes = {way: by_pair(mine, "volume") for way, mine in rows.items() if "two" not in way}
+    lines = []
+    for way, name in WAYS.items():
+        mine, rival = rows[way], "two" if way.startswith("two") else "none"
+        each = [
+            mean([value for (at, _), value in tests[way].items() if at == model]).told()
+            for model in models
+        ]
+        known = volumes.get(way)
+        lines.append(
+            [
+                name,
+                *each,
+                ahead(tests[way], tests[rival]).told("+") if way != rival else "-",
+                ahead(known, volumes["none"]).told("+") if known and way != "none" else "-",
+                f"{mean(list(known.values())).value:.3f}" if known else "-",
+                f"{np.mean([row['chosen']['latency_ms'] for row in mine]):.1f}",
+                f"{np.mean([row['evaluations'] for row in mine]):.0f}",
+                f"{np.mean([row['search_cpu_s'] for row in mine]):.0f}",
+            ]
+        )
+    head = [
+        "update", *(f"test, {path}" for path in models.values()), "minus no update",
+        "hypervolume minus that of no update", "hypervolume", "latency by the table, ms",
+        "evaluations", "CPU s of search and training",
+    ]  # fmt: skip
+    steps = [step for row in rows["each"] for step in row["projector_steps"]]
+    zero = sum(step == 0 for step in steps)
+    return f"""Generated by `python benchmarks/projector.py`; do not edit. Figures:
+`results/evidence`.
+
+Test accuracy of the choice on 1,000 questions; hypervolume of the finalists by test accuracy and
+latency, as a share of the whole; means over draws with 95 % intervals (Student's t), differences
+paired over {len(tests["none"])} pairs of model and draw. In {zero} of {len(steps)} updates the
+held-out parts of the proxy chose to take no step at all; {np.mean(steps):.1f} steps on average.
+Re-ordered: the front of the search without updates, its units ranked and re-fitted around the
+projector that was trained for it; the package keeps one order for a whole study, so that there is
+no search with a new order each epoch.
+
+{markdown(head, lines)}"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing, and write the table."""
+    form, _ = begin(__doc__, arguments, two=True)
+    lab, pairs = Lab(form), pairs_of(form)
+    names = [study_name(m, s, case) for m, s in pairs for case in (FIXED, DEFAULT)]
+    names += [f"projector-{m}-{s}" for m, s in pairs]
+    announce(lab.missing(names), form.pick(35, 25, 3))
+    rows = gather(lab)
+    origins = [row["provenance"] for mine in rows.values() for row in mine]
+    publish(form, TITLE, section(rows, form.models), origins)
+
+
+if __name__ == "__main__":
+    main()
