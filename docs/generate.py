@@ -105,6 +105,12 @@ def results() -> Iterator[str]:
     yield re.sub(r"\[([^\]]+)\]\((?!http|#)[^)]+\)", r"\1", text)
 
 
+def learned() -> Iterator[str]:
+    """Give benchmarks/LEARNED.md, whose sections are those of the page of results."""
+    text = (ROOT / "benchmarks" / "LEARNED.md").read_text(encoding="utf-8")
+    yield text.replace("(RESULTS.md", "(results.md")
+
+
 def _resolved(field: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
     where = field.get("$ref") or (field.get("allOf") or [{}])[0].get("$ref")
     return dict(field) if where is None else dict(schema["$defs"][where.rpartition("/")[2]])
@@ -163,4 +169,5 @@ MAKERS: dict[str, Callable[[], Iterator[str]]] = {
     "study file": study_file,
     "python": python,
     "results": results,
+    "learned": learned,
 }
