@@ -169,9 +169,9 @@ def test_an_export_is_raced_in_plain_transformers(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("name", "first"),
     [
-        ("memory", ["none", "least-squares"]),
-        ("storage", ["SQLite"]),
-        ("workers", ["sqlite"]),
+        pytest.param("memory", ["none", "least-squares"], marks=pytest.mark.slow),
+        pytest.param("storage", ["SQLite"], marks=pytest.mark.slow),
+        pytest.param("workers", ["sqlite"], marks=pytest.mark.slow),
         ("peers", ["effllava_optuna", "Torch-Pruning", "dense"]),
         ("latency_model", ["digits-vlm, prefill of 4", "digits-vlm, 2 with 16 new tokens"]),
     ],
@@ -185,6 +185,7 @@ def test_a_small_form_runs(name: str, first: list[str]) -> None:
         assert "was still running after 5 s" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchanged")
 def test_a_small_form_of_a_large_study_is_served() -> None:
     words = [sys.executable, "-W", "ignore", str(RESULTS.parent / "dashboard.py"), "--tiny"]
@@ -264,6 +265,7 @@ SEARCHED = ["dense", "NSGA-II, ours", "CMA-ES, ours", "two numbers", "one number
         ("transfer", ["all kinds", "one digit", "prefill of 64"]),
     ],
 )
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchanged")
 def test_evidence_is_gathered_in_small_and_goes_on_where_it_stopped(
     name: str, first: list[str], units: Path, capsys: pytest.CaptureFixture[str]

@@ -3,8 +3,8 @@
 A page is one story: its blocks run in order in one directory, in this process, where torch is
 imported already. What differs from a reader's machine is said here and nowhere else:
 
-- study files, those of `init` too, are written with the sizes of `SHORT`, and hardly any time
-  for timing; what else they say stays;
+- study files, those of `init` too, are written with the sizes of `SHORT`, in float32 and with
+  hardly any time for timing; what else they say stays;
 - ``studies/`` has the files of the project, shortened in the same way, ``benchmarks/`` is its own;
 - a page that says ``<!-- begins with small.toml -->`` finds the README's study, finished;
 - ``llava-hf/llava-1.5-7b-hf`` and ``derek-thomas/ScienceQA`` are no LLaVA and no ScienceQA, but
@@ -122,6 +122,8 @@ def shortened(text: str) -> str:
     document = tomllib.loads(text)
     for table, sizes in SHORT.items():
         document.setdefault(table, {}).update(sizes)
+    if document.get("model", {}).get("dtype"):
+        document["model"]["dtype"] = "float32"
     folds = document.get("pruning", {}).get("folds", 2)
     document["projector"]["parts"] = folds
     if document["search"].get("rungs"):

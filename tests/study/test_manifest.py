@@ -15,7 +15,8 @@ from effllava_optuna.surgery import Loaded, fingerprint
 
 @pytest.fixture
 def bench(tiny: Loaded) -> Any:
-    return SimpleNamespace(loaded=tiny, task=SimpleNamespace(digest="of the samples"))
+    task, own = SimpleNamespace(digest="of the samples"), SimpleNamespace(digests={})
+    return SimpleNamespace(loaded=tiny, task=task, own=own)
 
 
 def test_the_same_environment_goes_on(bench: Any) -> None:
