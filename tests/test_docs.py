@@ -254,10 +254,11 @@ def checked(block: Block) -> None:
     """Check of a block what can be told without running it."""
     if block.language == "python":
         for node in ast.walk(ast.parse(block.text)):
-            ours = isinstance(node, ast.ImportFrom) and str(node.module).startswith("effllava_")
-            if ours and "lmms" not in node.module:  # type: ignore[attr-defined]
-                module = importlib.import_module(node.module)  # type: ignore[attr-defined]
-                for name in node.names:  # type: ignore[attr-defined]
+            if not isinstance(node, ast.ImportFrom) or node.module is None:
+                continue
+            if node.module.startswith("effllava_") and "lmms" not in node.module:
+                module = importlib.import_module(node.module)
+                for name in node.names:
                     assert hasattr(module, name.name), f"{block}: {name.name}"
         return
     assert block.language == "sh", f"{block}: is not run, and nothing is known of it"
