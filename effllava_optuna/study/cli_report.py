@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from optuna import Study
     from rich.console import RenderableType
 
+    from effllava_optuna.report import StudyFacts
+
 
 @click.command()
 @targeted
@@ -75,15 +77,18 @@ def report(targets: Sequence[Target], *, compare: bool, out: Path | None, form: 
     if len(targets) > 1:
         raise SpecError(f"{len(targets)} studies are given.", hint="Add --compare, or give one.")
     (target,) = targets
-    study = target.study()
-    found = document_of(study)
+    from effllava_optuna.report import document
+    from effllava_optuna.study.facts import facts_of
+
+    facts = facts_of(target.study())
+    found = document(facts)
     if form == "table":
         console().print(*tables_of(found))
         out = out or _beside(target, ".html")
     else:
         click.echo(written_as(form, found))
     if out is not None:
-        _write(out, _page(study, found, target), told=form == "table")
+        _write(out, _page(facts, found, target), told=form == "table")
 
 
 @click.command()
@@ -163,12 +168,11 @@ def _compare(targets: Sequence[Target], out: Path | None, form: Format) -> None:
         _write(out, comparison_page(found, documents), told=form == "table")
 
 
-def _page(study: Study, found: Mapping[str, Any], target: Target) -> str:
+def _page(facts: StudyFacts, found: Mapping[str, Any], target: Target) -> str:
     from effllava_optuna.report.figures import figures
     from effllava_optuna.report.page import page
-    from effllava_optuna.study.facts import facts_of
 
-    return page(found, figures(facts_of(study), found), target.again)
+    return page(found, figures(facts, found), target.again)
 
 
 def _beside(target: Target, ending: str) -> Path:

@@ -35,7 +35,7 @@ def function_of(key: str, name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found: Any = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # the user's module may raise anything
         told = f"{error}" if isinstance(error, ImportError | AttributeError) else f"{error!r}"
         raise SpecError(
@@ -46,7 +46,8 @@ def function_of(key: str, name: str) -> Callable[..., Any]:
         sys.path.pop(0)
     if not callable(found):
         raise SpecError(f"{key} = {name!r} is {found!r}.", hint="Name a function.")
-    return found  # type: ignore[no-any-return]
+    function: Callable[..., Any] = found
+    return function
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,7 +188,9 @@ def test_the_note_is_read_as_words_a_table_and_a_command(visit: Visit, album: Pa
     page.goto(f"{visit.home}/note")
     page.get_by_text("mix epochs").first.wait_for()
     page.get_by_role("cell", name=re.compile(r"trial \d+, chosen")).wait_for()
-    page.get_by_text("effllava_optuna.study").first.wait_for()
+    command = page.get_by_text("effllava_optuna.study").first
+    command.wait_for()
+    assert " export " in page.inner_text("body")
     visit.keep("note", album)
 
 
@@ -213,7 +215,9 @@ def test_the_control_study_opens(visit: Visit, album: Path) -> None:
     page.wait_for_load_state("networkidle")
     visit.keep("control", album)
     page.goto(f"{page.url.split('?')[0].rstrip('/')}/note")
-    page.get_by_text("One trial is one attempt").first.wait_for()
+    told = page.get_by_text("One trial is one attempt").first
+    told.wait_for()
+    assert told.is_visible()
 
 
 def test_the_picture_in_the_readme_can_be_made_anew(

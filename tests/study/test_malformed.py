@@ -302,4 +302,4 @@ def test_a_malformed_command_line(line: str, tmp_path: Path) -> None:
         other.execute("create table mine (x integer)")
     other.close()
     words = [word.strip("'") for word in line.split(" ")] if line else []
-    refused(*words, where=tmp_path)
+    assert refused(*words, where=tmp_path).returncode == 2
