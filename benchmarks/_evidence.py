@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from collections import OrderedDict
 from contextlib import contextmanager
@@ -26,7 +24,15 @@ import optuna
 from _results import HERE, RESULTS, provenance, put_section, told
 from optuna.storages import InMemoryStorage
 
-from effllava_optuna.objectives import ask, measure_table, origin_of, samples_of
+from effllava_optuna.objectives import (
+    Stopwatch,
+    Workload,
+    ask,
+    measure_table,
+    origin_of,
+    samples_of,
+    whole_ms,
+)
 from effllava_optuna.policy import Policy, finalists, front_of, hypervolume
 from effllava_optuna.study import loop, read_spec, storage
 from effllava_optuna.study.artifacts import Folder, Vault
@@ -36,7 +42,7 @@ from effllava_optuna.study.evolution import Epochs, silent
 from effllava_optuna.study.records import trials_of
 from effllava_optuna.study.tables import keep_table, known_table
 from effllava_optuna.study.workbench import Workbench
-from effllava_optuna.surgery import arranged, load, rank_units
+from effllava_optuna.surgery import arranged, load, rank_units, running
 from effllava_optuna.tasks import Digits, Split
 
 if TYPE_CHECKING:
@@ -51,8 +57,9 @@ if TYPE_CHECKING:
     from effllava_optuna.tasks import Sample, Scores
 
 SPEC = HERE.parent / "studies" / "quickstart.toml"
+SEEDS = 10
 EMBEDDED = "digits-vlm"
-SECOND = "drawn-vlm"  # began with the weights of the first, and was trained on
+SECOND = str(HERE / "digits-vlm-1")  # `train_digits_vlm.py --seed 1`: other weights, other draws
 CAVEAT = (
     "Small models that answer four kinds of question about digits support no claim about "
     "LLaVA-7B, nor about any other large model."
@@ -88,7 +95,7 @@ class Form:
     Attributes:
         name: ``full``, ``small`` or ``tiny``.
         changes: To the quickstart study.
-        seeds: How many draws and searches.
+        seeds: How many draws and searches of each model.
         models: Paths by name.
         folder: Where the units of work lie.
         published: Whether the section goes to ``RESULTS.md``.
@@ -119,6 +126,7 @@ class Case:
         damping: The only one that refits may take; None: folds choose.
         only: The kind of question that it is calibrated, searched and chosen on; empty: all.
         after: Measures more at the end, under a name.
+        epochs: How an epoch follows another one.
     """
 
     label: str
@@ -127,6 +135,7 @@ class Case:
     damping: float | None = None
     only: str = ""
     after: Callable[[Epochs], Mapping[str, Any]] | None = None
+    epochs: type[Epochs] = Epochs
 
 
 DEFAULT = Case("default")
@@ -269,7 +278,10 @@ class Lab:
             f"model.path={path}",
         )
         table = (f"latency.table={json.dumps(str(place.resolve()))}",)
-        return read_spec(SPEC, (*_SHORT, *self.form.changes, *named, *table, *case.changes))
+        sizes = _SIZES[self.form.name]
+        return read_spec(
+            SPEC, (*_SHORT, *self.form.changes, *named, *table, *case.changes, *sizes)
+        )
 
     def bundle(self, spec: StudySpec, case: Case) -> Bundle:
         """Calibrate, once for all studies with the same draw and the same pruning."""
@@ -326,7 +338,7 @@ class Lab:
         bundle = self.bundle(spec, case)
         study = storage.create_study(InMemoryStorage(), spec)
         with TemporaryDirectory() as place, Bench(spec, case) as bench:
-            epochs = Epochs(study, bench, Vault(Folder(place)))
+            epochs = case.epochs(study, bench, Vault(Folder(place)))
             epochs.ledger.publish(0, lambda: epochs.publication(bundle))
             epochs.open()
             study.sampler = epochs.sampler
@@ -354,6 +366,42 @@ class Lab:
                 }
 
         return self.unit(study_name(model, seed, case), make)
+
+    def timed(
+        self, name: str, model: str, seed: int, keeps: Mapping[str, Sequence[int]]
+    ) -> dict[str, Any]:
+        """Run networks whole, in turn with the dense one; give what share of its time each takes.
+
+        Args:
+            name: Of the unit of work.
+            model: Of the networks.
+            seed: Of the study that they come from.
+            keeps: Units kept at each site, by what found them.
+        """
+        work = Workload(64, 1, 1, self.form.pick(9, 3, 1), 0.01, 0.0)
+
+        def make() -> dict[str, Any]:
+            with self.opened(model, seed, FIXED) as epochs:
+                bench, basis = bench_of(epochs), epochs.basis_of(0)
+                stopwatch = Stopwatch(bench.loaded, bench.proxy, work)
+
+                def runner(policy: Policy) -> Callable[[], dict[str, float]]:
+                    def run() -> dict[str, float]:
+                        with running(bench.loaded, basis, policy) as network:
+                            return stopwatch.decoder(network)
+
+                    return run
+
+                policies = {"dense": Policy.dense(bench.anatomy)} | {
+                    name: Policy.of(bench.anatomy, keep) for name, keep in keeps.items()
+                }
+                runs = {name: runner(policy) for name, policy in policies.items()}
+                timings, table = stopwatch.race(runs, "dense"), bench.bundle.latency
+            whole = {n: whole_ms(table, timings["dense"], mine) for n, mine in timings.items()}
+            shares = {name: ms / whole["dense"] for name, ms in whole.items()}
+            return {"model": model, "seed": seed, "keeps": dict(keeps), "shares": shares}
+
+        return self.unit(name, make)
 
 
 def study_name(model: str, seed: int, case: Case = DEFAULT) -> str:
@@ -479,6 +527,11 @@ def ahead(mine: Mapping[Any, float], other: Mapping[Any, float]) -> Mean:
     return mean([mine[key] - other[key] for key in mine if key in other])
 
 
+def label(path: str) -> str:
+    """Name a model in a table."""
+    return Path(path).name
+
+
 def pairs_of(form: Form) -> list[tuple[str, int]]:
     """Give models and seeds, all models of one seed first."""
     return [(model, seed) for seed in range(form.seeds) for model in form.models]
@@ -495,23 +548,15 @@ def by_pair(rows: Sequence[Mapping[str, Any]], *path: str) -> dict[Any, float]:
     return found
 
 
+def shares_of(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Give what networks take of the dense model's time, of rows whose networks were run."""
+    return [row["share"] for row in rows if row["share"] is not None]
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Write a table."""
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
-def second_model(place: str) -> str:
-    """Give the second model; train it if it is neither embedded nor there, which takes long."""
-    if place == SECOND:
-        return place
-    where = Path(place).resolve()
-    if not (where / "config.json").is_file():
-        print(f"{where}: no model there; training one.", flush=True)
-        words = [str(HERE / "train_digits_vlm.py"), "--seed", "1", "--out", str(where)]
-        where.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run([sys.executable, *words], check=True)
-    return str(where)
 
 
 def begin(
@@ -531,20 +576,16 @@ def begin(
     parser.add_argument(
         "--report", action="store_true", help="run nothing; write the table of what is there"
     )
-    parser.add_argument("--seeds", type=int, help="draws and searches; 5")
+    parser.add_argument("--seeds", type=int, help=f"draws and searches; {SEEDS}")
     parser.add_argument("--out", type=Path, help="where units of work lie")
-    if two:
-        parser.add_argument(
-            "--model", default=SECOND, help="the second model; a directory is filled"
-        )
     told = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     models = {"first": EMBEDDED}
     name = "tiny" if told.tiny else "small" if told.small else "full"
     if two and name == "full":
-        models["second"] = second_model(told.model)
+        models["second"] = SECOND
     changes = {"tiny": _TINY, "small": _SMALL, "full": ()}[name]
-    seeds = told.seeds or {"tiny": 1, "small": 2, "full": 5}[name]
+    seeds = told.seeds or {"tiny": 1, "small": 2, "full": SEEDS}[name]
     if told.out is None and name != "full":
         told.out = Path(_scratch(name))
     folder = told.out or RESULTS / "evidence"

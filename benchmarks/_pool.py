@@ -38,6 +38,7 @@ ETAS = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # accuracy per nat, or per devi
 NOISE = 0.2  # of a weight, as a share of the deviation of its matrix
 STATIC = ("weight norm (paper)", "refit norm", "sum of norms", "sharpness")
 DRAWN = ("margin", "bootstrap variance", "chance (a random number)")
+ETA = 0.02  # the default
 PART = 32  # policies of the pool that are asked before they are written down
 # The search whose policies the pool is made around: on samples of other images.
 AROUND = Case("pool", ("projector.steps=0", "quality.eta=0.0"))
@@ -395,12 +396,16 @@ def resample(pool: Pool, samples: int, draws: int) -> dict[str, Any]:
         rows["best on test"].append(test.max())
         top = np.argsort(-on_proxy, kind="stable")[: max(4, len(gap) // 10)]
         forms = {**pool.static, **drawn_risks(hit, log, rng)}
+        paper = pool.static[STATIC[0]]
+        default = test[(score - ETA * paper).argmax()]
+        rows["instead none"].append(test[pick] - default)
         for name, values in forms.items():
             rows[f"top {name}"].append(spearman(values[top], gap[top]))
             rows[f"all {name}"].append(spearman(values, gap))
             scaled = standard(values)
             rows[f"eta {name}"].append([test[(score - eta * scaled).argmax()] for eta in ETAS])
-        paper = pool.static[STATIC[0]]
+            alike = score - ETA * paper.std() * scaled  # spread as the default's term is
+            rows[f"instead {name}"].append(test[alike.argmax()] - default)
         rows["eta in nats"].append([test[(score - eta * paper).argmax()] for eta in ETAS])
     return summary(rows)
 

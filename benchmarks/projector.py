@@ -1,9 +1,9 @@
 """Does training the projector inside the loop help? ``python benchmarks/projector.py``.
 
-The same study without updates, with one update after the search, and with an update each epoch;
-the best two-number policy with and without the same training; and the front of the first, its
-units re-ordered and re-fitted around the new projector. The package keeps the order of units for
-a whole study, so that the last is no search but a look at what a new order does to its front.
+The same study without updates, with one update after the search, with an update each epoch, and
+with one after which all units are ranked and fitted anew around the new projector; and the best
+two-number policy with and without the same training. The package keeps the order of units for a
+whole study: the search that does not is made here.
 
 ``--tiny`` does this in seconds and writes nothing; ``--small`` in a minute or two.
 """
@@ -11,7 +11,6 @@ a whole study, so that the last is no search but a look at what a new order does
 from __future__ import annotations
 
 import functools
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from _evidence import (
     DEFAULT,
     FIXED,
     Bench,
+    Case,
     Lab,
     ahead,
     announce,
@@ -28,10 +28,13 @@ from _evidence import (
     best,
     by_pair,
     examined,
+    label,
     markdown,
     mean,
+    once_loaded,
     pairs_of,
     publish,
+    shares_of,
     study_name,
     volume,
 )
@@ -39,27 +42,66 @@ from evolution import Rivals
 
 from effllava_optuna.baselines import two_numbers
 from effllava_optuna.hooks import Training, train_projector
-from effllava_optuna.objectives import folds_of
+from effllava_optuna.objectives import folds_of, risk_table
 from effllava_optuna.policy import Policy
 from effllava_optuna.study.calibrating import probe
-from effllava_optuna.surgery import WHOLE, Basis, Recipe, compensate, projecting
+from effllava_optuna.study.evolution import Epochs, _restored
+from effllava_optuna.surgery import WHOLE, Recipe, compensate, projecting
 from effllava_optuna.tasks import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+
+    import torch
 
     from effllava_optuna.hooks import Update
-    from effllava_optuna.study.evolution import Epochs
+    from effllava_optuna.study.ledger import Publication
+    from effllava_optuna.surgery import Basis
 
 TITLE = "Training the projector inside the loop"
 WAYS = {
     "none": "no update",
     "after": "one update after the search",
-    "again": "the same, units re-ordered and re-fitted",
     "each": "update each epoch, order kept (the default)",
+    "again": "update each epoch, units re-ordered and re-fitted",
     "two": "two numbers, no update",
     "two trained": "two numbers, the same training",
 }
+
+
+class Reordering(Epochs):
+    """Epochs before which all units are ranked and fitted anew, around the new projector.
+
+    The order and all fits are made around the projector that has seen the whole proxy: of a
+    sample that is scored, the moments know a little, as its order does in any study.
+    """
+
+    def _evolve(self, epoch: int) -> Publication:
+        made = super()._evolve(epoch)
+        projectors = _restored(self.vault.get(str(made.artifact)))
+        rearrange(bench_of(self), projectors, epoch)
+        return replace(made, facts={**made.facts, "basis": self.bench.basis(projectors).digest})
+
+
+def rearrange(bench: Bench, projectors: Sequence[Mapping[str, torch.Tensor]], epoch: int) -> None:
+    """Put the units back where they were, and rank and fit them around a projector."""
+    bundle, spec = bench.bundle, bench.spec
+    bench.close()
+    bench.loaded = loaded = once_loaded(spec.model.path)
+    folds = [
+        [probe(batch) for batch in encode(loaded.processor, samples)]
+        for samples in folds_of(bench.proxy, spec.pruning.folds)
+    ]
+    with projecting(loaded, projectors[WHOLE]):
+        found = compensate(loaded, folds, bundle.widths, Recipe(seed=spec.study.seed))
+    table = risk_table(
+        loaded, found.order, bundle.widths, form=spec.quality.risk, refit=found.refits[WHOLE]
+    )
+    anew = replace(bundle, order=found.order, refits=found.refits, risk=table)
+    bench.adopt(anew, f"{bench.bundle_digest}, anew after epoch {epoch}")
+
+
+REORDERED = Case("re-ordered", epochs=Reordering)
 
 
 def afterwards(lab: Lab, model: str, seed: int) -> dict[str, Any]:
@@ -91,13 +133,10 @@ def afterwards(lab: Lab, model: str, seed: int) -> dict[str, Any]:
         policy = Policy.of(bench.anatomy, two["keep"])
         own = trained([policy])
         two_trained = examined(bench, policy, bench.basis(own.projectors))
-    with reordered(epochs, update) as other:
-        again = look(other, other.basis(update.projectors))
     return {
         "model": model,
         "seed": seed,
         "after": after,
-        "again": again,
         "two": {"chosen": two},
         "two trained": {"chosen": two_trained},
         "grid": len(grid),
@@ -106,42 +145,30 @@ def afterwards(lab: Lab, model: str, seed: int) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def reordered(epochs: Epochs, update: Update) -> Iterator[Bench]:
-    """Rank and fit all units anew, on the same proxy, around a trained projector."""
-    bundle, spec = epochs.bench.bundle, epochs.spec
-    with Bench(spec, FIXED) as bench:
-        folds = [
-            [probe(batch) for batch in encode(bench.loaded.processor, samples)]
-            for samples in folds_of(bench.proxy, spec.pruning.folds)
-        ]
-        with projecting(bench.loaded, update.projectors[WHOLE]):
-            found = compensate(bench.loaded, folds, bundle.widths, Recipe(seed=spec.study.seed))
-        bench.adopt(replace(bundle, order=found.order, refits=found.refits), "re-ordered")
-        yield bench
+SEARCHED = {"none": FIXED, "each": DEFAULT, "again": REORDERED}
 
 
 def gather(lab: Lab) -> dict[str, list[dict[str, Any]]]:
     """Run, or read, all that is compared; give rows by way."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for model, seed in pairs_of(lab.form):
-        none, each = lab.study(model, seed, FIXED), lab.study(model, seed, DEFAULT)
         name = f"projector-{model}-{seed}"
+        whole = {way: lab.study(model, seed, case) for way, case in SEARCHED.items()}
         found = lab.unit(name, functools.partial(afterwards, lab, model, seed))
-        if not (none and each and found):
+        if not (all(whole.values()) and found):
             continue
-        rows.setdefault("none", []).append(none)
-        rows.setdefault("each", []).append(each)
-        seconds = found["projector_s"]
+        none, seconds = whole["none"], found["projector_s"]
         search = {"evaluations": none["evaluations"], "search_cpu_s": none["search_cpu_s"]}
         grid = {"evaluations": found["grid"], "search_cpu_s": 0.0}
         for way, spent, more in (
-            ("after", search, seconds[0]), ("again", search, seconds[0]), ("two", grid, 0.0),
-            ("two trained", grid, seconds[1]),
+            ("after", search, seconds[0]), ("two", grid, 0.0), ("two trained", grid, seconds[1])
         ):  # fmt: skip
-            row = found | found[way] | spent
-            row["search_cpu_s"] += more
-            rows.setdefault(way, []).append(row)
+            whole[way] = found | found[way] | spent
+            whole[way]["search_cpu_s"] += more
+        keeps = {way: row["chosen"]["keep"] for way, row in whole.items()}
+        timed = lab.timed(f"timed-projector-{model}-{seed}", model, seed, keeps)
+        for way, row in whole.items():
+            rows.setdefault(way, []).append(row | {"share": timed.get("shares", {}).get(way)})
     return rows
 
 
@@ -165,14 +192,15 @@ def section(rows: Mapping[str, Sequence[Mapping[str, Any]]], models: Mapping[str
                 ahead(known, volumes["none"]).told("+") if known and way != "none" else "-",
                 f"{mean(list(known.values())).value:.3f}" if known else "-",
                 f"{np.mean([row['chosen']['latency_ms'] for row in mine]):.1f}",
+                mean(shares_of(mine)).told(),
                 f"{np.mean([row['evaluations'] for row in mine]):.0f}",
                 f"{np.mean([row['search_cpu_s'] for row in mine]):.0f}",
             ]
         )
     head = [
-        "update", *(f"test, {path}" for path in models.values()), "minus no update",
+        "update", *(f"test, {label(path)}" for path in models.values()), "minus no update",
         "hypervolume minus that of no update", "hypervolume", "latency by the table, ms",
-        "evaluations", "CPU s of search and training",
+        "measured, share of dense", "evaluations", "CPU s of search and training",
     ]  # fmt: skip
     steps = [step for row in rows["each"] for step in row["projector_steps"]]
     zero = sum(step == 0 for step in steps)
@@ -183,9 +211,10 @@ Test accuracy of the choice on 1,000 questions; hypervolume of the finalists by 
 latency, as a share of the whole; means over draws with 95 % intervals (Student's t), differences
 paired over {len(tests["none"])} pairs of model and draw. In {zero} of {len(steps)} updates the
 held-out parts of the proxy chose to take no step at all; {np.mean(steps):.1f} steps on average.
-Re-ordered: the front of the search without updates, its units ranked and re-fitted around the
-projector that was trained for it; the package keeps one order for a whole study, so that there is
-no search with a new order each epoch.
+"Minus no update" is, of two numbers with training, minus two numbers without. The package keeps
+one order for a whole study; the search that ranks and fits all units anew around each epoch's
+projector is made by this script. Measured: the choices of a draw, run whole, in turn with the
+dense model.
 
 {markdown(head, lines)}"""
 
@@ -194,8 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, and write the table."""
     form, _ = begin(__doc__, arguments, two=True)
     lab, pairs = Lab(form), pairs_of(form)
-    names = [study_name(m, s, case) for m, s in pairs for case in (FIXED, DEFAULT)]
-    names += [f"projector-{m}-{s}" for m, s in pairs]
+    names = [study_name(m, s, case) for m, s in pairs for case in SEARCHED.values()]
+    names += [f"{kind}projector-{m}-{s}" for m, s in pairs for kind in ("", "timed-")]
     announce(lab.missing(names), form.pick(35, 25, 3))
     rows = gather(lab)
     origins = [row["provenance"] for mine in rows.values() for row in mine]

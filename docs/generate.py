@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 ROOT = Path(__file__).parents[1]
+LEARNED = ROOT / "benchmarks" / "LEARNED.md"
 PACKAGES = (
     "effllava_optuna",
     "effllava_optuna.study",
@@ -61,8 +62,9 @@ def commands() -> Iterator[str]:
 
 
 def study_file() -> Iterator[str]:
-    """Give a section to each table of a study file."""
+    """Give a section to each table of a study file; defaults lead to what was measured of them."""
     schema = StudySpec.model_json_schema()
+    measured = re.findall(r"^### `([a-z.]+)`$", LEARNED.read_text(encoding="utf-8"), re.MULTILINE)
     for table, field in schema["properties"].items():
         properties = _resolved(field, schema)
         yield f"\n## [{table}]\n"
@@ -79,6 +81,8 @@ def study_file() -> Iterator[str]:
             default = "**needed**" if key in needed else _default(value)
             if (table, key) == ("study", "name"):  # `read_spec` gives it
                 default = "that of the file"
+            if (name := f"{table}.{key}") in measured:
+                default += f" ([why](../learned.md#{name.replace('.', '')}))"
             yield f"| `{key}` | {_cell(_type(value))} | {_cell(default)} |"
 
 
@@ -107,8 +111,11 @@ def results() -> Iterator[str]:
 
 def learned() -> Iterator[str]:
     """Give benchmarks/LEARNED.md, whose sections are those of the page of results."""
-    text = (ROOT / "benchmarks" / "LEARNED.md").read_text(encoding="utf-8")
-    yield text.replace("(RESULTS.md", "(results.md")
+    yield (
+        LEARNED.read_text(encoding="utf-8")
+        .replace("(RESULTS.md", "(results.md")
+        .replace("(../docs/", "(")
+    )
 
 
 def _resolved(field: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:

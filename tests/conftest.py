@@ -135,6 +135,33 @@ def script(name: str) -> Any:
         return importlib.import_module(name)
 
 
+def rows(text: str) -> list[list[str]]:
+    """Read the cells of the tables that a script printed, headings left out."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    after = [index for index, line in enumerate(lines) if set(line) <= set("|-")]
+    heads = {index - 1 for index in after}
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for index, line in enumerate(lines)
+        if index not in heads and index not in after
+    ]
+
+
+@pytest.fixture
+def unchanged() -> Iterator[None]:
+    """What runs in a small form leaves the results as they are."""
+    folder = Path(__file__).parents[1] / "benchmarks"
+
+    def published() -> dict[Path, bytes]:
+        places = (*folder.glob("results/**/*"), *folder.glob("*.md"))
+        return {place: place.read_bytes() for place in places if place.is_file()}
+
+    before = published()
+    yield
+    after = published()
+    assert after == before
+
+
 @pytest.fixture(scope="session")
 def processor() -> Any:
     """A LLaVA processor for pictures of 32 x 32 pixels; one token a word."""

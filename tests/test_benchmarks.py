@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import script
+from tests.conftest import rows, script
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "RESULTS.md"
 
@@ -96,33 +95,6 @@ def test_its_table_shows_what_was_before() -> None:
     )
     assert ratio in text
     assert "| share of GEMM | 75% | 75% |" in text
-
-
-def rows(text: str) -> list[list[str]]:
-    """Read the cells of the tables that a script printed, headings left out."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    after = [index for index, line in enumerate(lines) if set(line) <= set("|-")]
-    heads = {index - 1 for index in after}
-    return [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for index, line in enumerate(lines)
-        if index not in heads and index not in after
-    ]
-
-
-@pytest.fixture
-def unchanged() -> Iterator[None]:
-    """What runs in a small form leaves the results as they are."""
-    folder = Path(__file__).parents[1] / "benchmarks"
-
-    def published() -> dict[Path, bytes]:
-        places = (*folder.glob("results/**/*"), RESULTS)
-        return {place: place.read_bytes() for place in places if place.is_file()}
-
-    before = published()
-    yield
-    after = published()
-    assert after == before
 
 
 @pytest.mark.usefixtures("unchanged")
@@ -243,103 +215,3 @@ def test_its_summary_pairs_runs_by_seed() -> None:
     assert "CPU seconds: +50.0%" in told
     assert "takes 1.50 times as long in rungs" in told
     assert "rungs minus without: +0.100 (standard deviation 0.000)" in told
-
-
-@pytest.fixture(scope="module")
-def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the scripts of evidence keep their units of work: what one made, others use."""
-    return tmp_path_factory.mktemp("evidence")
-
-
-SEARCHED = ["dense", "NSGA-II, ours", "CMA-ES, ours", "two numbers", "one number"]
-
-
-@pytest.mark.parametrize(
-    ("name", "first"),
-    [
-        ("overfit", ["16", "32", "64", "128", "256"]),
-        ("risk", ["weight norm (paper)", "refit norm", "sum of norms", "sharpness", "margin"]),
-        ("evolution", SEARCHED),
-        ("projector", ["no update", "one update after the search"]),
-        ("ablation", ["the default", "cross-fitting: none", "damping: 0.01 everywhere"]),
-        ("transfer", ["all kinds", "one digit", "prefill of 64"]),
-    ],
-)
-@pytest.mark.slow
-@pytest.mark.usefixtures("unchanged")
-def test_evidence_is_gathered_in_small_and_goes_on_where_it_stopped(
-    name: str, first: list[str], units: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked = ["--tiny", "--out", str(units)]
-    threads = torch.get_num_threads()
-    try:
-        script(name).main(asked)
-    finally:
-        torch.set_num_threads(threads)
-    printed = capsys.readouterr().out
-    assert re.match(r"About [\d.]+ hours of one core for \d+ units\.", printed)
-    assert [row[0] for row in rows(printed)][: len(first)] == first
-    assert "support no claim about" in printed
-    made = {place: place.stat().st_mtime_ns for place in units.glob("*.json")}
-    script(name).main(asked)
-    again = capsys.readouterr().out
-    assert " for 0 units." in again
-    assert again.partition("Generated")[2] == printed.partition("Generated")[2]
-    assert {place: place.stat().st_mtime_ns for place in units.glob("*.json")} == made
-
-
-def test_prefixes_that_questions_share_change_no_answer() -> None:
-    from effllava_optuna import Policy, load, rank_units
-    from effllava_optuna.objectives import answers, ask
-    from effllava_optuna.surgery import Basis, arranged, running
-    from effllava_optuna.tasks import Scores
-
-    pool = script("_pool")
-    loaded = load("digits-vlm", device="cpu")
-    order, policy = rank_units(loaded), Policy.uniform(loaded.anatomy, keep=0.5)
-    basis = Basis("plain", order, (None,), (None,))
-    samples = pool.questions_of(520)
-    with arranged(loaded, order) as ready:
-        plain = ask(ready, samples)
-        expected = answers(ready, basis, policy, plain)
-        sheets = pool.sheets_of(ready, samples, 4)
-        with running(ready, basis, policy) as network:
-            found = Scores.joined([sheet.answered(network) for sheet in sheets])
-    asked = {s.id: n for n, s in enumerate(s for sheet in sheets for s in sheet.batch.samples)}
-    same = [asked[sample.id] for item in plain for sample in item.batch.samples]
-    assert len({sample.unit for sample in samples}) == 65
-    np.testing.assert_allclose(found.log_probability[same], expected.log_probability, atol=1e-3)
-
-
-def test_draws_come_from_other_images_than_the_test() -> None:
-    pool = script("_pool")
-    units = np.repeat(np.arange(9), 5)
-    inside, outside = pool.halves(units, np.random.default_rng(0))
-    assert len(inside) + len(outside) == 45
-    assert not set(units[inside]) & set(units[outside])
-
-
-def test_a_risk_that_tells_the_gap_is_found_and_one_that_does_not_is_not() -> None:
-    pool, rng = script("_pool"), np.random.default_rng(0)
-    skill = 0.7 + 0.2 * rng.random((80, 1))
-    hit = (rng.random((80, 1000)) < skill).astype(float)
-    log = np.log(np.where(hit > 0, 0.9, 0.1))
-    noise = rng.random(80)
-    made = pool.Pool(
-        hit, log, np.arange(1000) // 10, dict.fromkeys(pool.STATIC, noise) | {
-            "refit norm": -skill[:, 0]
-        }, noise,
-    )  # fmt: skip
-    found = pool.resample(made, 32, 60)
-    assert found["gap of the pick"][1] > 0  # what is picked for its luck has had luck
-    assert found["gap of all"][1] < 0 < found["gap of all"][2]
-    assert found["top refit norm"][1] > 0.2
-    assert abs(found["top sum of norms"][0]) < 0.15
-    assert found["eta refit norm"]["0.05"][1] > 0
-
-
-def test_an_interval_is_that_of_students_t() -> None:
-    found = script("_evidence").mean([1.0, 2.0, 3.0])
-    assert found.value == 2
-    assert found.high - found.value == pytest.approx(4.303 / 3**0.5)
-    assert script("_evidence").mean([1.0]).told() == "1.000 (one)"

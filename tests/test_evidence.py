@@ -1,0 +1,227 @@
+"""The evidence: its scripts run, and what is said of the defaults is what was measured."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from docs import generate
+from effllava_optuna.study import read_spec
+from effllava_optuna.study.spec import StudySpec
+from tests.conftest import rows, script
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+EVIDENCE = ROOT / "benchmarks" / "results" / "evidence"
+SCRIPTS = ("overfit", "risk", "projector", "evolution", "ablation", "transfer")
+
+
+def value_of(spec: StudySpec, setting: str) -> Any:
+    table, _, key = setting.partition(".")
+    return getattr(getattr(spec, table), key)
+
+
+@pytest.fixture(scope="module")
+def learned() -> tuple[Any, Any, Any]:
+    """The module, a lab that runs nothing, and all claims."""
+    module, evidence = script("learned"), script("_evidence")
+    models = {"first": evidence.EMBEDDED, "second": evidence.SECOND}
+    lab = evidence.Lab(
+        evidence.Form("full", (), 50, models, EVIDENCE, published=False, report=True)
+    )
+    return module, lab, module.claims(lab)
+
+
+def test_what_was_learned_is_what_the_evidence_says(learned: tuple[Any, Any, Any]) -> None:
+    module, lab, found = learned
+    written = (ROOT / "benchmarks" / "LEARNED.md").read_text(encoding="utf-8")
+    assert module.page(lab, found) == written
+    for name, picture in module.pictures(lab, found).items():
+        assert (ROOT / "docs" / "images" / name).read_text(encoding="utf-8") == picture
+
+
+def test_each_default_leads_to_what_was_measured_instead_of_it(
+    learned: tuple[Any, Any, Any],
+) -> None:
+    module, _, found = learned
+    asked = {
+        "search.sampler", "quality.eta", "quality.risk", "pruning.order", "pruning.refit",
+        "search.epochs",
+    }  # fmt: skip
+    assert asked <= set(module.DEFAULTS)
+    spec = read_spec(ROOT / "studies" / "quickstart.toml")
+    keys, page = "\n".join(generate.study_file()), "\n".join(generate.learned())
+    for setting, value in module.DEFAULTS.items():
+        assert value_of(spec, setting) == value, setting
+        mine = [claim for claim in found if claim.setting == setting]
+        assert mine, setting
+        assert all(claim.more.count >= 5 for claim in mine), setting
+        assert all(claim.verdict != "against the default" for claim in mine), setting
+        assert f"[why](../learned.md#{setting.replace('.', '')})" in keys
+        (section,) = re.findall(rf"\n### `{setting}`\n(.*?)(?=\n### |\Z)", page, re.DOTALL)
+        for claim in mine:
+            assert f"| {claim.other} | {claim.more.told('+')} | {claim.more.count} |" in section
+            assert f"\n## {claim.where}\n" in RESULTS.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_its_tables_are_those_of_the_results(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script(name).main(["--report", "--out", str(EVIDENCE)])
+    announced, _, section = capsys.readouterr().out.partition("\n")
+    assert announced.endswith(" for 0 units.")
+    assert section.strip() in RESULTS.read_text(encoding="utf-8")
+
+
+def test_the_readme_shows_figures_of_the_results() -> None:
+    shown = re.findall(
+        r"^\| (\d) \| (.*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(shown) == 5
+    results = RESULTS.read_text(encoding="utf-8")
+    for seed, row in shown:
+        (known,) = re.findall(rf"^\| nsga2 \| \[{seed}\]\(.*", results, re.MULTILINE)
+        figures = re.findall(r"[+-]?\d\.\d{3}", row)
+        assert len(figures) == 13
+        assert set(figures) <= set(re.findall(r"[+-]?\d\.\d{3}", known))
+
+
+def test_a_verdict_needs_pairs_and_an_interval_that_leaves_0_out() -> None:
+    module, mean = script("learned"), script("_evidence").Mean
+
+    def verdict(*parts: float) -> str:
+        found: str = module.Claim("a.b", "c", mean(*parts), None, "d").verdict
+        return found
+
+    nan = float("nan")
+    assert verdict(0.1, nan, nan, 1) == "too few"
+    assert verdict(0.1, 0.05, 0.15, 4) == "too few"
+    assert verdict(0.1, -0.05, 0.25, 5) == "undecided"
+    assert verdict(0.1, 0.05, 0.15, 5) == "against the default"
+    assert verdict(-0.1, -0.15, -0.05, 5) == "for the default"
+    assert verdict(0.001, 0.0005, 0.0015, 300) == "the same"
+
+
+def test_a_picture_of_means_shows_each_with_its_interval() -> None:
+    chart, mean = script("_chart"), script("_evidence").Mean
+    rows = [("a < b", mean(0.1, 0.05, 0.15, 5)), ("one", mean(-0.1, float("nan"), 0.0, 1))]
+    drawn = chart.forest("Title", "axis", rows)
+    assert drawn == chart.forest("Title", "axis", rows)
+    assert drawn.count("<circle") == 2
+    assert drawn.count('stroke-width="2"') == 1
+    assert "a &lt; b" in drawn
+    assert "+0.100 [+0.050, +0.150]" in drawn
+    left, right = (float(x) for x in re.findall(r'circle cx="([\d.]+)"', drawn)[::-1])
+    assert left < right
+
+
+@pytest.fixture(scope="module")
+def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the scripts of evidence keep their units of work: what one made, others use."""
+    return tmp_path_factory.mktemp("evidence")
+
+
+WAYS = [
+    "no update",
+    "one update after the search",
+    "update each epoch, order kept (the default)",
+    "update each epoch, units re-ordered and re-fitted",
+]
+SEARCHED = ["dense", "NSGA-II, ours", "CMA-ES, ours", "two numbers", "one number"]
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("overfit", ["16", "32", "64", "128", "256"]),
+        ("risk", ["weight norm (paper)", "refit norm", "sum of norms", "sharpness", "margin"]),
+        ("evolution", SEARCHED),
+        ("projector", WAYS),
+        ("ablation", ["the default", "cross-fitting: none", "damping: 0.01 everywhere"]),
+        ("transfer", ["all kinds", "one digit", "prefill of 64"]),
+    ],
+)
+@pytest.mark.slow
+@pytest.mark.usefixtures("unchanged")
+def test_evidence_is_gathered_in_small_and_goes_on_where_it_stopped(
+    name: str, first: list[str], units: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--tiny", "--out", str(units)]
+    threads = torch.get_num_threads()
+    try:
+        script(name).main(asked)
+    finally:
+        torch.set_num_threads(threads)
+    printed = capsys.readouterr().out
+    assert re.match(r"About [\d.]+ hours of one core for \d+ units\.", printed)
+    assert [row[0] for row in rows(printed)][: len(first)] == first
+    assert "support no claim about" in printed
+    made = {place: place.stat().st_mtime_ns for place in units.glob("*.json")}
+    script(name).main(asked)
+    again = capsys.readouterr().out
+    assert " for 0 units." in again
+    assert again.partition("Generated")[2] == printed.partition("Generated")[2]
+    assert {place: place.stat().st_mtime_ns for place in units.glob("*.json")} == made
+
+
+def test_prefixes_that_questions_share_change_no_answer() -> None:
+    from effllava_optuna import Policy, load, rank_units
+    from effllava_optuna.objectives import answers, ask
+    from effllava_optuna.surgery import Basis, arranged, running
+    from effllava_optuna.tasks import Scores
+
+    pool = script("_pool")
+    loaded = load("digits-vlm", device="cpu")
+    order, policy = rank_units(loaded), Policy.uniform(loaded.anatomy, keep=0.5)
+    basis = Basis("plain", order, (None,), (None,))
+    samples = pool.questions_of(520)
+    with arranged(loaded, order) as ready:
+        plain = ask(ready, samples)
+        expected = answers(ready, basis, policy, plain)
+        sheets = pool.sheets_of(ready, samples, 4)
+        with running(ready, basis, policy) as network:
+            found = Scores.joined([sheet.answered(network) for sheet in sheets])
+    asked = {s.id: n for n, s in enumerate(s for sheet in sheets for s in sheet.batch.samples)}
+    same = [asked[sample.id] for item in plain for sample in item.batch.samples]
+    assert len({sample.unit for sample in samples}) == 65
+    np.testing.assert_allclose(found.log_probability[same], expected.log_probability, atol=1e-3)
+
+
+def test_draws_come_from_other_images_than_the_test() -> None:
+    pool = script("_pool")
+    units = np.repeat(np.arange(9), 5)
+    inside, outside = pool.halves(units, np.random.default_rng(0))
+    assert len(inside) + len(outside) == 45
+    assert not set(units[inside]) & set(units[outside])
+
+
+def test_a_risk_that_tells_the_gap_is_found_and_one_that_does_not_is_not() -> None:
+    pool, rng = script("_pool"), np.random.default_rng(0)
+    skill = 0.7 + 0.2 * rng.random((80, 1))
+    hit = (rng.random((80, 1000)) < skill).astype(float)
+    log = np.log(np.where(hit > 0, 0.9, 0.1))
+    noise = rng.random(80)
+    made = pool.Pool(
+        hit, log, np.arange(1000) // 10, dict.fromkeys(pool.STATIC, noise) | {
+            "refit norm": -skill[:, 0]
+        }, noise,
+    )  # fmt: skip
+    found = pool.resample(made, 32, 60)
+    assert found["gap of the pick"][1] > 0  # what is picked for its luck has had luck
+    assert found["gap of all"][1] < 0 < found["gap of all"][2]
+    assert found["top refit norm"][1] > 0.2
+    assert abs(found["top sum of norms"][0]) < 0.15
+    assert found["eta refit norm"]["0.05"][1] > 0
+
+
+def test_an_interval_is_that_of_students_t() -> None:
+    found = script("_evidence").mean([1.0, 2.0, 3.0])
+    assert found.value == 2
+    assert found.high - found.value == pytest.approx(4.303 / 3**0.5)
+    assert script("_evidence").mean([1.0]).told() == "1.000 (one)"
