@@ -17,10 +17,17 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from optuna.storages import InMemoryStorage
 
-from effllava_optuna.study import read_spec
+from effllava_optuna.study import calibrating, read_spec, storage
+from effllava_optuna.study.artifacts import Folder, Vault
 from effllava_optuna.study.cli import main
+from effllava_optuna.study.evolution import Epochs, silent
 from effllava_optuna.study.loop import begun
+from effllava_optuna.study.spec import StudySpec
+from effllava_optuna.study.workbench import Workbench
+from effllava_optuna.surgery import Loaded
+from effllava_optuna.tasks import Digits
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "studies" / "smoke.toml"
@@ -59,6 +66,46 @@ every = 1
 finalists = 2
 """
 TINY_TRIALS = 2 * 2 * 6
+
+
+class Opener:
+    """Opens calibrated studies of a tiny model in memory; what they calibrate, they share.
+
+    Args:
+        loaded: The model.
+        task: The samples.
+        place: For artifacts.
+        search: The ``[search]`` of all of them.
+    """
+
+    def __init__(self, loaded: Loaded, task: Digits, place: Path, **search: Any) -> None:
+        self.loaded, self.task, self.place, self.search = loaded, task, place, search
+        with Workbench(self.spec(), loaded, task) as bench:
+            self.bundle = calibrating.calibrate(bench, silent)
+
+    def spec(self, **search: Any) -> StudySpec:
+        """Give the spec of a study whose ``[search]`` has these keys, too."""
+        return StudySpec.of(
+            {
+                "study": {"name": "tiny"},
+                "model": {"path": "tiny", "device": "cpu"},
+                "task": {"name": "digits", "proxy": self.task.proxy},
+                "latency": {"batch": 16, "repeats": 3, "seconds": 0.0, "checks": 4},
+                "search": self.search | search,
+                "projector": {"parts": 2, "steps": 0},
+            }
+        )
+
+    def __call__(self, **search: Any) -> Epochs:
+        """Open a study whose ``[search]`` has these keys, too."""
+        spec = self.spec(**search)
+        study = storage.create_study(InMemoryStorage(), spec)
+        bench = Workbench(spec, self.loaded, self.task)
+        epochs = Epochs(study, bench, Vault(Folder(self.place)))
+        epochs.ledger.publish(0, lambda: epochs.publication(self.bundle))
+        epochs.open()
+        study.sampler = epochs.sampler
+        return epochs
 
 
 @dataclass(frozen=True)

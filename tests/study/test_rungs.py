@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import optuna
 import pytest
-from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 from rich.console import Console
 
@@ -17,29 +16,25 @@ from effllava_optuna.policy import Policy
 from effllava_optuna.report import document, summary
 from effllava_optuna.samplers import slot_of
 from effllava_optuna.study import storage
-from effllava_optuna.study.artifacts import Folder, Vault
 from effllava_optuna.study.board import note
-from effllava_optuna.study.calibrating import calibrate
-from effllava_optuna.study.evolution import Epochs, ProjectorEvolution
+from effllava_optuna.study.evolution import ProjectorEvolution
 from effllava_optuna.study.facts import facts_of
 from effllava_optuna.study.loop import continued, search
 from effllava_optuna.study.objective import PruningObjective
 from effllava_optuna.study.records import digest_of, trials_of
 from effllava_optuna.study.rivals import rival_of
 from effllava_optuna.study.screen import Screen
-from effllava_optuna.study.spec import StudySpec
 from effllava_optuna.study.workbench import Beaten, Workbench
 from effllava_optuna.tasks import Digits, Scores
-from tests.study.conftest import SMOKE, clone, started
+from tests.study.conftest import SMOKE, Opener, clone, started
 from tests.study.conftest import calibrate as calibrate_file
 from tests.study.test_cli import wait_for_trials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from pathlib import Path
 
     from effllava_optuna.objectives import Asked
-    from effllava_optuna.study.bundle import Bundle
     from effllava_optuna.surgery import Basis, Loaded
 
 
@@ -47,40 +42,10 @@ TASK = Digits(proxy=64, validation=8, test=8)
 RUNGS = [16, 32]
 
 
-def spec_of(**table: Any) -> StudySpec:
-    return StudySpec.of(
-        {
-            "study": {"name": "tiny"},
-            "model": {"path": "tiny", "device": "cpu"},
-            "task": {"name": "digits", "proxy": 64},
-            "latency": {"batch": 16, "repeats": 3, "seconds": 0.0, "checks": 4},
-            "search": {"epochs": 2, "generations": 3, "population": 6, "rungs": RUNGS} | table,
-            "projector": {"parts": 2, "steps": 0},
-        }
-    )
-
-
 @pytest.fixture(scope="module")
-def bundle(tiny: Loaded) -> Bundle:
-    with Workbench(spec_of(), tiny, TASK) as bench:
-        return calibrate(bench, lambda *_: None)
-
-
-@pytest.fixture
-def opened(tiny: Loaded, bundle: Bundle, tmp_path: Path) -> Callable[..., Epochs]:
-    """Give a function that opens a calibrated study whose ``[search]`` is given."""
-
-    def make(**table: Any) -> Epochs:
-        spec = spec_of(**table)
-        study = storage.create_study(InMemoryStorage(), spec)
-        vault = Vault(Folder(tmp_path / "artifacts"))
-        epochs = Epochs(study, Workbench(spec, tiny, TASK), vault)
-        epochs.ledger.publish(0, lambda: epochs.publication(bundle))
-        epochs.open()
-        epochs.study.sampler = epochs.sampler
-        return epochs
-
-    return make
+def opened(tiny: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Opener:
+    place = tmp_path_factory.mktemp("artifacts")
+    return Opener(tiny, TASK, place, epochs=2, generations=3, population=6, rungs=RUNGS)
 
 
 @pytest.fixture
@@ -102,7 +67,7 @@ def talented(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rungs_ask_everything_once_of_the_fit_that_did_not_see_it(
-    opened: Callable[..., Epochs],
+    opened: Opener,
 ) -> None:
     epochs, plain = opened(), opened(rungs=[])
     with plain.bench as bench:
@@ -121,7 +86,7 @@ def test_rungs_ask_everything_once_of_the_fit_that_did_not_see_it(
 @pytest.mark.usefixtures("talented")
 @pytest.mark.parametrize("sampler", ["nsga2", "cma", "tpe"])
 def test_whoever_is_stopped_is_beaten_and_all_others_are_measured_in_full(
-    opened: Callable[..., Epochs], sampler: str
+    opened: Opener, sampler: str
 ) -> None:
     epochs = opened(sampler=sampler, failures=0.01)
     with epochs.bench as bench:
@@ -152,7 +117,7 @@ def test_whoever_is_stopped_is_beaten_and_all_others_are_measured_in_full(
 
 @pytest.mark.usefixtures("talented")
 def test_rivals_are_the_best_of_earlier_generations_that_are_no_slower(
-    opened: Callable[..., Epochs],
+    opened: Opener,
 ) -> None:
     epochs = opened()
     with epochs.bench as bench:
@@ -185,7 +150,7 @@ def test_rivals_are_the_best_of_earlier_generations_that_are_no_slower(
 
 
 @pytest.mark.usefixtures("talented")
-def test_who_is_stopped_does_not_depend_on_who_is_faster(opened: Callable[..., Epochs]) -> None:
+def test_who_is_stopped_does_not_depend_on_who_is_faster(opened: Opener) -> None:
     digests = set()
     for seed in range(3):
         epochs = opened()
@@ -213,7 +178,7 @@ def test_who_is_stopped_does_not_depend_on_who_is_faster(opened: Callable[..., E
 
 @pytest.mark.usefixtures("talented")
 def test_a_generation_that_is_stopped_as_a_whole_does_not_end_the_search(
-    opened: Callable[..., Epochs], monkeypatch: pytest.MonkeyPatch
+    opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measure = Workbench.measure
 
@@ -234,7 +199,7 @@ def test_a_generation_that_is_stopped_as_a_whole_does_not_end_the_search(
 
 @pytest.mark.usefixtures("talented")
 def test_the_digest_tells_at_which_rung_somebody_was_stopped(
-    opened: Callable[..., Epochs],
+    opened: Opener,
 ) -> None:
     epochs = opened()
     with epochs.bench:
@@ -248,7 +213,7 @@ def test_the_digest_tells_at_which_rung_somebody_was_stopped(
 
 @pytest.mark.usefixtures("talented")
 def test_everybody_is_told_how_many_were_stopped(
-    opened: Callable[..., Epochs], capsys: pytest.CaptureFixture[str]
+    opened: Opener, capsys: pytest.CaptureFixture[str]
 ) -> None:
     epochs = opened()
     with epochs.bench:

@@ -8,67 +8,31 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
 from effllava_optuna.errors import SpecError, StudyError
 from effllava_optuna.policy import Policy
-from effllava_optuna.study import storage
-from effllava_optuna.study.artifacts import Folder, Vault
-from effllava_optuna.study.calibrating import calibrate
 from effllava_optuna.study.evolution import Epochs
 from effllava_optuna.study.loop import search
 from effllava_optuna.study.objective import PruningObjective
 from effllava_optuna.study.spec import StudySpec
 from effllava_optuna.study.workbench import Workbench
 from effllava_optuna.tasks import Digits
+from tests.study.conftest import Opener
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-    from effllava_optuna.study.bundle import Bundle
     from effllava_optuna.surgery import Loaded
 
 
 TASK = Digits(proxy=16, validation=8, test=8)
 
 
-def spec_of(**table: Any) -> StudySpec:
-    return StudySpec.of(
-        {
-            "study": {"name": "tiny"},
-            "model": {"path": "tiny", "device": "cpu"},
-            "task": {"name": "digits", "proxy": 16},
-            "latency": {"batch": 16, "repeats": 3, "seconds": 0.0, "checks": 4},
-            "search": {"epochs": 2, "generations": 2, "population": 5} | table,
-            "projector": {"parts": 2, "steps": 0},
-        }
-    )
-
-
 @pytest.fixture(scope="module")
-def bundle(tiny: Loaded) -> Bundle:
-    """What all these studies would calibrate: it does not depend on ``[search]``."""
-    with Workbench(spec_of(), tiny, TASK) as bench:
-        return calibrate(bench, lambda *_: None)
-
-
-@pytest.fixture
-def opened(tiny: Loaded, bundle: Bundle, tmp_path: Path) -> Callable[..., Epochs]:
-    """Give a function that opens a calibrated study whose ``[search]`` is given."""
-
-    def make(**table: Any) -> Epochs:
-        spec = spec_of(**table)
-        study = storage.create_study(InMemoryStorage(), spec)
-        vault = Vault(Folder(tmp_path / "artifacts"))
-        epochs = Epochs(study, Workbench(spec, tiny, TASK), vault)
-        epochs.ledger.publish(0, lambda: epochs.publication(bundle))
-        epochs.open()
-        epochs.study.sampler = epochs.sampler
-        return epochs
-
-    return make
+def opened(tiny: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Opener:
+    place = tmp_path_factory.mktemp("artifacts")
+    return Opener(tiny, TASK, place, epochs=2, generations=2, population=5)
 
 
 def kinds(epochs: Epochs, epoch: int) -> set[str]:
@@ -88,7 +52,7 @@ def kinds(epochs: Epochs, epoch: int) -> set[str]:
     ],
 )
 def test_every_sampler_runs_a_study_within_the_budget(
-    opened: Callable[..., Epochs], sampler: str, bred: str
+    opened: Opener, sampler: str, bred: str
 ) -> None:
     epochs = opened(sampler=sampler, kept_share=0.5)
     with epochs.bench:
@@ -101,7 +65,7 @@ def test_every_sampler_runs_a_study_within_the_budget(
         assert all(trial.user_attrs["kept_share"] <= 0.5 for trial in trials)
 
 
-def test_a_steady_search_asks_nobody_to_wait(opened: Callable[..., Epochs]) -> None:
+def test_a_steady_search_asks_nobody_to_wait(opened: Opener) -> None:
     epochs = opened(steady=True, epochs=1)
     study = epochs.study
     with epochs.bench:
@@ -117,9 +81,7 @@ def test_a_steady_search_asks_nobody_to_wait(opened: Callable[..., Epochs]) -> N
 
 
 @pytest.mark.parametrize("sampler", ["nsga2", "cma", "sep-cma"])
-def test_a_budget_of_latency_holds_for_every_policy(
-    opened: Callable[..., Epochs], sampler: str
-) -> None:
+def test_a_budget_of_latency_holds_for_every_policy(opened: Opener, sampler: str) -> None:
     epochs = opened(sampler=sampler, speedup=1.02)
     with epochs.bench:
         search(epochs)
@@ -147,7 +109,7 @@ def broken(message: str, chance: Callable[[int], bool]) -> Callable[..., Any]:
 
 
 def test_a_trial_that_raises_fails_with_its_reason_and_the_study_goes_on(
-    opened: Callable[..., Epochs], monkeypatch: pytest.MonkeyPatch
+    opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     epochs = opened()
     monkeypatch.setattr(Workbench, "measure", broken("no room\nfor this", lambda n: n == 7))
@@ -160,7 +122,7 @@ def test_a_trial_that_raises_fails_with_its_reason_and_the_study_goes_on(
 
 
 def test_too_many_failures_stop_the_study_with_their_reasons(
-    opened: Callable[..., Epochs], monkeypatch: pytest.MonkeyPatch
+    opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     epochs = opened(population=10)
     with epochs.bench:
@@ -174,7 +136,7 @@ def test_too_many_failures_stop_the_study_with_their_reasons(
 
 
 def test_a_search_may_be_finished_by_somebody_else_at_any_moment(
-    opened: Callable[..., Epochs], monkeypatch: pytest.MonkeyPatch
+    opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     epochs = opened(epochs=1)
     with epochs.bench:
@@ -185,7 +147,7 @@ def test_a_search_may_be_finished_by_somebody_else_at_any_moment(
     assert len(epochs.study.get_trials(deepcopy=False)) == 10
 
 
-def test_a_trial_that_takes_too_long_fails(opened: Callable[..., Epochs]) -> None:
+def test_a_trial_that_takes_too_long_fails(opened: Opener) -> None:
     epochs = opened(timeout=1e-9)
     told = r"4 of 4 trials failed: TimeoutError: not done within search.timeout = 1e-09 s \(4\)"
     with epochs.bench, pytest.raises(StudyError, match=told):
@@ -193,7 +155,7 @@ def test_a_trial_that_takes_too_long_fails(opened: Callable[..., Epochs]) -> Non
 
 
 def test_a_measurement_that_is_no_number_fails(
-    opened: Callable[..., Epochs], monkeypatch: pytest.MonkeyPatch
+    opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     epochs = opened(epochs=1)
     measure = Workbench.measure
@@ -218,7 +180,7 @@ def test_a_measurement_that_is_no_number_fails(
     ],
 )
 def test_a_budget_that_nothing_meets_is_refused(
-    opened: Callable[..., Epochs], table: dict[str, float], message: str
+    opened: Opener, table: dict[str, float], message: str
 ) -> None:
     with pytest.raises(SpecError, match=message):
         opened(**table)
