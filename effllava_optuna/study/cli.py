@@ -29,6 +29,7 @@ from effllava_optuna.study.target import (
     named,
     ours,
     quiet_optuna,
+    shown,
     target_of,
     targeted,
     with_file,
@@ -82,7 +83,8 @@ def check(file: Path, *, deep: bool, form: Format) -> None:
     if form == "table":
         click.echo(
             f"{file}: study {spec.study.name!r}, {search.epochs} epochs x {search.generations} "
-            f"generations x {search.population} policies = {search.trials} trials, in {target.url}"
+            f"generations x {search.population} policies = {search.trials} trials, in "
+            f"{shown(target.url)}"
         )
     found = spec.document() | {"trials": search.trials, "url": target.url}
     if deep:

@@ -24,7 +24,7 @@ from effllava_optuna.samplers import counted, lost_among, reap, slot_of
 from effllava_optuna.study import storage
 from effllava_optuna.study.artifacts import Folder, store_for
 from effllava_optuna.study.ledger import Ledger, dead_attempts, published
-from effllava_optuna.study.target import export_directory
+from effllava_optuna.study.target import export_directory, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -83,14 +83,14 @@ def examine_storage(target: Target) -> list[Finding]:
         opened = storage.open_storage(target.url)
     except EffllavaError as error:
         return [Finding("storage", "fault", error.message, error.hint)]
-    findings = [Finding("storage", "ok", f"{target.url} opens and can be written")]
+    findings = [Finding("storage", "ok", f"{shown(target.url)} opens and can be written")]
     if file is not None and not os.access(file, os.W_OK):
         cure = "Give yourself the right to write, or only read with `status` and `report`."
         findings = [Finding("storage", "warning", f"{file} cannot be written", cure)]
     backend: Any = getattr(opened, "_backend", None)
-    if backend is not None:
+    if isinstance(backend, optuna.storages.RDBStorage):
         now, head = backend.get_current_version(), backend.get_head_version()
-        cure = "" if now == head else f"optuna storage upgrade --storage {target.url}"
+        cure = "" if now == head else f"optuna storage upgrade --storage {shown(target.url)}"
         state: State = "ok" if now == head else "fault"
         findings.append(Finding("schema", state, f"{now}; this Optuna writes {head}", cure))
     return findings

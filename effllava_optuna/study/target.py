@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -286,6 +287,16 @@ def _target(file: Path | None, url: str | None, name: str | None) -> Target:
 def named(url: str, name: str) -> str:
     """Give the options that name a study by its database."""
     return f"--storage {shlex.quote(url)} --study-name {shlex.quote(name)}"
+
+
+def shown(url: str) -> str:
+    """Give a URL without its password, as it is shown to people.
+
+    Example:
+        >>> shown("postgresql+psycopg://me:secret@host/name")
+        'postgresql+psycopg://me:***@host/name'
+    """
+    return re.sub(r"(?<=://)([^:/@]*):[^@/]*@", r"\1:***@", url)
 
 
 def target_of(file: Path, spec: StudySpec) -> Target:

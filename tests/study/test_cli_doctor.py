@@ -15,7 +15,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from effllava_optuna.study import doctor, integrity, storage
-from tests.study.conftest import Ran, cli, clone
+from tests.study.conftest import Ran, cli, clone, write_tiny
 
 NOBODY = f"{socket.gethostname()}:99999999:1.00"  # no process has such a number
 
@@ -80,6 +80,33 @@ def test_a_healthy_study_has_no_fault(smoke: Ran) -> None:
     assert examined("--storage", url, "--study-name", "smoke")[0] == 0
     code, found, _ = examined("--storage", url, "--study-name", "other")
     assert (code, found["study"]["state"]) == (2, "fault")
+
+
+@pytest.mark.parametrize("storage_url", ["journal", "postgresql"], indirect=True)
+def test_a_study_in_another_kind_of_storage(
+    checkpoint: Path, storage_url: str, tmp_path: Path
+) -> None:
+    file = write_tiny(checkpoint, tmp_path)
+    places = (f"study.storage='{storage_url}'", f"study.artifacts='{tmp_path / 'tensors'}'")
+    cli("run", file, *(word for place in places for word in ("--set", place)))
+    where = ("--storage", storage_url, "--study-name", "tiny")
+    code, found, _ = examined(*where)
+    wrong = {name for name, finding in found.items() if finding["state"] != "ok"}
+    assert (code, wrong - {"memory"}) == (0, set()), found
+    mine = optuna.load_study(
+        study_name="tiny",
+        storage=storage.open_storage(storage_url),
+        sampler=optuna.samplers.RandomSampler(),
+    )
+    mine.add_trial(create_trial(state=TrialState.RUNNING, system_attrs={"owner": NOBODY}))
+    lost = "trials of ended processes"
+    assert examined(*where)[1][lost]["state"] == "warning"
+    assert len(examined(*where, "--repair")[2]) == 1
+    assert examined(*where)[1][lost]["state"] == "ok"
+    for tensors in (tmp_path / "tensors").iterdir():
+        tensors.unlink()
+    code, found, _ = examined(*where)
+    assert (code, found["artifacts"]["state"]) == (2, "fault")
 
 
 def test_a_study_that_has_not_begun_is_no_fault(tmp_path: Path) -> None:
