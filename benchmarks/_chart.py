@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from _evidence import Mean
+    from _means import Mean
 
 _NAMES, _PLOT, _FIGURES = 300, 330, 190  # pixels across
 _ROW, _HEAD, _FOOT = 24, 50, 44  # pixels down

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from _evidence import Case, Lab, bench_of, mean
+from _evidence import Case, Lab, bench_of
+from _means import mean
 from _results import HERE
 
 from effllava_optuna.objectives import answers, ask, risk, risk_table

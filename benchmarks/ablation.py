@@ -12,19 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from _evidence import (
-    FIXED,
-    Case,
-    Lab,
-    ahead,
-    announce,
-    begin,
-    by_pair,
-    markdown,
-    mean,
-    publish,
-    study_name,
-)
+from _evidence import FIXED, Case, Lab, announce, begin, publish, study_name
+from _means import ahead, by_pair, markdown, mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

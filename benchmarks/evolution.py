@@ -17,21 +17,16 @@ from _evidence import (
     FIXED,
     Case,
     Lab,
-    ahead,
     announce,
     begin,
     bench_of,
     best,
-    by_pair,
     examined,
-    label,
-    markdown,
-    mean,
     pairs_of,
     publish,
-    shares_of,
     study_name,
 )
+from _means import ahead, by_pair, label, markdown, mean, shares_of
 
 from effllava_optuna.baselines import (
     additive,

@@ -19,19 +19,8 @@ import projector
 import risk
 import transfer
 from _chart import forest
-from _evidence import (
-    CAVEAT,
-    EMBEDDED,
-    KINDS,
-    SECOND,
-    Form,
-    Lab,
-    Mean,
-    ahead,
-    by_pair,
-    markdown,
-    mean,
-)
+from _evidence import CAVEAT, EMBEDDED, KINDS, SECOND, Form, Lab
+from _means import Mean, ahead, by_pair, markdown, mean
 from _pool import DRAWN, ETA, ETAS, SAMPLES, STATIC, resampled
 from _results import HERE, RESULTS
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from _evidence import Lab, Mean, announce, begin, markdown, publish
+from _evidence import Lab, announce, begin, publish
+from _means import Mean, markdown
 from _pool import SAMPLES, resampled
 
 if TYPE_CHECKING:

@@ -21,23 +21,18 @@ from _evidence import (
     Bench,
     Case,
     Lab,
-    ahead,
     announce,
     begin,
     bench_of,
     best,
-    by_pair,
     examined,
-    label,
-    markdown,
-    mean,
     once_loaded,
     pairs_of,
     publish,
-    shares_of,
     study_name,
     volume,
 )
+from _means import ahead, by_pair, label, markdown, mean, shares_of
 from evolution import Rivals
 
 from effllava_optuna.baselines import two_numbers

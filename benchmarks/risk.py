@@ -16,22 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from _evidence import (
-    FIXED,
-    Case,
-    Lab,
-    Mean,
-    ahead,
-    announce,
-    begin,
-    bench_of,
-    by_pair,
-    markdown,
-    mean,
-    once_loaded,
-    publish,
-    study_name,
-)
+from _evidence import FIXED, Case, Lab, announce, begin, bench_of, once_loaded, publish, study_name
+from _means import Mean, ahead, by_pair, markdown, mean
 from _pool import (
     AROUND,
     DRAWN,

@@ -13,21 +13,8 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from _evidence import (
-    FIXED,
-    KINDS,
-    Case,
-    Lab,
-    ahead,
-    announce,
-    begin,
-    by_pair,
-    markdown,
-    mean,
-    once_loaded,
-    publish,
-    study_name,
-)
+from _evidence import FIXED, KINDS, Case, Lab, announce, begin, once_loaded, publish, study_name
+from _means import ahead, by_pair, markdown, mean
 
 from effllava_optuna.policy import Policy, hypervolume
 

@@ -93,7 +93,7 @@ def test_the_readme_shows_figures_of_the_results() -> None:
 
 
 def test_a_verdict_needs_pairs_and_an_interval_that_leaves_0_out() -> None:
-    module, mean = script("learned"), script("_evidence").Mean
+    module, mean = script("learned"), script("_means").Mean
 
     def verdict(*parts: float) -> str:
         found: str = module.Claim("a.b", "c", mean(*parts), None, "d").verdict
@@ -109,7 +109,7 @@ def test_a_verdict_needs_pairs_and_an_interval_that_leaves_0_out() -> None:
 
 
 def test_a_picture_of_means_shows_each_with_its_interval() -> None:
-    chart, mean = script("_chart"), script("_evidence").Mean
+    chart, mean = script("_chart"), script("_means").Mean
     rows = [("a < b", mean(0.1, 0.05, 0.15, 5)), ("one", mean(-0.1, float("nan"), 0.0, 1))]
     drawn = chart.forest("Title", "axis", rows)
     assert drawn == chart.forest("Title", "axis", rows)
@@ -221,7 +221,7 @@ def test_a_risk_that_tells_the_gap_is_found_and_one_that_does_not_is_not() -> No
 
 
 def test_an_interval_is_that_of_students_t() -> None:
-    found = script("_evidence").mean([1.0, 2.0, 3.0])
+    found = script("_means").mean([1.0, 2.0, 3.0])
     assert found.value == 2
     assert found.high - found.value == pytest.approx(4.303 / 3**0.5)
-    assert script("_evidence").mean([1.0]).told() == "1.000 (one)"
+    assert script("_means").mean([1.0]).told() == "1.000 (one)"

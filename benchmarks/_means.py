@@ -1,0 +1,97 @@
+"""Means with intervals, differences of pairs, and tables of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import ArrayLike
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean and its 95 % interval (Student's t).
+
+    Attributes:
+        value: The mean.
+        low: End of the interval.
+        high: End of the interval; both are NaN for a single value.
+        count: Of values.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    @property
+    def parts(self) -> list[float]:
+        """Give it for JSON."""
+        return [round(self.value, 5), round(self.low, 5), round(self.high, 5), self.count]
+
+    @property
+    def decided(self) -> bool:
+        """Tell whether 0 is outside the interval."""
+        return self.low > 0 or self.high < 0
+
+    def told(self, sign: str = "") -> str:
+        """Write it."""
+        if not self.count:
+            return "-"
+        if self.count == 1:
+            return f"{self.value:{sign}.3f} (one)"
+        return f"{self.value:{sign}.3f} [{self.low:{sign}.3f}, {self.high:{sign}.3f}]"
+
+
+# Quantiles of Student's t for 95 % intervals, by degrees of freedom from 1.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+def mean(values: ArrayLike) -> Mean:
+    """Average values, and say how sure that is."""
+    found = np.asarray(values, dtype=float)
+    count = len(found)
+    middle = float(found.mean()) if count else float("nan")
+    if count < 2:
+        return Mean(middle, float("nan"), float("nan"), count)
+    t = _T[count - 2] if count - 1 <= len(_T) else 1.96 + 2.5 / (count - 1)
+    half = t * float(found.std(ddof=1)) / np.sqrt(count)
+    return Mean(middle, middle - half, middle + half, count)
+
+
+def ahead(mine: Mapping[Any, float], other: Mapping[Any, float]) -> Mean:
+    """Average the differences of the pairs that both have."""
+    return mean([mine[key] - other[key] for key in mine if key in other])
+
+
+def label(path: str) -> str:
+    """Name a model in a table."""
+    return Path(path).name
+
+
+def by_pair(rows: Sequence[Mapping[str, Any]], *path: str) -> dict[Any, float]:
+    """Give a figure of studies by model and seed."""
+    found = {}
+    for row in rows:
+        value: Any = row
+        for name in path:
+            value = value[name]
+        found[row["model"], row["seed"]] = float(value)
+    return found
+
+
+def shares_of(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Give what networks take of the dense model's time, of rows whose networks were run."""
+    return [row["share"] for row in rows if row["share"] is not None]
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table."""
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
