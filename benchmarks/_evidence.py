@@ -474,7 +474,11 @@ def pairs_of(form: Form) -> list[tuple[str, int]]:
 
 
 def begin(
-    about: str | None, arguments: Sequence[str] | None, *, two: bool = False
+    about: str | None,
+    arguments: Sequence[str] | None,
+    *,
+    two: bool = False,
+    draws: int = SEEDS,
 ) -> tuple[Form, argparse.Namespace]:
     """Read the command line of a script of evidence.
 
@@ -482,6 +486,7 @@ def begin(
         about: What the script says of itself.
         arguments: The command line; None: that of the process.
         two: Whether it is about two models.
+        draws: How many draws and searches of each model the full form has.
     """
     parser = argparse.ArgumentParser(description=about)
     size = parser.add_mutually_exclusive_group()
@@ -490,7 +495,7 @@ def begin(
     parser.add_argument(
         "--report", action="store_true", help="run nothing; write the table of what is there"
     )
-    parser.add_argument("--seeds", type=int, help=f"draws and searches; {SEEDS}")
+    parser.add_argument("--seeds", type=int, help=f"draws and searches; {draws}")
     parser.add_argument("--out", type=Path, help="where units of work lie")
     told = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -499,7 +504,7 @@ def begin(
     if two and name == "full":
         models["second"] = SECOND
     changes = {"tiny": _TINY, "small": _SMALL, "full": ()}[name]
-    seeds = told.seeds or {"tiny": 1, "small": 2, "full": SEEDS}[name]
+    seeds = told.seeds or {"tiny": 1, "small": 2, "full": draws}[name]
     if told.out is None and name != "full":
         told.out = Path(_scratch(name))
     folder = told.out or RESULTS / "evidence"

@@ -277,7 +277,11 @@ def told_of_parts(found: Sequence[Claim]) -> str:
         "undecided": "Not to be told from the default",
         "too few": "Of too few draws to say",
     }
-    return paragraph(told_of((c for c in found if c.where == ablation.TITLE), words))
+    told = told_of((c for c in found if c.where == ablation.TITLE), words)
+    return paragraph(f"""
+        {told} A search finds policies that suit what it is given. Where nothing is searched,
+        orders and refits differ more: see
+        [Orders, refits and token weights](RESULTS.md#orders-refits-and-token-weights).""")
 
 
 def told_of_transfer(lab: Lab) -> str:

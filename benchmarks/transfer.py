@@ -128,7 +128,7 @@ to the front searched at the second workload, paired by draw; 240 evaluations ea
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, and write the tables."""
-    form, _ = begin(__doc__, arguments)
+    form, _ = begin(__doc__, arguments, draws=5)
     lab = Lab(form)
     cases = [*map(case_of, kinds_of(lab)), *WORKLOADS.values()]
     names = [study_name("first", s, case) for s in range(form.seeds) for case in cases]
