@@ -48,8 +48,8 @@ DEFAULTS: dict[str, Any] = {
     "projector.steps": 16,
 }
 WHY_KEPT = {
-    "quality.eta": "It is the method's, spreads over a tenth of a point among policies of one "
-    "cost, and does no harm; `quality.eta = 0` is as good here.",
+    "quality.eta": "It is the method's, hardly moves the choice among policies of one cost, and "
+    "does no harm; `quality.eta = 0` is as good here.",
     "quality.risk": "It is the form that is inferred of the paper.",
     "projector.steps": "It is the method's, and a model whose projector has more to mend may gain "
     "by it; `projector.steps = 0` is as good here, and much cheaper.",

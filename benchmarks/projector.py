@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     import torch
 
     from effllava_optuna.hooks import Update
+    from effllava_optuna.study.bundle import Bundle
     from effllava_optuna.study.ledger import Publication
     from effllava_optuna.surgery import Basis
 
@@ -71,18 +72,44 @@ class Reordering(Epochs):
     sample that is scored, the moments know a little, as its order does in any study.
     """
 
+    def __init__(self, *told: Any, **named: Any) -> None:
+        super().__init__(*told, **named)
+        self._eras: dict[str, tuple[Bundle, str]] = {}  # by basis
+
+    def basis(self, digest: str) -> Basis:
+        """Give the basis that a trial's values belong to, the model arranged for it."""
+        found = super().basis(digest)
+        if digest in self._eras and self._eras[digest][0] is not self.bench.bundle:
+            arrange(bench_of(self), *self._eras[digest])
+        return found
+
     def _evolve(self, epoch: int) -> Publication:
+        before = self.basis_of(epoch)
+        self._bases[before.digest] = before  # that of epoch 0 would be made of the new bundle
+        self._remember(before)
         made = super()._evolve(epoch)
         projectors = _restored(self.vault.get(str(made.artifact)))
-        rearrange(bench_of(self), projectors, epoch)
-        return replace(made, facts={**made.facts, "basis": self.bench.basis(projectors).digest})
+        rank_anew(bench_of(self), projectors, epoch)
+        after = self.bench.basis(projectors)
+        self._remember(after)
+        return replace(made, facts={**made.facts, "basis": after.digest})
+
+    def _remember(self, basis: Basis) -> None:
+        self._eras[basis.digest] = self.bench.bundle, self.bench.bundle_digest
 
 
-def rearrange(bench: Bench, projectors: Sequence[Mapping[str, torch.Tensor]], epoch: int) -> None:
-    """Put the units back where they were, and rank and fit them around a projector."""
+def arrange(bench: Bench, bundle: Bundle, digest: str) -> None:
+    """Put the units back where they were, and arrange them by another bundle."""
+    bench.close()
+    bench.loaded = once_loaded(bench.spec.model.path)
+    bench.adopt(bundle, digest)
+
+
+def rank_anew(bench: Bench, projectors: Sequence[Mapping[str, torch.Tensor]], epoch: int) -> None:
+    """Rank and fit all units around a projector."""
     bundle, spec = bench.bundle, bench.spec
     bench.close()
-    bench.loaded = loaded = once_loaded(spec.model.path)
+    loaded = once_loaded(spec.model.path)
     folds = [
         [probe(batch) for batch in encode(loaded.processor, samples)]
         for samples in folds_of(bench.proxy, spec.pruning.folds)
@@ -93,7 +120,7 @@ def rearrange(bench: Bench, projectors: Sequence[Mapping[str, torch.Tensor]], ep
         loaded, found.order, bundle.widths, form=spec.quality.risk, refit=found.refits[WHOLE]
     )
     anew = replace(bundle, order=found.order, refits=found.refits, risk=table)
-    bench.adopt(anew, f"{bench.bundle_digest}, anew after epoch {epoch}")
+    arrange(bench, anew, f"{bench.bundle_digest}, anew after epoch {epoch}")
 
 
 REORDERED = Case("re-ordered", epochs=Reordering)
