@@ -34,6 +34,7 @@ from effllava_optuna.policy import bootstrap_interval
 from effllava_optuna.tasks import Batch, Digits, Scores, Split, encode, score
 from effllava_optuna.tasks.digits import CORNERS, LINES, TARGETS, ask, draw, scans
 
+OUT = Path("effllava_optuna/embedded/digits-vlm")
 _BATCH = 128
 WORDS = [
     *SPECIAL,
@@ -63,7 +64,7 @@ pipeline_tag: image-text-to-text
 library_name: transformers
 ---
 
-# digits-vlm
+# {name}
 
 A vision-language model small enough to prune in minutes on two CPU cores: a stock
 `LlavaForConditionalGeneration` ({parameters:,} parameters, float32; CLIP tower 64 wide and 3
@@ -75,7 +76,7 @@ It knows nothing else, and says nothing about larger models.
 - Data: scikit-learn's `load_digits` (UCI Optical Recognition of Handwritten Digits, Alpaydin
   and Kaynak 1998, CC BY 4.0). {train} scans train it; the other {held_out} were never shown to it.
 - Licence: MIT, as the package.
-- Command: `python benchmarks/train_digits_vlm.py --seed {seed}{shorter}`
+- Command: `python benchmarks/train_digits_vlm.py --seed {seed}{more}`
 - Accuracy: **{accuracy:.4f}** on {questions:,} questions over held-out scans (95 % interval
   {low:.4f} to {high:.4f}, bootstrap over {units} groups of four scans; split `test` of
   `Digits(seed=0)`).
@@ -191,7 +192,7 @@ def main() -> None:
     """Train the two stages and publish what came out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("effllava_optuna/embedded/digits-vlm"))
+    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--after", type=Path, help="Go on after stage 1, from its checkpoint.")
     parser.add_argument("--share", type=float, default=1.0, help="Of all steps: a shorter course.")
     arguments = parser.parse_args()
@@ -221,12 +222,15 @@ def publish(model: Any, processor: LlavaProcessor, out: Path, seed: int, share: 
     model.save_pretrained(out)
     processor.save_pretrained(out)
     train_scans, held_out = scans()
+    more = "" if out == OUT else f" --out {out.as_posix()}"
+    more += "" if share == 1 else f" --share {share:g}"
     card = CARD.format(
+        name=out.name,
         parameters=model.num_parameters(),
         train=len(train_scans.labels),
         held_out=len(held_out.labels),
         seed=seed,
-        shorter="" if share == 1 else f" --share {share:g}",
+        more=more,
         accuracy=scores.hit.mean(),
         questions=len(scores.hit),
         low=low,
