@@ -62,7 +62,7 @@ WEIGHTED = (
 SEQUENTIAL = "sequential"
 IN_SEQUENCE = ("taylor", "obs")
 # What the defaults were before this was measured.
-DEFAULT = ("taylor", "least-squares", "gradient")
+REFERENCE = ("taylor", "least-squares", "gradient")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ EVERY = (
     *(Meeting(*both, tokens, (0.5,)) for both, tokens in product(WEIGHTED, ("all", "text"))),
     *(Meeting(order, SEQUENTIAL, "gradient") for order in IN_SEQUENCE),
 )
-TINY = (Meeting("magnitude", "none", "gradient", (0.5,)), Meeting(*DEFAULT, (0.5,)))
+TINY = (Meeting("magnitude", "none", "gradient", (0.5,)), Meeting(*REFERENCE, (0.5,)))
 
 
 def measure(
@@ -177,12 +177,12 @@ def told(values: Mapping[int, float], sign: str = "") -> str:
 def report(rows: Sequence[Row], where: Row) -> str:
     """Write the tables."""
     head = " | ".join(f"keep {keep}" for keep in KEEPS)
-    rival = f"ahead of {DEFAULT[0]}, {DEFAULT[1]} at 0.5"
+    rival = f"ahead of {REFERENCE[0]}, {REFERENCE[1]} at 0.5"
     every = [f"| order | refit | {head} | {rival} |", "|---" * 6 + "|"]
     for order, refit in product(ORDERS, REFITS):
         cells = [told(gather(rows, order, refit, "gradient", keep)) for keep in KEEPS]
-        default, mine = gather(rows, *DEFAULT, 0.5), gather(rows, order, refit, "gradient", 0.5)
-        cells.append(told(ahead(mine, default), "+") if (order, refit) != DEFAULT[:2] else "-")
+        default, mine = gather(rows, *REFERENCE, 0.5), gather(rows, order, refit, "gradient", 0.5)
+        cells.append(told(ahead(mine, default), "+") if (order, refit) != REFERENCE[:2] else "-")
         every.append(f"| {order} | {refit} | " + " | ".join(cells) + " |")
     weighted = [
         "| order | refit | gradient | all | text | gradient ahead of all |",

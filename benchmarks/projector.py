@@ -115,7 +115,9 @@ def rank_anew(bench: Bench, projectors: Sequence[Mapping[str, torch.Tensor]], ep
         for samples in folds_of(bench.proxy, spec.pruning.folds)
     ]
     with projecting(loaded, projectors[WHOLE]):
-        found = compensate(loaded, folds, bundle.widths, Recipe(seed=spec.study.seed))
+        found = compensate(
+            loaded, folds, bundle.widths, Recipe(spec.pruning.order, seed=spec.study.seed)
+        )
     table = risk_table(
         loaded, found.order, bundle.widths, form=spec.quality.risk, refit=found.refits[WHOLE]
     )

@@ -72,7 +72,7 @@ def fitted(lab: Lab, draw: int) -> dict[str, Any]:
         loaded,
         [[probe(batch) for batch in encode(loaded.processor, fold)] for fold in folds],
         widths,
-        Recipe(seed=draw),
+        Recipe("taylor", seed=draw),
     )
     basis = Basis("draw", made.order, made.refits, (None,) * 3)
     tables = {

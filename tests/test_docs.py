@@ -377,4 +377,4 @@ def test_every_key_of_a_study_file_has_a_row() -> None:
         for key in model.model_fields:
             assert re.search(rf"^\| `{key}[`.]", section, re.MULTILINE), f"{table}.{key}"
     assert "| `kept_share` | number, above 0, at most 1 | not given |" in page
-    assert "| `folds` | whole number, at least 2, at most 8 | `2` |" in page
+    assert "| `folds` | whole number, at least 2, at most 8 | `2` ([why](" in page

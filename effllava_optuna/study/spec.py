@@ -119,9 +119,7 @@ class PruningTable(_Table):
     towers: Annotated[tuple[str, ...], Field(min_length=1)] = ("language",)
     depth: bool = False
     mode: Literal["per-layer", "vllm-safe"] = "per-layer"
-    order: Literal["magnitude", "wanda", "flap", "taylor", "taylor-loss", "obs", "random"] = (
-        "taylor"
-    )
+    order: Literal["magnitude", "wanda", "flap", "taylor", "taylor-loss", "obs", "random"] = "obs"
     refit: Literal["none", "bias", "least-squares"] = "least-squares"
     tokens: Literal["gradient", "all", "text"] = "gradient"
     precision: Literal["float64", "float32"] = "float64"

@@ -60,7 +60,7 @@ class Recipe:
         table_gb: Gigabytes that the fits, and what it takes to make them, may hold together.
     """
 
-    order: str = "taylor"
+    order: str = "obs"
     refit: str = "least-squares"
     tokens: str = "gradient"
     precision: str = "float64"
