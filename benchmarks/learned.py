@@ -167,6 +167,8 @@ def points(value: float) -> str:
 
 def decided(more: Mean) -> str:
     """Write a difference in words."""
+    if max(abs(more.low), abs(more.high)) < _MATTERS:
+        return f"is no different ({more.told('+')})"
     if not more.decided:
         return f"cannot be told from it ({more.told('+')})"
     return f"is {points(more.value)} {'better' if more.value > 0 else 'worse'} ({more.told('+')})"
