@@ -75,8 +75,8 @@ _TINY = (
     "pruning.shares=[0.05, 0.2, 0.5, 1.0]", "search.kept_share=0.3",
 )  # fmt: skip
 _SMALL = (
-    "projector.steps=8", "projector.elites=1", "task.proxy=32", "task.validation=100",
-    "task.test=200", "report.finalists=3",
+    "projector.steps=8", "projector.elites=1", "task.proxy=32", "task.validation=60",
+    "task.test=120", "report.finalists=3",
 )  # fmt: skip
 # Whatever a case says of them.
 _SIZES = {

@@ -264,7 +264,7 @@ def digits_of(sample: Sample, pool: Scans) -> NDArray[np.int64]:
 def ask_pool(lab: Lab, place: Path) -> dict[str, Any]:
     """Ask the pool everything once, a part of it at a time; write one file of arrays."""
     form = lab.form
-    count, questions = form.pick(500, 64, 12), form.pick(4040, 1040, 260)
+    count, questions = form.pick(500, 48, 12), form.pick(4040, 780, 260)
     with lab.opened("first", 0, AROUND) as epochs:
         loop.search(epochs)
         bench, basis = bench_of(epochs), epochs.basis_of(0)

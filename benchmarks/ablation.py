@@ -54,7 +54,7 @@ def cases_of(lab: Lab, model: str) -> dict[str, Case]:
     """Give what is compared on a model; in the smaller forms some of it."""
     if lab.form.name == "full":
         return {name: case for name, case in CASES.items() if model == "first" or name in BOTH}
-    some = TINY if lab.form.name == "tiny" else [*CASES][:8]
+    some = TINY if lab.form.name == "tiny" else [*CASES][:6]
     return {name: CASES[name] for name in some}
 
 

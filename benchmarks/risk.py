@@ -300,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, and write the table."""
     form, _ = begin(__doc__, arguments)
     lab = Lab(form)
-    count = form.pick(20, 4, 1)
+    count = form.pick(20, 2, 1)
     names = ["risk-pool", *(f"resample-{size}" for size in SAMPLES)]
     names += [f"risk-draw-{draw}" for draw in range(count)]
     names += [

@@ -39,8 +39,8 @@ def case_of(kind: str) -> Case:
 
 
 def kinds_of(lab: Lab) -> list[str]:
-    """Give the kinds that are searched for; in the tiny form two."""
-    return [ALL, *KINDS][: lab.form.pick(5, 3, 2)]
+    """Give the kinds that are searched for; in the smaller forms two."""
+    return [ALL, *KINDS][: lab.form.pick(5, 2, 2)]
 
 
 def workloads(lab: Lab, seed: int) -> dict[str, Any]:

@@ -169,7 +169,8 @@ def _tables(
     if wish.data is not None:
         task["data"] = _beside(wish.data, wish.out)
     task |= {"proxy": 64, "validation": 500, "test": 2000}
-    pruning: dict[str, Any] = {
+    order = {"order": "taylor"} if large else {}  # obs takes time with the cube of a width
+    pruning: dict[str, Any] = order | {
         "shares": list(_COARSE if large else SHARES),
         "multiple_of": _step(found.inner),
         "table_gb": table_gb,
@@ -214,6 +215,7 @@ _COMMENTS = {
     ("task", "proxy"): "samples that calibration, search and projector training may use",
     ("task", "validation"): "at most so many, which choose among the finalists",
     ("task", "test"): "at most so many, which are only reported",
+    ("pruning", "order"): "obs, the default, takes time with the cube of a width",
     ("pruning", "shares"): "of each site's width; the widths that are timed and fitted",
     ("pruning", "multiple_of"): "MLP widths that matrix kernels like",
     ("pruning", "table_gb"): "what the refit tables may take, calibration included",

@@ -84,6 +84,7 @@ def test_a_large_model_gets_what_fits_it(tmp_path: Path) -> None:
     assert "hours on one H200" in printed
     spec = read_spec("llava-scienceqa.toml")
     assert (spec.model.dtype, spec.pruning.multiple_of, spec.latency.batch) == ("bfloat16", 256, 8)
+    assert spec.pruning.order == "taylor"
     assert (spec.search.speedup, spec.search.kept_share) == (1.5, None)
     assert (spec.search.population, spec.search.generations) == (32, 5)
     shape = Shape(32, 4096, 11008, 1.0, 0.59e9, 676, 0.35e12)
