@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     todo += [(name, ["--tiny"]) for name in OTHERS]
     if told.only:
         todo = [(name, words) for name, words in todo if name in told.only]
-    print(f"About 10 minutes on two cores for {len(todo) + 1} scripts; logs in {told.out}.")
+    print(f"About 5 minutes on two cores for {len(todo) + 1} scripts; logs in {told.out}.")
     failed = []
     with ThreadPoolExecutor(told.jobs) as pool:
         done = list(pool.map(lambda job: ran(job[0], job[1], told.out), todo))
