@@ -391,8 +391,8 @@ def pictures(lab: Lab, found: Sequence[Claim]) -> dict[str, str]:
     }  # fmt: skip
 
 
-def page(lab: Lab, found: Sequence[Claim]) -> str:
-    """Write the page."""
+def page(lab: Lab, found: Sequence[Claim], drawn: Iterable[str]) -> str:
+    """Write the page, with the pictures whose files are ``drawn``."""
     titles = {
         "fitting": ("Does choosing on 64 samples over-fit the policy?", overfit.TITLE),
         "risk": ("Does the structural-risk term earn its place?", risk.TITLE),
@@ -409,7 +409,6 @@ def page(lab: Lab, found: Sequence[Claim]) -> str:
         "parts": told_of_parts(found),
         "transfer": told_of_transfer(lab),
     }
-    drawn = pictures(lab, found)
     parts = []
     for number, (name, (question, section)) in enumerate(titles.items(), 1):
         file = f"evidence-{name}.svg"
@@ -450,9 +449,10 @@ def main() -> None:
     form = Form("full", (), _MANY, models, RESULTS / "evidence", published=False, report=True)
     lab = Lab(form)
     found = claims(lab)
-    text = page(lab, found)
+    drawn = pictures(lab, found)
+    text = page(lab, found, drawn)
     (HERE / "LEARNED.md").write_text(text, encoding="utf-8")
-    for name, picture in pictures(lab, found).items():
+    for name, picture in drawn.items():
         (IMAGES / name).write_text(picture, encoding="utf-8")
     print(text)
 

@@ -40,8 +40,9 @@ def learned() -> tuple[Any, Any, Any]:
 def test_what_was_learned_is_what_the_evidence_says(learned: tuple[Any, Any, Any]) -> None:
     module, lab, found = learned
     written = (ROOT / "benchmarks" / "LEARNED.md").read_text(encoding="utf-8")
-    assert module.page(lab, found) == written
-    for name, picture in module.pictures(lab, found).items():
+    drawn = module.pictures(lab, found)
+    assert module.page(lab, found, drawn) == written
+    for name, picture in drawn.items():
         assert (ROOT / "docs" / "images" / name).read_text(encoding="utf-8") == picture
 
 

@@ -25,11 +25,11 @@ from tests.study.conftest import ROOT, Ran, command, environment
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, ViewportSize
 
 CHROMIUM = Path("/usr/bin/chromium")
 PICTURE = ROOT / "docs" / "images" / "dashboard.png"
-SIZE = {"width": 1500, "height": 1000}
+SIZE: ViewportSize = {"width": 1500, "height": 1000}
 FIGURES = {
     "front_by_epoch": "Accuracy against latency, by epoch",
     "hypervolume": "Hypervolume within each epoch",
@@ -104,7 +104,7 @@ def home(smoke: Ran) -> Iterator[str]:
 @pytest.fixture
 def visit(chromium: Browser, home: str) -> Iterator[Visit]:
     """A page that must not complain, and must ask nobody but the study."""
-    context = chromium.new_context(viewport=SIZE)  # type: ignore[arg-type]  # a TypedDict
+    context = chromium.new_context(viewport=SIZE)
     page = context.new_page()
     page.set_default_timeout(60_000)
     server = home.split("/dashboard")[0]

@@ -194,7 +194,8 @@ def test_a_note_shows_no_password_and_no_folder(tmp_path: Path) -> None:
         storage=open_storage(f"journal:///{tmp_path / 'a.log'}", create=True)
     )
     assert place_of(log) == "journal:///a.log"
-    here._storage._backend.url = "postgresql+psycopg://me:secret@host/name"  # type: ignore[attr-defined]
+    cached: Any = here._storage
+    cached._backend.url = "postgresql+psycopg://me:secret@host/name"
     assert place_of(here) == "postgresql+psycopg://me:***@host/name"
 
 
