@@ -66,7 +66,7 @@ def forest(title: str, axis: str, rows: Sequence[tuple[str, Mean]]) -> str:
         parts += [
             f'<circle cx="{across(one.value)}" cy="{y}" r="4" fill="{colour}"/>',
             text(_NAMES - 12, y + 4, name, 'text-anchor="end"'),
-            text(_NAMES + _PLOT + 12, y + 4, one.told("+")),
+            text(_NAMES + _PLOT + 12, y + 4, one.text("+")),
         ]
     parts += [text(_NAMES + _PLOT / 2, bottom + 36, axis, 'text-anchor="middle"'), "</svg>"]
     return "\n".join(parts) + "\n"

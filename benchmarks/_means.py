@@ -32,7 +32,7 @@ class Mean:
 
     @property
     def parts(self) -> list[float]:
-        """Give it for JSON."""
+        """Return value, interval and count for JSON."""
         return [round(self.value, 5), round(self.low, 5), round(self.high, 5), self.count]
 
     @property
@@ -40,8 +40,8 @@ class Mean:
         """Tell whether 0 is outside the interval."""
         return self.low > 0 or self.high < 0
 
-    def told(self, sign: str = "") -> str:
-        """Write it."""
+    def text(self, sign: str = "") -> str:
+        """Write the mean with its interval; ``sign`` is ``+`` for differences."""
         if not self.count:
             return "-"
         if self.count == 1:
@@ -54,20 +54,20 @@ _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def mean(values: ArrayLike) -> Mean:
-    """Average values, and say how sure that is."""
-    found = np.asarray(values, dtype=float)
-    count = len(found)
-    middle = float(found.mean()) if count else float("nan")
+    """Average values, with the interval of the mean."""
+    sample = np.asarray(values, dtype=float)
+    count = len(sample)
+    middle = float(sample.mean()) if count else float("nan")
     if count < 2:
         return Mean(middle, float("nan"), float("nan"), count)
     t = _T[count - 2] if count - 1 <= len(_T) else 1.96 + 2.5 / (count - 1)
-    half = t * float(found.std(ddof=1)) / np.sqrt(count)
+    half = t * float(sample.std(ddof=1)) / np.sqrt(count)
     return Mean(middle, middle - half, middle + half, count)
 
 
-def ahead(mine: Mapping[Any, float], other: Mapping[Any, float]) -> Mean:
-    """Average the differences of the pairs that both have."""
-    return mean([mine[key] - other[key] for key in mine if key in other])
+def ahead(one: Mapping[Any, float], other: Mapping[Any, float]) -> Mean:
+    """Average the differences ``one - other`` of the pairs that both have."""
+    return mean([one[key] - other[key] for key in one if key in other])
 
 
 def label(path: str) -> str:
@@ -76,18 +76,18 @@ def label(path: str) -> str:
 
 
 def by_pair(rows: Sequence[Mapping[str, Any]], *path: str) -> dict[Any, float]:
-    """Give a figure of studies by model and seed."""
-    found = {}
+    """Return one field of records by model and seed; ``path`` leads to the field."""
+    figures = {}
     for row in rows:
         value: Any = row
         for name in path:
             value = value[name]
-        found[row["model"], row["seed"]] = float(value)
-    return found
+        figures[row["model"], row["seed"]] = float(value)
+    return figures
 
 
 def shares_of(rows: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Give what networks take of the dense model's time, of rows whose networks were run."""
+    """Return the shares of the dense model's time, of rows whose networks were run."""
     return [row["share"] for row in rows if row["share"] is not None]
 
 

@@ -212,7 +212,7 @@ def _basis(
         ]
         for mine in folds_of(samples, folds)
     ]
-    recipe = Recipe("magnitude", refit, "all", "float32", table_gb=32.0)
+    recipe = Recipe("magnitude", refit, "all", table_gb=32.0)
     found = compensate(loaded, dealt, widths, recipe)
     return Basis("fitted", found.order, found.refits, none)
 

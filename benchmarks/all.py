@@ -1,7 +1,7 @@
 """Run what RESULTS.md is made of, small: ``python benchmarks/all.py --small``.
 
 The six scripts of evidence in their small forms, and the tiny forms of those that measure speed,
-memory and storage, several at a time. Units of work and tables go to ``--out``; published results
+memory and storage, several at a time. Records and tables go to ``--out``; published results
 stay as they are. Without ``--small`` the six scripts run in full, one after the other: hours, and
 ``benchmarks/RESULTS.md`` changes.
 """
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 EVIDENCE = ("overfit", "risk", "projector", "evolution", "ablation", "transfer")
 OTHERS = (
-    "compensation", "trial_cost", "latency_model", "memory", "peers", "rungs", "speedup",
-    "storage", "workers",
+    "compensation", "trial_cost", "latency_model", "memory", "peers", "speedup", "storage",
+    "workers",
 )  # fmt: skip
 
 

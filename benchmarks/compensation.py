@@ -1,27 +1,28 @@
 """Which order, which refit, which token weights? ``python benchmarks/compensation.py``.
 
 Uniform policies of the embedded digits model, calibrated on 64 samples, five draws of them. Every
-order is met with every refit under gradient-weighted tokens at three widths; the orders and
-refits that use moments are met with the other token weights at half width, and two orders with
-a fit in sequence, made for each policy alone. Within a draw everybody
-answers the same test questions, so that differences are paired.
+order is combined with every refit under gradient-weighted tokens at three widths; the orders and
+refits that use moments are combined with the other token weights at half width, and two orders
+with a fit in sequence, made for each policy alone. Within a draw all networks answer the same test
+questions, so that differences are paired.
 
-Every draw has a file in ``benchmarks/results``; what it holds is not measured again.
-``benchmarks/RESULTS.md`` is written from the files. ``--tiny`` runs a few combinations on a few
-questions, and writes nothing.
+Every measurement leaves a record in ``results/compensation.jsonl``, and one that has a record is
+not repeated. ``RESULTS.md`` is written from the records. ``--tiny`` runs a few combinations on a
+few questions, and writes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from _fields import COMPENSATION, IMPORTANCE, TOKENS, WIDTH_RATIO
+from _records import add_records, read_records
 from _results import RESULTS, provenance, put_section
 
 from effllava_optuna import Policy, load
@@ -40,14 +41,16 @@ from effllava_optuna.surgery import (
 from effllava_optuna.tasks import Digits, Split, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from _records import Key
 
     Row = Mapping[str, Any]
 
+RECORDS = RESULTS / "compensation.jsonl"
+FIELDS = (IMPORTANCE, COMPENSATION, TOKENS, WIDTH_RATIO)
 KEEPS = (0.75, 0.5, 0.35)
 REFITS = ("none", "bias", "least-squares")
-FIELDS = ("order", "refit", "tokens", "keep")
 DRAWS = 5
 QUESTIONS = 1000
 # Orders and refits that token weights act on; the others would only repeat themselves.
@@ -66,8 +69,8 @@ REFERENCE = ("taylor", "least-squares", "gradient")
 
 
 @dataclass(frozen=True, slots=True)
-class Meeting:
-    """One combination, and the widths it is measured at."""
+class Combination:
+    """An order, a refit and token weights, with the width ratios they are measured at."""
 
     order: str
     refit: str
@@ -75,18 +78,18 @@ class Meeting:
     keeps: tuple[float, ...] = KEEPS
 
 
-EVERY = (
-    *(Meeting(order, refit, "gradient") for order, refit in product(ORDERS, REFITS)),
-    *(Meeting(*both, tokens, (0.5,)) for both, tokens in product(WEIGHTED, ("all", "text"))),
-    *(Meeting(order, SEQUENTIAL, "gradient") for order in IN_SEQUENCE),
+COMBINATIONS = (
+    *(Combination(order, refit, "gradient") for order, refit in product(ORDERS, REFITS)),
+    *(Combination(*both, tokens, (0.5,)) for both, tokens in product(WEIGHTED, ("all", "text"))),
+    *(Combination(order, SEQUENTIAL, "gradient") for order in IN_SEQUENCE),
 )
-TINY = (Meeting("magnitude", "none", "gradient", (0.5,)), Meeting(*REFERENCE, (0.5,)))
+TINY = (Combination("magnitude", "none", "gradient", (0.5,)), Combination(*REFERENCE, (0.5,)))
 
 
 def measure(
-    loaded: Loaded, draw: int, meetings: Iterable[Meeting], questions: int
-) -> list[dict[str, Any]]:
-    """Let the networks of one calibration draw answer the test questions of the same draw."""
+    loaded: Loaded, draw: int, combinations: Iterable[Combination], questions: int
+) -> Iterator[dict[str, Any]]:
+    """Score the networks of one calibration draw on the test questions of the same draw."""
     task = Digits(seed=draw, test=questions)
     folds = [
         [probe(batch) for batch in encode(loaded.processor, samples)]
@@ -98,63 +101,60 @@ def measure(
         site.id: sorted({policy.keep[index] for policy in policies.values()} | {site.width})
         for index, site in enumerate(loaded.anatomy.sites)
     }
-    rows = []
-    for meeting in meetings:
-        refit = "least-squares" if meeting.refit == SEQUENTIAL else meeting.refit
-        recipe = Recipe(meeting.order, refit, meeting.tokens, seed=draw)
-        began = time.perf_counter()
-        found = compensate(loaded, folds, widths, recipe)
-        seconds = time.perf_counter() - began
-        for keep in meeting.keeps:
-            fits = found.refits[WHOLE]
-            if meeting.refit == SEQUENTIAL:
+    for combination in combinations:
+        sequential = combination.refit == SEQUENTIAL
+        refit = "least-squares" if sequential else combination.refit
+        recipe = Recipe(combination.order, refit, combination.tokens, seed=draw)
+        started = time.perf_counter()
+        fitted = compensate(loaded, folds, widths, recipe)
+        seconds = time.perf_counter() - started
+        for keep in combination.keeps:
+            fits = fitted.refits[WHOLE]
+            if sequential:
                 every = [one for fold in folds for one in fold]
                 fits = refit_in_sequence(
-                    loaded, policies[keep], found.order, every, damping=found.damping
+                    loaded, policies[keep], fitted.order, every, damping=fitted.damping
                 )
-            basis = Basis("benchmark", found.order, (fits,), (None,))
+            basis = Basis("benchmark", fitted.order, (fits,), (None,))
             scores = answers(loaded, basis, policies[keep], test)
-            rows.append(
-                {key: value for key, value in asdict(meeting).items() if key != "keeps"}
-                | {
-                    "keep": keep,
-                    "draw": draw,
-                    "accuracy": float(scores.hit.mean()),
-                    "expected": float(scores.probability.mean()),
-                    "calibration_s": round(seconds, 2),
-                }
-            )
-    return rows
+            yield {
+                IMPORTANCE: combination.order,
+                COMPENSATION: combination.refit,
+                TOKENS: combination.tokens,
+                WIDTH_RATIO: keep,
+                "draw": draw,
+                "accuracy": float(scores.hit.mean()),
+                "expected": float(scores.probability.mean()),
+                "calibration_s": round(seconds, 2),
+            }
 
 
 def measure_dense(loaded: Loaded, draw: int, questions: int) -> dict[str, Any]:
-    """Let the dense model answer the test questions of a draw."""
+    """Score the dense model on the test questions of a draw."""
     test = ask(loaded, Digits(seed=draw, test=questions).samples(Split.TEST), batch_size=100)
     policy, order = Policy.dense(loaded.anatomy), rank_units(loaded)
     scores = answers(loaded, Basis("dense", order, (None,), (None,)), policy, test)
-    return {"order": "dense", "draw": draw, "accuracy": float(scores.hit.mean())}
+    return {IMPORTANCE: "dense", "draw": draw, "accuracy": float(scores.hit.mean())}
 
 
-def missing_of(rows: Sequence[Row]) -> list[Meeting]:
-    """Give what ``rows`` do not tell."""
-    known = {tuple(row.get(field) for field in FIELDS) for row in rows}
-    left = [
-        replace(m, keeps=tuple(k for k in m.keeps if (m.order, m.refit, m.tokens, k) not in known))
-        for m in EVERY
-    ]
-    return [meeting for meeting in left if meeting.keeps]
+def key_of(row: Row) -> Key:
+    """Return the key of a record: draw, order, refit, tokens, keep; of the dense model, two."""
+    return (row["draw"], *(row[field] for field in FIELDS if field in row))
 
 
-def rows_in(file: Path) -> list[dict[str, Any]]:
-    """Read what was measured already."""
-    if not file.is_file():
-        return []
-    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["rows"]
-    return rows
+def missing_of(draw: int, existing: Iterable[Key]) -> list[Combination]:
+    """Return the combinations of a draw that have no record."""
+    keys = set(existing)
+
+    def left(one: Combination) -> Combination:
+        prefix = (draw, one.order, one.refit, one.tokens)
+        return replace(one, keeps=tuple(keep for keep in one.keeps if (*prefix, keep) not in keys))
+
+    return [combination for combination in map(left, COMBINATIONS) if combination.keeps]
 
 
 def gather(rows: Sequence[Row], *key: object) -> dict[int, float]:
-    """Give the accuracies of one combination ``(order, refit, tokens, keep)``, by draw."""
+    """Return the accuracies of one combination ``(order, refit, tokens, keep)``, by draw."""
     return {
         row["draw"]: row["accuracy"]
         for row in rows
@@ -162,16 +162,16 @@ def gather(rows: Sequence[Row], *key: object) -> dict[int, float]:
     }
 
 
-def ahead(mine: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
-    """Give the differences of the draws that both have."""
-    return {draw: mine[draw] - other[draw] for draw in mine if draw in other}
+def ahead(one: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
+    """Return the differences ``one - other`` of the draws that both have."""
+    return {draw: one[draw] - other[draw] for draw in one if draw in other}
 
 
-def told(values: Mapping[int, float], sign: str = "") -> str:
+def cell(values: Mapping[int, float], sign: str = "") -> str:
     """Write mean and standard deviation over draws."""
-    found = [*values.values()]
-    spread = f" ({np.std(found, ddof=1):.3f})" if len(found) > 1 else ""
-    return f"{np.mean(found):{sign}.3f}{spread}" if found else "-"
+    sample = [*values.values()]
+    spread = f" ({np.std(sample, ddof=1):.3f})" if len(sample) > 1 else ""
+    return f"{np.mean(sample):{sign}.3f}{spread}" if sample else "-"
 
 
 def report(rows: Sequence[Row], where: Row) -> str:
@@ -180,9 +180,9 @@ def report(rows: Sequence[Row], where: Row) -> str:
     rival = f"ahead of {REFERENCE[0]}, {REFERENCE[1]} at 0.5"
     every = [f"| order | refit | {head} | {rival} |", "|---" * 6 + "|"]
     for order, refit in product(ORDERS, REFITS):
-        cells = [told(gather(rows, order, refit, "gradient", keep)) for keep in KEEPS]
-        default, mine = gather(rows, *REFERENCE, 0.5), gather(rows, order, refit, "gradient", 0.5)
-        cells.append(told(ahead(mine, default), "+") if (order, refit) != REFERENCE[:2] else "-")
+        cells = [cell(gather(rows, order, refit, "gradient", keep)) for keep in KEEPS]
+        default, other = gather(rows, *REFERENCE, 0.5), gather(rows, order, refit, "gradient", 0.5)
+        cells.append(cell(ahead(other, default), "+") if (order, refit) != REFERENCE[:2] else "-")
         every.append(f"| {order} | {refit} | " + " | ".join(cells) + " |")
     weighted = [
         "| order | refit | gradient | all | text | gradient ahead of all |",
@@ -190,25 +190,26 @@ def report(rows: Sequence[Row], where: Row) -> str:
     ]
     for order, refit in WEIGHTED:
         each = {t: gather(rows, order, refit, t, 0.5) for t in ("gradient", "all", "text")}
-        cells = [*map(told, each.values()), told(ahead(each["gradient"], each["all"]), "+")]
+        cells = [*map(cell, each.values()), cell(ahead(each["gradient"], each["all"]), "+")]
         weighted.append(f"| {order} | {refit} | " + " | ".join(cells) + " |")
     sequence = ["| order | " + head + " |", "|---" * 4 + "|"]
     for order in IN_SEQUENCE:
         cells = []
         for keep in KEEPS:
-            ever, anew = (
+            tables, in_sequence = (
                 gather(rows, order, refit, "gradient", keep)
                 for refit in ("least-squares", SEQUENTIAL)
             )
-            cells.append(f"{told(anew)}, ahead {told(ahead(anew, ever), '+')}")
+            cells.append(f"{cell(in_sequence)}, ahead {cell(ahead(in_sequence, tables), '+')}")
         sequence.append(f"| {order} | " + " | ".join(cells) + " |")
-    dense = {row["draw"]: row["accuracy"] for row in rows if row["order"] == "dense"}
-    return f"""Generated by `python benchmarks/compensation.py`; do not edit.
+    dense = {row["draw"]: row["accuracy"] for row in rows if row[IMPORTANCE] == "dense"}
+    return f"""Generated by `python benchmarks/compensation.py`; do not edit. Figures:
+[results](results/compensation.jsonl).
 
 Test accuracy of uniform policies of the embedded digits model on {QUESTIONS:,} questions over
 digit images that neither training nor calibration has seen. Mean (standard deviation) over
 {len(dense)} draws of 64 calibration samples and of the questions; differences are paired by draw.
-Dense: {told(dense)}. Attention has four groups, of which keep 0.35 leaves one. One small model:
+Dense: {cell(dense)}. Attention has four groups, of which keep 0.35 leaves one. One small model:
 this says nothing about larger ones.
 
 Every order with every refit; tokens weighted by gradient in the refits and in wanda, flap and obs:
@@ -229,7 +230,7 @@ Least squares in sequence, against the tables that serve every policy:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure the draws that are missing, and write the tables."""
+    """Measure what has no record, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="a few combinations; writes nothing")
     parser.add_argument("--report", action="store_true", help="only write the tables")
@@ -238,25 +239,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.tiny:
         print("About 10 s.")
         for row in measure(load("digits-vlm", device="cpu"), 0, TINY, 100):
-            print(f"{row['order']} {row['refit']} {row['keep']}: {row['accuracy']:.3f}")
+            name = f"{row[IMPORTANCE]} {row[COMPENSATION]} {row[WIDTH_RATIO]}"
+            print(f"{name}: {row['accuracy']:.3f}")
         return
-    files = {draw: RESULTS / f"compensation-{draw}.json" for draw in range(DRAWS)}
-    known = {draw: rows_in(file) for draw, file in files.items() if not chosen.report}
-    asked = sum(len(m.keeps) for rows in known.values() for m in missing_of(rows))
-    print(f"About {asked * 3 / 60:.0f} minutes for {asked} measurements.", flush=True)
-    loaded, origin = load("digits-vlm", device="cpu"), provenance()
-    for draw, rows in known.items():
-        began, left = time.monotonic(), missing_of(rows)
-        if left:
-            dense = [] if rows else [measure_dense(loaded, draw, QUESTIONS)]
-            rows += [*measure(loaded, draw, left, QUESTIONS), *dense]
-            text = json.dumps({"rows": rows, "provenance": origin}, indent=1)
-            files[draw].write_text(text + "\n", encoding="utf-8")
-            print(f"draw {draw}: {time.monotonic() - began:.0f} s", flush=True)
-    documents = [json.loads(f.read_text(encoding="utf-8")) for f in files.values() if f.is_file()]
-    text = report([row for d in documents for row in d["rows"]], documents[-1]["provenance"])
+    if not chosen.report:
+        measure_missing()
+    rows = [*read_records(RECORDS).values()]
+    text = report(rows, rows[-1]["provenance"])
     put_section("Orders, refits and token weights", text)
     print(text)
+
+
+def measure_missing() -> None:
+    """Measure what has no record."""
+    existing = read_records(RECORDS)
+    left = {draw: missing_of(draw, existing) for draw in range(DRAWS)}
+    count = sum(len(one.keeps) for combinations in left.values() for one in combinations)
+    print(f"About {count * 3 / 60:.0f} minutes for {count} measurements.", flush=True)
+    loaded, origin = load("digits-vlm", device="cpu"), provenance()
+
+    def keep(row: Row) -> None:
+        add_records(RECORDS, {key_of(row): {**row, "provenance": origin}})
+
+    for draw, combinations in left.items():
+        started = time.monotonic()
+        if combinations:
+            for row in measure(loaded, draw, combinations, QUESTIONS):
+                keep(row)
+        if (draw, "dense") not in existing:
+            keep(measure_dense(loaded, draw, QUESTIONS))
+        print(f"draw {draw}: {time.monotonic() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

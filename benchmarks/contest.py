@@ -4,16 +4,15 @@ One study of ``studies/quickstart.toml`` for each sampler and seed; the seed dra
 too. Chosen policy and baseline keep at most the same share of the weights, are chosen in the same
 way (proxy scores, then validation) and answer the same test questions. The baseline is measured
 under the basis of the choice, and again under a projector of its own, trained as the study trains
-its own. Every policy answers the whole proxy: samplers are compared with ``search.rungs`` off.
+its own.
 
-Every study leaves a file in ``benchmarks/results``; what has one is not run again, and a
-study that was interrupted is resumed. ``benchmarks/RESULTS.md`` is written from the files.
+Every study leaves a record in ``results/contest.jsonl``, and one that has a record is not run
+again; a study that was interrupted is resumed. ``RESULTS.md`` is written from the records.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from itertools import product
 from pathlib import Path
@@ -21,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
+from _fields import IMPORTANCE, KEEP_RATIO
+from _records import add_records, read_records
 from _results import HERE, RESULTS, provenance, put_section
 
 from effllava_optuna.hooks import Training, train_projector
@@ -30,15 +31,18 @@ from effllava_optuna.study import loop, read_spec, storage
 from effllava_optuna.tasks import Split
 
 if TYPE_CHECKING:
+    from _records import Record
+
     from effllava_optuna.study import Epochs
     from effllava_optuna.surgery import Basis
 
+RECORDS = RESULTS / "contest.jsonl"  # keys: sampler, order, seed
 SPEC = HERE.parent / "studies" / "quickstart.toml"
 SAMPLERS = ("nsga2", "cma", "stock-nsga2", "tpe", "random")
 
 
 def measure(epochs: Epochs) -> dict[str, Any]:
-    """Let everybody answer the test questions; give accuracies, intervals and differences."""
+    """Return test accuracies with intervals, and the differences to the baselines."""
     bench = epochs.bench
     results = epochs.study.user_attrs[storage.RESULTS]
     chosen, baseline = results["chosen"], results["uniform2"]
@@ -81,19 +85,18 @@ def measure(epochs: Epochs) -> dict[str, Any]:
 
 
 def label(sampler: str, order: str) -> str:
-    """Name who searches, and by which order of units if it is not the default."""
+    """Return the sampler, and the order of units if it is not the default."""
     return sampler if order == read_spec(SPEC).pruning.order else f"{sampler}, {order}"
 
 
-def run(sampler: str, order: str, seed: int, work: Path) -> dict[str, Any]:
-    """Run, or resume, a study."""
-    name = _file(label(sampler, order), seed).stem
+def run(sampler: str, order: str, seed: int, work: Path) -> Record:
+    """Run or resume a study; ``work`` holds its database."""
+    name = f"contest-{sampler}-{order}-{seed}"
     changes = (
         f"study.seed={seed}",
         f"study.name={name}",
         f"search.sampler={sampler}",
         f"pruning.order={order}",
-        "search.rungs=[]",
     )
     spec = read_spec(SPEC, changes)
     file = work / f"{name}.db"
@@ -130,14 +133,14 @@ def _volumes(epochs: Epochs) -> list[float]:
     return list(document(facts_of(epochs.study))["hypervolume"])
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[Record]) -> str:
     """Write the rows as Markdown."""
 
-    def cell(row: dict[str, Any], name: str) -> str:
+    def cell(row: Record, name: str) -> str:
         low, high = row[name]["interval"]
         return f"{row[name]['test']:.3f} [{low:.3f}, {high:.3f}]"
 
-    def ahead(row: dict[str, Any], name: str) -> str:
+    def ahead(row: Record, name: str) -> str:
         low, high = row[name]["difference_interval"]
         return f"{row[name]['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
 
@@ -148,19 +151,18 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         dense, chosen = row["results"]["dense"], row["results"]["chosen"]
-        file = f"results/{_file(_label(row), row['seed']).name}"
         lines.append(
-            f"| {_label(row)} | [{row['seed']}]({file}) "
+            f"| {_label(row)} | {row['seed']} "
             f"| {dense['accuracy_test']:.3f} | {cell(row, 'uniform2')} "
             f"| {cell(row, 'uniform2_own_projector')} | **{cell(row, 'chosen')}** "
             f"| {ahead(row, 'uniform2')} | {ahead(row, 'uniform2_own_projector')} "
-            f"| {chosen['kept_share']:.3f} |"
+            f"| {chosen[KEEP_RATIO]:.3f} |"
         )
     return "\n".join(lines)
 
 
-def summary(rows: list[dict[str, Any]]) -> str:
-    """Say what the rows say together."""
+def summary(rows: list[Record]) -> str:
+    """Summarize the rows of one sampler and order."""
     texts = []
     for name, label in (
         ("uniform2", "under the same basis"),
@@ -189,7 +191,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return "\n".join(texts)
 
 
-def _machine(rows: list[dict[str, Any]]) -> str:
+def _machine(rows: list[Record]) -> str:
     where = rows[0]["provenance"]
     versions = ", ".join(f"{name} {where[name]}" for name in ("torch", "transformers", "optuna"))
     seconds = sorted(row["seconds"] for row in rows)
@@ -199,17 +201,13 @@ def _machine(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def _file(contender: str, seed: int) -> Path:
-    return RESULTS / f"contest-{contender.replace(', ', '-')}-{seed}.json"
-
-
-def _label(row: dict[str, Any]) -> str:
-    return label(row["sampler"], row["spec"]["pruning"]["order"])
+def _label(row: Record) -> str:
+    return label(row["sampler"], row["spec"]["pruning"][IMPORTANCE])
 
 
 def write() -> None:
-    """Write the section of ``RESULTS.md`` from all result files."""
-    rows = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("contest-*.json"))]
+    """Write the section of ``RESULTS.md`` from all records."""
+    rows = [*read_records(RECORDS).values()]
     if not rows:
         return
     rows.sort(key=lambda row: (SAMPLERS.index(row["sampler"]), _label(row), row["seed"]))
@@ -218,10 +216,11 @@ def write() -> None:
         f"{contender}:\n\n{summary([row for row in rows if _label(row) == contender])}"
         for contender in dict.fromkeys(map(_label, rows))
     )
-    text = f"""Generated by `python benchmarks/contest.py`; do not edit.
+    text = f"""Generated by `python benchmarks/contest.py`; do not edit. Figures:
+[results](results/contest.jsonl).
 
 The embedded digits model, 64 proxy samples, {search["epochs"]} epochs of
-{search["generations"]} x {search["population"]} trials; at most {search["kept_share"]:.1%} of the
+{search["generations"]} x {search["population"]} trials; at most {search[KEEP_RATIO]:.1%} of the
 decoder's linear parameters are kept. Accuracy on 2,000 test questions over digit images that
 neither training nor search has seen; intervals are 95 %, bootstrap over groups of four images,
 paired for the differences. One small model: this says nothing about larger ones.
@@ -237,7 +236,7 @@ paired for the differences. One small model: this says nothing about larger ones
 
 
 def main() -> None:
-    """Run the studies that have no result yet, then write the table."""
+    """Run the studies that have no record, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=["nsga2"])
@@ -245,14 +244,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=HERE / "scratch")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    RESULTS.mkdir(exist_ok=True)
     for seed, sampler in product(range(arguments.seeds), arguments.samplers):
-        contender = label(sampler, arguments.order)
-        file = _file(contender, seed)
-        if not file.is_file():
-            print(f"{contender}, seed {seed} ...", flush=True)
-            found = run(sampler, arguments.order, seed, arguments.work)
-            file.write_text(json.dumps(found, indent=1) + "\n")
+        key = (sampler, arguments.order, seed)
+        if key not in read_records(RECORDS):
+            print(f"{label(sampler, arguments.order)}, seed {seed} ...", flush=True)
+            add_records(RECORDS, {key: run(*key, arguments.work)})
     write()
 
 

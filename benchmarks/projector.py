@@ -15,24 +15,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from _evidence import (
-    DEFAULT,
-    FIXED,
-    Bench,
-    Case,
-    Lab,
-    announce,
-    begin,
-    bench_of,
-    best,
-    examined,
-    once_loaded,
-    pairs_of,
-    publish,
-    study_name,
-    volume,
-)
+from _cases import DEFAULT, FIXED, Case, study_id
+from _evidence import announce, begin, pairs_of, publish
+from _fields import WIDTHS
 from _means import ahead, by_pair, label, markdown, mean, shares_of
+from _outcome import best, examined, volume
+from _records import RecordId
+from _studies import StudyRunner, evaluator_of, once_loaded
 from evolution import Rivals
 
 from effllava_optuna.baselines import two_numbers
@@ -48,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import torch
+    from _records import Record
+    from _studies import CountingEvaluator
 
     from effllava_optuna.hooks import Update
     from effllava_optuna.study.bundle import Bundle
@@ -66,97 +57,97 @@ WAYS = {
 
 
 class Reordering(Epochs):
-    """Epochs before which all units are ranked and fitted anew, around the new projector.
+    """Epochs before which all units are ranked and fitted again around the new projector.
 
-    The order and all fits are made around the projector that has seen the whole proxy: of a
-    sample that is scored, the moments know a little, as its order does in any study.
+    The new projector has been trained on the whole proxy, so that the fits depend a little on the
+    samples that they score. The order does so in every study.
     """
 
-    def __init__(self, *told: Any, **named: Any) -> None:
-        super().__init__(*told, **named)
-        self._eras: dict[str, tuple[Bundle, str]] = {}  # by basis
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._bundles: dict[str, tuple[Bundle, str]] = {}  # with their digests, by basis
 
     def basis(self, digest: str) -> Basis:
-        """Give the basis that a trial's values belong to, the model arranged for it."""
-        found = super().basis(digest)
-        if digest in self._eras and self._eras[digest][0] is not self.bench.bundle:
-            arrange(bench_of(self), *self._eras[digest])
-        return found
+        """Return the basis that a trial was measured under, and arrange the model for it."""
+        basis = super().basis(digest)
+        if digest in self._bundles and self._bundles[digest][0] is not self.bench.bundle:
+            arrange(evaluator_of(self), *self._bundles[digest])
+        return basis
 
     def _evolve(self, epoch: int) -> Publication:
         before = self.basis_of(epoch)
         self._bases[before.digest] = before  # that of epoch 0 would be made of the new bundle
         self._remember(before)
-        made = super()._evolve(epoch)
-        projectors = _restored(self.vault.get(str(made.artifact)))
-        rank_anew(bench_of(self), projectors, epoch)
+        publication = super()._evolve(epoch)
+        projectors = _restored(self.vault.get(str(publication.artifact)))
+        rank_again(evaluator_of(self), projectors, epoch)
         after = self.bench.basis(projectors)
         self._remember(after)
-        return replace(made, facts={**made.facts, "basis": after.digest})
+        return replace(publication, facts={**publication.facts, "basis": after.digest})
 
     def _remember(self, basis: Basis) -> None:
-        self._eras[basis.digest] = self.bench.bundle, self.bench.bundle_digest
+        self._bundles[basis.digest] = self.bench.bundle, self.bench.bundle_digest
 
 
-def arrange(bench: Bench, bundle: Bundle, digest: str) -> None:
-    """Put the units back where they were, and arrange them by another bundle."""
-    bench.close()
-    bench.loaded = once_loaded(bench.spec.model.path)
-    bench.adopt(bundle, digest)
+def arrange(evaluator: CountingEvaluator, bundle: Bundle, digest: str) -> None:
+    """Restore the order of the units, and arrange them by another bundle."""
+    evaluator.close()
+    evaluator.loaded = once_loaded(evaluator.spec.model.path)
+    evaluator.adopt(bundle, digest)
 
 
-def rank_anew(bench: Bench, projectors: Sequence[Mapping[str, torch.Tensor]], epoch: int) -> None:
+def rank_again(
+    evaluator: CountingEvaluator, projectors: Sequence[Mapping[str, torch.Tensor]], epoch: int
+) -> None:
     """Rank and fit all units around a projector."""
-    bundle, spec = bench.bundle, bench.spec
-    bench.close()
+    bundle, spec = evaluator.bundle, evaluator.spec
+    evaluator.close()
     loaded = once_loaded(spec.model.path)
     folds = [
         [probe(batch) for batch in encode(loaded.processor, samples)]
-        for samples in folds_of(bench.proxy, spec.pruning.folds)
+        for samples in folds_of(evaluator.proxy, spec.pruning.folds)
     ]
     with projecting(loaded, projectors[WHOLE]):
-        found = compensate(
+        fitted = compensate(
             loaded, folds, bundle.widths, Recipe(spec.pruning.order, seed=spec.study.seed)
         )
     table = risk_table(
-        loaded, found.order, bundle.widths, form=spec.quality.risk, refit=found.refits[WHOLE]
+        loaded, fitted.order, bundle.widths, form=spec.quality.risk, refit=fitted.refits[WHOLE]
     )
-    anew = replace(bundle, order=found.order, refits=found.refits, risk=table)
-    arrange(bench, anew, f"{bench.bundle_digest}, anew after epoch {epoch}")
+    again = replace(bundle, order=fitted.order, refits=fitted.refits, risk=table)
+    arrange(evaluator, again, f"{evaluator.bundle_digest}, anew after epoch {epoch}")
 
 
-REORDERED = Case("re-ordered", epochs=Reordering)
+REORDERED = Case("re-ordered", question="projector", epochs=Reordering)
 
 
-def afterwards(lab: Lab, model: str, seed: int) -> dict[str, Any]:
+def afterwards(runner: StudyRunner, model: str, seed: int) -> Record:
     """Train the projector for the front of a search without updates, and for two numbers."""
-    searched = lab.study(model, seed, FIXED)
-    table = lab.spec(model, seed, DEFAULT).projector
+    searched = runner.study(model, seed, FIXED)
+    table = runner.spec(model, seed, DEFAULT).projector
     training = Training(table.steps, table.every, table.learning_rate, table.kl)
-    with lab.opened(model, seed, FIXED) as epochs:
-        bench = bench_of(epochs)
-        front = [Policy.of(bench.anatomy, entry["keep"]) for entry in searched["front"]]
+    with runner.opened(model, seed, FIXED) as epochs:
+        evaluator = evaluator_of(epochs)
+        front = [Policy.of(evaluator.anatomy, entry[WIDTHS]) for entry in searched["front"]]
 
         def trained(policies: Sequence[Policy]) -> Update:
             return train_projector(
-                bench.loaded, bench.basis(), policies, epochs.lessons(), training
+                evaluator.loaded, evaluator.basis(), policies, epochs.lessons(), training
             )
 
-        def look(bench: Bench, basis: Basis) -> dict[str, Any]:
-            found = [
-                examined(bench, policy, basis) | {"quality": entry["quality"]}
-                for policy, entry in zip(front, searched["front"], strict=True)
-            ]
-            return {"chosen": best(found), "volume": volume(found, bench.bundle.reference)}
-
         update = trained(front[: table.elites])
-        after = look(bench, bench.basis(update.projectors))
+        basis = evaluator.basis(update.projectors)
+        points = [
+            examined(evaluator, policy, basis) | {"quality": entry["quality"]}
+            for policy, entry in zip(front, searched["front"], strict=True)
+        ]
+        after = {"chosen": best(points), "volume": volume(points, evaluator.bundle.reference)}
         rivals = Rivals(epochs)
-        grid = rivals.within(two_numbers(bench.anatomy, rivals.widths))
+        grid = rivals.within(two_numbers(evaluator.anatomy, rivals.widths))
         two = rivals.chosen(rivals.qualities(grid))
-        policy = Policy.of(bench.anatomy, two["keep"])
+        policy = Policy.of(evaluator.anatomy, two[WIDTHS])
         own = trained([policy])
-        two_trained = examined(bench, policy, bench.basis(own.projectors))
+        two_trained = examined(evaluator, policy, evaluator.basis(own.projectors))
     return {
         "model": model,
         "seed": seed,
@@ -172,26 +163,36 @@ def afterwards(lab: Lab, model: str, seed: int) -> dict[str, Any]:
 SEARCHED = {"none": FIXED, "each": DEFAULT, "again": REORDERED}
 
 
-def gather(lab: Lab) -> dict[str, list[dict[str, Any]]]:
-    """Run, or read, all that is compared; give rows by way."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for model, seed in pairs_of(lab.form):
-        name = f"projector-{model}-{seed}"
-        whole = {way: lab.study(model, seed, case) for way, case in SEARCHED.items()}
-        found = lab.unit(name, functools.partial(afterwards, lab, model, seed))
-        if not (all(whole.values()) and found):
+def updates_id(model: str, seed: int) -> RecordId:
+    """Return the place of the record of `afterwards`."""
+    return RecordId("projector", ("updates", model, seed))
+
+
+def timed_id(model: str, seed: int) -> RecordId:
+    """Return the place of the record of the time that the choices take."""
+    return RecordId("projector", ("timed", model, seed))
+
+
+def gather(runner: StudyRunner) -> dict[str, list[Record]]:
+    """Run or read all ways to train; return rows by way."""
+    rows: dict[str, list[Record]] = {}
+    for model, seed in pairs_of(runner.form):
+        by_way = {way: runner.study(model, seed, case) for way, case in SEARCHED.items()}
+        measure = functools.partial(afterwards, runner, model, seed)
+        updates = runner.record(updates_id(model, seed), measure)
+        if not (all(by_way.values()) and updates):
             continue
-        none, seconds = whole["none"], found["projector_s"]
+        none, seconds = by_way["none"], updates["projector_s"]
         search = {"evaluations": none["evaluations"], "search_cpu_s": none["search_cpu_s"]}
-        grid = {"evaluations": found["grid"], "search_cpu_s": 0.0}
-        for way, spent, more in (
+        grid = {"evaluations": updates["grid"], "search_cpu_s": 0.0}
+        for way, cost, training_s in (
             ("after", search, seconds[0]), ("two", grid, 0.0), ("two trained", grid, seconds[1])
         ):  # fmt: skip
-            whole[way] = found | found[way] | spent
-            whole[way]["search_cpu_s"] += more
-        keeps = {way: row["chosen"]["keep"] for way, row in whole.items()}
-        timed = lab.timed(f"timed-projector-{model}-{seed}", model, seed, keeps)
-        for way, row in whole.items():
+            by_way[way] = updates | updates[way] | cost
+            by_way[way]["search_cpu_s"] += training_s
+        widths = {way: row["chosen"][WIDTHS] for way, row in by_way.items()}
+        timed = runner.timed(timed_id(model, seed), model, seed, widths)
+        for way, row in by_way.items():
             rows.setdefault(way, []).append(row | {"share": timed.get("shares", {}).get(way)})
     return rows
 
@@ -204,7 +205,7 @@ def section(rows: Mapping[str, Sequence[Mapping[str, Any]]], models: Mapping[str
     for way, name in WAYS.items():
         mine, rival = rows[way], "two" if way.startswith("two") else "none"
         each = [
-            mean([value for (at, _), value in tests[way].items() if at == model]).told()
+            mean([value for (at, _), value in tests[way].items() if at == model]).text()
             for model in models
         ]
         known = volumes.get(way)
@@ -212,11 +213,11 @@ def section(rows: Mapping[str, Sequence[Mapping[str, Any]]], models: Mapping[str
             [
                 name,
                 *each,
-                ahead(tests[way], tests[rival]).told("+") if way != rival else "-",
-                ahead(known, volumes["none"]).told("+") if known and way != "none" else "-",
+                ahead(tests[way], tests[rival]).text("+") if way != rival else "-",
+                ahead(known, volumes["none"]).text("+") if known and way != "none" else "-",
                 f"{mean(list(known.values())).value:.3f}" if known else "-",
                 f"{np.mean([row['chosen']['latency_ms'] for row in mine]):.1f}",
-                mean(shares_of(mine)).told(),
+                mean(shares_of(mine)).text(),
                 f"{np.mean([row['evaluations'] for row in mine]):.0f}",
                 f"{np.mean([row['search_cpu_s'] for row in mine]):.0f}",
             ]
@@ -229,7 +230,7 @@ def section(rows: Mapping[str, Sequence[Mapping[str, Any]]], models: Mapping[str
     steps = [step for row in rows["each"] for step in row["projector_steps"]]
     zero = sum(step == 0 for step in steps)
     return f"""Generated by `python benchmarks/projector.py`; do not edit. Figures:
-`results/evidence`.
+`results/projector.jsonl`, `results/studies.jsonl`.
 
 Test accuracy of the choice on 1,000 questions; hypervolume of the finalists by test accuracy and
 latency, as a share of the whole; means over draws with 95 % intervals (Student's t), differences
@@ -245,13 +246,13 @@ dense model.
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, and write the table."""
-    form, _ = begin(__doc__, arguments, two=True)
-    lab, pairs = Lab(form), pairs_of(form)
-    names = [study_name(m, s, case) for m, s in pairs for case in SEARCHED.values()]
-    names += [f"{kind}projector-{m}-{s}" for m, s in pairs for kind in ("", "timed-")]
-    announce(lab.missing(names), form.pick(35, 25, 3))
-    rows = gather(lab)
-    origins = [row["provenance"] for mine in rows.values() for row in mine]
+    form = begin(__doc__, arguments, two=True)
+    runner, pairs = StudyRunner(form), pairs_of(form)
+    places = [study_id(m, s, case) for m, s in pairs for case in SEARCHED.values()]
+    places += [place(*pair) for pair in pairs for place in (updates_id, timed_id)]
+    announce(runner.missing(places), form.pick(35, 25, 3))
+    rows = gather(runner)
+    origins = [row["provenance"] for records in rows.values() for row in records]
     publish(form, TITLE, section(rows, form.models), origins)
 
 

@@ -16,23 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from _evidence import FIXED, Case, Lab, announce, begin, bench_of, once_loaded, publish, study_name
+from _cases import FIXED, Case, study_id
+from _draws import ETA, ETAS, SAMPLES, halves, resampled, resampled_id, spearman, standard
+from _evidence import announce, begin, publish
 from _means import Mean, ahead, by_pair, markdown, mean
-from _pool import (
-    AROUND,
-    DRAWN,
-    ETA,
-    ETAS,
-    SAMPLES,
-    STATIC,
-    drawn_risks,
-    halves,
-    norms_of,
-    pool_file,
-    resampled,
-    spearman,
-    standard,
-)
+from _pool import AROUND, POOL, ensure_pool, pool_file, pool_record
+from _records import RecordId
+from _risks import DRAWN, STATIC, drawn_risks, norms_of
+from _studies import StudyRunner, evaluator_of, once_loaded
 
 from effllava_optuna.objectives import answers, ask, folds_of, risk, risk_table, units_of
 from effllava_optuna.policy import Policy
@@ -43,6 +34,8 @@ from effllava_optuna.tasks import Digits, Split, encode
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from _records import Record
+
     from effllava_optuna.study.evolution import Epochs
 
 TITLE = "Structural risk"
@@ -50,23 +43,25 @@ N = 64  # proxy samples of a study
 FITTED = tuple(name for name in (*STATIC, *DRAWN) if name != "sharpness")
 
 
-def fitted(lab: Lab, draw: int) -> dict[str, Any]:
-    """Fit order and refit on a draw, and let a smaller pool answer it and another half."""
-    form = lab.form
+def fitted(runner: StudyRunner, draw: int) -> Record:
+    """Fit order and refit on a draw; score a smaller pool on it and on other images."""
+    form = runner.form
     count, questions, size = form.pick(32, 8, 6), form.pick(600, 100, 24), form.pick(64, 64, 16)
-    with np.load(pool_file(lab)) as found:
-        keeps = found["keep"]
+    ensure_pool(runner)
+    with np.load(pool_file(runner)) as arrays:
+        widths_of_policies = arrays["keep"]
     task = Digits(seed=100 + draw, proxy=size, validation=8, test=questions)
     samples = [replace(sample, split=Split.PROXY) for sample in task.samples(Split.PROXY)]
     test = task.samples(Split.TEST)
-    with lab.opened("first", 0, AROUND) as epochs:
+    with runner.opened("first", 0, AROUND) as epochs:
         anatomy, widths = epochs.bench.anatomy, epochs.bench.bundle.widths
     loaded = once_loaded(form.models["first"])
     torch.set_num_threads(1)
     rng = np.random.default_rng([draw, 5])
     # The better half of the pool in the order in which it was drawn: neighbours of good ones.
-    some = rng.choice(np.arange(len(keeps) // 2, len(keeps)), size=count, replace=False)
-    pool = [Policy.of(anatomy, [int(k) for k in keeps[index]]) for index in some]
+    number = len(widths_of_policies)
+    some = rng.choice(np.arange(number // 2, number), size=count, replace=False)
+    pool = [Policy.of(anatomy, [int(k) for k in widths_of_policies[index]]) for index in some]
     folds = folds_of(samples, 2)
     made = compensate(
         loaded,
@@ -125,10 +120,10 @@ def cross_fitted_eta(epochs: Epochs, times: int = 200) -> dict[str, Any]:
     Again and again the fours of the proxy are dealt in two halves; on one, each eta picks a
     policy, which the other half judges. Only policies measured under the first basis count.
     """
-    bench = bench_of(epochs)
-    units = np.unique(units_of(bench.crossed), return_inverse=True)[1]
-    scores = np.array([mine.probability for _, mine in bench.scored])
-    risks = np.array([bench.risk(policy) for policy, _ in bench.scored])
+    evaluator = evaluator_of(epochs)
+    units = np.unique(units_of(evaluator.crossed), return_inverse=True)[1]
+    scores = np.array([answered.probability for _, answered in evaluator.scored])
+    risks = np.array([evaluator.risk(policy) for policy, _ in evaluator.scored])
     judged = np.zeros(len(ETAS))
     for draw in range(times):
         inside, outside = halves(units, np.random.default_rng(draw))
@@ -138,32 +133,32 @@ def cross_fitted_eta(epochs: Epochs, times: int = 200) -> dict[str, Any]:
     return {"eta_auto": ETAS[int(judged.argmax())], "eta_judged": judged.round(5).tolist()}
 
 
-FREE = Case("eta-0", (*FIXED.changes, "quality.eta=0.0"), after=cross_fitted_eta)
+FREE = Case("eta-0", (*FIXED.changes, "quality.eta=0.0"), "risk", after=cross_fitted_eta)
 
 
-def auto(lab: Lab, seed: int) -> dict[str, Any]:
+def auto(runner: StudyRunner, seed: int) -> Record:
     """Search with the eta that the search with eta 0 suggests; it may be that search."""
-    free = lab.study("first", seed, FREE)
+    free = runner.study("first", seed, FREE)
     if not free or free["eta_auto"] == 0:  # nothing to report, or nothing to search again
         return free
     eta = free["eta_auto"]
     changes = (*FIXED.changes, f"quality.eta={eta}")
-    case = FIXED if eta == ETA else Case(f"eta-{eta:g}", changes)
-    again = lab.study("first", seed, case)
+    case = FIXED if eta == ETA else Case(f"eta-{eta:g}", changes, "risk")
+    again = runner.study("first", seed, case)
     return again | {name: free[name] + again[name] for name in ("evaluations", "search_cpu_s")}
 
 
-def searches(lab: Lab) -> dict[str, list[dict[str, Any]]]:
-    """Run, or read, whole searches by how eta is set."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for seed in range(lab.form.seeds):
-        for name, found in (
-            ("0", lab.study("first", seed, FREE)),
-            ("0.02, the default", lab.study("first", seed, FIXED)),
-            ("auto", auto(lab, seed)),
+def searches(runner: StudyRunner) -> dict[str, list[Record]]:
+    """Run or read whole searches; return records by how eta is set."""
+    rows: dict[str, list[Record]] = {}
+    for seed in range(runner.form.seeds):
+        for name, record in (
+            ("0", runner.study("first", seed, FREE)),
+            ("0.02, the default", runner.study("first", seed, FIXED)),
+            ("auto", auto(runner, seed)),
         ):
-            if found:
-                rows.setdefault(name, []).append(found)
+            if record:
+                rows.setdefault(name, []).append(record)
     return rows
 
 
@@ -176,11 +171,11 @@ def pool_table(by_size: Sequence[Mapping[str, Any]]) -> str:
         lines.append(
             [
                 name,
-                *(Mean(*one[f"top {name}"]).told("+") for one in by_size),
-                Mean(*at_n[f"all {name}"]).told("+"),
-                Mean(*at_n[f"eta {name}"]["0.02"]).told("+"),
-                f"{Mean(*gain).told('+')} at {eta:g}",
-                Mean(*at_n[f"instead {name}"]).told("+") if name != STATIC[0] else "-",
+                *(Mean(*one[f"top {name}"]).text("+") for one in by_size),
+                Mean(*at_n[f"all {name}"]).text("+"),
+                Mean(*at_n[f"eta {name}"]["0.02"]).text("+"),
+                f"{Mean(*gain).text('+')} at {eta:g}",
+                Mean(*at_n[f"instead {name}"]).text("+") if name != STATIC[0] else "-",
             ]
         )
     head = [
@@ -196,7 +191,7 @@ def nats_table(by_size: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         [
             str(one["samples"]),
-            *(Mean(*one["eta in nats"][f"{eta:g}"]).told("+") for eta in ETAS[1:]),
+            *(Mean(*one["eta in nats"][f"{eta:g}"]).text("+") for eta in ETAS[1:]),
         ]
         for one in by_size
     ]
@@ -209,9 +204,9 @@ def fitted_table(draws: Sequence[Mapping[str, Any]]) -> str:
     for name in FITTED:
         cells = []
         for way in ("crossed", "same"):
-            cells.append(mean([draw[way]["top"][name] for draw in draws]).told("+"))
+            cells.append(mean([draw[way]["top"][name] for draw in draws]).text("+"))
             picks = np.array([draw[way]["eta"][name] for draw in draws])
-            cells.append(mean(picks[:, ETAS.index(0.02)] - picks[:, 0]).told("+"))
+            cells.append(mean(picks[:, ETAS.index(0.02)] - picks[:, 0]).text("+"))
         lines.append([name, *cells])
     head = [
         "form of risk", "cross-fitted scores: top third", "pick with eta 0.02 minus without",
@@ -231,9 +226,9 @@ def searches_table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             [
                 name,
                 ", ".join(f"{row['eta']:g}" for row in mine),
-                mean(list(tests.values())).told(),
-                ahead(tests, free).told("+") if name != "0" else "-",
-                mean(gaps).told("+"),
+                mean(list(tests.values())).text(),
+                ahead(tests, free).text("+") if name != "0" else "-",
+                mean(gaps).text("+"),
                 f"{np.mean([row['evaluations'] for row in mine]):.0f}",
                 f"{np.mean([row['search_cpu_s'] for row in mine]):.0f}",
             ]
@@ -253,7 +248,8 @@ def section(
 ) -> str:
     """Write the section."""
     parts = [
-        f"""Generated by `python benchmarks/risk.py`; do not edit. Figures: `results/evidence`.
+        f"""Generated by `python benchmarks/risk.py`; do not edit. Figures:
+`results/risk.jsonl`, `results/overfit.jsonl`, `results/studies.jsonl`.
 
 The embedded digits model. {pool["policies"]} policies that keep at most 22.5 % of the decoder's
 weights (half of them random, half neighbours of what a search found on other images) answered
@@ -280,8 +276,8 @@ that of the pick with eta 0:
             f"""Order and refit fitted on the draw of 64 ({len(draws)} draws, 32 policies, 600
 test questions of other images; CPU seconds a draw: {np.mean([d["cpu_s"] for d in draws]):.0f}).
 Sharpness was not measured here. Proxy minus test of the pick:
-{mean([d["crossed"]["gap of the pick"] for d in draws]).told("+")} by cross-fitted scores,
-{mean([d["same"]["gap of the pick"] for d in draws]).told("+")} by the fit on the same samples.
+{mean([d["crossed"]["gap of the pick"] for d in draws]).text("+")} by cross-fitted scores,
+{mean([d["same"]["gap of the pick"] for d in draws]).text("+")} by the fit on the same samples.
 
 {fitted_table(draws)}"""
         )
@@ -298,25 +294,23 @@ search with eta 0, and searches again, unless that is 0.
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, and write the table."""
-    form, _ = begin(__doc__, arguments)
-    lab = Lab(form)
-    count = form.pick(20, 2, 1)
-    names = ["risk-pool", *(f"resample-{size}" for size in SAMPLES)]
-    names += [f"risk-draw-{draw}" for draw in range(count)]
-    names += [
-        study_name("first", seed, case) for seed in range(form.seeds) for case in (FREE, FIXED)
+    form = begin(__doc__, arguments)
+    runner = StudyRunner(form)
+    draws = [RecordId("risk", ("draw", draw)) for draw in range(form.pick(20, 2, 1))]
+    places = [POOL, *map(resampled_id, SAMPLES), *draws]
+    places += [
+        study_id("first", seed, case) for seed in range(form.seeds) for case in (FREE, FIXED)
     ]
-    announce(lab.missing(names), form.pick(35, 10, 3))
-    by_size = [resampled(lab, samples) for samples in SAMPLES]
-    pool = lab.unit("risk-pool", dict)
-    draws = [
-        lab.unit(f"risk-draw-{draw}", functools.partial(fitted, lab, draw))
-        for draw in range(count)
+    announce(runner.missing(places), form.pick(35, 10, 3))
+    by_size = [resampled(runner, samples) for samples in SAMPLES]
+    pool = pool_record(runner)
+    records = [
+        runner.record(place, functools.partial(fitted, runner, draw))
+        for draw, place in enumerate(draws)
     ]
-    rows = searches(lab)
-    known = [draw for draw in draws if draw]
-    text = section(pool, by_size, known, rows)
-    origins = [one["provenance"] for one in (*by_size, *known)]
+    existing = [record for record in records if record]
+    text = section(pool, by_size, existing, searches(runner))
+    origins = [one["provenance"] for one in (*by_size, *existing)]
     publish(form, TITLE, text, origins)
 
 

@@ -13,13 +13,20 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from _evidence import FIXED, KINDS, Case, Lab, announce, begin, once_loaded, publish, study_name
+from _cases import FIXED, KINDS, Case, study_id
+from _evidence import announce, begin, publish
+from _fields import WIDTHS
 from _means import ahead, by_pair, markdown, mean
+from _records import RecordId
+from _studies import StudyRunner, once_loaded
 
 from effllava_optuna.policy import Policy, hypervolume
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from _evidence import Form
+    from _records import Record
 
 TITLE = "Transfer to other questions and other workloads"
 # One update of the projector, for the best policy, half way.
@@ -27,55 +34,59 @@ _CHANGES = (
     "search.epochs=2", "search.generations=6", "projector.elites=1", "projector.steps=8",
 )  # fmt: skip
 ALL = "all kinds"
-WORKLOADS = {"prefill of 64": FIXED, "16 prompts, 16 new tokens": Case(
-    "decode", (*FIXED.changes, "latency.batch=16", "latency.new_tokens=16")
-)}  # fmt: skip
+WORKLOADS = {
+    "prefill of 64": FIXED,
+    "16 prompts, 16 new tokens": Case(
+        "decode", (*FIXED.changes, "latency.batch=16", "latency.new_tokens=16"), "transfer"
+    ),
+}
 
 
 def case_of(kind: str) -> Case:
-    """Give the study of a kind of question."""
+    """Return the study of a kind of question."""
     label = f"only-{kind.replace(' ', '-')}"
-    return Case(label, _CHANGES, only="" if kind == ALL else kind)
+    return Case(label, _CHANGES, "transfer", only="" if kind == ALL else kind)
 
 
-def kinds_of(lab: Lab) -> list[str]:
-    """Give the kinds that are searched for; in the smaller forms two."""
-    return [ALL, *KINDS][: lab.form.pick(5, 2, 2)]
+def kinds_of(form: Form) -> list[str]:
+    """Return the kinds that are searched for; in the smaller forms two."""
+    return [ALL, *KINDS][: form.pick(5, 2, 2)]
 
 
-def workloads(lab: Lab, seed: int) -> dict[str, Any]:
-    """Say what the fronts found at each workload are worth at each; latencies by its table."""
-    fronts = {name: lab.study("first", seed, case)["front"] for name, case in WORKLOADS.items()}
-    found: dict[str, Any] = {"seed": seed, "model": "first", "volumes": {}}
+def workloads(runner: StudyRunner, seed: int) -> Record:
+    """Measure the front of each workload at each workload, by the latency table of the latter."""
+    fronts = {name: runner.study("first", seed, case)["front"] for name, case in WORKLOADS.items()}
+    volumes = {}
     for there, case in WORKLOADS.items():
-        bundle = lab.bundle(lab.spec("first", seed, case), case)
-        anatomy = once_loaded(lab.form.models["first"]).anatomy
+        bundle = runner.bundle(runner.spec("first", seed, case), case)
+        anatomy = once_loaded(runner.form.models["first"]).anatomy
         guessed, slowest = bundle.reference
         for here, front in fronts.items():
             points = [
-                (entry["test"], bundle.latency.predict(anatomy, Policy.of(anatomy, entry["keep"])))
+                (entry["test"], bundle.latency.predict(anatomy, Policy.of(anatomy, entry[WIDTHS])))
                 for entry in front
             ]
             volume = hypervolume(points, (guessed, slowest)) / ((1 - guessed) * slowest)
-            found["volumes"][f"{here} > {there}"] = volume
-    return found
+            volumes[f"{here} > {there}"] = volume
+    return {"seed": seed, "model": "first", "volumes": volumes}
 
 
-def gather(lab: Lab) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
-    """Run, or read, all that is compared."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    places = []
-    for seed in range(lab.form.seeds):
-        for kind in kinds_of(lab):
-            if found := lab.study("first", seed, case_of(kind)):
-                rows.setdefault(kind, []).append(found)
-        if found := lab.unit(f"workloads-{seed}", functools.partial(workloads, lab, seed)):
-            places.append(found)
-    return rows, places
+def gather(runner: StudyRunner) -> tuple[dict[str, list[Record]], list[Record]]:
+    """Run or read all studies; return records by kind of question, and those of workloads."""
+    rows: dict[str, list[Record]] = {}
+    crossed = []
+    for seed in range(runner.form.seeds):
+        for kind in kinds_of(runner.form):
+            if record := runner.study("first", seed, case_of(kind)):
+                rows.setdefault(kind, []).append(record)
+        place = RecordId("transfer", ("workloads", "first", seed))
+        if record := runner.record(place, functools.partial(workloads, runner, seed)):
+            crossed.append(record)
+    return rows, crossed
 
 
 def section(
-    rows: Mapping[str, Sequence[Mapping[str, Any]]], places: Sequence[Mapping[str, Any]]
+    rows: Mapping[str, Sequence[Mapping[str, Any]]], crossed: Sequence[Mapping[str, Any]]
 ) -> str:
     """Write the tables."""
     lines = []
@@ -83,10 +94,10 @@ def section(
         cells = []
         for kind in KINDS:
             tests = by_pair(mine, "chosen", "kinds", kind)
-            cell = mean(list(tests.values())).told()
+            cell = mean(list(tests.values())).text()
             if name != ALL:
                 mixed = by_pair(rows[ALL], "chosen", "kinds", kind)
-                cell += f"; {ahead(tests, mixed).told('+')}"
+                cell += f"; {ahead(tests, mixed).text('+')}"
             cells.append(f"**{cell}**" if name == kind else cell)
         lines.append(
             [
@@ -97,12 +108,12 @@ def section(
     across = []
     for here in WORKLOADS:
         for there in WORKLOADS:
-            values = {(p["model"], p["seed"]): p["volumes"][f"{here} > {there}"] for p in places}
-            own = {(p["model"], p["seed"]): p["volumes"][f"{there} > {there}"] for p in places}
+            values = by_pair(crossed, "volumes", f"{here} > {there}")
+            own = by_pair(crossed, "volumes", f"{there} > {there}")
             across.append(
                 [
-                    here, there, mean(list(values.values())).told(),
-                    ahead(values, own).told("+") if here != there else "-",
+                    here, there, mean(list(values.values())).text(),
+                    ahead(values, own).text("+") if here != there else "-",
                 ]
             )  # fmt: skip
     asked = [f"asked: {kind}" for kind in KINDS]
@@ -110,7 +121,7 @@ def section(
     kept = ["searched at", "measured at", "hypervolume", "minus the front searched there"]
     draws = max(len(mine) for mine in rows.values())
     return f"""Generated by `python benchmarks/transfer.py`; do not edit. Figures:
-`results/evidence`.
+`results/transfer.jsonl`, `results/studies.jsonl`.
 
 The embedded digits model, {draws} draws; 95 % intervals (Student's t over draws). Test accuracy
 by kind of question (about 250 questions each) of the policy and projector found for one kind:
@@ -128,16 +139,16 @@ to the front searched at the second workload, paired by draw; 240 evaluations ea
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, and write the tables."""
-    form, _ = begin(__doc__, arguments, draws=5)
-    lab = Lab(form)
-    cases = [*map(case_of, kinds_of(lab)), *WORKLOADS.values()]
-    names = [study_name("first", s, case) for s in range(form.seeds) for case in cases]
-    announce(lab.missing(names), form.pick(25, 15, 3))
-    rows, places = gather(lab)
-    if ALL not in rows or not places:
-        raise SystemExit("Nothing is there to report.")
-    origins = [row["provenance"] for mine in (*rows.values(), places) for row in mine]
-    publish(form, TITLE, section(rows, places), origins)
+    form = begin(__doc__, arguments, draws=5)
+    runner = StudyRunner(form)
+    cases = [*map(case_of, kinds_of(form)), *WORKLOADS.values()]
+    places = [study_id("first", seed, case) for seed in range(form.seeds) for case in cases]
+    announce(runner.missing(places), form.pick(25, 15, 3))
+    rows, crossed = gather(runner)
+    if ALL not in rows or not crossed:
+        raise SystemExit(f"{form.folder} has no records of this question.")
+    origins = [row["provenance"] for records in (*rows.values(), crossed) for row in records]
+    publish(form, TITLE, section(rows, crossed), origins)
 
 
 if __name__ == "__main__":

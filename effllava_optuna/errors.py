@@ -57,3 +57,16 @@ class LeakError(TaskError):
 
 class StudyError(EffllavaError):
     """A database, study or artifact is missing, foreign or damaged."""
+
+
+def describe(error: BaseException) -> str:
+    r"""Return the type of an error and the first line of its message, without a mark at the end.
+
+    Example:
+        >>> describe(ValueError("\n no such file: \n a.txt"))
+        'ValueError: no such file'
+        >>> describe(ValueError())
+        'ValueError: no message'
+    """
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0].strip().rstrip('.:')}"

@@ -126,8 +126,6 @@ def shortened(text: str) -> str:
         document["model"]["dtype"] = "float32"
     folds = document.get("pruning", {}).get("folds", 2)
     document["projector"]["parts"] = folds
-    if document["search"].get("rungs"):
-        document["search"]["rungs"] = [4, 8]
     lines = []
     for table, keys in document.items():
         lines.append(f"[{table}]")

@@ -1,4 +1,4 @@
-"""The evidence: its scripts run, and what is said of the defaults is what was measured."""
+"""The evidence: its scripts run, and the pages say of the defaults what was measured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import rows, script
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
-EVIDENCE = ROOT / "benchmarks" / "results" / "evidence"
+RECORDS = ROOT / "benchmarks" / "results"
 SCRIPTS = ("overfit", "risk", "projector", "evolution", "ablation", "transfer")
 
 
@@ -28,20 +28,19 @@ def value_of(spec: StudySpec, setting: str) -> Any:
 
 @pytest.fixture(scope="module")
 def learned() -> tuple[Any, Any, Any]:
-    """The module, a lab that runs nothing, and all claims."""
+    """The module, a runner that only reads records, and all claims."""
     module, evidence = script("learned"), script("_evidence")
     models = {"first": evidence.EMBEDDED, "second": evidence.SECOND}
-    lab = evidence.Lab(
-        evidence.Form("full", (), 50, models, EVIDENCE, published=False, report=True)
-    )
-    return module, lab, module.claims(lab)
+    form = evidence.Form("full", 50, models, RECORDS, published=False, report=True)
+    runner = script("_studies").StudyRunner(form)
+    return module, runner, module.claims(runner)
 
 
 def test_what_was_learned_is_what_the_evidence_says(learned: tuple[Any, Any, Any]) -> None:
-    module, lab, found = learned
+    module, runner, claims = learned
     written = (ROOT / "benchmarks" / "LEARNED.md").read_text(encoding="utf-8")
-    drawn = module.pictures(lab, found)
-    assert module.page(lab, found, drawn) == written
+    drawn = module.pictures(runner, claims)
+    assert module.page(runner, claims, drawn) == written
     for name, picture in drawn.items():
         assert (ROOT / "docs" / "images" / name).read_text(encoding="utf-8") == picture
 
@@ -49,7 +48,7 @@ def test_what_was_learned_is_what_the_evidence_says(learned: tuple[Any, Any, Any
 def test_each_default_leads_to_what_was_measured_instead_of_it(
     learned: tuple[Any, Any, Any],
 ) -> None:
-    module, _, found = learned
+    module, _, claims = learned
     asked = {
         "search.sampler", "quality.eta", "quality.risk", "pruning.order", "pruning.refit",
         "search.epochs",
@@ -60,18 +59,18 @@ def test_each_default_leads_to_what_was_measured_instead_of_it(
     for setting, value in module.DEFAULTS.items():
         followed = module.FOLLOWED.get(setting)
         assert value_of(spec, setting) == (followed or value), setting
-        mine = [claim for claim in found if claim.setting == setting]
-        assert mine, setting
-        assert all(claim.more.count >= 5 for claim in mine), setting
-        against = [claim.other for claim in mine if claim.verdict == "against the default"]
+        of_setting = [claim for claim in claims if claim.setting == setting]
+        assert of_setting, setting
+        assert all(claim.more.count >= 5 for claim in of_setting), setting
+        against = [claim.other for claim in of_setting if claim.verdict == "against the default"]
         if followed is None:
             assert not against, setting
         else:
             assert any(followed in other for other in against), setting
         assert f"[why](../learned.md#{setting.replace('.', '')})" in keys
         (section,) = re.findall(rf"\n### `{setting}`\n(.*?)(?=\n### |\Z)", page, re.DOTALL)
-        for claim in mine:
-            assert f"| {claim.other} | {claim.more.told('+')} | {claim.more.count} |" in section
+        for claim in of_setting:
+            assert f"| {claim.other} | {claim.more.text('+')} | {claim.more.count} |" in section
             assert f"\n## {claim.where}\n" in RESULTS.read_text(encoding="utf-8")
 
 
@@ -79,9 +78,9 @@ def test_each_default_leads_to_what_was_measured_instead_of_it(
 def test_its_tables_are_those_of_the_results(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script(name).main(["--report", "--out", str(EVIDENCE)])
+    script(name).main(["--report", "--out", str(RECORDS)])
     announced, _, section = capsys.readouterr().out.partition("\n")
-    assert announced.endswith(" for 0 units.")
+    assert announced.endswith(" for 0 records.")
     assert section.strip() in RESULTS.read_text(encoding="utf-8")
 
 
@@ -92,18 +91,18 @@ def test_the_readme_shows_figures_of_the_results() -> None:
     assert len(shown) == 5
     results = RESULTS.read_text(encoding="utf-8")
     for seed, row in shown:
-        (known,) = re.findall(rf"^\| nsga2 \| \[{seed}\]\(.*", results, re.MULTILINE)
+        (known,) = re.findall(rf"^\| nsga2 \| {seed} \|.*", results, re.MULTILINE)
         figures = re.findall(r"[+-]?\d\.\d{3}", row)
         assert len(figures) == 13
         assert set(figures) <= set(re.findall(r"[+-]?\d\.\d{3}", known))
 
 
 def test_a_verdict_needs_pairs_and_an_interval_that_leaves_0_out() -> None:
-    module, mean = script("learned"), script("_means").Mean
+    module, mean = script("_claims"), script("_means").Mean
 
     def verdict(*parts: float) -> str:
-        found: str = module.Claim("a.b", "c", mean(*parts), None, "d").verdict
-        return found
+        claim: str = module.Claim("a.b", "c", mean(*parts), None, "d").verdict
+        return claim
 
     nan = float("nan")
     assert verdict(0.1, nan, nan, 1) == "too few"
@@ -128,8 +127,8 @@ def test_a_picture_of_means_shows_each_with_its_interval() -> None:
 
 
 @pytest.fixture(scope="module")
-def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the scripts of evidence keep their units of work: what one made, others use."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all scripts keep their records, since they share some."""
     return tmp_path_factory.mktemp("evidence")
 
 
@@ -156,24 +155,25 @@ SEARCHED = ["dense", "NSGA-II, ours", "CMA-ES, ours", "two numbers", "one number
 @pytest.mark.slow
 @pytest.mark.usefixtures("unchanged")
 def test_evidence_is_gathered_in_small_and_goes_on_where_it_stopped(
-    name: str, first: list[str], units: Path, capsys: pytest.CaptureFixture[str]
+    name: str, first: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["--tiny", "--out", str(units)]
+    words = ["--tiny", "--out", str(folder)]
     threads = torch.get_num_threads()
     try:
-        script(name).main(asked)
+        script(name).main(words)
     finally:
         torch.set_num_threads(threads)
     printed = capsys.readouterr().out
-    assert re.match(r"About [\d.]+ hours of one core for \d+ units\.", printed)
+    assert re.match(r"About [\d.]+ hours of one core for \d+ records\.", printed)
     assert [row[0] for row in rows(printed)][: len(first)] == first
     assert "support no claim about" in printed
-    made = {place: place.stat().st_mtime_ns for place in units.glob("*.json")}
-    script(name).main(asked)
+    records = {file: file.read_bytes() for file in folder.glob("*.jsonl")}
+    assert folder / f"{name}.jsonl" in records
+    script(name).main(words)
     again = capsys.readouterr().out
-    assert " for 0 units." in again
+    assert " for 0 records." in again
     assert again.partition("Generated")[2] == printed.partition("Generated")[2]
-    assert {place: place.stat().st_mtime_ns for place in units.glob("*.json")} == made
+    assert {file: file.read_bytes() for file in folder.glob("*.jsonl")} == records
 
 
 def test_prefixes_that_questions_share_change_no_answer() -> None:
@@ -182,52 +182,50 @@ def test_prefixes_that_questions_share_change_no_answer() -> None:
     from effllava_optuna.surgery import Basis, arranged, running
     from effllava_optuna.tasks import Scores
 
-    pool = script("_pool")
+    prefixes = script("_prefixes")
     loaded = load("digits-vlm", device="cpu")
     order, policy = rank_units(loaded), Policy.uniform(loaded.anatomy, keep=0.5)
     basis = Basis("plain", order, (None,), (None,))
-    samples = pool.questions_of(520)
+    samples = prefixes.questions_of(520)
     with arranged(loaded, order) as ready:
         plain = ask(ready, samples)
         expected = answers(ready, basis, policy, plain)
-        sheets = pool.sheets_of(ready, samples, 4)
+        batches = prefixes.prefix_batches(ready, samples, 4)
         with running(ready, basis, policy) as network:
-            found = Scores.joined([sheet.answered(network) for sheet in sheets])
-    asked = {s.id: n for n, s in enumerate(s for sheet in sheets for s in sheet.batch.samples)}
-    same = [asked[sample.id] for item in plain for sample in item.batch.samples]
+            scores = Scores.joined([batch.answered(network) for batch in batches])
+    answered = [sample.id for batch in batches for sample in batch.batch.samples]
+    index_of = {name: index for index, name in enumerate(answered)}
+    same = [index_of[sample.id] for item in plain for sample in item.batch.samples]
     assert len({sample.unit for sample in samples}) == 65
-    np.testing.assert_allclose(found.log_probability[same], expected.log_probability, atol=1e-3)
+    np.testing.assert_allclose(scores.log_probability[same], expected.log_probability, atol=1e-3)
 
 
 def test_draws_come_from_other_images_than_the_test() -> None:
-    pool = script("_pool")
     units = np.repeat(np.arange(9), 5)
-    inside, outside = pool.halves(units, np.random.default_rng(0))
+    inside, outside = script("_draws").halves(units, np.random.default_rng(0))
     assert len(inside) + len(outside) == 45
     assert not set(units[inside]) & set(units[outside])
 
 
 def test_a_risk_that_tells_the_gap_is_found_and_one_that_does_not_is_not() -> None:
-    pool, rng = script("_pool"), np.random.default_rng(0)
+    pool, draws, risks = script("_pool"), script("_draws"), script("_risks")
+    rng = np.random.default_rng(0)
     skill = 0.7 + 0.2 * rng.random((80, 1))
     hit = (rng.random((80, 1000)) < skill).astype(float)
     log = np.log(np.where(hit > 0, 0.9, 0.1))
     noise = rng.random(80)
-    made = pool.Pool(
-        hit, log, np.arange(1000) // 10, dict.fromkeys(pool.STATIC, noise) | {
-            "refit norm": -skill[:, 0]
-        }, noise,
-    )  # fmt: skip
-    found = pool.resample(made, 32, 60)
-    assert found["gap of the pick"][1] > 0  # what is picked for its luck has had luck
-    assert found["gap of all"][1] < 0 < found["gap of all"][2]
-    assert found["top refit norm"][1] > 0.2
-    assert abs(found["top sum of norms"][0]) < 0.15
-    assert found["eta refit norm"]["0.05"][1] > 0
+    forms = dict.fromkeys(risks.STATIC, noise) | {"refit norm": -skill[:, 0]}
+    answers = pool.Pool(hit, log, np.arange(1000) // 10, forms, noise)
+    figures = draws.resample(answers, 32, 60)
+    assert figures["gap of the pick"][1] > 0  # the pick was lucky on the proxy
+    assert figures["gap of all"][1] < 0 < figures["gap of all"][2]
+    assert figures["top refit norm"][1] > 0.2
+    assert abs(figures["top sum of norms"][0]) < 0.15
+    assert figures["eta refit norm"]["0.05"][1] > 0
 
 
 def test_an_interval_is_that_of_students_t() -> None:
-    found = script("_means").mean([1.0, 2.0, 3.0])
-    assert found.value == 2
-    assert found.high - found.value == pytest.approx(4.303 / 3**0.5)
-    assert script("_means").mean([1.0]).told() == "1.000 (one)"
+    mean = script("_means").mean([1.0, 2.0, 3.0])
+    assert mean.value == 2
+    assert mean.high - mean.value == pytest.approx(4.303 / 3**0.5)
+    assert script("_means").mean([1.0]).text() == "1.000 (one)"

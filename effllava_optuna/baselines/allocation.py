@@ -1,4 +1,4 @@
-"""Policies from what each site tells by itself: global ranks, damage curves, level switches.
+"""Policies from what each site tells by itself: global ranks, damage curves.
 
 All of them take allowed widths by site, ascending, and costs by site and width, which do not fall
 with width and add up to what a policy costs.
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     Curves = Mapping[SiteId, Mapping[int, float]]
 
 _SLACK = 1e-9  # rounding of a sum must not make a policy too expensive
-_MOST_SWITCHES = 3
 
 
 def global_rank(
@@ -160,54 +159,6 @@ def additive(
             share = (costs[site.id][keep[-1]] - least) / left
             spent -= int(np.ceil(min(share, 2.0) * cells - _SLACK))
     return _within(anatomy, costs, keep[::-1], bound)
-
-
-def switched(
-    anatomy: Anatomy,
-    widths: Widths,
-    policy: Policy,
-    costs: Curves,
-    bound: float,
-    rng: np.random.Generator,
-) -> Policy:
-    """Move levels from some sites to others, within the bound (EvoPress, Sieberling et al. 2024).
-
-    One to three switches, few more often than many (the smaller of two draws): one site goes a
-    level down, another one up. Where the bound does not allow the way up, more sites go down.
-
-    Args:
-        anatomy: The model's.
-        widths: Allowed widths by site.
-        policy: Of which a child is made.
-        costs: By site and width.
-        bound: The most that a policy may cost.
-        rng: Draws.
-
-    Raises:
-        PolicyError: Nothing is within the bound.
-    """
-    ids = [site.id for site in anatomy.sites]
-    at = [list(widths[site]).index(kept) for site, kept in zip(ids, policy.keep, strict=True)]
-    for _ in range(int(rng.integers(1, _MOST_SWITCHES + 1, size=2).min())):
-        up = [index for index, site in enumerate(ids) if at[index] + 1 < len(widths[site])]
-        if not up:
-            break
-        raised = up[rng.integers(len(up))]
-        at[raised] += 1
-        first = True
-        while first or _spent(ids, widths, costs, at) > bound + _SLACK:
-            down = [index for index, level in enumerate(at) if level and index != raised]
-            if not down:
-                at[raised] = max(at[raised] - 1, 0)
-                break
-            at[down[rng.integers(len(down))]] -= 1
-            first = False
-    keep = [widths[site][level] for site, level in zip(ids, at, strict=True)]
-    return _within(anatomy, costs, keep, bound)
-
-
-def _spent(ids: Sequence[SiteId], widths: Widths, costs: Curves, at: Sequence[int]) -> float:
-    return sum(costs[site][widths[site][level]] for site, level in zip(ids, at, strict=True))
 
 
 def _cost(anatomy: Anatomy, costs: Curves, keep: Sequence[int]) -> float:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from effllava_optuna.hooks.steps import trainable, training_steps
 from effllava_optuna.surgery import WHOLE, answer, narrowed, projecting, projector, projector_state
 from effllava_optuna.tasks import answer_divergence, answer_loss, score
 
@@ -38,7 +39,7 @@ class Training:
 
     Attributes:
         steps: The most steps that may be taken.
-        every: Steps between two looks at the samples that are held out.
+        every: Steps between two looks at the samples that are held out; one is after the last.
         learning_rate: Of AdamW, constant.
         kl: Weight of the divergence from the dense model's answers, beside the answer loss.
     """
@@ -155,7 +156,8 @@ def train_projector(
         for fit in range(basis.folds + 1):
             mine = [lesson for lesson in lessons if lesson.fit != fit]
             school.reset(dense)
-            school.train(fit, mine, steps)
+            for _ in school.train(fit, mine, steps):
+                pass
             states.append(projector_state(loaded))
             if fit == WHOLE:
                 after = school.look(WHOLE, lessons, steps)
@@ -184,14 +186,12 @@ class _School:
         original = projector_state(self.loaded)
         deterministic = torch.are_deterministic_algorithms_enabled()
         with self.loaded.lock, projecting(self.loaded, original), torch.enable_grad():
-            self.module.requires_grad_(requires_grad=True)
             torch.use_deterministic_algorithms(mode=True, warn_only=True)
             try:
-                yield original
+                with trainable(self.module):
+                    yield original
             finally:
                 torch.use_deterministic_algorithms(mode=deterministic)
-                self.module.requires_grad_(requires_grad=False)
-                self.module.zero_grad(set_to_none=True)
 
     def reset(self, state: State) -> None:
         """Start anew from ``state``."""
@@ -201,41 +201,32 @@ class _School:
         self, fit: int, inside: Sequence[Lesson], outside: Sequence[Lesson]
     ) -> tuple[Look, ...]:
         """Train on ``inside``, and look at ``outside`` now and then, from step 0 on."""
-        found = []
         with self.enrolled():
-            found.append(self.look(fit, outside, 0))
-            self.train(
-                fit,
-                inside,
-                self.training.steps,
-                lambda step: found.append(self.look(fit, outside, step)),
-            )
+            found = [self.look(fit, outside, 0)]
+            for step in self.train(fit, inside, self.training.steps):
+                found.append(self.look(fit, outside, step))
         return tuple(found)
 
-    def train(
-        self,
-        fit: int,
-        lessons: Sequence[Lesson],
-        steps: int,
-        watch: Callable[[int], None] | None = None,
-    ) -> None:
-        """Take ``steps`` steps of AdamW; gradients add up over the lessons of a step."""
-        optimizer = torch.optim.AdamW(
-            self.module.parameters(), lr=self.training.learning_rate, weight_decay=0.0
-        )
+    def train(self, fit: int, lessons: Sequence[Lesson], steps: int) -> Iterator[int]:
+        """Take ``steps`` steps, each with the next elite and all lessons; see `training_steps`."""
         samples = _samples(lessons)
         for lesson in lessons:
             self._dense_answer(lesson)
-        for step in range(1, steps + 1):
+
+        def backward(step: int) -> None:
             elite = self.elites[(step - 1) % len(self.elites)]
-            optimizer.zero_grad()
             with narrowed(self.loaded, elite, self.basis.order, self.basis.refits[fit]) as network:
                 for lesson in lessons:
                     loss = self._loss(network, lesson) * (len(lesson.batch) / samples)
                     torch.autograd.backward(loss)
-            optimizer.step()
-            if watch is not None and step % self.training.every == 0:
-                watch(step)
+
+        return training_steps(
+            self.module.parameters(),
+            backward,
+            steps=steps,
+            every=self.training.every,
+            learning_rate=self.training.learning_rate,
+        )
 
     def _loss(self, network: Loaded, lesson: Lesson) -> torch.Tensor:
         logits, dense = answer(network, lesson.seen), self._dense_answer(lesson)

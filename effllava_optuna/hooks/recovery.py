@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from effllava_optuna.errors import ModelError, TaskError
+from effllava_optuna.hooks.steps import trainable, training_steps
 from effllava_optuna.surgery import answer, look, projector
 from effllava_optuna.surgery.discover import language_model
 from effllava_optuna.tasks import answer_divergence, encode, proxy_only
@@ -97,15 +98,12 @@ class Projector:
         """Let the projector learn; nothing is drawn."""
         module = projector(pruned.model)
         original = {name: weight.clone() for name, weight in module.state_dict().items()}
-        module.requires_grad_(requires_grad=True)
-        try:
-            yield list(module.parameters())
-        except BaseException:
-            module.load_state_dict(original)
-            raise
-        finally:
-            module.requires_grad_(requires_grad=False)
-            module.zero_grad(set_to_none=True)
+        with trainable(module):
+            try:
+                yield list(module.parameters())
+            except BaseException:
+                module.load_state_dict(original)
+                raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,23 +200,18 @@ def recover(
     with pruned.lock, dense.lock:
         lessons = _lessons(pruned, dense, inside, how.batch_size)
         exam = _lessons(pruned, dense, outside, how.batch_size)
-        rng = np.random.default_rng(how.seed)
         looks = [(0, _divergence(pruned, exam))]
+        shuffled = _shuffled(lessons, how.seed)
         with (adaptation or Lora()).opened(pruned, how.seed) as weights, torch.enable_grad():
             best = [weight.detach().clone() for weight in weights]
-            optimizer = torch.optim.AdamW(weights, lr=how.learning_rate, weight_decay=0.0)
-            queue: list[int] = []
-            for step in range(1, how.steps + 1):
-                queue = queue or list(rng.permutation(len(lessons)))
-                optimizer.zero_grad()
-                loss = _loss(pruned, lessons[queue.pop()]).mean()
-                if loss.requires_grad:  # a projector learns nothing where there is no picture
-                    torch.autograd.backward(loss)
-                optimizer.step()
-                if progress is not None:
-                    progress(step / how.steps)
-                if step % how.every and step < how.steps:
-                    continue
+            for step in training_steps(
+                weights,
+                lambda _: _backward(pruned, next(shuffled)),
+                steps=how.steps,
+                every=how.every,
+                learning_rate=how.learning_rate,
+                progress=progress,
+            ):
                 looks.append((step, _divergence(pruned, exam)))
                 if _best(looks) == len(looks) - 1:
                     best = [weight.detach().clone() for weight in weights]
@@ -231,6 +224,13 @@ def recover(
         looks[_best(looks)][0], looks[0][1], after, tuple(looks), len(inside),
         sum(weight.numel() for weight in best), round(time.monotonic() - started, 3),
     )  # fmt: skip
+
+
+def _shuffled(lessons: Sequence[_Lesson], seed: int) -> Iterator[_Lesson]:
+    """Give the lessons in random order, again and again."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield from (lessons[place] for place in reversed(rng.permutation(len(lessons))))
 
 
 def _best(looks: Sequence[tuple[int, float]]) -> int:
@@ -283,6 +283,12 @@ def _lessons(
 def _loss(pruned: Loaded, lesson: _Lesson) -> torch.Tensor:
     """Give the divergence of each sample."""
     return answer_divergence(answer(pruned, lesson.seen), lesson.dense, lesson.batch)
+
+
+def _backward(pruned: Loaded, lesson: _Lesson) -> None:
+    loss = _loss(pruned, lesson).mean()
+    if loss.requires_grad:  # a projector learns nothing where there is no picture
+        torch.autograd.backward(loss)
 
 
 @torch.no_grad()

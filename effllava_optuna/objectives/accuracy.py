@@ -12,7 +12,7 @@ from effllava_optuna.surgery import WHOLE, answer, look, running, write
 from effllava_optuna.tasks import Scores, encode, graded, prompts, proxy_only, weighed
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from effllava_optuna.policy import Policy
     from effllava_optuna.surgery import Basis, Loaded, Seen
@@ -83,7 +83,6 @@ def ask_crossed(
     folds: int,
     *,
     written: bool = False,
-    units: Container[str] | None = None,
 ) -> tuple[Asked, ...]:
     """Ask proxy samples so that each is answered by the fit that did not see it.
 
@@ -92,7 +91,6 @@ def ask_crossed(
         samples: All that are dealt into folds.
         folds: How many.
         written: See `ask`.
-        units: Ask those of these units only; None: all.
 
     Raises:
         LeakError: A sample is not from the proxy.
@@ -101,8 +99,8 @@ def ask_crossed(
     return tuple(
         asked
         for fold, mine in enumerate(dealt)
-        if (now := [sample for sample in mine if units is None or sample.unit in units])
-        for asked in ask(loaded, now, fit=fold + 1, written=written)
+        if mine
+        for asked in ask(loaded, mine, fit=fold + 1, written=written)
     )
 
 

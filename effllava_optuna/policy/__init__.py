@@ -11,7 +11,6 @@ from effllava_optuna.policy.record import (
     front_of,
     hypervolume_by_epoch,
 )
-from effllava_optuna.policy.rungs import dealt, evidence, missed
 from effllava_optuna.policy.space import Decoded, Gene, Space
 
 __all__ = [
@@ -27,13 +26,10 @@ __all__ = [
     "TrialRecord",
     "bootstrap_interval",
     "bootstrap_means",
-    "dealt",
-    "evidence",
     "finalists",
     "front_of",
     "hypervolume",
     "hypervolume_by_epoch",
-    "missed",
     "pareto",
     "spread",
 ]

@@ -57,11 +57,6 @@ class TrialRecord:
         return self.state == "complete"
 
     @property
-    def stopped(self) -> bool:
-        """Tell whether the trial was stopped early, as its policy was beaten; it has no values."""
-        return self.state == "pruned"
-
-    @property
     def foreign(self) -> bool:
         """Tell whether the trial was enqueued from outside the search."""
         return self.kind == "foreign"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _STATES = {
     "complete": "complete",
-    "pruned": "stopped early",
+    "pruned": "pruned",
     "running": "running",
     "waiting": "waiting",
     "fail": "fail",

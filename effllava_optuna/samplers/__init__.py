@@ -27,11 +27,10 @@ A space is any object with the attributes of `SpaceView`:
 True
 """
 
-from effllava_optuna.samplers._breeding import stream
 from effllava_optuna.samplers._cma import EpochCMASampler
 from effllava_optuna.samplers._compat import write_user_attrs
 from effllava_optuna.samplers._nsgaii import EpochNSGAIISampler
-from effllava_optuna.samplers._operators import Variation
+from effllava_optuna.samplers._operators import Variation, repair, switch
 from effllava_optuna.samplers._owner import (
     beat,
     give_back,
@@ -50,7 +49,7 @@ from effllava_optuna.samplers._slots import (
     finished_slots,
     slot_of,
 )
-from effllava_optuna.samplers._space import Seed, SpaceProvider, SpaceView
+from effllava_optuna.samplers._space import Grid, Seed, SpaceProvider, SpaceView
 from effllava_optuna.samplers._stock import EpochStockSampler, MakeSampler, Stock
 
 __all__ = [
@@ -58,6 +57,7 @@ __all__ = [
     "EpochNSGAIISampler",
     "EpochSampler",
     "EpochStockSampler",
+    "Grid",
     "MakeSampler",
     "Seed",
     "Slot",
@@ -75,8 +75,9 @@ __all__ = [
     "owner_alive",
     "pulses_of",
     "reap",
+    "repair",
     "slot_of",
-    "stream",
+    "switch",
     "this_process",
     "write_user_attrs",
 ]

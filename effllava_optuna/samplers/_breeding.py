@@ -81,7 +81,6 @@ class History:
         losses: Shape ``(trials, objectives)``; smaller is better.
         penalties: Shape ``(trials,)``; positive for infeasible trials.
         signs: Shape ``(objectives,)``; -1 for an objective that is maximised.
-        pending: Genomes that somebody is measuring.
         places: Slot of each trial, ascending.
         stopped: Genomes of PRUNED trials: nobody breeds from them or measures them again.
     """
@@ -91,7 +90,6 @@ class History:
     losses: FloatArray
     penalties: FloatArray
     signs: FloatArray
-    pending: Sequence[Genome] = ()
     places: Sequence[Slot] = ()
     stopped: Mapping[Slot, Genome] = field(default_factory=dict)
 
@@ -101,7 +99,6 @@ class History:
         grid: Grid,
         trials: Sequence[FrozenTrial],
         directions: Sequence[StudyDirection],
-        pending: Sequence[FrozenTrial] = (),
     ) -> History:
         """Read trials that have a slot and all genes of a grid, COMPLETE or PRUNED."""
         stopped = [trial for trial in trials if trial.state == TrialState.PRUNED]
@@ -115,7 +112,6 @@ class History:
             signs * values.reshape(-1, len(directions)),
             np.array([_penalty(trial) for trial in trials], dtype=np.float64),
             signs,
-            [grid.genome(proposal_of(trial).params) for trial in pending],
             places,
             {
                 slot: grid.genome(proposal_of(trial).params)
@@ -163,9 +159,8 @@ class History:
 
     @property
     def seen(self) -> set[bytes]:
-        """Give the genomes that are measured, stopped or pending as keys."""
-        known = (*self.genomes, *self.stopped.values(), *self.pending)
-        return {genome.tobytes() for genome in known}
+        """Give the genomes that are measured or stopped as keys."""
+        return {genome.tobytes() for genome in (*self.genomes, *self.stopped.values())}
 
     def elite(self, size: int) -> tuple[list[int], Elite]:
         """Select among different genomes.
@@ -201,7 +196,6 @@ class Breeder(ABC):
         number: int,
         past: Sequence[FrozenTrial],
         directions: Sequence[StudyDirection],
-        pending: Sequence[FrozenTrial] = (),
     ) -> list[Proposal]:
         """Propose the genomes of a generation, one for each index.
 
@@ -210,7 +204,6 @@ class Breeder(ABC):
             number: Which generation of the epoch, from 0.
             past: COMPLETE and PRUNED trials of the epoch that count, in slot order.
             directions: Of the objectives.
-            pending: Trials of the epoch that nobody has measured yet; not to be repeated.
         """
         grid = Grid.of(view)
         if number == 0:
@@ -225,7 +218,7 @@ class Breeder(ABC):
             for trial in past
             if trial.state == TrialState.PRUNED or set(grid.names) <= set(trial.params)
         ]
-        history = History.of(grid, past, directions, pending)
+        history = History.of(grid, past, directions)
         return self._next(grid, view.epoch, number, history)
 
     @abstractmethod

@@ -90,13 +90,10 @@ class Desk:
     Args:
         space: Tells the space of the current epoch.
         breeder: Proposes generations.
-        steady: So many generations do not wait for the one before: whenever a slot is asked for,
-            one genome is bred from all that is known by then.
     """
 
     space: SpaceProvider
     breeder: Breeder
-    steady: int = 0
 
     def fill(self, study: Study) -> int:
         """Write all that is due as templates, and return how many were written."""
@@ -157,18 +154,17 @@ class Desk:
         """Add its genome to every ticket that is due; all are of one generation."""
         size = self.breeder.population_size
         table = counted(of_epoch(trials, view.epoch))
-        tickets = due(table, view.epoch, population_size=size, steady=self.steady)
+        tickets = due(table, view.epoch, population_size=size)
         if not tickets:
             return []
         generation = tickets[0].slot.generation
-        if self.steady and generation:
-            tickets = tickets[:1]
-        known = [
-            trial for slot, trial in table.items() if self.steady or slot.generation < generation
+        past = [
+            trial
+            for slot, trial in table.items()
+            if slot.generation < generation
+            and trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
         ]
-        past = [t for t in known if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-        pending = [trial for trial in known if not trial.state.is_finished()]
-        fresh = self.breeder.generation(view, generation, past, study.directions, pending)
+        fresh = self.breeder.generation(view, generation, past, study.directions)
 
         def proposal(ticket: Ticket) -> Proposal:
             return proposal_of(table[ticket.slot]) if ticket.attempt else fresh[ticket.slot.index]

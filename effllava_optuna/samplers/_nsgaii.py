@@ -26,7 +26,6 @@ class EpochNSGAIISampler(EpochSampler):
         generations: Planned generations in an epoch. Where the space stays the same after them,
             the search goes on in the same epoch.
         seed: Root of all randomness, not negative.
-        steady: Whether planned generations follow each other without waiting.
         variation: Parameters of the operators.
 
     Raises:
@@ -40,8 +39,7 @@ class EpochNSGAIISampler(EpochSampler):
         population_size: int = 20,
         generations: int = 4,
         seed: int = 0,
-        steady: bool = False,
         variation: Variation = _DEFAULT_VARIATION,
     ) -> None:
         breeder = NSGAIIBreeder(seed, population_size, variation)
-        super().__init__(space, breeder, generations=generations, steady=steady)
+        super().__init__(space, breeder, generations=generations)

@@ -46,9 +46,6 @@ class EpochSampler(BaseSampler):
       (``"foreign"``), ``epoch`` and the stamp of the space, and is no parent.
     * The objective must suggest every gene with the distribution of the space. It should ask
       `duplicate_of` before it evaluates, where several processes work on one study.
-    * With ``steady``, no slot waits for results of its own epoch, and a worker that is done gets
-      the next one at once, bred from what is known by then. With more than one worker the result
-      then depends on who is faster: it cannot be reproduced.
     * Give a study no other sampler at the same time. A trial that was asked for must be told, or
       the generation never ends.
 
@@ -57,7 +54,6 @@ class EpochSampler(BaseSampler):
         breeder: Proposes generations.
         generations: Planned generations in an epoch. Where the space stays the same after them,
             the search goes on in the same epoch.
-        steady: Whether planned generations follow each other without waiting.
 
     Raises:
         ValueError: A number is out of its range.
@@ -69,7 +65,6 @@ class EpochSampler(BaseSampler):
         breeder: Breeder,
         *,
         generations: int,
-        steady: bool = False,
     ) -> None:
         if breeder.population_size < 2:
             raise ValueError(f"population_size must be at least 2, not {breeder.population_size}.")
@@ -82,7 +77,6 @@ class EpochSampler(BaseSampler):
         self.seed = breeder.seed
         self._space = space
         self._breeder = breeder
-        self._steady = generations if steady else 0
         self._params: dict[int, dict[str, int]] = {}  # by trial id, of trials that run here
 
     def write_due(self, study: Study) -> int:
@@ -97,7 +91,7 @@ class EpochSampler(BaseSampler):
         return 0 if self._space is None else self._desk(self._space).fill(study)
 
     def _desk(self, space: SpaceProvider) -> Desk:
-        return Desk(space, self._breeder, self._steady)
+        return Desk(space, self._breeder)
 
     def slots_of_epoch_finished(self, study: Study, epoch: int) -> bool:
         """Tell whether every slot of the planned generations of an epoch is finished."""

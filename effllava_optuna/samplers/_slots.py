@@ -138,9 +138,7 @@ def epoch_finished(
     return {Slot(epoch, *place) for place in plan} <= finished_slots(trials, epoch)
 
 
-def due(
-    table: Mapping[Slot, FrozenTrial], epoch: int, *, population_size: int, steady: int = 0
-) -> list[Ticket]:
+def due(table: Mapping[Slot, FrozenTrial], epoch: int, *, population_size: int) -> list[Ticket]:
     """List what must be tried now: the gaps of the unfinished generation, or a whole new one.
 
     Empty while every slot of the unfinished generation is in somebody's hands: nothing of the next
@@ -150,7 +148,6 @@ def due(
         table: The trials of the epoch that are `counted`.
         epoch: Which one is open.
         population_size: Slots in a generation.
-        steady: So many generations follow each other without waiting for results.
     """
     generation = 0
     while True:
@@ -158,8 +155,7 @@ def due(
         attempts = [next_attempt(table.get(slot)) for slot in slots]
         pairs = zip(slots, attempts, strict=True)
         tickets = [Ticket(slot, attempt) for slot, attempt in pairs if attempt is not None]
-        waits = generation + 1 >= steady
-        if tickets or (waits and not all(is_finished(table[slot]) for slot in slots)):
+        if tickets or not all(is_finished(table[slot]) for slot in slots):
             return tickets
         generation += 1
 

@@ -59,7 +59,6 @@ class EpochStockSampler(EpochSampler):
         population_size: Slots in a generation, at least 2.
         generations: Planned generations in an epoch.
         seed: Root of all randomness, not negative.
-        steady: Whether planned generations follow each other without waiting.
 
     Raises:
         ValueError: A number is out of its range, there is no such sampler, or what was made is
@@ -74,14 +73,13 @@ class EpochStockSampler(EpochSampler):
         population_size: int = 20,
         generations: int = 4,
         seed: int = 0,
-        steady: bool = False,
     ) -> None:
         if not isinstance(sampler, str):
             _try(sampler, seed)
         elif sampler not in _MAKE:
             raise ValueError(f"There is no sampler {sampler!r}: use one of {', '.join(_MAKE)}.")
         breeder = StockBreeder(seed, population_size, Variation(), sampler)
-        super().__init__(space, breeder, generations=generations, steady=steady)
+        super().__init__(space, breeder, generations=generations)
 
 
 @dataclass(frozen=True, slots=True)

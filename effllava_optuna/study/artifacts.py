@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 from optuna.artifacts import ArtifactMeta, Boto3ArtifactStore, FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from effllava_optuna.errors import StudyError
+from effllava_optuna.errors import StudyError, describe
+from effllava_optuna.files import write_atomically
 from effllava_optuna.study.storage import file_of
 
 if TYPE_CHECKING:
@@ -88,19 +88,8 @@ class Folder(FileSystemArtifactStore):
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Store a file; it is on disk when this returns."""
-        place = self.path / artifact_id
-        draft = place.with_suffix(f".{os.getpid()}.part")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with draft.open("wb") as file:
-                file.write(content_body.read())
-                file.flush()
-                os.fsync(file.fileno())
-            draft.rename(place)
-        except OSError:
-            with contextlib.suppress(OSError):
-                draft.unlink()
-            raise
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / artifact_id, content_body.read())
 
 
 class Vault:
@@ -175,8 +164,7 @@ class Vault:
 
 
 def _cause(error: Exception) -> str:
-    told = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(told).rstrip(".")
+    return str(getattr(error, "strerror", None) or describe(error))
 
 
 def show(storage: BaseStorage, trial_id: int, name: str, label: str) -> None:

@@ -142,11 +142,6 @@ def _state(study: Study, found: Mapping[str, Any]) -> list[str]:
     elif spec.search.speedup is not None:
         lines.append(f"- Budget: {spec.search.speedup:g} times as fast as dense, by the table")
     lines.append(f"- Trials: {done} of {trials['planned']} measured")
-    if trials["pruned"]:
-        lines.append(
-            f"- {trials['pruned']} policies were stopped before they had answered all of "
-            "the proxy (state PRUNED): the attribute `stopped` says which trial beats them"
-        )
     reasons = Counter(found["failures"])
     if reasons:
         told = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(_REASONS))

@@ -109,7 +109,7 @@ def _compensated(
     """Rank the units and fit the output matrices, on the whole proxy and without each fold."""
     table, processor = bench.spec.pruning, bench.loaded.processor
     say("ranking and fitting", 0.0)
-    found = compensate(
+    return compensate(
         bench.loaded,
         [
             [probe(batch) for batch in encode(processor, samples)]
@@ -120,18 +120,11 @@ def _compensated(
             table.order,
             table.refit,
             table.tokens,
-            table.precision,
             bench.spec.study.seed,
             table.table_gb,
         ),
         lambda share: say("ranking and fitting", share),
     )
-    if found.fallen_back:
-        _logger.warning(
-            f"float32 was too coarse to fit {len(found.fallen_back)} sites, such as "
-            f"{found.fallen_back[0]}: they were fitted in float64."
-        )
-    return found
 
 
 def probe(batch: Batch) -> Probe:

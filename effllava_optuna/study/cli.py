@@ -28,6 +28,7 @@ from effllava_optuna.study.target import (
     export_directory,
     named,
     ours,
+    print_json,
     quiet_optuna,
     shown,
     target_of,
@@ -36,7 +37,6 @@ from effllava_optuna.study.target import (
     with_force,
     with_format,
     with_workers,
-    written_as,
 )
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def check(file: Path, *, deep: bool, form: Format) -> None:
                 "metric": metric,
             }
     if form != "table":
-        click.echo(written_as(form, found))
+        print_json(found)
 
 
 @main.command()

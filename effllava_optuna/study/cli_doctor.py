@@ -14,10 +14,10 @@ from effllava_optuna.study.screen import console
 from effllava_optuna.study.target import (
     Format,
     Target,
+    print_json,
     quiet_optuna,
     with_format,
     with_target,
-    written_as,
 )
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def doctor(target: Target | None, *, repair: bool, form: Format) -> None:
             click.echo("There was nothing to repair.")
     else:
         document = {"findings": [asdict(finding) for finding in findings], "repaired": done}
-        click.echo(written_as(form, document))
+        print_json(document)
     if any(finding.state == "fault" for finding in findings):
         sys.exit(_FAULT)
 

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from effllava_optuna.errors import SpecError
 from effllava_optuna.study.screen import Screen, console, quiet_transformers
-from effllava_optuna.study.target import Format, Target, ours, targeted, with_format, written_as
+from effllava_optuna.study.target import Format, Target, ours, print_json, targeted, with_format
 
 
 @click.command()
@@ -126,7 +126,7 @@ def evaluate(
         if submit is not None:
             judging.submit(spec, done, submit)
         if server is not None and judge is not None:
-            asked = judging.Remembered(
+            asked = judging.CachedJudge(
                 server,
                 judge,
                 place.with_suffix(".replies.jsonl"),
@@ -136,7 +136,7 @@ def evaluate(
                 judging.judged(spec, done, asked, judge, judge_prompt)
             )
     if form != "table":
-        click.echo(written_as(form, document))
+        print_json(document)
         return
     console().print(evaluation(document))
 

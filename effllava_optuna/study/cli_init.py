@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from effllava_optuna.errors import SpecError
+from effllava_optuna.files import write_atomically, write_errors_as
 from effllava_optuna.study.screen import quiet_transformers
-from effllava_optuna.study.target import ModelName, ours
-
-PART = ".part"  # how a file ends that is being written
+from effllava_optuna.study.target import ours
 
 
 @click.command()
-@click.argument("model", type=ModelName())
+@click.argument("model")
 @click.option(
     "--task", required=True, metavar="NAME", help="As task.name: digits, scienceqa, qa ..."
 )
@@ -63,7 +59,8 @@ def init(
     from effllava_optuna.study.proposal import Wish, propose
 
     proposal = propose(Wish(model, task, place, data, kept_share, speedup))
-    write_whole(place, proposal.text, overwrite=overwrite)
+    with write_errors_as(SpecError, place, hint="Give another --out."):
+        write_atomically(place, proposal.text, overwrite=overwrite)
     for line in proposal.told:
         click.echo(line)
     following = shlex.join(["python", "-m", "effllava_optuna.study", "check", str(place)])
@@ -92,43 +89,3 @@ def _refuse_place(place: Path, *, overwrite: bool) -> None:
             )
     except OSError as error:
         raise SpecError(f"{place}: {error.strerror}.", hint="Give another --out.") from error
-
-
-def write_whole(place: Path, text: str, *, overwrite: bool) -> None:
-    """Write a file that is there as a whole or not at all.
-
-    Raises:
-        SpecError: It cannot be written, or is there already.
-    """
-    target = place.resolve()
-    draft = None
-    try:
-        descriptor, draft = tempfile.mkstemp(PART, f".{target.name}.", target.parent)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        mode = target.stat().st_mode if target.exists() else 0o666 & ~_umask()
-        Path(draft).chmod(mode & 0o777)
-        if overwrite:
-            Path(draft).replace(target)
-        else:  # a name that somebody took meanwhile is not taken from them
-            os.link(draft, target)
-    except FileExistsError as error:
-        raise SpecError(
-            f"{place} is there already.", hint="Give another --out, or --overwrite."
-        ) from error
-    except OSError as error:
-        raise SpecError(
-            f"{place} cannot be written: {error.strerror}.", hint="Give another --out."
-        ) from error
-    finally:
-        if draft is not None:
-            with suppress(OSError):
-                Path(draft).unlink()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

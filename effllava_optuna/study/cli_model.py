@@ -17,18 +17,17 @@ from effllava_optuna.study.screen import (
 )
 from effllava_optuna.study.target import (
     Format,
-    ModelName,
     Target,
     export_directory,
     ours,
+    print_json,
     targeted,
     with_format,
-    written_as,
 )
 
 
 @click.command()
-@click.argument("model", type=ModelName())
+@click.argument("model")
 @click.option("--device", default="auto", show_default=True, help="What to load the model on.")
 @click.option(
     "--quick",
@@ -53,7 +52,7 @@ def anatomy(model: str, device: str, *, quick: bool, form: Format) -> None:
     refused = [(refusal.place, refusal.reason) for refusal in parts.refused]
     if form != "table":
         sites = parts.anatomy.to_json()
-        click.echo(written_as(form, {"sites": sites, "refused": dict(refused)}))
+        print_json({"sites": sites, "refused": dict(refused)})
         return
     console().print(*anatomy_table(parts.anatomy, refused), sep="\n")
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from effllava_optuna.errors import SpecError, StudyError
+from effllava_optuna.files import write_atomically, write_errors_as
 from effllava_optuna.study.screen import console
 from effllava_optuna.study.target import (
     Format,
     Target,
+    print_json,
     several_targeted,
     targeted,
     with_format,
-    written_as,
 )
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def status(target: Target, *, form: Format) -> None:
     """
     found = document_of(target.study())
     if form != "table":
-        click.echo(written_as(form, found))
+        print_json(found)
         return
     from effllava_optuna.report import summary
 
@@ -63,8 +63,8 @@ def report(targets: Sequence[Target], *, compare: bool, out: Path | None, form: 
     """Compare the dense model, the uniform baselines, the front and the chosen policy.
 
     The table is printed, and all that is known goes on one HTML page that needs no network. It is
-    read from the database alone, at any time. With -f json or yaml, a page is written only if
-    --out says where.
+    read from the database alone, at any time. With -f json, a page is written only if --out says
+    where.
 
     \b
     Example:
@@ -86,7 +86,7 @@ def report(targets: Sequence[Target], *, compare: bool, out: Path | None, form: 
         console().print(*tables_of(found))
         out = out or _beside(target, ".html")
     else:
-        click.echo(written_as(form, found))
+        print_json(found)
     if out is not None:
         _write(out, _page(facts, found, target), told=form == "table")
 
@@ -126,7 +126,7 @@ def pick(target: Target, *, form: Format, **limits: float | None) -> None:
             raise SpecError(f"--{name.replace('_', '-')} is no number.", hint="Give a number.")
     found = pick_from(facts_of(target.study()), Rule(**limits))
     if form != "table":
-        click.echo(written_as(form, found))
+        print_json(found)
         return
     console().print(picked(found))
     console().print(
@@ -163,7 +163,7 @@ def _compare(targets: Sequence[Target], out: Path | None, form: Format) -> None:
         console().print(comparison(found))
         out = out or _beside(targets[0], ".compared.html")
     else:
-        click.echo(written_as(form, found))
+        print_json(found)
     if out is not None:
         _write(out, comparison_page(found, documents), told=form == "table")
 
@@ -192,15 +192,7 @@ def _write(place: Path, text: str, *, told: bool) -> None:
     Raises:
         StudyError: It cannot be written there.
     """
-    draft = place.with_name(f".{place.name}.draft")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(place)
-    except OSError as error:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise StudyError(
-            f"{place}: cannot be written: {error.strerror}.", hint="Give another --out."
-        ) from error
+    with write_errors_as(StudyError, place, hint="Give another --out."):
+        write_atomically(place, text)
     if told:
         console().print(f"\npage: {place}", highlight=False, soft_wrap=True)

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import click
-from click.shell_completion import ShellComplete, get_completion_class
+from click.shell_completion import BashComplete, FishComplete, ShellComplete, ZshComplete
 
 PROGRAM = "effllava-optuna"  # what pyproject.toml installs
 _VARIABLE = "_EFFLLAVA_OPTUNA_COMPLETE"
+_SHELLS = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
+@click.argument("shell", type=click.Choice(tuple(_SHELLS)))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
     """Print the script by which a SHELL completes `effllava-optuna`, the same as this program.
 
-    It completes verbs, options, study files, the names of studies in --storage, and models.
+    It completes verbs, options, files, and the names of studies in --storage.
 
     \b
     Example:
       eval "$(python -m effllava_optuna.study completion bash)"
     """
-    found = get_completion_class(shell)
-    if found is None:
-        raise click.UsageError(f"click cannot complete for {shell}.", context)
-    # Not `found.source`, which runs bash to learn its version.
-    click.echo(ShellComplete.source(found(context.find_root().command, {}, PROGRAM, _VARIABLE)))
+    complete = _SHELLS[shell](context.find_root().command, {}, PROGRAM, _VARIABLE)
+    click.echo(ShellComplete.source(complete))  # `BashComplete.source` runs bash for its version

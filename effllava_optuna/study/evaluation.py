@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.errors import SpecError, StudyError, TaskError
-from effllava_optuna.objectives import examine
+from effllava_optuna.objectives import Answered, examine
 from effllava_optuna.policy import Policy
 from effllava_optuna.report import mark, marks
 from effllava_optuna.study import storage
-from effllava_optuna.study.answers import Answers
 from effllava_optuna.study.grading import constant_of, rule_of
+from effllava_optuna.study.jsonl import JsonLines
 from effllava_optuna.study.loop import continued
 from effllava_optuna.study.records import record_of
 from effllava_optuna.study.task import unchecked
@@ -166,40 +166,45 @@ def evaluate(
             "new_tokens": max([s.rule.new_tokens for s in whole if s.rule] or [0]),
         }
         samples = whole[: exam.limit]
-        answers = Answers(out, about, overwrite=overwrite)
-        known = sum(sample.id in answers.known for sample in samples)
+        answers = JsonLines(out, Answered, about, overwrite=overwrite)
+        known = sum(sample.id in answers.records for sample in samples)
         say(f"answering, {known:,} of {len(samples):,} answers are there", 0.0)
         with network.loaded.lock:
             examine(
                 network.loaded,
                 samples,
-                answers.keep,
+                answers.append,
                 letters=exam.letters,
                 batch_size=exam.batch_size,
-                done=answers.known,
+                done=answers.records,
                 # A line every tenth where there is no bar.
                 progress=lambda share: say(f"answering, {int(10 * share) * 10} %", share),
             )
         seen = {sample.unit for sample in network.task.samples(Split.PROXY)}
         document = _document(network.name, network.task.name, exam, samples, answers, seen)
-    texts = {name: answer.text for name, answer in answers.known.items()}
+    texts = {name: answer.text for name, answer in answers.records.items()}
     return Evaluated(document, samples, texts, network.name)
 
 
 def _refuse_directory(out: Path) -> None:
     """Refuse before a model is loaded what can be told by then."""
-    with suppress(OSError):  # `Answers` says what else is wrong
+    with suppress(OSError):  # `JsonLines` says what else is wrong
         if out.is_dir():
             raise SpecError(f"--out {out} is a directory.", hint="Name a file.")
 
 
 def _document(
-    model: str, task: str, exam: Exam, samples: Sequence[Sample], answers: Answers, seen: set[str]
+    model: str,
+    task: str,
+    exam: Exam,
+    samples: Sequence[Sample],
+    answers: JsonLines[Answered],
+    seen: set[str],
 ) -> dict[str, Any]:
     graded = [
         (sample, score)
         for sample in samples
-        if (score := answers.known[sample.id].score) is not None
+        if (score := answers.records[sample.id].score) is not None
     ]
     scores, units = [score for _, score in graded], [sample.unit for sample, _ in graded]
     return {

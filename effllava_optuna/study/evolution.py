@@ -148,12 +148,11 @@ class Epochs:
         def space(_: Study) -> EpochView:
             return self.view()
 
-        steady = search.steady
         if search.sampler == "nsga2":
-            return EpochNSGAIISampler(space, steady=steady, **sizes)
+            return EpochNSGAIISampler(space, **sizes)
         stock = self.bench.own.sampler or _STOCK.get(search.sampler)
         if stock is not None:
-            return EpochStockSampler(space, stock, steady=steady, **sizes)
+            return EpochStockSampler(space, stock, **sizes)
         limit = None
         if search.sampler == "sep-cma" and search.speedup is not None:
             limit = self.bench.bundle.dense.latency_ms / search.speedup

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
-import psutil
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import TrialState
 
 from effllava_optuna.errors import EffllavaError
+from effllava_optuna.files import DRAFT
 from effllava_optuna.policy import Anatomy
 from effllava_optuna.samplers import counted, lost_among, reap, slot_of
 from effllava_optuna.study import storage
@@ -27,7 +27,7 @@ from effllava_optuna.study.ledger import Ledger, dead_attempts, published
 from effllava_optuna.study.target import export_directory, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from optuna import Study
     from optuna.storages import BaseStorage
@@ -38,11 +38,10 @@ if TYPE_CHECKING:
 
 State = Literal["ok", "warning", "fault"]
 _BUSY = 5.0  # seconds to wait for who writes
-_STALE = 3600.0  # seconds since somebody wrote into a scratch folder
+_STALE = 3600.0  # seconds without a write, after which a draft is of a killed process
 # A study's own artifacts, and those of its trials that had ended before they got them.
 _OF_STUDY = re.compile(r"(?:artifacts|dashboard:artifacts:(?P<trial>\d+)):(?P<name>.+)")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_DRAFT = re.compile(r".+\.(?P<pid>\d+)(\.part)?")
 _NAMED = 3  # things in one line
 
 
@@ -282,7 +281,7 @@ def _artifacts(study: Study, store: Store) -> list[Finding]:
     if not findings:
         findings.append(Finding("artifacts", "ok", f"{len(names)} are there, and whole"))
     if isinstance(store, Folder) and store.path.is_dir():
-        files = [f.name for f in sorted(store.path.iterdir()) if not f.name.endswith(".part")]
+        files = [f.name for f in sorted(store.path.iterdir()) if not f.name.endswith(DRAFT)]
         known = referred(study._storage)
         orphans = [name for name in files if name not in known]
         if orphans:
@@ -326,46 +325,31 @@ def export_stands(study: Study, spec: StudySpec, directory: Path) -> bool:
 
 def leftovers(target: Target, spec: StudySpec) -> list[Path]:
     """Find what a process that was killed has left half written beside a study."""
-    found: list[Path] = []
+    drafts: list[Path] = []
     try:
         store = store_for(target.url, spec)
     except EffllavaError:
         store = None
     if isinstance(store, Folder) and store.path.is_dir():
-        found += [file for file in store.path.glob("*.part") if _ended(file)]
+        drafts += store.path.glob(f".*{DRAFT}")
     directory = export_directory(spec, target.file)
     if directory is not None and directory.absolute().parent.is_dir():
         scratch = directory.absolute().parent.glob(f".{directory.name}-*")
-        found += [folder for folder in scratch if folder.is_dir() and _stale(folder)]
+        drafts += (folder for folder in scratch if folder.is_dir())
     if spec.latency.table is not None:
-        table = Path(spec.latency.table)
-        found += [file for file in table.parent.glob(f".{table.name}.*") if _ended(file)]
+        table = Path(spec.latency.table).absolute()
+        drafts += table.parent.glob(f".{table.name}.*{DRAFT}")
     if target.file is not None:
         beside = target.file.absolute()
-        found += [file for file in beside.parent.glob(f".{beside.name}.*.part") if _stale(file)]
-    return sorted(found)
-
-
-def _ended(file: Path) -> bool:
-    """Tell whether the process that was writing a file has ended."""
-    written = _DRAFT.fullmatch(file.name)
-    return written is not None and not psutil.pid_exists(int(written["pid"])) and _rested(file, 60)
+        drafts += beside.parent.glob(f".{beside.name}.*{DRAFT}")
+    return sorted(draft for draft in drafts if _stale(draft))
 
 
 def _stale(place: Path) -> bool:
     """Tell whether nobody has written into a file or folder for long."""
-    return all(_rested(one, _STALE) for one in _within(place))
-
-
-def _within(place: Path) -> Iterator[Path]:
-    yield place
-    if place.is_dir() and not place.is_symlink():
-        yield from place.rglob("*")
-
-
-def _rested(place: Path, seconds: float) -> bool:
+    within = [] if place.is_symlink() else place.rglob("*")
     try:
-        return time.time() - place.lstat().st_mtime > seconds
+        return all(time.time() - one.lstat().st_mtime > _STALE for one in (place, *within))
     except OSError:
         return False
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from effllava_optuna.errors import SpecError, StudyError
+from effllava_optuna.errors import SpecError
+from effllava_optuna.study.jsonl import JsonLines
 from effllava_optuna.tasks.choice import letter
 from effllava_optuna.tasks.judge import LlavaBenchRow, MMVetRow, judge_llava_bench, judge_mmvet
 from effllava_optuna.tasks.submit import (
@@ -31,57 +32,59 @@ JUDGED = ("mmvet", "llava-bench")
 SUBMITTED = ("scienceqa", "vizwiz", *JUDGED)
 
 
-@dataclass
-class Remembered:
-    """A judge whose replies are kept in a file: what was paid for is not asked again.
+@dataclass(frozen=True, slots=True)
+class StoredReply:
+    """A reply of a judge.
 
     Attributes:
-        judge: Is asked what is not known yet.
-        name: The model id of the judge; another one's replies do not count.
-        path: The file, a reply a line.
-        progress: Is told how many replies there are.
+        id: Digest of the judge, of the prompt, and of how often it was asked.
+        text: The reply.
+        model: See `Reply`.
     """
 
-    judge: Judge
-    name: str
-    path: Path
-    progress: Callable[[int], None]
+    id: str
+    text: str
+    model: str
 
-    def __post_init__(self) -> None:
-        self._known: dict[str, Reply] = {}
-        self._given: dict[str, int] = {}
-        if not self.path.is_file():
-            return
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                found = json.loads(line)
-                self._known[found["key"]] = Reply(found["text"], found["model"])
-            except (ValueError, KeyError, TypeError):
-                continue  # a line that a kill cut short: it is asked again
+
+class CachedJudge:
+    """A judge whose replies are stored in a file, so that none is paid for twice.
+
+    Args:
+        judge: Gives the replies that the file does not have.
+        name: Its model id; the file may have replies of other judges.
+        path: The file, see `JsonLines`.
+        progress: Called with the number of stored replies.
+
+    Raises:
+        StudyError: The file is of another kind, or cannot be written.
+    """
+
+    def __init__(
+        self, judge: Judge, name: str, path: Path, progress: Callable[[int], None]
+    ) -> None:
+        self.judge = judge
+        self.name = name
+        self.progress = progress
+        self._replies = JsonLines(path, StoredReply, {"content": "replies of judges"})
+        self._turns: Counter[str] = Counter()
 
     def __call__(self, prompt: str) -> Reply:
-        """Give the reply to ``prompt``, the same one each time.
+        """Return the reply to ``prompt``, the stored one if there is one.
 
         Raises:
-            StudyError: It cannot be kept.
+            StudyError: It cannot be stored.
         """
-        # A judge may be asked the same twice, in the hope of another reply.
-        self._given[prompt] = turn = self._given.get(prompt, 0) + 1
-        key = hashlib.sha256(f"{self.name}\0{turn}\0{prompt}".encode()).hexdigest()
-        if key not in self._known:
-            said = self.judge(prompt)
-            reply = said if isinstance(said, Reply) else Reply(said)
-            line = json.dumps({"key": key, "text": str(reply), "model": reply.model})
-            try:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(f"\n{line}")  # behind a line that a kill cut short, too
-            except OSError as error:
-                raise StudyError(
-                    f"{self.path}: replies cannot be kept: {error}.", hint="Make room."
-                ) from error
-            self._known[key] = reply
-        self.progress(len(self._known))
-        return self._known[key]
+        self._turns[prompt] += 1  # the same may be asked again, in the hope of another reply
+        key = f"{self.name}\0{self._turns[prompt]}\0{prompt}"
+        id_ = hashlib.sha256(key.encode()).hexdigest()
+        if id_ not in self._replies.records:
+            reply = self.judge(prompt)
+            model = reply.model if isinstance(reply, Reply) else ""
+            self._replies.append([StoredReply(id_, str(reply), model)])
+        self.progress(len(self._replies.records))
+        stored = self._replies.records[id_]
+        return Reply(stored.text, stored.model)
 
 
 def check_task(spec: StudySpec, option: str, known: tuple[str, ...]) -> None:

@@ -125,7 +125,7 @@ def search(epochs: Epochs, watch: Watch | None = None) -> None:
         Such a trial is stored gene by gene; at the end of the study it would be one too many.
         """
         slot = slot_of(trial)
-        if not table.steady and slot is not None and slot.index < table.population - _NEAR_END:
+        if slot is not None and slot.index < table.population - _NEAR_END:
             return
         if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             study.stop()

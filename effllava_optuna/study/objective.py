@@ -5,25 +5,19 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from optuna import TrialPruned
-
 from effllava_optuna.errors import EffllavaError
 from effllava_optuna.logging import get_logger
 from effllava_optuna.samplers import duplicate_of, give_back, write_user_attrs
-from effllava_optuna.study.rivals import rival_of
 from effllava_optuna.study.storage import CONSTRAINTS, REASON
-from effllava_optuna.study.workbench import Beaten
 
 if TYPE_CHECKING:
     from optuna import Trial
 
     from effllava_optuna.policy import Policy
     from effllava_optuna.study.evolution import Epochs
-    from effllava_optuna.study.rivals import Rival
     from effllava_optuna.study.view import EpochView
 
 _logger = get_logger(__name__)
-STOPPED = "stopped"  # why a trial was pruned
 
 
 class TrialFailed(RuntimeError):
@@ -35,10 +29,7 @@ class PruningObjective:
 
     It measures under the space and the basis that the trial carries, not under the current ones.
     Threads (``n_jobs > 1``) take turns at the model. A policy that cannot be measured (out of
-    memory, say) raises `TrialFailed`; the attribute ``reason`` of its trial says why. One that is
-    beaten after some of the samples (``search.rungs``) is pruned: it gets no values, and the
-    attributes ``rung`` (samples answered), ``rival`` (number of the trial that beats it) and
-    ``stopped`` (why, in words).
+    memory, say) raises `TrialFailed`; the attribute ``reason`` of its trial says why.
 
     Args:
         epochs: Of the study.
@@ -64,19 +55,14 @@ class PruningObjective:
         found = {} if "keep" in attrs else self._foreign(trial, view, decoded.policy)
         if decoded.snapped:
             found["snapped"] = ", ".join(decoded.snapped)
-        rival = self._rival(trial, decoded.policy)
         self._wait_for_turn()
         try:
             with bench.loaded.lock:
                 basis = self.epochs.basis(attrs["basis"])
-                measured = bench.measure(decoded.policy, basis, rival and rival.quality)
+                measured = bench.measure(decoded.policy, basis)
         except (KeyboardInterrupt, EffllavaError):
             give_back(study, trial._trial_id)
             raise
-        except Beaten as beaten:
-            found |= _verdict(beaten, rival)
-            write_user_attrs(study, trial._trial_id, found)
-            raise TrialPruned(found[STOPPED]) from beaten
         except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             trial.set_user_attr(REASON, reason)
@@ -102,13 +88,6 @@ class PruningObjective:
             storage.set_trial_system_attr(trial._trial_id, CONSTRAINTS, [excess])
         return dict(view.known(policy))
 
-    def _rival(self, trial: Trial, policy: Policy) -> Rival | None:
-        bench = self.epochs.bench
-        if not bench.spec.search.rungs:
-            return None
-        trials = trial.study.get_trials(deepcopy=False)
-        return rival_of(trials, trials[trial.number], bench.latency_ms(policy))
-
     def _wait_for_turn(self) -> None:
         """Say once that trials of this process wait for each other."""
         lock = self.epochs.bench.loaded.lock
@@ -118,18 +97,3 @@ class PruningObjective:
             return
         self._told = True
         _logger.warning("Trials of one process share one model: n_jobs > 1 measures in turn.")
-
-
-def _verdict(beaten: Beaten, rival: Rival | None) -> dict[str, Any]:
-    """Say in attributes why a policy was stopped."""
-    if rival is None:
-        raise beaten  # nobody set a bar
-    odds = f"the odds against it are {beaten.evidence:.0f} to 1"
-    if math.isinf(beaten.evidence):
-        odds = "full marks for the others would not be enough"
-    return {
-        "rung": beaten.samples,
-        "rival": rival.number,
-        STOPPED: f"trial {rival.number} is no slower and has quality {rival.quality:.4f}: after "
-        f"{beaten.samples} samples {odds}",
-    }

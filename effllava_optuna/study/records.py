@@ -36,21 +36,16 @@ def failures_of(study: Study) -> Counter[str]:
 def digest_of(study: Study) -> str:
     """Identify what the search measured: slot, parameters and values of every slot that completed.
 
-    Slots that were pruned count, without values, by how much was asked of them. A study that was
+    Slots that a script of the user pruned count, without values. A study that was
     killed and resumed has the digest of one that was left alone, given the same calibration,
     machine and number of threads.
     """
     measured = [
-        [list(astuple(slot)), sorted(trial.params.items()), _outcome(trial)]
+        [list(astuple(slot)), sorted(trial.params.items()), trial.values]
         for slot, trial in counted(study.get_trials(deepcopy=False)).items()
         if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
     ]
     return hashlib.sha256(json.dumps(measured).encode()).hexdigest()[:16]
-
-
-def _outcome(trial: FrozenTrial) -> list[float] | int | None:
-    complete = trial.state == TrialState.COMPLETE
-    return trial.values if complete else trial.user_attrs.get("rung")
 
 
 def record_of(trial: FrozenTrial) -> TrialRecord:

@@ -197,13 +197,11 @@ def standing(epochs: Epochs, epoch: int, done: int) -> str:
     trials = trials_of(epochs.study)
     failures = epochs.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
     failed = sum(REASON in trial.user_attrs for trial in failures)
-    stopped = sum(record.stopped for record in trials)
     best = max((record.quality for record in trials if record.eligible), default=float("nan"))
     volume = hypervolume_by_epoch(
         trials, epochs.epoch + 1, epochs.bench.bundle.reference, epochs.spec.quality.accuracy
     )[epoch]
     note = f"{done}/{epochs.spec.search.trials} trials, "
-    note += f"{stopped} of them stopped early, " if stopped else ""
     note += f"{failed} failed, best quality {best:.4f}, hypervolume {volume:.4g}"
     return note
 
@@ -250,8 +248,6 @@ def calibration(epochs: Epochs) -> str:
     if bundle.damping:
         dampings = sorted(bundle.damping.values())
         lines.append(f"damping of the refits: {dampings[0]:g} to {dampings[-1]:g}")
-    if epochs.spec.search.steady:
-        lines.append("search.steady: with several workers the result cannot be reproduced")
     narrowest = latency.predict(anatomy, bundle.narrowest(anatomy))
     if dense.latency_ms / narrowest < 1.5:
         lines.append(

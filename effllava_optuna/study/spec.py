@@ -122,7 +122,6 @@ class PruningTable(_Table):
     order: Literal["magnitude", "wanda", "flap", "taylor", "taylor-loss", "obs", "random"] = "obs"
     refit: Literal["none", "bias", "least-squares"] = "least-squares"
     tokens: Literal["gradient", "all", "text"] = "gradient"
-    precision: Literal["float64", "float32"] = "float64"
     folds: Annotated[int, Field(ge=2, le=8)] = 2
     shares: Annotated[tuple[Share, ...], Field(min_length=1)] = SHARES
     multiple_of: Count = 1
@@ -172,14 +171,7 @@ class SearchTable(_Table):
     is called with ``seed`` and returns any sampler of Optuna's kind. The budget is either
     ``kept_share`` (of the prunable weights) or ``speedup`` (against the dense model, as the
     latency table predicts it). More ``failures`` than that share of the trials stop a study; a
-    trial fails after ``timeout`` seconds. ``steady`` lets no worker wait for another one within an
-    epoch, at the price that several workers do not find the same twice.
-
-    ``rungs`` are numbers of proxy samples after which a policy may be stopped, because with
-    ``confidence`` a policy of an earlier generation that is no slower has the better quality;
-    none: every policy answers all of them. That is the default: on the quickstart study rungs
-    spared 8 % of the answers, wronged nobody, and took more time than they saved
-    (benchmarks/RESULTS.md). They are for models whose answers take the time, not their batches.
+    trial fails after ``timeout`` seconds.
     """
 
     sampler: Annotated[str, Field(pattern=rf"^({'|'.join(SAMPLERS)}|{_FUNCTION})$")] = "nsga2"
@@ -191,9 +183,6 @@ class SearchTable(_Table):
     kernels: Annotated[int, Field(ge=2, le=16)] = 3
     failures: Share = 0.25
     timeout: Annotated[float, Field(gt=0)] | None = None
-    steady: bool = False
-    rungs: tuple[Count, ...] = ()
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.99
     margin: Annotated[int, Field(ge=0, le=1_000_000)] = 2
 
     @property
@@ -288,18 +277,8 @@ class StudySpec(_Table):
             )
         if self.search.sampler == "sep-cma" and self.search.speedup is None:
             raise ValueError("search.sampler is 'sep-cma', which needs search.speedup")
-        if self.search.sampler in ("cma", "sep-cma") and self.search.steady:
-            raise ValueError("search.steady is true, but CMA-ES needs whole generations")
         if self.search.sampler in ("cma", "sep-cma") and self.search.population < 5:
             raise ValueError("CMA-ES needs a search.population of 5 at least")
-        rungs = list(self.search.rungs)
-        if rungs != sorted(set(rungs)):
-            raise ValueError(f"search.rungs = {rungs} must ascend; use {sorted(set(rungs))}")
-        if rungs and rungs[-1] >= self.task.proxy:
-            raise ValueError(
-                f"search.rungs = {rungs} ends at {rungs[-1]}, but a policy answers all "
-                f"{self.task.proxy} samples of task.proxy anyway; use smaller numbers"
-            )
         if max(self.pruning.shares) != 1.0:
             raise ValueError("pruning.shares must contain 1.0, the dense width")
         return self

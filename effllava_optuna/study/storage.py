@@ -16,7 +16,7 @@ import optuna
 import sqlalchemy
 from optuna.exceptions import ExperimentalWarning
 
-from effllava_optuna.errors import StudyError
+from effllava_optuna.errors import StudyError, describe
 from effllava_optuna.study.database import Database, guard
 
 if TYPE_CHECKING:
@@ -118,9 +118,9 @@ def open_storage(url: str, *, create: bool = False) -> BaseStorage:
         optuna.exceptions.StorageInternalError,
     ) as error:
         cause = error.__cause__ or error  # Optuna's own words hide what the database said
-        first = str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]
+        first = describe(getattr(cause, "orig", None) or cause)
         raise StudyError(
-            f"{file or url}: cannot be opened as an Optuna database: {first}",
+            f"{file or url}: cannot be opened as an Optuna database: {first}.",
             hint=f"Use another one, or `optuna storage upgrade --storage {url}`.",
         ) from error
     return optuna.storages._CachedStorage(storage)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
-from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.errors import StudyError
+from effllava_optuna.files import write_atomically, write_errors_as
 from effllava_optuna.objectives import LatencyTable
 from effllava_optuna.policy import SiteId
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _FORMAT = 1
+_CURE = "Give latency.table a file that can be written, or leave it out."
 
 
 def facts_of(table: LatencyTable) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def check_file(place: Path) -> None:
     if not folder.is_dir() or not os.access(place if place.exists() else folder, os.W_OK):
         raise StudyError(
             f"{place}: a latency table cannot be written there.",
-            hint="Give latency.table a file that can be written, or leave it out.",
+            hint=_CURE,
         )
 
 
@@ -121,20 +121,8 @@ def keep_table(place: Path, table: LatencyTable) -> None:
     """
     others = [document for document in _read(place) if document["origin"] != table.origin]
     text = json.dumps({"format": _FORMAT, "tables": [*others, facts_of(table)]}, indent=1)
-    target = place.resolve()  # a link stays one
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        draft.write_text(text + "\n", encoding="utf-8")
-        if target.exists():
-            shutil.copymode(target, draft)
-        draft.replace(target)
-    except OSError as error:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise StudyError(
-            f"{place}: a latency table cannot be written: {error.strerror}.",
-            hint="Give latency.table a file that can be written, or leave it out.",
-        ) from error
+    with write_errors_as(StudyError, place, hint=_CURE):
+        write_atomically(place, text + "\n")
 
 
 def _read(place: Path) -> list[dict[str, Any]]:

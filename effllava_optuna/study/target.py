@@ -81,69 +81,26 @@ class Target:
         return True
 
 
-class StudyFile(click.Path):
-    """A study file, completed by what ends in ``.toml``."""
+def _study_names(
+    context: click.Context, _: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Complete the name of a study from the storage that the command line already names."""
+    from effllava_optuna.study import storage
 
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        """Offer study files, and directories that may hold some."""
-        folder, _, start = incomplete.rpartition("/")
-        place = Path(folder or ("/" if incomplete.startswith("/") else "."))
-        try:
-            found = sorted(entry for entry in place.iterdir() if entry.name.startswith(start))
-        except OSError:
-            return []
-        before = incomplete.removesuffix(start) if start else incomplete
-        return [
-            CompletionItem(f"{before}{entry.name}{'/' if entry.is_dir() else ''}")
-            for entry in found
-            if (entry.suffix == ".toml" or entry.is_dir()) and (start or entry.name[0] != ".")
-        ]
+    url = context.params.get("url")
+    try:
+        names = storage.names_in(url) if url else []
+    except EffllavaError:
+        names = []
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
-class StudyName(click.ParamType[str]):
-    """The name of a study, completed by those in the storage that is given already."""
-
-    name = "text"
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        """Offer the studies of the storage; nothing where it cannot be read."""
-        url = ctx.params.get("url")
-        if not url:
-            return []
-        from effllava_optuna.study import storage
-
-        try:
-            names = storage.names_in(url)
-        except EffllavaError:
-            return []
-        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
-
-
-class ModelName(click.ParamType[str]):
-    """A model, completed by those inside the package, and by directories."""
-
-    name = "text"
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        """Offer the models of the package, then directories."""
-        inside = Path(__file__).parent.parent / "embedded"
-        names = sorted(config.parent.name for config in inside.glob("*/config.json"))
-        found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
-        return [*found, CompletionItem(incomplete, type="dir")]
+_STUDY_FILE = click.Path(path_type=Path)
 
 
 def with_file(command: Callable[..., None]) -> Callable[..., None]:
     """Let a command take a study file."""
-    return click.argument("file", type=StudyFile())(command)
+    return click.argument("file", type=_STUDY_FILE)(command)
 
 
 _with_storage = click.option(
@@ -162,10 +119,13 @@ def with_target(*, required: bool = True) -> Callable[..., Callable[..., None]]:
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @click.argument("file", required=False, type=StudyFile())
+        @click.argument("file", required=False, type=_STUDY_FILE)
         @_with_storage
         @click.option(
-            "--study-name", "name", type=StudyName(), help="Name of the study in that database."
+            "--study-name",
+            "name",
+            shell_complete=_study_names,
+            help="Name of the study in that database.",
         )
         @click.pass_context
         @ours
@@ -189,13 +149,13 @@ targeted = with_target()
 def several_targeted(command: Callable[..., None]) -> Callable[..., None]:
     """Let a command take several study files, or a database and several names."""
 
-    @click.argument("files", nargs=-1, metavar="[FILE]...", type=StudyFile())
+    @click.argument("files", nargs=-1, metavar="[FILE]...", type=_STUDY_FILE)
     @_with_storage
     @click.option(
         "--study-name",
         "names",
         multiple=True,
-        type=StudyName(),
+        shell_complete=_study_names,
         help="Name of a study in that database.",
     )
     @click.pass_context
@@ -237,27 +197,22 @@ def with_workers(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-Format = Literal["json", "table", "yaml"]
+Format = Literal["json", "table"]
 
 with_format = click.option(
     "-f",
     "--format",
     "form",
-    type=click.Choice(("json", "table", "yaml")),
+    type=click.Choice(("json", "table")),
     default="table",
     show_default=True,
-    help="json and yaml are for programs.",
+    help="json is for programs.",
 )
 
 
-def written_as(form: Format, document: Mapping[str, Any]) -> str:
-    """Write a document for programs."""
-    if form == "json":
-        return json.dumps(document, indent=2)
-    import yaml
-
-    # By way of JSON: what is written is the same, and has no Python in it.
-    return str(yaml.safe_dump(json.loads(json.dumps(document)), sort_keys=False)).rstrip()
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print a document for programs."""
+    click.echo(json.dumps(document, indent=2))
 
 
 with_force = click.option(

@@ -7,7 +7,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,10 +22,8 @@ from effllava_optuna.objectives import (
     flops,
     parameters,
     risk,
-    units_of,
 )
-from effllava_optuna.policy import Policy, Space, dealt, evidence, missed
-from effllava_optuna.samplers import stream
+from effllava_optuna.policy import Policy, Space
 from effllava_optuna.study.bundle import Bundle
 from effllava_optuna.study.functions import own_of
 from effllava_optuna.study.task import task_of
@@ -41,7 +38,7 @@ from effllava_optuna.surgery import (
 from effllava_optuna.tasks import Scores, Split, proxy_only
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -78,20 +75,6 @@ class Measured:
     risk: float
     latency_ms: float
     hits: tuple[float, ...]
-
-
-class Beaten(Exception):
-    """A policy need not be asked any more: it does not reach the quality that it has to.
-
-    Attributes:
-        samples: How many it has answered.
-        evidence: Against it, see `effllava_optuna.policy.evidence`.
-    """
-
-    def __init__(self, samples: int, evidence: float) -> None:
-        super().__init__(samples, evidence)
-        self.samples = samples
-        self.evidence = evidence
 
 
 class Workbench:
@@ -154,21 +137,7 @@ class Workbench:
     @cached_property
     def crossed(self) -> tuple[Asked, ...]:
         """Give the proxy, each sample asked of the fit that did not see it."""
-        return tuple(chain.from_iterable(self.rungs))
-
-    @cached_property
-    def rungs(self) -> tuple[tuple[Asked, ...], ...]:
-        """Give the same in rungs; one if policies are not stopped."""
-        written = self.spec.task.measure == "generation"
-        if not self.spec.search.rungs:
-            return (self._crossed(written=written),)
-        return tuple(self._crossed(written=written, units=units) for units in self._units)
-
-    @cached_property
-    def _units(self) -> tuple[tuple[str, ...], ...]:
-        """Give the units of each rung, in the order drawn."""
-        rng = stream(self.spec.study.seed, "rungs")
-        return dealt([sample.unit for sample in self.proxy], self.spec.search.rungs, rng)
+        return self._crossed(written=self.spec.task.measure == "generation")
 
     @cached_property
     def graded(self) -> tuple[Asked, ...]:
@@ -178,9 +147,8 @@ class Workbench:
             return self.crossed
         return self._crossed(written=True)
 
-    def _crossed(self, *, written: bool, units: Container[str] | None = None) -> tuple[Asked, ...]:
-        folds = self.spec.pruning.folds
-        return ask_crossed(self.loaded, self.proxy, folds, written=written, units=units)
+    def _crossed(self, *, written: bool) -> tuple[Asked, ...]:
+        return ask_crossed(self.loaded, self.proxy, self.spec.pruning.folds, written=written)
 
     @cached_property
     def stopwatch(self) -> Stopwatch:
@@ -244,23 +212,21 @@ class Workbench:
         """Predict the milliseconds of ``policy``."""
         return self.bundle.latency.predict(self.anatomy, policy)
 
-    def measure(self, policy: Policy, basis: Basis, bar: float | None = None) -> Measured:
+    def measure(self, policy: Policy, basis: Basis) -> Measured:
         """Let ``policy`` answer the proxy, each sample by the fit that did not see it.
 
         Args:
             policy: Which units stay.
             basis: What turns it into a network.
-            bar: A quality; None: none is asked for.
 
         Raises:
-            Beaten: After one of ``search.rungs``: ``policy`` does not reach ``bar``, with
-                ``search.confidence``.
             TimeoutError: It takes longer than the spec allows; noticed after each batch.
         """
         omega = self.risk(policy)
         charge = self.spec.quality.eta * omega + self.term(policy)
         with self.loaded.lock:
-            scores = self._answers(policy, basis, None if bar is None else bar + charge)
+            asked = _within(self.spec.search.timeout, time.monotonic(), self.crossed)
+            scores = answers(self.loaded, basis, policy, asked)
         accuracy, expected = float(scores.hit.mean()), float(scores.probability.mean())
         return Measured(
             quality=float(self._chosen(scores).mean()) - charge,
@@ -275,26 +241,6 @@ class Workbench:
     def _chosen(self, scores: Scores) -> NDArray[np.float64]:
         """Give what the quality is made of, shape ``(samples,)``, in [0, 1]."""
         return scores.probability if self.spec.quality.accuracy == "expected" else scores.hit
-
-    def _answers(self, policy: Policy, basis: Basis, needed: float | None) -> Scores:
-        """Let ``policy`` answer rung by rung, while it may still need no more than that."""
-        timeout, began = self.spec.search.timeout, time.monotonic()
-        parts: list[Scores] = []
-        for rung in self.rungs:
-            if parts and needed is not None:
-                self._judge(self._chosen(Scores.joined(parts)), needed)
-            parts.append(answers(self.loaded, basis, policy, _within(timeout, began, rung)))
-        return Scores.joined(parts)
-
-    def _judge(self, scores: NDArray[np.float64], needed: float) -> None:
-        """Raise `Beaten` if the mean over all samples will not be what is needed."""
-        units = units_of(self.crossed)
-        cost = missed(scores.tolist(), units[: len(scores)])
-        order = [unit for unit in chain.from_iterable(self._units) if unit in cost]
-        allowance = (1 - needed) * len(units)
-        found = evidence([cost[unit] for unit in order], allowance, len(set(units)))
-        if found >= 1 / (1 - self.spec.search.confidence):
-            raise Beaten(len(scores), found)
 
     def final(self, policy: Policy, basis: Basis, asked: Sequence[Asked]) -> Scores:
         """Let ``policy`` answer with the fits for use."""

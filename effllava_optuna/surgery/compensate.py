@@ -20,7 +20,6 @@ from effllava_optuna.surgery.handle import elements
 from effllava_optuna.surgery.narrow import arrangement
 from effllava_optuna.surgery.rank import WITHOUT_SAMPLES, check_order, goal_of, unit_scores
 from effllava_optuna.surgery.refit import (
-    PRECISIONS,
     REFITS,
     Fitted,
     choose_damping,
@@ -55,7 +54,6 @@ class Recipe:
         refit: ``none``; ``bias``: the output bias says what the removed units said on average;
             ``least-squares``: the output matrix is fitted to the units that stay.
         tokens: What tokens weigh: see `survey`.
-        precision: Of factorisations, ``float64`` or ``float32``.
         seed: Of the random order.
         table_gb: Gigabytes that the fits, and what it takes to make them, may hold together.
     """
@@ -63,16 +61,14 @@ class Recipe:
     order: str = "obs"
     refit: str = "least-squares"
     tokens: str = "gradient"
-    precision: str = "float64"
     seed: int = 0
     table_gb: float = 8.0
 
     def __post_init__(self) -> None:
-        for name, known in (("refit", REFITS), ("precision", tuple(PRECISIONS))):
-            if getattr(self, name) not in known:
-                raise ModelError(
-                    f"There is no {name} {getattr(self, name)!r}.", hint=f"Use {', '.join(known)}."
-                )
+        if self.refit not in REFITS:
+            raise ModelError(
+                f"There is no refit {self.refit!r}.", hint=f"Use {', '.join(REFITS)}."
+            )
 
     @property
     def full(self) -> bool:
@@ -94,14 +90,12 @@ class Compensation:
         refits: Fitted on all folds, then without each fold in turn. None: no refit.
         damping: Chosen for each site.
         effective_tokens: Of each site, under its token weights (Kish).
-        fallen_back: Sites that needed float64 though float32 was asked for.
     """
 
     order: Order
     refits: tuple[Refit | None, ...]
     damping: Mapping[SiteId, float]
     effective_tokens: Mapping[SiteId, float]
-    fallen_back: tuple[SiteId, ...]
 
     @property
     def nbytes(self) -> int:
@@ -116,12 +110,10 @@ class SiteFit:
     Attributes:
         fits: By count: on all folds, then without each fold in turn.
         damping: The damping chosen; None where nothing was factored.
-        fallen_back: Whether float64 was needed though float32 was asked for.
     """
 
     fits: tuple[Mapping[int, Fitted], ...]
     damping: float | None = None
-    fallen_back: bool = False
 
 
 def compensate(
@@ -153,7 +145,7 @@ def compensate(
     refits: list[dict[tuple[SiteId, int], Fitted]] = [{} for _ in range(len(folds) + 1)]
     damping: dict[SiteId, float] = {}
     effective: dict[SiteId, float] = {}
-    scores, fallen_back = {}, []
+    scores = {}
     for handles in _parts(loaded.handles, len(folds), widths, recipe):
         told = [_told(loaded, handles, probes, recipe) for probes in folds]
         for handle in handles:
@@ -171,8 +163,6 @@ def compensate(
                     refit.update({(site.id, count): entry for count, entry in fitted.items()})
                 if found.damping is not None:
                     damping[site.id] = found.damping
-                if found.fallen_back:
-                    fallen_back.append(site.id)
             if progress is not None:
                 progress(len(scores) / len(loaded.handles))
     return Compensation(
@@ -180,7 +170,6 @@ def compensate(
         tuple(None if recipe.refit == "none" else refit for refit in refits),
         damping,
         effective,
-        tuple(fallen_back),
     )
 
 
@@ -213,18 +202,15 @@ def fit_site(
             biases = mean_biases(weight, output.bias, mean, narrow)
             fits.append({count // each: Fitted(bias=bias) for count, bias in biases.items()})
         return SiteFit(tuple(fits))
-    precision = PRECISIONS[recipe.precision]
     some = narrow[:: max(1, len(narrow) // 3)]
-    damping = choose_damping(weight, folds, order, some, precision=precision)
-    fallen_back = False
+    damping = choose_damping(weight, folds, order, some)
     for index in (None, *range(len(folds))):
         matrix = without(folds, index).matrix[order[:, None], order]
-        fit = least_squares(weight, matrix, narrow, damping, precision=precision)
-        fallen_back |= fit.precision != precision
+        fit = least_squares(weight, matrix, narrow, damping)
         fits.append(
             {count // each: Fitted(found.contiguous()) for count, found in fit.weights.items()}
         )
-    return SiteFit(tuple(fits), damping, fallen_back)
+    return SiteFit(tuple(fits), damping)
 
 
 def _told(

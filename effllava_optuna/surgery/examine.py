@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from effllava_optuna.errors import ModelError
+from effllava_optuna.errors import ModelError, describe
 from effllava_optuna.policy import Order, Policy
 from effllava_optuna.surgery.depth import unsaid
 from effllava_optuna.surgery.discover import Discovery
@@ -49,7 +49,7 @@ def examined(loaded: Loaded, inputs: Mapping[str, Any]) -> Loaded:
         dense = _run(loaded, moved, None)
     except Exception as error:  # whatever a model raises
         raise ModelError(
-            f"{loaded.source} cannot answer a question: {_said(error)}.",
+            f"{loaded.source} cannot answer a question: {describe(error)}.",
             hint="Check the checkpoint and the version of transformers.",
         ) from error
     verdicts: dict[object, str] = {}
@@ -90,7 +90,7 @@ def _verdict(
         with narrowed(alone, policy, order):
             found = _run(loaded, inputs, part)
     except Exception as error:  # whatever a forward pass raises
-        return f"a forward pass that relies on its size ({_said(error)})"
+        return f"a forward pass that relies on its size ({describe(error)})"
     tolerance = _TOLERANCE.get(loaded.model.dtype, 1e-4)
     for mine, theirs in zip(found, expected, strict=True):
         scale = float(theirs.abs().max())
@@ -144,8 +144,3 @@ def _settings(module: nn.Module) -> tuple[tuple[str, object], ...]:
 
 def _shapes(module: nn.Module) -> list[torch.Size]:
     return [weight.shape for weight in module.parameters(recurse=False)]
-
-
-def _said(error: Exception) -> str:
-    first = (str(error).strip() or "no message").splitlines()[0].rstrip(".:")
-    return f"{type(error).__name__}: {first}"

@@ -25,10 +25,10 @@ from torch import nn
 
 from effllava_optuna import __version__
 from effllava_optuna.errors import ExportError
+from effllava_optuna.files import scratch_beside, write_errors_as
 from effllava_optuna.surgery import reload
 from effllava_optuna.surgery.card import Card, written
 from effllava_optuna.surgery.discover import discover
-from effllava_optuna.surgery.draft import drafting
 from effllava_optuna.surgery.load import auto_class, load
 from effllava_optuna.surgery.portable import portable
 from effllava_optuna.surgery.probe import probe
@@ -115,8 +115,8 @@ def export(
             f"{next(iter(plan['linears'] or plan['counts']))}.",
             hint="Export it as native.",
         )
-    cure = "Choose a directory on a disk with room for the checkpoint."
-    with drafting(target, cure) as scratch:
+    hint = "Choose a directory on a disk with room for the checkpoint."
+    with write_errors_as(ExportError, target, hint=hint), scratch_beside(target) as scratch:
         draft = scratch / "checkpoint"
         _write(leaving, draft, plan if form == "native" else None)
         found = _verify(pruned, draft, scratch, asked)

@@ -18,7 +18,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from effllava_optuna.errors import ModelError
+from effllava_optuna.errors import ModelError, describe
 from effllava_optuna.policy import SiteId
 from effllava_optuna.surgery.discover import LANGUAGE, Discovery, discover
 from effllava_optuna.surgery.examine import examined
@@ -168,9 +168,8 @@ def _explained(source: str) -> Iterator[None]:
     except ModelError:
         raise
     except Exception as error:
-        first = (str(error).strip() or "no message").splitlines()[0].strip().rstrip(".:")
         raise ModelError(
-            f"{source!r} does not load: {type(error).__name__}: {first}.",
+            f"{source!r} does not load: {describe(error)}.",
             hint="Give a directory or hub id that AutoModelForImageTextToText or "
             "AutoModelForCausalLM, and AutoProcessor load, or digits-vlm.",
         ) from error

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from effllava_optuna.errors import ExportError
+from effllava_optuna.errors import ExportError, describe
+from effllava_optuna.files import scratch_beside, write_errors_as
 from effllava_optuna.surgery.discover import language_model
-from effllava_optuna.surgery.draft import drafting
 from effllava_optuna.surgery.export import TOLERANCE
 from effllava_optuna.surgery.probe import probe
 
@@ -94,7 +94,8 @@ def export_onnx(pruned: Loaded, path: str | Path, *, overwrite: bool = False) ->
             f"{pruned.source} has {pruned.model.dtype}, which onnxruntime does not compute.",
             hint='Load it with dtype="float32".',
         )
-    with drafting(target, "Choose a place on a disk with room for the weights.") as scratch:
+    hint = "Choose a place on a disk with room for the weights."
+    with write_errors_as(ExportError, target, hint=hint), scratch_beside(target) as scratch:
         draft = scratch / target.name
         program = _traced(pruned)
         size = sum(weight.nbytes for weight in pruned.model.parameters())
@@ -144,7 +145,7 @@ def verify_onnx(pruned: Loaded, path: str | Path) -> VerifiedOnnx:
     except Exception as error:  # onnxruntime's own errors have no common family
         raise ExportError(
             f"onnxruntime {onnxruntime.__version__} does not run the ONNX export of "
-            f"{pruned.source}: {_first_line(error)}.",
+            f"{pruned.source}: {describe(error)}.",
             hint="Nothing was written.",
         ) from error
     worst = float(torch.stack(differences).max())
@@ -205,7 +206,7 @@ def _traced(pruned: Loaded) -> Any:
             )
         except Exception as error:  # from anywhere in the tracer, the model or onnxscript
             raise ExportError(
-                f"The language part of {pruned.source} cannot be traced: {_first_line(error)}.",
+                f"The language part of {pruned.source} cannot be traced: {describe(error)}.",
                 hint="Export it natively; `export` writes every model that can be cut.",
             ) from error
     for node in program.model.graph.all_nodes():
@@ -232,7 +233,3 @@ def _numbers(path: str | Path) -> int:
 
     graph = onnx.load(path, load_external_data=False).graph
     return sum(int(torch.Size(weight.dims).numel()) for weight in graph.initializer)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].strip().rstrip(".:")

@@ -24,11 +24,6 @@ if TYPE_CHECKING:
 # Tried in this order; shares of the mean of the diagonal of C.
 DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
 REFITS = ("none", "bias", "least-squares")
-PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
-
-# What the rounding of a factor may add to the squared error of a fit, as a share of the squared
-# output: a hundredth of a percent of its norm.
-_EXCESS = 1e-8
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +55,10 @@ class Fit:
         weights: By number of columns kept, shape ``(out, kept)``.
         damage: Shape ``(columns + 1,)``: the damped residual when the first j columns stay,
             non-increasing, 0 at the end.
-        precision: In which the factor was computed.
     """
 
     weights: dict[int, torch.Tensor]
     damage: torch.Tensor
-    precision: torch.dtype = torch.float64
 
 
 def least_squares(
@@ -73,8 +66,6 @@ def least_squares(
     matrix: torch.Tensor,
     columns: Sequence[int],
     damping: float,
-    *,
-    precision: torch.dtype = torch.float64,
 ) -> Fit:
     """Fit ``weight`` to its first columns, for each number of ``columns``.
 
@@ -83,38 +74,23 @@ def least_squares(
         matrix: Shape ``(columns, columns)``: E[w x x^T] in the same order, float64.
         columns: How many columns stay; each gets a fit.
         damping: Share of the mean of the diagonal of ``matrix`` that is added to it; > 0.
-        precision: Of the factorisation. Where float32 has no factor, or its rounding would cost
-            more than a hundredth of a percent of the output's norm, float64 is used instead.
 
     Raises:
         ModelError: The damped matrix has no Cholesky factor.
     """
-    damped = matrix.to(precision, copy=True)
+    damped = matrix.to(torch.float64, copy=True)
     damped.diagonal().add_(ridge(matrix, damping))
     lower, failed = torch.linalg.cholesky_ex(damped)
     if int(failed):
-        if precision != torch.float64:
-            return least_squares(weight, matrix, columns, damping)
         raise ModelError(
             f"The moments of {len(matrix)} columns cannot be factored with damping {damping}.",
             hint="Use a larger damping or more calibration samples.",
         )
-    projected = weight.to(precision) @ lower
-    energy = projected.double().pow(2).sum(0)
+    projected = weight.double() @ lower
+    energy = projected.pow(2).sum(0)
     damage = torch.cat([energy.flip(0).cumsum(0).flip(0), energy.new_zeros(1)])
-    weights = {kept: _solved(projected, lower, kept) for kept in columns}
-    if precision != torch.float64 and weights:
-        widest = max(weights)
-        missed = weight.double() @ damped[:, :widest].double()
-        missed -= weights[widest].double() @ damped[:widest, :widest].double()
-        excess = torch.linalg.solve_triangular(
-            lower[:widest, :widest].mT, missed.to(precision), upper=True, left=False
-        )
-        if not float(excess.double().pow(2).sum()) <= _EXCESS * float(damage[0]):
-            return least_squares(weight, matrix, columns, damping)
-    return Fit(
-        {kept: found.to(weight.dtype) for kept, found in weights.items()}, damage, precision
-    )
+    weights = {kept: _solved(projected, lower, kept).to(weight.dtype) for kept in columns}
+    return Fit(weights, damage)
 
 
 def mean_biases(
@@ -140,8 +116,6 @@ def choose_damping(
     folds: Sequence[Moments],
     order: torch.Tensor,
     columns: Sequence[int],
-    *,
-    precision: torch.dtype = torch.float64,
 ) -> float:
     """Choose the damping that fits best the folds it did not see.
 
@@ -150,7 +124,6 @@ def choose_damping(
         folds: The moments of each fold, at least two.
         order: Shape ``(columns,)``: the columns of the moments, most important first.
         columns: Numbers of columns kept at which the fits are compared.
-        precision: Of the factorisations.
     """
     errors = dict.fromkeys(DAMPINGS, 0.0)
     dense = weight.double()
@@ -158,7 +131,7 @@ def choose_damping(
         seen = without(folds, index).matrix[order][:, order]
         unseen = held_out.matrix[order][:, order]
         for damping in DAMPINGS:
-            fit = least_squares(weight, seen, columns, damping, precision=precision)
+            fit = least_squares(weight, seen, columns, damping)
             for kept, fitted in fit.weights.items():
                 change = -dense
                 change[:, :kept] += fitted.double()

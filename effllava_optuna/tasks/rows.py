@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, UnidentifiedImageError
 
-from effllava_optuna.errors import TaskError
+from effllava_optuna.errors import TaskError, describe
 from effllava_optuna.tasks.files import KINDS, empty, files_of, read_file, split_of
 
 if TYPE_CHECKING:
@@ -249,9 +249,8 @@ def _explained(data: str) -> Iterator[None]:
         error = raised
         if isinstance(raised, datasets.exceptions.DatasetGenerationError):
             error = raised.__cause__ or raised
-        first = (str(error).strip() or "no message").splitlines()[0].strip().rstrip(".:")
         raise TaskError(
-            f"task.data = {data!r} cannot be read: {type(error).__name__}: {first}.",
+            f"task.data = {data!r} cannot be read: {describe(error)}.",
             hint="Check its name, files and splits; without a network, download it elsewhere "
             "(`hf download --repo-type dataset ID --local-dir DIR`, or save_to_disk) and give "
             "task.data = DIR.",

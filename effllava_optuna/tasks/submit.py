@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.errors import TaskError
+from effllava_optuna.files import write_atomically, write_errors_as
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from effllava_optuna.tasks.judge import LlavaBenchRow
 
@@ -171,15 +171,7 @@ def _some(path: Path, answers: Mapping[str, Any] | Sequence[Any]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    try:
+    hint = "Choose another path, or give answers that are valid text."
+    with write_errors_as(TaskError, path, hint=hint):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # In a folder beside it: a rename replaces what is there only within one file system.
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
-            draft = Path(scratch) / path.name
-            draft.write_text(text, encoding="utf-8", newline="\n")
-            draft.replace(path)
-    except (OSError, UnicodeEncodeError) as error:
-        raise TaskError(
-            f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.",
-            hint="Choose another path, or give answers that are valid text.",
-        ) from error
+        write_atomically(path, text)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from effllava_optuna.baselines import additive, global_rank, greedy, switched
+from effllava_optuna.baselines import additive, global_rank, greedy
 from effllava_optuna.errors import PolicyError
 from effllava_optuna.policy import Policy
 
@@ -88,23 +88,6 @@ def test_units_compete_within_the_bound(anatomy: Anatomy) -> None:
     assert kept[first.id] == 8
     assert kept[second.id] == 16  # 31 stay, which no allowed width is
     assert total(costs(anatomy), anatomy, found) <= 0.6
-
-
-@pytest.mark.parametrize("bound", [0.35, 0.5])
-def test_switches_stay_within_the_bound_and_move(anatomy: Anatomy, bound: float) -> None:
-    rng = np.random.default_rng(0)
-    parent = greedy(anatomy, widths(anatomy), damage(anatomy, 1), costs(anatomy), bound)
-    children = {
-        switched(anatomy, widths(anatomy), parent, costs(anatomy), bound, rng) for _ in range(100)
-    }
-    assert len(children) > 10
-    for child in children:
-        assert total(costs(anatomy), anatomy, child) <= bound + 1e-9
-        steps = [
-            widths(anatomy)[s.id].index(a) - widths(anatomy)[s.id].index(b)
-            for s, a, b in zip(anatomy.sites, child.keep, parent.keep, strict=True)
-        ]
-        assert sum(step > 0 for step in steps) <= 3
 
 
 def test_a_bound_that_nothing_meets_is_refused(anatomy: Anatomy) -> None:

@@ -9,7 +9,6 @@ import pytest
 from optuna._hypervolume import compute_hypervolume
 from optuna.distributions import IntDistribution
 from optuna.study import StudyDirection
-from optuna.testing.pytest_samplers import BasicSamplerTestCase, MultiObjectiveSamplerTestCase
 from optuna.trial import TrialState
 
 from effllava_optuna.samplers import EpochCMASampler, EpochNSGAIISampler, Seed, counted
@@ -28,12 +27,6 @@ from tests.samplers.toy import (
 )
 
 SPACE = toy_space(budget=40.0)
-
-
-class TestWithoutSpace(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
-    @pytest.fixture
-    def sampler(self) -> Callable[[], optuna.samplers.BaseSampler]:
-        return lambda: EpochCMASampler(None)
 
 
 def study_of(

@@ -28,7 +28,6 @@ SPACE = toy_space(genes=4, budget=40.0)
 SIZES: Any = {"population_size": 6, "generations": 4}
 MAKE: dict[str, Callable[[], EpochSampler]] = {
     "nsga2": lambda: EpochNSGAIISampler(lambda _: SPACE, **SIZES),
-    "steady": lambda: EpochNSGAIISampler(lambda _: SPACE, steady=True, **SIZES),
     "cma": lambda: EpochCMASampler(lambda _: SPACE, **SIZES),
     "sep-cma": lambda: EpochCMASampler(lambda _: SPACE, limit=20.0, **SIZES),
     "stock-nsga2": lambda: EpochStockSampler(lambda _: SPACE, "nsga2", **SIZES),

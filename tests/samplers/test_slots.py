@@ -39,9 +39,9 @@ def numbered(*trials: FrozenTrial) -> list[FrozenTrial]:
     return list(trials)
 
 
-def due_now(*trials: FrozenTrial, epoch: int = 0, steady: int = 0) -> list[tuple[int, int, int]]:
+def due_now(*trials: FrozenTrial, epoch: int = 0) -> list[tuple[int, int, int]]:
     table = counted(of_epoch(numbered(*trials), epoch))
-    tickets = due(table, epoch, population_size=2, steady=steady)
+    tickets = due(table, epoch, population_size=2)
     assert all(ticket.slot.epoch == epoch for ticket in tickets)
     return [(ticket.slot.generation, ticket.slot.index, ticket.attempt) for ticket in tickets]
 
@@ -59,15 +59,6 @@ def test_a_finished_generation_makes_the_next_one_due(state: TrialState) -> None
 @pytest.mark.parametrize("state", [RUNNING, WAITING])
 def test_nothing_is_due_while_somebody_works(state: TrialState) -> None:
     assert due_now(trial_of(COMPLETE, 0), trial_of(state, 1)) == []
-
-
-def test_steady_generations_wait_for_nothing_but_the_plan() -> None:
-    first = [trial_of(RUNNING, 0), trial_of(COMPLETE, 1)]
-    second = [trial_of(WAITING, 0, 1), trial_of(RUNNING, 1, 1)]
-    assert due_now(*first, steady=2) == [(1, 0, 0), (1, 1, 0)]
-    assert due_now(*first, second[0], steady=2) == [(1, 1, 0)]
-    assert due_now(*first, *second, steady=2) == []
-    assert due_now(*first, *second, steady=3) == [(2, 0, 0), (2, 1, 0)]
 
 
 def test_a_gap_is_due_although_others_run() -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
             {"bias"},
             False,
         ),
-        (('pruning.order="obs"', 'pruning.precision="float32"'), {"weight"}, True),
+        (('pruning.order="obs"',), {"weight"}, True),
         (('pruning.order="taylor-loss"', 'pruning.tokens="text"'), {"weight"}, True),
     ],
 )

@@ -162,14 +162,14 @@ def test_what_ended_processes_left_running_is_failed_by_repair_alone(study: Path
 
 def test_what_was_left_half_written_is_removed_if_nobody_writes_it(study: Path) -> None:
     folder, hour = study.with_suffix(".artifacts"), time.time() - 7200
-    old = [folder / f"{'0' * 64}.99999999.part", study.parent / f".{study.name}.abc.part"]
+    old = [folder / f".{'0' * 64}.abc.part", study.parent / f".{study.name}.abc.part"]
     scratch = study.parent / ".smoke.pruned-x"
     scratch.mkdir()
     (scratch / "model").write_text("half")
-    mine = [folder / f"{'1' * 64}.{os.getpid()}.part", study.parent / f".{study.name}.new.part"]
-    for path in (*old, *mine):
+    new = [folder / f".{'1' * 64}.new.part", study.parent / f".{study.name}.new.part"]
+    for path in (*old, *new):
         path.write_text("half")
-    for path in (*old, mine[0], scratch / "model", scratch):
+    for path in (*old, scratch / "model", scratch):
         os.utime(path, (hour, hour))
     code, found, _ = examined(study)
     assert (code, found["leftovers"]["state"]) == (0, "warning")
@@ -177,7 +177,7 @@ def test_what_was_left_half_written_is_removed_if_nobody_writes_it(study: Path) 
     code, found, done = examined(study, "--repair")
     assert (code, found["leftovers"]["state"], len(done)) == (0, "ok", 3)
     assert not any(path.exists() for path in (*old, scratch))
-    assert all(path.exists() for path in mine)
+    assert all(path.exists() for path in new)
     assert before - {path.name for path in folder.iterdir()} == {old[0].name}
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from effllava_optuna.study import read_spec
-from effllava_optuna.study.cli_init import write_whole
 from effllava_optuna.study.estimate import H200, Shape, cpu, estimate, told
 from effllava_optuna.study.spec import TASKS
 from tests.study.conftest import ROOT, cli
@@ -132,17 +131,6 @@ def test_a_file_is_replaced_only_if_told_so(tmp_path: Path) -> None:
     cli(*words, "--overwrite")
     assert read_spec(file).study.name == "mine"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-
-
-def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
-    from effllava_optuna.errors import SpecError
-
-    file = tmp_path / "mine.toml"
-    file.write_text("of somebody else")
-    with pytest.raises(SpecError, match="is there already"):
-        write_whole(file, "mine", overwrite=False)
-    assert file.read_text() == "of somebody else"
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
 
 
 def test_names_that_toml_must_escape_come_back(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_page_that_cannot_be_written_is_named(study: Path) -> None:
     for place in (study.parent / "no" / "where.html", Path("/proc/a.html")):
         done = cli("report", study, "--out", place, check=False)
         assert done.returncode == 2
-        assert done.stderr.startswith(f"{place}: cannot be written: ")
+        assert done.stderr.startswith(f"{place} cannot be written: ")
         assert len(done.stderr.strip().splitlines()) == 1
 
 

@@ -14,7 +14,6 @@ from effllava_optuna.errors import SpecError, StudyError
 from effllava_optuna.policy import Policy
 from effllava_optuna.study.evolution import Epochs
 from effllava_optuna.study.loop import search
-from effllava_optuna.study.objective import PruningObjective
 from effllava_optuna.study.spec import StudySpec
 from effllava_optuna.study.workbench import Workbench
 from effllava_optuna.tasks import Digits
@@ -63,21 +62,6 @@ def test_every_sampler_runs_a_study_within_the_budget(
         assert "reeval" in kinds(epochs, 1)
         assert bred in kinds(epochs, 0) & kinds(epochs, 1)
         assert all(trial.user_attrs["kept_share"] <= 0.5 for trial in trials)
-
-
-def test_a_steady_search_asks_nobody_to_wait(opened: Opener) -> None:
-    epochs = opened(steady=True, epochs=1)
-    study = epochs.study
-    with epochs.bench:
-        waiting = [study.ask() for _ in range(5)]  # the whole first generation
-        early = study.ask()
-        assert early.user_attrs["generation"] == 1
-        for trial in (*waiting, early):
-            study.tell(trial, PruningObjective(epochs)(trial))
-        search(epochs)
-        trials = study.get_trials(deepcopy=False)
-        assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 10
-        assert len({tuple(trial.user_attrs["keep"]) for trial in trials}) == 10
 
 
 @pytest.mark.parametrize("sampler", ["nsga2", "cma", "sep-cma"])
@@ -193,7 +177,6 @@ def test_a_budget_that_nothing_meets_is_refused(
         ({"sampler": "sep-cma"}, "needs search.speedup"),
         ({"sampler": "nsga3"}, "search.sampler = 'nsga3'"),
         ({"speedup": 0.9}, "search.speedup = 0.9"),
-        ({"sampler": "cma", "steady": True}, "CMA-ES needs whole generations"),
         ({"sampler": "cma", "population": 4}, "search.population of 5 at least"),
     ],
 )

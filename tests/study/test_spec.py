@@ -66,18 +66,6 @@ def test_a_study_without_a_name_is_called_like_its_file(tmp_path: Path) -> None:
             GOOD + "[pruning]\nshares = [0.5]",
             "pruning.shares must contain 1.0, the dense width. Mend the study file.",
         ),
-        (
-            GOOD + "[search]\nrungs = [32, 16]",
-            "search.rungs = [32, 16] must ascend; use [16, 32]. Mend the study file.",
-        ),
-        (
-            GOOD + "[search]\nrungs = [16, 64]",
-            "search.rungs = [16, 64] ends at 64, but a policy answers all 64 samples of "
-            "task.proxy anyway; use smaller numbers. Mend the study file.",
-        ),
-        (GOOD + "[search]\nrungs = [0]", "search.rungs.0 = 0: Input should be greater than"),
-        (GOOD + "[search]\nrungs = 16", "search.rungs = 16: Input should be a valid "),
-        (GOOD + "[search]\nconfidence = 1.0", "search.confidence = 1.0: Input should be less "),
         ("[model", "is no TOML: "),
         ('model = "digits-vlm"', "model = 'digits-vlm': Input should be an object."),
         (GOOD + "[study]\nseed = 2026-11-22", "study.seed = "),

@@ -89,17 +89,6 @@ def test_a_damaged_table_is_refused_in_one_line(tmp_path: Path, damage: dict[str
         known_table(place, TABLE.origin, WIDTHS)
 
 
-def test_a_file_keeps_its_mode_and_a_link_stays_one(tmp_path: Path) -> None:
-    place, link = tmp_path / "tables.json", tmp_path / "link.json"
-    keep_table(place, TABLE)
-    place.chmod(0o664)
-    link.symlink_to(place)
-    keep_table(link, replace(TABLE, origin={"device": "b", "new_tokens": 2}))
-    assert link.is_symlink()
-    assert place.stat().st_mode & 0o777 == 0o664
-    assert len(json.loads(place.read_text())["tables"]) == 2
-
-
 @pytest.mark.parametrize(
     "text",
     [

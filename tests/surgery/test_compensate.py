@@ -125,17 +125,6 @@ def test_every_order_goes_with_every_refit(
         assert found.order.digest == rank_units(tiny, every, order, seed=3).digest
 
 
-def test_float32_gives_the_same_fits_but_for_rounding(
-    tiny: Loaded, folds: list[list[Probe]]
-) -> None:
-    exact = compensate(tiny, folds, halves(tiny), Recipe())
-    coarse = compensate(tiny, folds, halves(tiny), Recipe(precision="float32"))
-    assert coarse.fallen_back == ()
-    for (*place, mine), (*same, other) in zip(flat(coarse), flat(exact), strict=True):
-        assert place == same
-        torch.testing.assert_close(mine, other, rtol=1e-2, atol=1e-3)
-
-
 def sweeps(loaded: Loaded, run: Callable[[], object]) -> int:
     seen = []
     hook = loaded.model.register_forward_pre_hook(lambda *_: seen.append(1))
@@ -194,9 +183,7 @@ def peak(run: Callable[[], object]) -> int:
     return most
 
 
-@pytest.mark.parametrize(
-    "recipe", [{}, {"order": "obs", "tokens": "all"}, {"precision": "float32"}]
-)
+@pytest.mark.parametrize("recipe", [{}, {"order": "obs", "tokens": "all"}])
 def test_fits_and_factors_stay_under_the_limit(
     make_llava: Callable[..., Loaded], folds: list[list[Probe]], recipe: dict[str, Any]
 ) -> None:
@@ -217,8 +204,6 @@ def test_an_arranged_model_and_unknown_names_are_refused(
         compensate(tiny, folds, halves(tiny), Recipe())
     with pytest.raises(ModelError, match=r"no refit 'lasso'\. Use none, bias, least-squares"):
         Recipe(refit="lasso")
-    with pytest.raises(ModelError, match=r"no precision 'half'\. Use float32, float64"):
-        Recipe(precision="half")
     with pytest.raises(ModelError, match="no order 'abc'"):
         compensate(tiny, folds, halves(tiny), Recipe("abc"))
 

@@ -103,30 +103,6 @@ def test_what_has_no_factor_is_refused(matrix: torch.Tensor, damping: float) -> 
         least_squares(WEIGHT, matrix.clone(), [1], damping)
 
 
-@pytest.mark.parametrize("x", INPUTS)
-def test_float32_fits_like_float64_where_it_can(x: torch.Tensor) -> None:
-    matrix = x.T @ x
-    exact = least_squares(WEIGHT, matrix, [3, 6], 1e-2)
-    coarse = least_squares(WEIGHT, matrix, [3, 6], 1e-2, precision=torch.float32)
-    assert coarse.precision == torch.float32
-    for kept in (3, 6):
-        assert coarse.weights[kept].dtype == WEIGHT.dtype
-        assert not torch.equal(coarse.weights[kept], exact.weights[kept])
-        torch.testing.assert_close(coarse.weights[kept], exact.weights[kept], rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(coarse.damage, exact.damage, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("tiny_share", [1e-7, 1e-12])
-def test_float64_takes_over_where_float32_is_too_coarse(tiny_share: float) -> None:
-    # Columns that are nearly one: float32 finds a factor, but a bad one, or none at all.
-    x = randn(TOKENS, 1, seed=7) + tiny_share * randn(TOKENS, COLUMNS, seed=8)
-    weight = 1e3 * WEIGHT
-    found = least_squares(weight, x.T @ x, [5], 1e-13, precision=torch.float32)
-    assert found.precision == torch.float64
-    exact = least_squares(weight, x.T @ x, [5], 1e-13)
-    assert torch.equal(found.weights[5], exact.weights[5])
-
-
 @pytest.mark.parametrize("own", [True, False])
 def test_the_bias_says_what_removed_columns_say_on_average(own: bool) -> None:
     x, weights = randn(TOKENS, COLUMNS, seed=4) + 1, randn(TOKENS, seed=5).pow(2)

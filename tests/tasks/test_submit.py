@@ -165,10 +165,3 @@ def test_a_place_that_is_no_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TaskError, match=r"file/x\.json cannot be written"):
         write_mmvet(tmp_path / "file" / "x.json", {"0": "a"})
-
-
-def test_others_may_read_what_is_written(tmp_path: Path) -> None:
-    plain = tmp_path / "plain"
-    plain.write_text("")
-    write_mmvet(tmp_path / "x.json", {"0": "a"})
-    assert (tmp_path / "x.json").stat().st_mode == plain.stat().st_mode

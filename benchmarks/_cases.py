@@ -1,0 +1,87 @@
+"""The studies that the evidence compares: what each changes in the quickstart study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from _records import RecordId
+
+from effllava_optuna.study.evolution import Epochs
+from effllava_optuna.tasks import Digits, Split
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from effllava_optuna.tasks import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A study that differs from the quickstart study.
+
+    Attributes:
+        label: Name of the study, also in the key of its record.
+        changes: Settings of the study file, as ``table.key=value``.
+        question: The question whose file has the record; ``studies`` if several compare with it.
+        crossed: Whether a sample is scored by a fit that has not seen it.
+        damping: The only damping that least squares may take; None: chosen by folds.
+        only: The kind of question that calibration, search and choice use; empty: all kinds.
+        after: Adds fields to the record when the search has ended.
+        epochs: The class that leads from one epoch to the next.
+    """
+
+    label: str
+    changes: tuple[str, ...] = ()
+    question: str = "studies"
+    crossed: bool = True
+    damping: float | None = None
+    only: str = ""
+    after: Callable[[Epochs], Mapping[str, Any]] | None = None
+    epochs: type[Epochs] = Epochs
+
+
+DEFAULT = Case("default")
+# The projector stays as it was loaded, so that all policies of the search share one basis.
+FIXED = Case("nsga2", ("projector.steps=0",))
+
+
+def study_id(model: str, seed: int, case: Case = DEFAULT) -> RecordId:
+    """Return the place of the record of a study."""
+    return RecordId(case.question, ("study", model, seed, case.label))
+
+
+# Kinds of question of the digits task, and how their questions begin.
+KINDS = {
+    "one digit": "what digit is at",
+    "sum": "what is the sum",
+    "extreme": "what is the",
+    "count": "how many digits",
+}
+
+
+def kind_of(sample: Sample) -> str:
+    """Return the kind of question of a sample."""
+    return next(kind for kind, start in KINDS.items() if sample.question.startswith(start))
+
+
+@dataclass(frozen=True)
+class KindDigits(Digits):
+    """The digits task with its samples labelled by kind of question.
+
+    Args:
+        only: The kind that the proxy and validation samples have; empty: all kinds.
+    """
+
+    only: str = ""
+
+    def samples(self, split: Split) -> tuple[Sample, ...]:
+        """Return the samples of ``split``."""
+        if not self.only or split == Split.TEST:
+            return tuple(
+                replace(sample, subsets=(kind_of(sample),)) for sample in super().samples(split)
+            )
+        larger = Digits(self.seed, 16 * self.proxy, 16 * self.validation, self.test)
+        size = {Split.PROXY: self.proxy, Split.VALIDATION: self.validation}[split]
+        of_kind = [sample for sample in larger.samples(split) if kind_of(sample) == self.only]
+        return tuple(replace(sample, subsets=(self.only,)) for sample in of_kind[:size])
