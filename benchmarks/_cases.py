@@ -1,4 +1,4 @@
-"""The studies that the evidence compares: what each changes in the quickstart study."""
+"""The studies that are compared: what each one changes in the quickstart study."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from _records import RecordId
 
-from effllava_optuna.study.evolution import Epochs
 from effllava_optuna.tasks import Digits, Split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from effllava_optuna.search.session import SearchSession
     from effllava_optuna.tasks import Sample
 
 
@@ -23,31 +23,31 @@ class Case:
     Attributes:
         label: Name of the study, also in the key of its record.
         changes: Settings of the study file, as ``table.key=value``.
-        question: The question whose file has the record; ``studies`` if several compare with it.
-        crossed: Whether a sample is scored by a fit that has not seen it.
-        damping: The only damping that least squares may take; None: chosen by folds.
+        question: File of the record; ``studies`` if several questions compare with it.
+        cross_fitted: Whether a sample is scored by a fit that has not seen it.
+        damping: The only damping of least squares; None: chosen by folds.
         only: The kind of question that calibration, search and choice use; empty: all kinds.
-        after: Adds fields to the record when the search has ended.
-        epochs: The class that leads from one epoch to the next.
+        adapt: Replaces parts of the open session; None: nothing is replaced.
+        extra_figures: Returns more fields of the record after the search; None: none.
     """
 
     label: str
     changes: tuple[str, ...] = ()
     question: str = "studies"
-    crossed: bool = True
+    cross_fitted: bool = True
     damping: float | None = None
     only: str = ""
-    after: Callable[[Epochs], Mapping[str, Any]] | None = None
-    epochs: type[Epochs] = Epochs
+    adapt: Callable[[SearchSession], SearchSession] | None = None
+    extra_figures: Callable[[SearchSession], Mapping[str, Any]] | None = None
 
 
 DEFAULT = Case("default")
-# The projector stays as it was loaded, so that all policies of the search share one basis.
+# The projector stays as it was loaded, so that all policies of the search share one weight state.
 FIXED = Case("nsga2", ("projector.steps=0",))
 
 
 def study_id(model: str, seed: int, case: Case = DEFAULT) -> RecordId:
-    """Return the place of the record of a study."""
+    """Return the id of the record of a study."""
     return RecordId(case.question, ("study", model, seed, case.label))
 
 
@@ -70,7 +70,7 @@ class KindDigits(Digits):
     """The digits task with its samples labelled by kind of question.
 
     Args:
-        only: The kind that the proxy and validation samples have; empty: all kinds.
+        only: The kind of the proxy and validation samples; empty: all kinds.
     """
 
     only: str = ""

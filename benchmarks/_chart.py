@@ -1,4 +1,4 @@
-"""Means with intervals as a picture: one SVG, the same bytes for the same figures."""
+"""Draw means with intervals as an SVG picture; the same figures give the same bytes."""
 
 from __future__ import annotations
 
@@ -15,31 +15,37 @@ if TYPE_CHECKING:
 _NAMES, _PLOT, _FIGURES = 300, 330, 190  # pixels across
 _ROW, _HEAD, _FOOT = 24, 50, 44  # pixels down
 _INK, _GREY, _GRID = "#222222", "#777777", "#DDDDDD"
-_UP, _DOWN = "#0072B2", "#D55E00"  # Okabe and Ito (2008): told apart by colour-blind readers
+_UP, _DOWN = (
+    "#0072B2",
+    "#D55E00",
+)  # of Okabe and Ito (2008), for colour-blind readers
 
 
 def forest(title: str, axis: str, rows: Sequence[tuple[str, Mean]]) -> str:
-    """Draw a row for each mean: a dot, its 95 % interval, and the figures.
+    """Draw a forest plot: for each mean a dot, its 95 % interval, and the figures.
 
-    Intervals that leave 0 out are coloured, those that do not are grey.
+    Intervals that contain 0 are grey, the others are coloured.
 
     Args:
-        title: Above the picture.
-        axis: What the means are of.
-        rows: Names and means, from above.
+        title: Title of the picture.
+        axis: Label of the axis.
+        rows: Names and means, from top to bottom.
+
+    Returns:
+        The SVG document.
     """
-    ends = [0.0] + [end for _, one in rows for end in (one.low, one.high) if np.isfinite(end)]
-    ends += [one.value for _, one in rows]
-    room = 0.06 * (max(ends) - min(ends) or 1.0)
-    low, high = min(ends) - room, max(ends) + room
+    ends = [0.0] + [end for _, mean in rows for end in (mean.low, mean.high) if np.isfinite(end)]
+    ends += [mean.value for _, mean in rows]
+    margin = 0.06 * (max(ends) - min(ends) or 1.0)
+    low, high = min(ends) - margin, max(ends) + margin
     bottom = _HEAD + _ROW * len(rows)
     width, height = _NAMES + _PLOT + _FIGURES, bottom + _FOOT
 
     def across(value: float) -> float:
         return round(_NAMES + _PLOT * (value - low) / (high - low), 1)
 
-    def text(x: float, y: float, told: str, more: str = "") -> str:
-        return f'<text x="{x}" y="{y}" fill="{_INK}" {more}>{escape(told)}</text>'
+    def text(x: float, y: float, content: str, attributes: str = "") -> str:
+        return f'<text x="{x}" y="{y}" fill="{_INK}" {attributes}>{escape(content)}</text>'
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
@@ -55,27 +61,27 @@ def forest(title: str, axis: str, rows: Sequence[tuple[str, Mean]]) -> str:
             f'<path d="M{x} {_HEAD - 6}V{bottom}" stroke="{colour}" fill="none"/>'
             + text(x, bottom + 16, f"{tick:+g}" if tick else "0", 'text-anchor="middle"')
         )
-    for number, (name, one) in enumerate(rows):
+    for number, (name, mean) in enumerate(rows):
         y = _HEAD + _ROW * number + 10
-        colour = (_UP if one.value > 0 else _DOWN) if one.decided else _GREY
-        if np.isfinite(one.low):
+        colour = (_UP if mean.value > 0 else _DOWN) if mean.decided else _GREY
+        if np.isfinite(mean.low):
             parts.append(
-                f'<path d="M{across(one.low)} {y}H{across(one.high)}" stroke="{colour}" '
+                f'<path d="M{across(mean.low)} {y}H{across(mean.high)}" stroke="{colour}" '
                 'stroke-width="2" fill="none"/>'
             )
         parts += [
-            f'<circle cx="{across(one.value)}" cy="{y}" r="4" fill="{colour}"/>',
+            f'<circle cx="{across(mean.value)}" cy="{y}" r="4" fill="{colour}"/>',
             text(_NAMES - 12, y + 4, name, 'text-anchor="end"'),
-            text(_NAMES + _PLOT + 12, y + 4, one.text("+")),
+            text(_NAMES + _PLOT + 12, y + 4, mean.text("+")),
         ]
     parts += [text(_NAMES + _PLOT / 2, bottom + 36, axis, 'text-anchor="middle"'), "</svg>"]
     return "\n".join(parts) + "\n"
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Give a few round numbers between two."""
+    """Return about five round numbers between two."""
     raw = (high - low) / 5
     scale = 10 ** np.floor(np.log10(raw))
-    step = float(scale * next(nice for nice in (1, 2, 5, 10) if nice * scale >= raw))
+    step = float(scale * next(factor for factor in (1, 2, 5, 10) if factor * scale >= raw))
     first, last = int(np.ceil(low / step)), int(np.floor(high / step))
     return [round(number * step, 10) for number in range(first, last + 1)]

@@ -1,4 +1,4 @@
-"""The defaults of the quickstart study, and what was measured instead of each."""
+"""The defaults of the quickstart study, and what was measured instead of each one."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ import numpy as np
 import projector
 import risk
 from _draws import ETA, resampled
-from _means import Mean, ahead, by_pair
+from _means import Mean, by_pair, difference
 from _risks import DRAWN, STATIC
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from _means import Rows
     from _records import Record
     from _studies import StudyRunner
 
-    Rows = Mapping[str, Sequence[Record]]
-
 FEWEST = 5  # pairs, below which no difference is called decided
-SAME = 0.005  # of accuracy: differences between this and its negative are called the same
+SAME = 0.005  # accuracy: differences within this distance from 0 are called the same
 
 # The defaults when the figures were measured, those that were changed afterwards, and the reasons
 # that the page gives; tests compare the code's defaults with them.
@@ -31,94 +30,95 @@ DEFAULTS: dict[str, Any] = {
     "search.sampler": "nsga2",
     "quality.eta": ETA,
     "quality.risk": "paper",
-    "pruning.order": "taylor",
-    "pruning.refit": "least-squares",
+    "pruning.importance": "taylor",
+    "pruning.compensation": "least-squares",
     "pruning.tokens": "gradient",
     "pruning.folds": 2,
     "quality.accuracy": "expected",
     "search.epochs": 3,
     "projector.steps": 16,
 }
-FOLLOWED = {"pruning.order": "obs"}
-WHY = {
-    "pruning.order": "Of the two that are better, `obs` is ahead in hypervolume, too, keeps most "
-    "where nothing is searched, and is nearest to the method, which goes by the optimal brain "
-    "surgeon; `magnitude` looks at no sample. `obs` takes time with the cube of a site's width: "
-    "the studies of large models here stay with `taylor`.",
-    "quality.eta": "It is the method's, hardly moves the choice among policies of one cost, and "
+CHANGED = {"pruning.importance": "obs"}
+REASONS = {
+    "pruning.importance": "Of the two that are better, `obs` has the larger hypervolume, too, "
+    "keeps most accuracy without a search, and is nearest to the method, which uses the optimal "
+    "brain surgeon; `magnitude` uses no samples. The time of `obs` grows with the cube of a "
+    "component's width: the studies of large models here keep `taylor`.",
+    "quality.eta": "It is the method's, hardly changes the choice among policies of one cost, and "
     "does no harm; `quality.eta = 0` is as good here.",
-    "quality.risk": "It is the form that is inferred of the paper.",
-    "projector.steps": "It is the method's, and a model whose projector has more to mend may gain "
-    "by it; `projector.steps = 0` is as good here, and much cheaper.",
+    "quality.risk": "It is the form that is inferred from the paper.",
+    "projector.steps": "It is the method's, and a model whose projector has more to learn may "
+    "gain by it; `projector.steps = 0` is as good here, and much cheaper.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A default, compared with one alternative.
+    """The comparison of a default with one alternative.
 
     Attributes:
-        setting: Of the study file.
+        setting: The setting of the study file.
         other: The alternative.
-        more: Test accuracy with it, minus that of the default.
+        gain: Test accuracy with it, minus that of the default.
         cost: CPU seconds of its search, as a multiple of the default's; None without a search.
-        where: Title of the section of RESULTS.md.
+        section: Title of the section of RESULTS.md.
     """
 
     setting: str
     other: str
-    more: Mean
+    gain: Mean
     cost: float | None
-    where: str
+    section: str
 
     @property
     def verdict(self) -> str:
-        """Say what the figures decide."""
-        if self.more.count < FEWEST:
+        """Return what the figures decide."""
+        if self.gain.count < FEWEST:
             return "too few"
-        if max(abs(self.more.low), abs(self.more.high)) < SAME:
+        if max(abs(self.gain.low), abs(self.gain.high)) < SAME:
             return "the same"
-        if not self.more.decided:
+        if not self.gain.decided:
             return "undecided"
-        return "against the default" if self.more.value > 0 else "for the default"
+        return "against the default" if self.gain.value > 0 else "for the default"
 
 
-def compared(
-    rows: Rows, default: str, path: Sequence[str], setting: str, where: str
+def compare(
+    rows: Mapping[str, Rows], default: str, path: Sequence[str], setting: str, section: str
 ) -> list[Claim]:
-    """Compare every row of a table of evidence with the row of its default.
+    """Compare every row of a table with the row of the default.
 
     Args:
         rows: Records by the name of their row.
         default: Name of the row of the default.
         path: Field of the test accuracy in a record.
-        setting: Of the study file, for which the default stands.
-        where: Title of the section of RESULTS.md.
+        setting: The setting of the study file that the rows differ in.
+        section: Title of the section of RESULTS.md.
     """
     if default not in rows:
         return []
-    tests, cost = by_pair(rows[default], *path), search_cpu(rows[default])
-    others = {name: records for name, records in rows.items() if name not in (default, "dense")}
-    return [
-        Claim(
-            setting, name, ahead(by_pair(records, *path), tests),
-            spent / cost if (spent := search_cpu(records)) and cost else None, where,
-        )
-        for name, records in others.items()
-    ]  # fmt: skip
+    default_tests, default_cpu = by_pair(rows[default], *path), search_cpu(rows[default])
+    claims = []
+    for name, records in rows.items():
+        if name in (default, "dense"):
+            continue
+        cpu = search_cpu(records)
+        cost = cpu / default_cpu if cpu and default_cpu else None
+        gain = difference(by_pair(records, *path), default_tests)
+        claims.append(Claim(setting=setting, other=name, gain=gain, cost=cost, section=section))
+    return claims
 
 
-def search_cpu(records: Sequence[Record]) -> float | None:
-    """Average the CPU seconds of searches; None if nothing was searched."""
+def search_cpu(records: Rows) -> float | None:
+    """Return the mean CPU seconds of searches; None if nothing was searched."""
     seconds = [record["search_cpu_s"] for record in records if record.get("search_cpu_s")]
     return float(np.mean(seconds)) if seconds else None
 
 
-# Setting of the study file that a row of the ablation is about, by how its name begins.
+# Setting of the study file that a row of the ablation changes, by the first part of its name.
 _ABLATED = {
-    "refit": "pruning.refit",
+    "compensation": "pruning.compensation",
     "tokens": "pruning.tokens",
-    "order": "pruning.order",
+    "importance": "pruning.importance",
     "cross-fitting": "pruning.folds",
     "accuracy": "quality.accuracy",
     "1 epoch of 12 generations": "search.epochs",
@@ -126,39 +126,43 @@ _ABLATED = {
 }
 
 
-def claims(runner: StudyRunner) -> list[Claim]:
+def all_claims(runner: StudyRunner) -> list[Claim]:
     """Return all comparisons with a default, in the order of `DEFAULTS`."""
     test = ("chosen", "test")
-    every = compared(
-        evolution.gather(runner), "NSGA-II, ours", ("one", "test"), "search.sampler",
+    claims = compare(
+        evolution.gather(runner),
+        evolution.REFERENCE,
+        ("choice", "test"),
+        "search.sampler",
         evolution.TITLE,
-    )  # fmt: skip
-    searches = risk.searches(runner)
-    every += compared(searches, "0.02, the default", test, "quality.eta", risk.TITLE)
-    every += _pool_claims(resampled(runner, risk.N))
-    for claim in compared(ablation.gather(runner), "the default", test, "", ablation.TITLE):
-        every.append(replace(claim, setting=_ABLATED[claim.other.partition(":")[0]]))
-    ways = {
-        projector.WAYS[way]: records
-        for way, records in projector.gather(runner).items()
-        if "two" not in way
+    )
+    claims += compare(risk.searches(runner), risk.REFERENCE, test, "quality.eta", risk.TITLE)
+    claims += _pool_claims(resampled(runner, risk.N))
+    ablated = ablation.gather(runner)
+    for claim in compare(ablated, ablation.REFERENCE, test, "", ablation.TITLE):
+        claims.append(replace(claim, setting=_ABLATED[claim.other.partition(":")[0]]))
+    variants = {
+        projector.VARIANTS[name]: records
+        for name, records in projector.gather(runner).items()
+        if not name.startswith(projector.UNIFORM)
     }
-    every += compared(ways, projector.WAYS["each"], test, "projector.steps", projector.TITLE)
-    order = [*DEFAULTS, _ABLATED["damping"]]
-    return sorted(every, key=lambda claim: order.index(claim.setting))
+    default = projector.VARIANTS["each"]
+    claims += compare(variants, default, test, "projector.steps", projector.TITLE)
+    settings = [*DEFAULTS, _ABLATED["damping"]]
+    return sorted(claims, key=lambda claim: settings.index(claim.setting))
 
 
-def _pool_claims(at: Record) -> list[Claim]:
-    """Return what choosing from the pool says of risk; ``at`` is the record of one proxy size."""
-    if not at:
+def _pool_claims(record: Record) -> list[Claim]:
+    """Return the claims about risk from choices in the pool, by one size of the proxy."""
+    if not record:
         return []
-    differences = [("quality.eta", "0, in the pool", at["instead none"])]
+    differences = [("quality.eta", "0, in the pool", record["instead none"])]
     differences += [
-        ("quality.risk", name, at[f"instead {name}"])
+        ("quality.risk", name, record[f"instead {name}"])
         for name in (*STATIC, *DRAWN)
         if name != STATIC[0]
     ]
     return [
-        Claim(setting, name, Mean(*parts), None, risk.TITLE)
+        Claim(setting=setting, other=name, gain=Mean(*parts), cost=None, section=risk.TITLE)
         for setting, name, parts in differences
     ]

@@ -1,4 +1,4 @@
-"""The command line and the output of the scripts of evidence."""
+"""Command line and output of the scripts that compare studies."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from _results import HERE, RESULTS, put_section, told
+from _results import HERE, RESULTS, origin_line, put_section
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-SPEC = HERE.parent / "studies" / "quickstart.toml"
+CONFIG = HERE.parent / "studies" / "quickstart.toml"
 SEEDS = 10
 EMBEDDED = "digits-vlm"
 SECOND = str(HERE / "digits-vlm-1")  # `train_digits_vlm.py --seed 1`: other weights, other draws
@@ -33,7 +33,7 @@ _CHANGES = {
     "tiny": (
         "projector.steps=4", "projector.elites=1", "latency.repeats=1", "latency.batch=4",
         "task.proxy=16", "task.validation=40", "task.test=40", "report.finalists=2",
-        "pruning.shares=[0.05, 0.2, 0.5, 1.0]", "search.kept_share=0.3",
+        "pruning.width_ratios=[0.05, 0.2, 0.5, 1.0]", "search.keep_ratio=0.3",
     ),
 }  # fmt: skip
 _SIZES = {
@@ -45,15 +45,15 @@ _SIZES = {
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How much is run.
+    """How much is measured, and where the records are.
 
     Attributes:
         name: ``full``, ``small`` or ``tiny``.
         seeds: Number of draws and searches of each model.
         models: Paths by name.
         folder: Holds the records and the latency tables.
-        published: Whether the section goes to ``RESULTS.md``.
-        report: Whether only existing records are read.
+        published: Whether sections are written to ``RESULTS.md``.
+        report: Whether existing records are read and nothing is measured.
     """
 
     name: str
@@ -65,88 +65,96 @@ class Form:
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """Return settings of the study file, which a case may change."""
+        """Return settings of the study file that a case may override."""
         return _CHANGES[self.name]
 
     @property
     def sizes(self) -> tuple[str, ...]:
-        """Return settings of the study file that no case changes."""
+        """Return settings of the study file that override those of a case."""
         return _SIZES[self.name]
 
     def pick(self, full: int, small: int, tiny: int) -> int:
-        """Choose a number by how much is run."""
+        """Return the number for this form."""
         return {"full": full, "small": small, "tiny": tiny}[self.name]
 
 
 def pairs_of(form: Form) -> list[tuple[str, int]]:
-    """Return models and seeds, all models of one seed first."""
+    """Return pairs of model and seed, all models of one seed first."""
     return [(model, seed) for seed in range(form.seeds) for model in form.models]
 
 
-def begin(
-    about: str | None, arguments: Sequence[str] | None, *, two: bool = False, draws: int = SEEDS
+def parse_form(
+    description: str | None,
+    arguments: Sequence[str] | None,
+    *,
+    two_models: bool = False,
+    draws: int = SEEDS,
 ) -> Form:
-    """Read the command line of a script of evidence.
+    """Read the command line of a script that compares studies.
 
     Args:
-        about: The description of the script.
+        description: The description of the script.
         arguments: The command line; None: that of the process.
-        two: Whether the script compares on two models.
+        two_models: Whether the full form also runs on the second model.
         draws: Number of draws and searches of each model in the full form.
     """
-    parser = argparse.ArgumentParser(description=about)
+    parser = argparse.ArgumentParser(description=description)
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--tiny", action="store_true", help="seconds; writes nothing")
-    size.add_argument("--small", action="store_true", help="a minute or two; to --out only")
+    size.add_argument("--tiny", action="store_true", help="run for seconds; publish nothing")
+    size.add_argument("--small", action="store_true", help="run for a minute or two; see --out")
     parser.add_argument(
-        "--report", action="store_true", help="run nothing; write the tables of existing records"
+        "--report", action="store_true", help="measure nothing; write tables of existing records"
     )
-    parser.add_argument("--seeds", type=int, help=f"draws and searches; {draws}")
-    parser.add_argument("--out", type=Path, help="folder of the records")
+    parser.add_argument("--seeds", type=int, help=f"draws and searches (default: {draws})")
+    parser.add_argument("--out", type=Path, help="folder of the records; nothing is published")
     options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     name = "tiny" if options.tiny else "small" if options.small else "full"
     models = {"first": EMBEDDED}
-    if two and name == "full":
+    if two_models and name == "full":
         models["second"] = SECOND
-    seeds = options.seeds or {"tiny": 1, "small": 2, "full": draws}[name]
-    folder = options.out or (RESULTS if name == "full" else _scratch(name))
-    published = name == "full" and options.out is None
-    return Form(name, seeds, models, folder, published, options.report)
+    return Form(
+        name=name,
+        seeds=options.seeds or {"tiny": 1, "small": 2, "full": draws}[name],
+        models=models,
+        folder=options.out or (RESULTS if name == "full" else _scratch(name)),
+        published=name == "full" and options.out is None,
+        report=options.report,
+    )
 
 
 def _scratch(name: str) -> Path:
-    """Make a folder that is removed when the process ends."""
+    """Create a folder that is removed when the process ends."""
     folder = tempfile.mkdtemp(prefix=f"evidence-{name}-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
 
 
 def announce(missing: int, seconds: float) -> None:
-    """Print before a run how long it will take.
+    """Print how long a run will take.
 
     Args:
         missing: Number of records that have to be measured.
-        seconds: CPU seconds of one of them.
+        seconds: CPU seconds of one record.
     """
     hours = missing * seconds / 3600
     print(f"About {hours:.2f} hours of one core for {missing} records.", flush=True)
 
 
 def publish(form: Form, title: str, text: str, origins: Sequence[Mapping[str, Any]]) -> None:
-    """Print a section, and write it where the form publishes.
+    """Print a section, and write it to the page of the form.
 
     Args:
-        form: How much was run.
-        title: Of the section.
+        form: How much was measured; the tiny form has no page.
+        title: The heading.
         text: The section without its caveat and provenance.
         origins: Provenance of its records.
     """
     commits = ", ".join(dict.fromkeys(str(origin["commit"]) for origin in origins))
-    section = f"{text.strip()}\n\n{CAVEAT}\n\n{told(dict(origins[-1]))} Commits: {commits}."
+    section = f"{text.strip()}\n\n{CAVEAT}\n\n{origin_line(origins[-1])} Commits: {commits}."
     print(section)
     if form.published:
         put_section(title, section)
     elif form.name == "small":
-        with (form.folder / "RESULTS.md").open("a", encoding="utf-8") as results:
-            results.write(f"## {title}\n\n{section}\n\n")
+        with (form.folder / "RESULTS.md").open("a", encoding="utf-8") as page:
+            page.write(f"## {title}\n\n{section}\n\n")

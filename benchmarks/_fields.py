@@ -1,14 +1,14 @@
 """Field names of records that follow the words of the package.
 
 Records outlive the code that wrote them. When the package renames one of these words, change the
-value here and rename the field in ``results/*.jsonl``; readers and writers use only the constants.
-The values of ``label`` and of keys (``order-obs``) are names of cases, not words of the package.
+value here and rename the field in ``results/``; readers and writers use only the constants.
 """
 
-IMPORTANCE = "order"  # of units: obs, taylor, ...
-COMPENSATION = "refit"  # none, bias, least-squares
+IMPORTANCE = "importance"  # criterion: obs, taylor, ...
+COMPENSATION = "compensation"  # none, bias, least-squares
 TOKENS = "tokens"  # which tokens calibration weighs: gradient, all, text
-WIDTHS = "keep"  # units kept of each component, in forward order
-WIDTHS_BY_METHOD = "keeps"
-WIDTH_RATIO = "keep"  # of a uniform policy
-KEEP_RATIO = "kept_share"  # share of the prunable weights
+WIDTHS = "widths"  # units kept by each component, in forward order
+WIDTHS_BY_METHOD = "widths_by_method"
+WIDTH_RATIO = "width_ratio"  # of a uniform policy
+KEEP_RATIO = "keep_ratio"  # share of the prunable weights
+LATENCY_RATIOS = "latency_ratios"  # by method, to the dense model

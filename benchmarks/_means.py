@@ -1,4 +1,4 @@
-"""Means with intervals, differences of pairs, and tables of them."""
+"""Means with intervals, paired differences, and tables of them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
+    Rows = Sequence[Mapping[str, Any]]
+
 
 @dataclass(frozen=True, slots=True)
 class Mean:
@@ -20,9 +22,9 @@ class Mean:
 
     Attributes:
         value: The mean.
-        low: End of the interval.
-        high: End of the interval; both are NaN for a single value.
-        count: Of values.
+        low: Lower end of the interval; NaN for a single value.
+        high: Upper end of the interval; NaN for a single value.
+        count: Number of values.
     """
 
     value: float
@@ -37,11 +39,11 @@ class Mean:
 
     @property
     def decided(self) -> bool:
-        """Tell whether 0 is outside the interval."""
+        """Return whether 0 is outside the interval."""
         return self.low > 0 or self.high < 0
 
     def text(self, sign: str = "") -> str:
-        """Write the mean with its interval; ``sign`` is ``+`` for differences."""
+        """Format the mean with its interval; ``sign`` is ``+`` for differences."""
         if not self.count:
             return "-"
         if self.count == 1:
@@ -54,7 +56,7 @@ _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def mean(values: ArrayLike) -> Mean:
-    """Average values, with the interval of the mean."""
+    """Compute the mean of values and its interval."""
     sample = np.asarray(values, dtype=float)
     count = len(sample)
     middle = float(sample.mean()) if count else float("nan")
@@ -65,17 +67,17 @@ def mean(values: ArrayLike) -> Mean:
     return Mean(middle, middle - half, middle + half, count)
 
 
-def ahead(one: Mapping[Any, float], other: Mapping[Any, float]) -> Mean:
-    """Average the differences ``one - other`` of the pairs that both have."""
-    return mean([one[key] - other[key] for key in one if key in other])
+def difference(minuend: Mapping[Any, float], subtrahend: Mapping[Any, float]) -> Mean:
+    """Compute the mean difference ``minuend - subtrahend`` over the keys that both have."""
+    return mean([minuend[key] - subtrahend[key] for key in minuend if key in subtrahend])
 
 
 def label(path: str) -> str:
-    """Name a model in a table."""
+    """Return the name of a model in a table."""
     return Path(path).name
 
 
-def by_pair(rows: Sequence[Mapping[str, Any]], *path: str) -> dict[Any, float]:
+def by_pair(rows: Rows, *path: str) -> dict[Any, float]:
     """Return one field of records by model and seed; ``path`` leads to the field."""
     figures = {}
     for row in rows:
@@ -86,12 +88,20 @@ def by_pair(rows: Sequence[Mapping[str, Any]], *path: str) -> dict[Any, float]:
     return figures
 
 
-def shares_of(rows: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Return the shares of the dense model's time, of rows whose networks were run."""
-    return [row["share"] for row in rows if row["share"] is not None]
+def by_model(figures: Mapping[Any, float], models: Mapping[str, str]) -> list[str]:
+    """Return the mean of figures by pair, as a cell for each model."""
+    return [
+        mean([value for (name, _), value in figures.items() if name == model]).text()
+        for model in models
+    ]
+
+
+def latency_ratios_of(rows: Rows) -> list[float]:
+    """Return the measured latencies as ratios to the dense model, of rows that have one."""
+    return [row["latency_ratio"] for row in rows if row["latency_ratio"] is not None]
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table."""
+    """Format a Markdown table."""
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

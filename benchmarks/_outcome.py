@@ -4,70 +4,82 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from _counting import evaluator_of
 from _fields import KEEP_RATIO, WIDTHS
 
 from effllava_optuna.objectives import samples_of
 from effllava_optuna.policy import Policy, finalists, front_of, hypervolume
-from effllava_optuna.study.records import trials_of
+from effllava_optuna.storage.trial_records import effective_records
 from effllava_optuna.tasks import Split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from _studies import CountingEvaluator
+    from _counting import CountingEvaluator
 
-    from effllava_optuna.study.evolution import Epochs
-    from effllava_optuna.surgery import Basis
+    from effllava_optuna.search.session import SearchSession
+    from effllava_optuna.surgery import WeightState
 
 
-def outcome(epochs: Epochs, evaluator: CountingEvaluator) -> dict[str, Any]:
+def outcome(session: SearchSession) -> dict[str, Any]:
     """Choose among the finalists by validation, as a study does, and open the test split."""
-    front = finalists(front_of(trials_of(epochs.study)), epochs.spec.report.finalists)
-    examined_front = [
-        examined(evaluator, Policy.of(evaluator.anatomy, trial.keep), epochs.basis(trial.basis))
+    evaluator = evaluator_of(session)
+    front = finalists(front_of(effective_records(session.study)), session.config.report.finalists)
+    measured_front = [
+        measure_choice(
+            evaluator,
+            Policy.of(evaluator.structure, trial.widths),
+            session.epochs.weight_state(trial.weight_state),
+        )
         | {"epoch": trial.epoch, "quality": trial.quality, "proxy": trial.accuracy}
         for trial in front
     ]
-    updates = [attempt.user_attrs for attempt in epochs.ledger.epochs()[1:]]
+    published = session.epochs.control_study.published_epochs()[1:]
+    updates = [attempt.user_attrs for attempt in published]
     return {
-        "chosen": best(examined_front),
-        "front": examined_front,
-        "volume": volume(examined_front, evaluator.bundle.reference),
+        "chosen": best(measured_front),
+        "front": measured_front,
+        "volume": relative_hypervolume(measured_front, evaluator.calibration.reference),
         "projector_steps": [update["steps"] for update in updates],
         "projector_s": [update["seconds"] for update in updates],
-        "eta": epochs.spec.quality.eta,
+        "eta": session.config.quality.eta,
     }
 
 
-def examined(evaluator: CountingEvaluator, policy: Policy, basis: Basis) -> dict[str, Any]:
+def measure_choice(
+    evaluator: CountingEvaluator, policy: Policy, weight_state: WeightState
+) -> dict[str, Any]:
     """Return the costs of a policy, and its accuracy on validation and test."""
-    figures: dict[str, Any] = {
-        WIDTHS: list(policy.keep),
-        KEEP_RATIO: policy.kept_share(evaluator.anatomy),
+    scores = {
+        split: evaluator.score(policy, weight_state, evaluator.large_batches(split))
+        for split in (Split.VALIDATION, Split.TEST)
+    }
+    test_hits = scores[Split.TEST].hit
+    kinds = [sample.subsets for sample in samples_of(evaluator.large_batches(Split.TEST))]
+    return {
+        WIDTHS: list(policy.widths),
+        KEEP_RATIO: policy.keep_ratio,
         "latency_ms": evaluator.latency_ms(policy),
         "risk": evaluator.risk(policy),
+        "validation": float(scores[Split.VALIDATION].hit.mean()),
+        "test": float(test_hits.mean()),
+        "expected": float(scores[Split.TEST].probability.mean()),
+        "kinds": {
+            kind: float(test_hits[[kind in subsets for subsets in kinds]].mean())
+            for kind in sorted({kind for subsets in kinds for kind in subsets})
+        },
     }
-    for split in (Split.VALIDATION, Split.TEST):
-        asked = evaluator.many(split)
-        scores = evaluator.final(policy, basis, asked)
-        figures[str(split)] = float(scores.hit.mean())
-        if split == Split.TEST:
-            figures["expected"] = float(scores.probability.mean())
-            kinds = [sample.subsets for sample in samples_of(asked)]
-            figures["kinds"] = {
-                kind: float(scores.hit[[kind in subsets for subsets in kinds]].mean())
-                for kind in sorted({kind for subsets in kinds for kind in subsets})
-            }
-    return figures
 
 
 def best(candidates: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Choose by accuracy on validation; of equals, the better quality on the proxy."""
-    return max(candidates, key=lambda one: (one["validation"], one["quality"]))
+    """Choose by accuracy on validation; among equals, by quality on the proxy."""
+    return max(candidates, key=lambda candidate: (candidate["validation"], candidate["quality"]))
 
 
-def volume(points: Sequence[Mapping[str, Any]], reference: tuple[float, float]) -> float:
-    """Return the share of (accuracy, latency) that points dominate, by test accuracy."""
-    guessed, slowest = reference
+def relative_hypervolume(
+    points: Sequence[Mapping[str, Any]], reference: tuple[float, float]
+) -> float:
+    """Return the hypervolume of points by test accuracy and latency, as a share of the largest."""
+    chance, slowest_ms = reference
     pairs = [(point["test"], point["latency_ms"]) for point in points]
-    return hypervolume(pairs, reference) / ((1 - guessed) * slowest)
+    return hypervolume(pairs, reference) / ((1 - chance) * slowest_ms)

@@ -1,21 +1,23 @@
-"""A pool of policies of one cost, and their answers to many questions, asked once."""
+"""A pool of policies of one cost, and their scores on many questions, measured once."""
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from _cases import Case
+from _counting import evaluator_of
 from _prefixes import prefix_batches, questions_of
 from _records import RecordId
 from _results import HERE
 from _risks import static_risks
-from _studies import evaluator_of
 
+from effllava_optuna.files import write_atomically
 from effllava_optuna.policy import Policy
-from effllava_optuna.study import loop
-from effllava_optuna.surgery import running
+from effllava_optuna.search.runner import search
+from effllava_optuna.surgery import policy_network
 from effllava_optuna.tasks import Scores
 
 if TYPE_CHECKING:
@@ -27,171 +29,196 @@ if TYPE_CHECKING:
     from _studies import StudyRunner
     from numpy.typing import NDArray
 
-    from effllava_optuna.study.evolution import Epochs
-    from effllava_optuna.surgery import Basis, Loaded
+    from effllava_optuna.policy import CostModel, ModelStructure
+    from effllava_optuna.search.session import SearchSession
 
     Floats = NDArray[np.float64]
 
 POOL = RecordId("overfit", ("pool",))
-PART = 32  # policies that are asked before their answers are written
-# The search whose policies the pool is made around; its samples show other images.
-AROUND = Case("pool", ("projector.steps=0", "quality.eta=0.0"))
+PART = 32  # policies that are measured before their scores are written
+# The search around whose policies the pool is drawn; its samples show other images.
+SOURCE = Case("pool", ("projector.steps=0", "quality.eta=0.0"))
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Answers of all policies to all questions.
+    """Scores of all policies on all questions.
 
     Attributes:
-        hit: Shape ``(policies, questions)``: 1 where the answer is right.
+        hit: Shape ``(policies, questions)``: 1 if the answer is right.
         log: Log-probability of the right answer, of the same shape.
-        unit: Shape ``(questions,)``: the four of digit images that a question is about.
+        groups: Shape ``(questions,)``: the group of four digit images that a question is about.
         static: Forms of risk by name, shape ``(policies,)``.
-        share: Keep ratios, shape ``(policies,)``.
+        keep_ratio: Keep ratios, shape ``(policies,)``.
     """
 
     hit: Floats
     log: Floats
-    unit: NDArray[np.int64]
+    groups: NDArray[np.int64]
     static: Mapping[str, Floats]
-    share: Floats
+    keep_ratio: Floats
 
     @staticmethod
     def read(file: Path) -> Pool:
-        """Read the arrays that `ask_pool` has written."""
+        """Read the arrays that `measure_pool` has written."""
         with np.load(file) as arrays:
             log = arrays["log"].astype(float)
-            hit = np.unpackbits(arrays["hit"], axis=1)[:, : log.shape[1]].astype(float)
-            static = {n.removeprefix("risk "): arrays[n] for n in arrays if n.startswith("risk ")}
-            return Pool(hit, log, arrays["unit"].astype(int), static, arrays["share"])
+            return Pool(
+                hit=np.unpackbits(arrays["hit"], axis=1)[:, : log.shape[1]].astype(float),
+                log=log,
+                groups=arrays["groups"].astype(int),
+                static={
+                    name.removeprefix("risk "): arrays[name]
+                    for name in arrays
+                    if name.startswith("risk ")
+                },
+                keep_ratio=arrays["keep_ratio"],
+            )
 
 
 def pool_file(runner: StudyRunner) -> Path:
-    """Return the file of the answers: 4 MB, which only the smaller forms keep with the records."""
+    """Return the file of the scores: 4 MB, which only the smaller forms store with the records."""
     return (HERE / "scratch" if runner.form.published else runner.form.folder) / "pool.npz"
 
 
 def pool_record(runner: StudyRunner) -> Record:
-    """Return how many policies and questions the pool has."""
-    return runner.record(POOL, lambda: ask_pool(runner, pool_file(runner)))
+    """Return the record with the numbers of policies and questions of the pool."""
+    return runner.record(POOL, lambda: measure_pool(runner, pool_file(runner)))
 
 
 def ensure_pool(runner: StudyRunner) -> Pool:
-    """Read the answers of the pool, which is asked first if there are none."""
+    """Read the scores of the pool; measure them first if they do not exist."""
     file = pool_file(runner)
     if not file.is_file():
         pool_record(runner)
-    if not file.is_file():  # the record is committed, the answers are not
-        ask_pool(runner, file)
+    if not file.is_file():  # the record is committed, the scores are not
+        measure_pool(runner, file)
     return Pool.read(file)
 
 
-def ask_pool(runner: StudyRunner, file: Path) -> dict[str, Any]:
-    """Ask the pool all questions once, some policies at a time; write the answers to ``file``."""
+def measure_pool(runner: StudyRunner, file: Path) -> dict[str, Any]:
+    """Score the pool on all questions, some policies at a time, and write ``file``."""
     form = runner.form
-    count, questions = form.pick(500, 48, 12), form.pick(4040, 780, 260)
+    count, question_count = form.pick(500, 48, 12), form.pick(4040, 780, 260)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with runner.opened("first", 0, AROUND) as epochs:
-        loop.search(epochs)
-        evaluator, basis = evaluator_of(epochs), epochs.basis_of(0)
-        pool = pool_of(epochs, count)
-        batches = prefix_batches(evaluator.loaded, questions_of(questions), 4)
+    with runner.open("first", 0, SOURCE) as session:
+        search(session)
+        pool = draw_pool(session, count)
+        batches = prefix_batches(session.evaluator.loaded, questions_of(question_count), 4)
         samples = [sample for batch in batches for sample in batch.batch.samples]
-        parts = []
-        for start in range(0, count, PART):
-            part = file.with_name(f"{file.stem}-{start:03d}.npz")
-            if not part.is_file():
-                _ask_part(evaluator.loaded, basis, pool[start : start + PART], batches, part)
-                print(f"pool: {min(start + PART, count)} of {count}", flush=True)
-            parts.append(part)
-        joined = {
+        parts = _measure_parts(session, pool, batches, file)
+        arrays: dict[str, Any] = {
             name: np.concatenate([np.load(part)[name] for part in parts])
-            for name in ("hit", "log", "keep")
+            for name in ("hit", "log", "widths")
         }
-        if not (joined["keep"] == [policy.keep for policy in pool]).all():
-            raise SystemExit(f"{parts[0]} and others are of another pool: remove them.")
-        arrays: dict[str, Any] = joined | {
-            "share": np.array([policy.kept_share(evaluator.anatomy) for policy in pool]),
-            "unit": np.unique([sample.unit for sample in samples], return_inverse=True)[1],
-            **{f"risk {name}": x for name, x in static_risks(epochs, pool, 3).items()},
+        if not (arrays["widths"] == [policy.widths for policy in pool]).all():
+            raise SystemExit(f"{parts[0]} and others belong to another pool. Remove them.")
+        _, groups = np.unique([sample.group for sample in samples], return_inverse=True)
+        arrays |= {"keep_ratio": np.array([policy.keep_ratio for policy in pool])}
+        arrays |= {"groups": groups}
+        arrays |= {
+            f"risk {name}": values for name, values in static_risks(session, pool, 3).items()
         }
         _save(file, arrays)
         for part in parts:
             part.unlink()
-    fours = len({sample.unit for sample in samples})
-    return {"policies": count, "questions": len(samples), "fours": fours}
+    return {"policies": count, "questions": len(samples), "groups": len(set(groups.tolist()))}
 
 
-def _ask_part(
-    loaded: Loaded,
-    basis: Basis,
-    policies: Sequence[Policy],
-    batches: Sequence[PrefixBatch],
-    file: Path,
+def _measure_parts(
+    session: SearchSession, pool: Sequence[Policy], batches: Sequence[PrefixBatch], file: Path
+) -> list[Path]:
+    """Write the scores of the pool in parts; parts that exist are not measured again."""
+    parts = []
+    for start in range(0, len(pool), PART):
+        part = file.with_name(f"{file.stem}-{start:03d}.npz")
+        if not part.is_file():
+            _measure_part(session, pool[start : start + PART], batches, part)
+            print(f"pool: {min(start + PART, len(pool))} of {len(pool)}", flush=True)
+        parts.append(part)
+    return parts
+
+
+def _measure_part(
+    session: SearchSession, policies: Sequence[Policy], batches: Sequence[PrefixBatch], file: Path
 ) -> None:
-    """Write the answers of some policies."""
+    """Write the scores of some policies."""
+    loaded, weight_state = session.evaluator.loaded, session.epochs.epoch(0).weight_state
     scores = []
     for policy in policies:
-        with running(loaded, basis, policy) as network:
-            scores.append(Scores.joined([batch.answered(network) for batch in batches]))
-    hit = np.packbits(np.array([one.hit > 0 for one in scores]), axis=1)
-    log = np.array([np.maximum(one.log_probability, -20) for one in scores], np.float16)
-    keep = np.array([policy.keep for policy in policies], np.int16)
-    _save(file, {"hit": hit, "log": log, "keep": keep})
+        with policy_network(loaded, weight_state, policy) as network:
+            scores.append(Scores.concatenate([batch.scores(network) for batch in batches]))
+    hit = np.packbits(np.array([each.hit > 0 for each in scores]), axis=1)
+    log = np.array([np.maximum(each.log_probability, -20) for each in scores], np.float16)
+    widths = np.array([policy.widths for policy in policies], np.int16)
+    _save(file, {"hit": hit, "log": log, "widths": widths})
 
 
 def _save(file: Path, arrays: Mapping[str, Any]) -> None:
-    """Write arrays; a process that is killed leaves no incomplete ``file``."""
-    draft = file.with_suffix(".draft")
-    with draft.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)
-    draft.replace(file)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    write_atomically(file, content.getvalue())
 
 
-def pool_of(epochs: Epochs, count: int, seed: int = 0) -> list[Policy]:
+def draw_pool(session: SearchSession, count: int, seed: int = 0) -> list[Policy]:
     """Draw policies whose cost is just within the budget, without measuring them.
 
-    Half are random. The others are neighbours of policies that a search on samples of other
-    images has ranked high, since a search has to choose among such policies.
+    Half are random. The others are neighbours of the policies that the search has ranked high,
+    since a search has to choose among such policies.
     """
     rng = np.random.default_rng([seed, 77])
-    evaluator, budget = evaluator_of(epochs), epochs.budget
-    anatomy, widths = evaluator.anatomy, evaluator.bundle.widths
-    levels = [widths[site.id] for site in anatomy.sites]
+    evaluator = evaluator_of(session)
+    structure, widths = evaluator.structure, evaluator.calibration.widths
+    allowed = [widths[component.id] for component in structure.components]
 
-    def repaired(start: Sequence[int]) -> Policy:
-        """Step down at random until the policy is affordable, then up while it stays so."""
-        at = list(start)
-
-        def policy() -> Policy:
-            return Policy.of(anatomy, [row[i] for row, i in zip(levels, at, strict=True)])
-
-        while not budget.allows(anatomy, policy()):
-            able = [site for site, index in enumerate(at) if index]
-            at[able[rng.integers(len(able))]] -= 1
-        for site in rng.permutation(len(at)):
-            while at[site] + 1 < len(levels[site]):
-                at[site] += 1
-                if not budget.allows(anatomy, policy()):
-                    at[site] -= 1
-                    break
-        return policy()
-
-    def near(policy: Policy) -> list[int]:
-        at = [row.index(width) for row, width in zip(levels, policy.keep, strict=True)]
-        for _ in range(rng.integers(1, 4)):
-            site = rng.integers(len(at))
-            moved = at[site] + int(rng.choice([-2, -1, 1, 2]))
-            at[site] = min(max(moved, 0), len(levels[site]) - 1)
-        return at
+    def fitted(levels: Sequence[int]) -> Policy:
+        return _fit_to_budget(evaluator.structure, allowed, levels, session.costs, rng)
 
     pool: dict[Policy, None] = {}
     while len(pool) < count // 2:
-        pool[repaired([int(rng.integers(len(row))) for row in levels])] = None
+        pool[fitted([int(rng.integers(len(row))) for row in allowed])] = None
     ranked = sorted(evaluator.scored, key=lambda pair: -pair[1].probability.mean())
     parents = list(dict.fromkeys(policy for policy, _ in ranked))[: max(4, count // 16)]
     for _ in range(100 * count):
         if len(pool) >= count:
             break
-        pool[repaired(near(parents[rng.integers(len(parents))]))] = None
+        pool[fitted(_neighbour(parents[rng.integers(len(parents))], allowed, rng))] = None
     return list(pool)
+
+
+def _fit_to_budget(
+    structure: ModelStructure,
+    allowed: Sequence[Sequence[int]],
+    levels: Sequence[int],
+    costs: CostModel,
+    rng: np.random.Generator,
+) -> Policy:
+    """Lower random levels until the policy is feasible, then raise levels as far as possible."""
+    current = list(levels)
+
+    def policy() -> Policy:
+        widths = [row[level] for row, level in zip(allowed, current, strict=True)]
+        return Policy.of(structure, widths)
+
+    while not costs.allows(policy()):
+        reducible = [index for index, level in enumerate(current) if level]
+        current[reducible[rng.integers(len(reducible))]] -= 1
+    for index in rng.permutation(len(current)):
+        while current[index] + 1 < len(allowed[index]):
+            current[index] += 1
+            if not costs.allows(policy()):
+                current[index] -= 1
+                break
+    return policy()
+
+
+def _neighbour(
+    policy: Policy, allowed: Sequence[Sequence[int]], rng: np.random.Generator
+) -> list[int]:
+    """Move one to three random components of a policy by one or two levels; return the levels."""
+    levels = [row.index(width) for row, width in zip(allowed, policy.widths, strict=True)]
+    for _ in range(rng.integers(1, 4)):
+        index = int(rng.integers(len(levels)))
+        moved = levels[index] + int(rng.choice([-2, -1, 1, 2]))
+        levels[index] = min(max(moved, 0), len(allowed[index]) - 1)
+    return levels

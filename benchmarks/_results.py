@@ -1,4 +1,4 @@
-"""What the scripts that measure share: where a figure comes from, and where it is written."""
+"""Provenance of figures, and the files that they are published in."""
 
 from __future__ import annotations
 
@@ -10,46 +10,51 @@ import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from effllava_optuna.files import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-
-
+PAGE = HERE / "RESULTS.md"
 _PACKAGES = ("torch", "transformers", "optuna", "numpy")
 
 
 def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Say what ran where."""
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    where, found = torch.device(device), {}
-    if where.type == "cuda":
-        found = {"gpu": torch.cuda.get_device_name(where), "cuda": torch.version.cuda}
-    return found | {
+    """Return versions, machine, commit and date of a measurement on ``device``."""
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    processors = [line for line in cpuinfo if "model name" in line]
+    gpu = {}
+    if torch.device(device).type == "cuda":
+        gpu = {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return gpu | {
         **{name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "commit": _commit(),
         "cores": os.cpu_count(),
-        "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.processor(),
+        "cpu": processors[0].partition(":")[2].strip() if processors else platform.processor(),
         "date": time.strftime("%Y-%m-%d"),
     }
 
 
 def _commit() -> str:
-    """Give the commit, and whether something differs from it but for results."""
+    """Return the commit, with ``-dirty`` if a file other than the results differs from it."""
 
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", *words], capture_output=True, text=True, check=False, cwd=HERE.parent
+    def git(*arguments: str) -> str:
+        process = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=False, cwd=HERE.parent
         )
-        return done.stdout.strip()
+        return process.stdout.strip()
 
-    rest = (".", ":!benchmarks/RESULTS.md", ":!benchmarks/results")
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", *rest)
+    sources = (".", ":!benchmarks/RESULTS.md", ":!benchmarks/results")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *sources)
     return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
 
@@ -60,39 +65,40 @@ def _version(package: str) -> str | None:
         return None
 
 
-def told(origin: dict[str, Any]) -> str:
-    """Say in a line on what figures were measured."""
-    where = origin.get("gpu") or f"{origin['cpu']}, {origin['cores']} shared cores"
+def origin_line(origin: Mapping[str, Any]) -> str:
+    """Return one line with the machine, the versions and the date of a provenance."""
+    machine = origin.get("gpu") or f"{origin['cpu']}, {origin['cores']} shared cores"
     versions = ", ".join(
         f"{name} {origin[name]}" for name in ("torch", "transformers") if origin.get(name)
     )
-    return f"{where}; {versions}; {origin['date']}."
+    return f"{machine}; {versions}; {origin['date']}."
 
 
 def put_section(title: str, text: str, *, first: bool = False) -> None:
-    """Write a section of ``RESULTS.md``, in place of the one with the same title, or the last.
+    """Write a section of ``RESULTS.md``; it replaces the section with the same title.
 
     Args:
-        title: Of the section.
-        text: What it says.
-        first: Put it before all others.
+        title: The heading.
+        text: Content of the section.
+        first: Whether the section goes before all others; otherwise a new one is appended.
     """
-    place = HERE / "RESULTS.md"
-    found = place.read_text(encoding="utf-8") if place.is_file() else "# Results\n"
-    head, *sections = re.split(r"^## ", found, flags=re.MULTILINE)
-    kept = {section.partition("\n")[0]: section.partition("\n")[2] for section in sections}
-    mine = {title: f"\n{text.strip()}\n\n"}
-    kept = (
-        mine | {name: old for name, old in kept.items() if name != title}
-        if first
-        else (kept | mine)
-    )
-    body = "".join(f"## {name}\n{kept[name]}" for name in kept)
-    place.write_text(f"{head.rstrip()}\n\n{body.rstrip()}\n", encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else "# Results\n"
+    head, *parts = re.split(r"^## ", page, flags=re.MULTILINE)
+    sections = {part.partition("\n")[0]: part.partition("\n")[2] for part in parts}
+    section = {title: f"\n{text.strip()}\n\n"}
+    others = {name: content for name, content in sections.items() if name != title}
+    sections = section | others if first else sections | section
+    body = "".join(f"## {name}\n{content}" for name, content in sections.items())
+    write_atomically(PAGE, f"{head.rstrip()}\n\n{body.rstrip()}\n")
 
 
-def publish(name: str, title: str, found: dict[str, Any], text: str) -> None:
-    """Write figures to ``results/NAME.json``, and their section, which is printed, too."""
-    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+def write_figures(name: str, figures: Mapping[str, Any]) -> None:
+    """Write figures to ``results/NAME.json``."""
+    write_atomically(RESULTS / f"{name}.json", json.dumps(figures, indent=1) + "\n")
+
+
+def publish(name: str, title: str, figures: Mapping[str, Any], text: str) -> None:
+    """Write figures to ``results/NAME.json``, and print and write their section."""
+    write_figures(name, figures)
     put_section(title, text)
     print(text)

@@ -1,4 +1,4 @@
-"""Forms of structural risk: figures of a policy that might tell how much its score over-fits."""
+"""Forms of structural risk: figures of a policy that may predict how much its score overfits."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from _studies import evaluator_of
+from _counting import evaluator_of
 
-from effllava_optuna.objectives import answers, ask, risk, risk_table
-from effllava_optuna.surgery import WHOLE, Basis, narrowed
+from effllava_optuna.objectives import encode_samples, risk, risk_table, score_policy
+from effllava_optuna.surgery import FULL_FIT, WeightState, narrowed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,50 +18,58 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from effllava_optuna.policy import Policy
-    from effllava_optuna.study.evolution import Epochs
-    from effllava_optuna.surgery import Loaded
+    from effllava_optuna.search.session import SearchSession
+    from effllava_optuna.surgery import LoadedModel
 
     Floats = NDArray[np.float64]
 
 # Names of forms, which are also keys in the records.
-STATIC = ("weight norm (paper)", "refit norm", "sum of norms", "sharpness")
+STATIC = ("weight norm (paper)", "compensated norm", "sum of norms", "sharpness")
 DRAWN = ("margin", "bootstrap variance", "chance (a random number)")
-NOISE = 0.2  # of a weight, as a share of the standard deviation of its matrix
+NOISE = 0.2  # standard deviation, as a share of that of the matrix
 
 
-def static_risks(epochs: Epochs, pool: Sequence[Policy], times: int) -> dict[str, Floats]:
+def static_risks(session: SearchSession, pool: Sequence[Policy], times: int) -> dict[str, Floats]:
     """Return the forms of risk that do not depend on a draw, each of shape ``(policies,)``."""
-    evaluator, basis = evaluator_of(epochs), epochs.basis_of(0)
-    refit = basis.refits[WHOLE]
+    evaluator, weight_state = evaluator_of(session), session.epochs.epoch(0).weight_state
+    compensation = weight_state.compensations[FULL_FIT]
     norms = []
     for policy in pool:
-        with narrowed(evaluator.loaded, policy, basis.order, refit) as network:
+        with narrowed(evaluator.loaded, policy, weight_state.ranking, compensation) as network:
             norms.append(norms_of(network))
-    # Norms are taken of the model as it was loaded: arranged, its rows have other places.
-    arranged_order = replace(
-        basis.order, units={site: np.arange(len(u)) for site, u in basis.order.units.items()}
+    # The model is arranged: its units are in ranking order already.
+    in_place = replace(
+        weight_state.ranking,
+        units={
+            component: np.arange(len(units))
+            for component, units in weight_state.ranking.units.items()
+        },
     )
     table = risk_table(
-        evaluator.loaded, arranged_order, evaluator.bundle.widths, form="refit", refit=refit
+        evaluator.loaded,
+        in_place,
+        evaluator.calibration.widths,
+        form="compensated",
+        compensation=compensation,
     )
     return {
         STATIC[0]: np.array([evaluator.risk(policy) for policy in pool]),
         STATIC[1]: np.array([risk(policy, evaluator.loaded, table) for policy in pool]),
         STATIC[2]: np.array(norms),
-        STATIC[3]: sharpness(epochs, pool, times),
+        STATIC[3]: sharpness(session, pool, times),
     }
 
 
 def drawn_risks(hit: Floats, log: Floats, rng: np.random.Generator) -> dict[str, Floats]:
     """Return the forms of risk that are computed from a draw, each of shape ``(policies,)``.
 
-    ``margin``: the share of samples that were answered right, but barely (probability below
-    0.6). ``bootstrap variance``: of the mean probability of the right answer.
+    ``margin``: share of samples that were answered right with a probability below 0.6.
+    ``bootstrap variance``: variance of the mean probability of the right answer.
 
     Args:
-        hit: Shape ``(policies, samples)``: 1 where the answer is right.
+        hit: Shape ``(policies, samples)``: 1 if the answer is right.
         log: Log-probability of the right answer, of the same shape.
-        rng: Draws the random number that the other forms are compared with.
+        rng: Generator of the random number that the other forms are compared with.
     """
     probability = np.exp(log)
     return {
@@ -71,8 +79,8 @@ def drawn_risks(hit: Floats, log: Floats, rng: np.random.Generator) -> dict[str,
     }
 
 
-def norms_of(network: Loaded) -> float:
-    """Sum the Frobenius norms of the decoder's matrices, as they are now."""
+def norms_of(network: LoadedModel) -> float:
+    """Sum the Frobenius norms of the decoder's matrices in their current widths."""
     return sum(
         float(handle.linear(name).weight.double().norm())
         for handle in network.handles
@@ -80,56 +88,61 @@ def norms_of(network: Loaded) -> float:
     )
 
 
-def sharpness(epochs: Epochs, pool: Sequence[Policy], times: int) -> Floats:
+def sharpness(session: SearchSession, pool: Sequence[Policy], times: int) -> Floats:
     """Return how much noise in the weights adds to the loss on the calibration samples."""
-    evaluator, basis = evaluator_of(epochs), epochs.basis_of(0)
-    asked = ask(evaluator.loaded, evaluator.proxy)
+    evaluator, weight_state = evaluator_of(session), session.epochs.epoch(0).weight_state
+    batches = encode_samples(evaluator.loaded, evaluator.proxy.samples)
 
-    def losses(under: Basis) -> Floats:
-        logs = [answers(evaluator.loaded, under, policy, asked).log_probability for policy in pool]
+    def losses(state: WeightState) -> Floats:
+        logs = [
+            score_policy(evaluator.loaded, state, policy, batches).log_probability
+            for policy in pool
+        ]
         return np.asarray(-np.maximum(np.array(logs), -20).mean(1))
 
-    calm, rough = losses(basis), []
+    without_noise, with_noise = losses(weight_state), []
     for seed in range(times):
-        shaken, inputs = noisy(basis, evaluator.loaded, seed)
+        noisy_state, noisy_inputs = add_noise(weight_state, evaluator.loaded, seed)
         weights = {
-            (handle.site.id, name): handle.linear(name).weight
+            (handle.component.id, name): handle.linear(name).weight
             for handle in evaluator.loaded.handles
             for name in handle.inputs
         }
-        before = {place: weight.detach().clone() for place, weight in weights.items()}
+        original = {name: weight.detach().clone() for name, weight in weights.items()}
         try:
-            for place, weight in weights.items():
-                weight.data.copy_(inputs[place])
-            rough.append(losses(shaken))
+            for name, weight in weights.items():
+                weight.data.copy_(noisy_inputs[name])
+            with_noise.append(losses(noisy_state))
         finally:
-            for place, weight in weights.items():
-                weight.data.copy_(before[place])
-    return np.asarray(np.mean(rough, axis=0) - calm)
+            for name, weight in weights.items():
+                weight.data.copy_(original[name])
+    return np.asarray(np.mean(with_noise, axis=0) - without_noise)
 
 
-def noisy(basis: Basis, loaded: Loaded, seed: int) -> tuple[Basis, dict[Any, torch.Tensor]]:
-    """Return the basis and the input matrices with noise in all weights."""
+def add_noise(
+    weight_state: WeightState, loaded: LoadedModel, seed: int
+) -> tuple[WeightState, dict[Any, torch.Tensor]]:
+    """Return the weight state and the input matrices with noise added to all weights."""
     generator = torch.Generator().manual_seed(seed)
 
-    def shaken(weight: torch.Tensor) -> torch.Tensor:
+    def noisy(weight: torch.Tensor) -> torch.Tensor:
         noise = torch.randn(weight.shape, generator=generator)
         return weight + NOISE * float(weight.std()) * noise
 
-    refits = tuple(
+    compensations = tuple(
         None
-        if refit is None or number
+        if compensation is None or number
         else {
-            key: replace(fitted, weight=shaken(fitted.weight))
-            # Sorted, since the order of a stored refit differs from process to process.
-            for key, fitted in sorted(refit.items(), key=lambda item: item[0])
+            key: replace(fitted, weight=noisy(fitted.weight))
+            # Sorted: the order of a stored compensation table differs from process to process.
+            for key, fitted in sorted(compensation.items(), key=lambda item: item[0])
             if fitted.weight is not None
         }
-        for number, refit in enumerate(basis.refits)
+        for number, compensation in enumerate(weight_state.compensations)
     )
     inputs = {
-        (handle.site.id, name): shaken(handle.linear(name).weight.detach())
+        (handle.component.id, name): noisy(handle.linear(name).weight.detach())
         for handle in loaded.handles
         for name in handle.inputs
     }
-    return replace(basis, refits=refits), inputs
+    return replace(weight_state, compensations=compensations), inputs

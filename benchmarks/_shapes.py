@@ -1,12 +1,12 @@
-"""Models of the shape of LLaVA-1.5 with random weights, made on the device where they will run.
+"""Models of the shape of LLaVA-1.5 with random weights, created on the device where they run.
 
-No download and no file: what a forward pass costs does not depend on what the weights say.
-Nothing here needs more than torch, transformers and pillow.
+Nothing is downloaded or read: the time of a forward pass does not depend on the weights. Needs
+torch, transformers and pillow only.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,8 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from effllava_optuna import Loaded
-from effllava_optuna.surgery.load import DTYPES, EMBEDDED
+from effllava_optuna import LoadedModel
+from effllava_optuna.surgery.loading.loader import DTYPES, EMBEDDED
 from effllava_optuna.tasks import Sample, Split
 
 _WORDS = "what digit is at the top left"  # words that the embedded tokenizer knows
@@ -33,14 +33,14 @@ class Shape:
 
     Attributes:
         hidden: Width of the decoder.
-        inner: Of its MLPs.
-        layers: Its blocks.
-        heads: Of each block; queries, keys and values have as many.
-        vocabulary: Tokens.
+        inner: Width of its MLPs.
+        layers: Number of its blocks.
+        heads: Number of query heads of a block; as many key/value heads.
+        vocabulary: Number of tokens.
         vision: Width, inner width, blocks and heads of the tower.
-        side: Pixels of a picture's side.
-        patch: Of a patch's.
-        words: Of a question, before the template's.
+        side: Side of a picture, in pixels.
+        patch: Side of a patch, in pixels.
+        words: Words of a question, without those of the template.
     """
 
     hidden: int
@@ -55,21 +55,27 @@ class Shape:
 
     @property
     def picture_tokens(self) -> int:
-        """Count the tokens that a picture becomes."""
+        """Count the tokens of a picture."""
         return (self.side // self.patch) ** 2
 
 
 SHAPES = {
-    "7b": Shape(4096, 11008, 32, 32),
-    "13b": Shape(5120, 13824, 40, 40),
-    # Of the same make, for a CPU: one that takes about a second, and one for tests.
-    "small": Shape(512, 1376, 8, 8, 512, (128, 256, 2, 4), 112, 14, 20),
-    "tiny": Shape(64, 160, 2, 4, 512, (32, 64, 2, 2), 28, 14, 4),
-}
+    "7b": Shape(hidden=4096, inner=11008, layers=32, heads=32),
+    "13b": Shape(hidden=5120, inner=13824, layers=40, heads=40),
+    # Of the same family, for a CPU: a forward pass of about a second, and one for tests.
+    "small": Shape(
+        hidden=512, inner=1376, layers=8, heads=8, vocabulary=512, vision=(128, 256, 2, 4),
+        side=112, words=20,
+    ),
+    "tiny": Shape(
+        hidden=64, inner=160, layers=2, heads=4, vocabulary=512, vision=(32, 64, 2, 2), side=28,
+        words=4,
+    ),
+}  # fmt: skip
 
 
 def processor_of(shape: Shape) -> Any:
-    """Give the processor: the embedded model's words, pictures of another size."""
+    """Return a processor with the embedded model's words and pictures of another size."""
     processor = AutoProcessor.from_pretrained(EMBEDDED / "digits-vlm")
     processor.image_processor.size = {"height": shape.side, "width": shape.side}
     processor.patch_size = shape.patch
@@ -78,7 +84,7 @@ def processor_of(shape: Shape) -> Any:
 
 
 def config_of(shape: Shape, processor: Any) -> LlavaConfig:
-    """Give the configuration of a shape."""
+    """Return the configuration of a shape."""
     tokenizer = processor.tokenizer
     width, inner, blocks, heads = shape.vision
     return LlavaConfig(
@@ -101,12 +107,12 @@ def config_of(shape: Shape, processor: Any) -> LlavaConfig:
     )  # fmt: skip
 
 
-def shaped(name: str, device: str | torch.device = "cpu", dtype: str = "float32") -> Loaded:
-    """Build a model of a shape with random weights, and understand it.
+def shaped(name: str, device: str | torch.device = "cpu", dtype: str = "float32") -> LoadedModel:
+    """Create and inspect a model of a shape with random weights.
 
     Args:
         name: One of `SHAPES`.
-        device: Where its weights are made; ``meta``: they are not.
+        device: Device of the weights; ``meta``: they have no data.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
     """
     shape = SHAPES[name]
@@ -115,34 +121,38 @@ def shaped(name: str, device: str | torch.device = "cpu", dtype: str = "float32"
         model = LlavaForConditionalGeneration._from_config(
             config_of(shape, processor), dtype=DTYPES[dtype]
         )
-    return Loaded.of(model, processor, f"{name} shape, random weights")
+    return LoadedModel.of(model, processor, f"{name} shape, random weights")
 
 
 def questions(name: str, count: int = 64, seed: int = 0) -> tuple[Sample, ...]:
-    """Ask ``count`` questions of about the length of a shape's, each about a picture of noise."""
+    """Return ``count`` questions about pictures of noise, of the sizes of a shape."""
     shape, rng = SHAPES[name], np.random.default_rng(seed)
     words = _WORDS.split()
-    found = []
+    samples = []
     for index in range(count):
         length = max(1, round(shape.words * float(rng.uniform(0.75, 1.25))))
         pixels = rng.integers(256, size=(shape.side, shape.side, 3), dtype=np.uint8)
-        found.append(
+        samples.append(
             Sample(
-                f"q{index}", f"p{index}", Split.PROXY, Image.fromarray(pixels),
-                " ".join(words[place % len(words)] for place in range(length)),
-                ("0", "1", "2", "3"), int(rng.integers(4)),
+                id=f"q{index}",
+                group=f"p{index}",
+                split=Split.PROXY,
+                image=Image.fromarray(pixels),
+                question=" ".join(words[position % len(words)] for position in range(length)),
+                targets=("0", "1", "2", "3"),
+                answer=int(rng.integers(4)),
             )
-        )  # fmt: skip
-    return tuple(found)
+        )
+    return tuple(samples)
 
 
 @dataclass(frozen=True)
 class Noise:
-    """A task of questions about noise: nothing can be learned from it, but all can be run.
+    """A task of questions about noise, on which everything runs and no accuracy means anything.
 
     Args:
-        name: Of the shape.
-        sizes: Samples of each role.
+        name: Name of the shape.
+        sizes: Number of samples of each split.
     """
 
     name: str
@@ -151,12 +161,14 @@ class Noise:
     chance: float = 0.25
 
     def samples(self, split: Split) -> tuple[Sample, ...]:
-        """Give the samples of a role; no two roles share a picture."""
+        """Return the samples of a split; no two splits share a picture."""
         seed = [*Split].index(split)
         return tuple(
-            Sample(
-                f"{split}-{sample.id}", f"{split}-{sample.unit}", split, sample.image,
-                sample.question, sample.targets, sample.answer,
+            replace(
+                sample,
+                id=f"{split}-{sample.id}",
+                group=f"{split}-{sample.group}",
+                split=split,
             )
             for sample in questions(self.name, self.sizes[split], seed)
-        )  # fmt: skip
+        )

@@ -1,7 +1,8 @@
-"""What the scripts that train the embedded models share: the models' shape, pictures, descent."""
+"""The parts that both scripts that train embedded models use: model, pictures, training loop."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from effllava_optuna.tasks.digits import enlarge
+from effllava_optuna.tasks.data.digits import upscale
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
-    from effllava_optuna.tasks.digits import Scans
+    from effllava_optuna.tasks.data.digits import DigitScans
 
 IMAGE_TOKENS = 16
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
@@ -40,11 +41,11 @@ TEMPLATE = (
 
 
 def processor_around(tokenizer: Tokenizer, longest: int) -> LlavaProcessor:
-    """Build a processor: ``tokenizer``, which knows `SPECIAL`, and pictures of 32 x 32 pixels.
+    """Create a processor for pictures of 32 x 32 pixels.
 
     Args:
-        tokenizer: One token a word.
-        longest: Tokens that a conversation may have.
+        tokenizer: Has one token for each word, and those of `SPECIAL`.
+        longest: Largest number of tokens of a conversation.
     """
     return LlavaProcessor(
         image_processor=CLIPImageProcessorPil(
@@ -72,7 +73,7 @@ def processor_around(tokenizer: Tokenizer, longest: int) -> LlavaProcessor:
 
 
 def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
-    """Build a model for ``processor``'s words, with random weights."""
+    """Create a model with random weights for the words of ``processor``."""
     tokenizer = processor.tokenizer
     vision = CLIPVisionConfig(
         hidden_size=64,
@@ -107,37 +108,37 @@ def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
 
 
 def message(text: str, *, pictured: bool) -> dict[str, Any]:
-    """Write a user's message, which begins with the picture if there is one."""
+    """Return a message of the user, with or without a picture at its beginning."""
     image = [{"type": "image"}] if pictured else []
     return {"role": "user", "content": [*image, {"type": "text", "text": text}]}
 
 
 def prompt_text(processor: LlavaProcessor, messages: list[dict[str, Any]]) -> str:
-    """Write ``messages`` up to the assistant's turn, each image token as often as it is needed."""
+    """Return ``messages`` as text up to the turn of the assistant, image tokens repeated."""
     text: str = processor.apply_chat_template(messages, add_generation_prompt=True)
     return text.replace("<image>", "<image>" * IMAGE_TOKENS)
 
 
 def four_tiles(
-    pool: Scans, rng: np.random.Generator
+    scans: DigitScans, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Draw four scans: their digits, and their tiles ``(4, 16, 16)``, each shifted by a pixel."""
-    chosen = rng.integers(len(pool.labels), size=4)
-    tiles = enlarge(pool.pixels[chosen])
+    """Draw four scans; return their digits and tiles ``(4, 16, 16)``, shifted by up to a pixel."""
+    chosen = rng.integers(len(scans.labels), size=4)
+    tiles = upscale(scans.pixels[chosen])
     shifts = rng.integers(-1, 2, size=(4, 2))
     shifted = [np.roll(tile, tuple(s), (0, 1)) for tile, s in zip(tiles, shifts, strict=True)]
-    return pool.labels[chosen], np.stack(shifted)
+    return scans.labels[chosen], np.stack(shifted)
 
 
 def collate(
     rows: Sequence[Sequence[int]], pictures: Sequence[NDArray[np.uint8]], pad: int
 ) -> dict[str, torch.Tensor]:
-    """Make the model's inputs of token ``rows``, padded on the left, and their ``pictures``.
+    """Return the inputs of the model for conversations, padded on the left.
 
     Args:
-        rows: The tokens of each conversation.
-        pictures: One a row, shape ``(32, 32, 3)``; or none at all.
-        pad: The token to pad with.
+        rows: Tokens of each conversation.
+        pictures: A picture of each conversation, shape ``(32, 32, 3)``; or none at all.
+        pad: Token for padding.
     """
     longest = max(map(len, rows))
     ids = torch.full((len(rows), longest), pad)
@@ -150,37 +151,50 @@ def collate(
     return inputs
 
 
-def descend(
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A one-cycle schedule of AdamW.
+
+    Attributes:
+        steps: Number of steps.
+        learning_rate: The highest learning rate.
+        warmup: Share of the steps until it is reached, in (0, 1).
+    """
+
+    steps: int
+    learning_rate: float
+    warmup: float = 0.3
+
+
+def minimize(
     model: Any,
     loss: Callable[[], torch.Tensor],
-    watch: Callable[[int], None],
-    *,
-    steps: int,
-    learning_rate: float,
-    warm: float = 0.3,
+    report: Callable[[int], None],
+    schedule: Schedule,
 ) -> None:
-    """Train with AdamW on a one-cycle schedule.
+    """Train a model in place with AdamW.
 
     Args:
-        model: Is trained in place.
-        loss: Draws a batch and computes its loss; called once a step.
-        watch: Told every hundredth step.
-        steps: How many.
-        learning_rate: The highest of the cycle.
-        warm: Share of the steps until it is reached, in (0, 1).
+        model: The model.
+        loss: Draws a batch and computes its loss; called once for each step.
+        report: Called with the number of the step, every hundred steps.
+        schedule: Steps and learning rates.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps, pct_start=warm
+    one_cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        schedule.learning_rate,
+        total_steps=schedule.steps,
+        pct_start=schedule.warmup,
     )
     model.train()
-    for step in range(1, steps + 1):
+    for step in range(1, schedule.steps + 1):
         value = loss()
         optimizer.zero_grad()
         torch.autograd.backward(value)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
+        one_cycle.step()
         if step % 100 == 0:
-            watch(step)
+            report(step)
     model.eval()

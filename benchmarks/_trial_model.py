@@ -1,12 +1,14 @@
-"""What a policy costs on a model, beside the forward passes of the network that it stands for.
+"""Time of policies on a model beside the forward passes of their networks.
 
-Needs torch, transformers and pillow, and of the package nothing that knows of a search.
+Needs torch, transformers and pillow, and only those parts of the package that do not depend on
+Optuna.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -18,33 +20,34 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlavaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from effllava_optuna import Loaded
-from effllava_optuna.objectives import answers, ask, folds_of
-from effllava_optuna.policy import Order, Policy
+from effllava_optuna import LoadedModel
+from effllava_optuna.objectives import encode_samples, score_policy, split_folds
+from effllava_optuna.policy import Policy, Ranking
 from effllava_optuna.surgery import (
-    Basis,
-    Fitted,
-    Probe,
-    Recipe,
+    CalibrationBatch,
+    FittedOutput,
+    PruningOptions,
+    WeightState,
     arranged,
-    compensate,
+    policy_network,
     projector,
+    rank_and_compensate,
     rank_units,
-    running,
 )
-from effllava_optuna.surgery.discover import LANGUAGE, discover
-from effllava_optuna.tasks import encode
+from effllava_optuna.surgery.structure.inspection import inspect_model
+from effllava_optuna.surgery.structure.prunable_parts import LANGUAGE
+from effllava_optuna.tasks import encode_with_answers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from effllava_optuna.objectives import Asked
-    from effllava_optuna.surgery import Seen
+    from effllava_optuna.objectives import EncodedBatch
+    from effllava_optuna.surgery import EncodedInputs
     from effllava_optuna.tasks import Sample
 
-KEEPS = (1.0, 0.75, 0.5, 0.35)
-PROFILED = 0.5
-# By what an operator's name begins with, in this order.
+WIDTH_RATIOS = (1.0, 0.75, 0.5, 0.35)
+PROFILED = 0.5  # width ratio
+# Parts of a trial by the beginnings of the names of operators; the first match counts.
 _PARTS = {
     "attention": ("_scaled_dot", "_flash", "_efficient", "_fused_sdp", "_softmax", "_cudnn_att"),
     "GEMM": ("addmm", "mm", "bmm", "baddbmm", "linear", "matmul", "mkldnn_linear"),
@@ -52,200 +55,221 @@ _PARTS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """How the policies of a model are fitted and scored.
+
+    Attributes:
+        compensation: ``none``, ``bias`` or ``least-squares``.
+        folds: Folds of the samples; each is scored by a compensation table of its own.
+        batch_size: Largest number of samples of a forward pass.
+    """
+
+    compensation: str = "least-squares"
+    folds: int = 2
+    batch_size: int = 64
+
+
 def measure(
-    loaded: Loaded,
-    samples: Sequence[Sample],
-    *,
-    rounds: int,
-    refit: str = "least-squares",
-    folds: int = 2,
-    batch_size: int = 64,
+    loaded: LoadedModel, samples: Sequence[Sample], rounds: int, setup: Setup | None = None
 ) -> dict[str, Any]:
     """Time policies against the plain forward passes of the dense model, in turn.
 
     Args:
         loaded: The model, on any device.
         samples: Proxy samples.
-        rounds: How often everything is timed, after once for warming up.
-        refit: ``none``, ``bias`` or ``least-squares``.
-        folds: Of the samples; each is answered by a refit of its own.
-        batch_size: The most samples of a forward pass.
+        rounds: Rounds that are timed, after one for warming up.
+        setup: How policies are fitted and scored.
 
     Returns:
         Milliseconds of each round: ``plain`` (dense forward passes over the batches, pictures
-        seen), and by keep ``trial`` (`answers`) and ``forward`` (the policy's own forward
-        passes); ``put_on``, to put a random policy on and off, for each fit that scores; and
-        ``profile``, the share of each part in a trial at half the width.
+        encoded), and by width ratio ``trial`` (`score_policy`) and ``forward`` (the forward passes
+        of the policy's network); ``apply_ms``, to apply a random policy and undo it, for each fit
+        that scores; and ``profile``, the share of each part in a trial at half the width.
     """
-    basis = _basis(loaded, samples, folds, refit, batch_size)
-    asked = tuple(
-        item
-        for fold, mine in enumerate(folds_of(samples, folds))
-        for item in ask(loaded, mine, batch_size=batch_size, fit=fold + 1)
+    setup = setup or Setup()
+    weight_state = _weight_state(loaded, samples, setup)
+    batches = tuple(
+        batch
+        for index, fold in enumerate(split_folds(samples, setup.folds))
+        for batch in encode_samples(loaded, fold, batch_size=setup.batch_size, fit=index + 1)
     )
-    policies = {keep: Policy.uniform(loaded.anatomy, keep=keep) for keep in KEEPS}
+    policies = {ratio: Policy.uniform(loaded.structure, ratio=ratio) for ratio in WIDTH_RATIOS}
     rng = np.random.default_rng(0)
-    found: dict[str, Any] = {"plain": [], "put_on": []}
-    found |= {what: {str(keep): [] for keep in KEEPS} for what in ("trial", "forward")}
-    with arranged(loaded, basis.order) as ready:
-        for turn in range(rounds + 1):
-            mine = _turn(ready, basis, policies, asked)
-            mine["put_on"] = _put_on(ready, basis, rng)
-            if turn:
-                _add(found, mine)
-        found["profile"] = _shares(
-            ready, partial(answers, ready, basis, policies[PROFILED], asked)
-        )
-    tokens = [item.seen.inputs["attention_mask"] for item in asked]
-    return found | {
-        "device": _name(loaded.device),
+    times: dict[str, Any] = {"plain": [], "apply_ms": []}
+    times |= {name: {str(ratio): [] for ratio in WIDTH_RATIOS} for name in ("trial", "forward")}
+    with arranged(loaded, weight_state.ranking) as ready:
+        for number in range(rounds + 1):
+            times_of_round = _round(ready, weight_state, policies, batches)
+            times_of_round["apply_ms"] = _time_apply(ready, weight_state, rng)
+            if number:
+                _append(times, times_of_round)
+        trial = partial(score_policy, ready, weight_state, policies[PROFILED], batches)
+        shares = _profile(ready, trial)
+    masks = [batch.seen.inputs["attention_mask"] for batch in batches]
+    return times | {
+        "profile": shares,
+        "device": _device_name(loaded.device),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "parameters": sum(weight.numel() for weight in loaded.model.parameters()),
         "samples": len(samples),
-        "batches": len(asked),
-        "tokens": sum(mask.numel() for mask in tokens),
-        "padding": sum(int((mask == 0).sum()) for mask in tokens),
-        "refit": refit,
+        "batches": len(batches),
+        "tokens": sum(mask.numel() for mask in masks),
+        "padding": sum(int((mask == 0).sum()) for mask in masks),
+        "compensation": setup.compensation,
     }
 
 
-def put_on_shape(name: str, rounds: int) -> list[float]:
-    """Time how long it takes to put a random policy on a model of a shape, and off again.
+def time_apply_on_shape(name: str, rounds: int) -> list[float]:
+    """Time how long it takes to apply a random policy to a model of a shape, and undo it.
 
-    Its weights and fits have no data: putting them on is views and look-ups, whatever they hold.
+    Weights and compensation tables have no data: applying them consists of views and look-ups,
+    which do not depend on their content.
     """
     shape = SHAPES[name]
     with torch.device("meta"):
         model = LlavaForConditionalGeneration._from_config(
             config_of(shape, processor_of(shape)), dtype=torch.bfloat16
         )
-    loaded = Loaded(model, None, discover(model).only((LANGUAGE,), depth=False), name)
-    anatomy, rng = loaded.anatomy, np.random.default_rng(0)
-    order = Order.from_scores(
-        anatomy, "random", {site.id: rng.random(site.width) for site in anatomy.sites}
+    loaded = LoadedModel(model, None, inspect_model(model).select((LANGUAGE,), depth=False), name)
+    structure, rng = loaded.structure, np.random.default_rng(0)
+    ranking = Ranking.from_scores(
+        structure,
+        "random",
+        {component.id: rng.random(component.width) for component in structure.components},
     )
-    refit = {
-        (handle.site.id, count): Fitted(
+    table = {
+        (handle.component.id, width): FittedOutput(
             torch.empty(
-                handle.linear(handle.output).out_features, handle.columns * count,
+                handle.linear(handle.output).out_features, handle.columns * width,
                 dtype=torch.bfloat16, device="meta",
             )
         )
-        for keep in KEEPS
-        for handle, count in zip(
-            loaded.handles, Policy.uniform(anatomy, keep=keep).keep, strict=True
+        for ratio in WIDTH_RATIOS
+        for handle, width in zip(
+            loaded.handles, Policy.uniform(structure, ratio=ratio).widths, strict=True
         )
     }  # fmt: skip
-    none = (None,) * 2
-    basis = Basis("shape", order, (refit, refit), none)
-    with arranged(loaded, order) as ready:
-        return [_put_on(ready, basis, rng) for _ in range(rounds)]
+    weight_state = WeightState("shape", ranking, (table, table), (None, None))
+    with arranged(loaded, ranking) as ready:
+        return [_time_apply(ready, weight_state, rng) for _ in range(rounds)]
 
 
-def _turn(
-    ready: Loaded, basis: Basis, policies: dict[float, Policy], asked: Sequence[Asked]
+def _round(
+    ready: LoadedModel,
+    weight_state: WeightState,
+    policies: dict[float, Policy],
+    batches: Sequence[EncodedBatch],
 ) -> dict[str, Any]:
+    """Time everything once."""
     device = ready.device
-    mine: dict[str, Any] = {
-        "plain": _ms(device, partial(_pass, [item.seen for item in asked], ready)),
+    times: dict[str, Any] = {
+        "plain": _time_ms(device, partial(_forward, [batch.seen for batch in batches], ready)),
         "trial": {},
         "forward": {},
     }
-    for keep, policy in policies.items():
-        mine["trial"][str(keep)] = _ms(device, partial(answers, ready, basis, policy, asked))
-        spent = 0.0
-        for fit, items in groupby(asked, key=lambda item: item.fit):
-            seen = [item.seen for item in items]
-            with running(ready, basis, policy, fit) as network:
-                spent += _ms(device, partial(_pass, seen, network))
-        mine["forward"][str(keep)] = spent
-    return mine
+    for ratio, policy in policies.items():
+        times["trial"][str(ratio)] = _time_ms(
+            device, partial(score_policy, ready, weight_state, policy, batches)
+        )
+        forward_ms = 0.0
+        for fit, group in groupby(batches, key=lambda batch: batch.fit):
+            inputs = [batch.seen for batch in group]
+            with policy_network(ready, weight_state, policy, fit) as network:
+                forward_ms += _time_ms(device, partial(_forward, inputs, network))
+        times["forward"][str(ratio)] = forward_ms
+    return times
 
 
-def _add(found: dict[str, Any], mine: dict[str, Any]) -> None:
-    for name, value in mine.items():
+def _append(times: dict[str, Any], times_of_round: dict[str, Any]) -> None:
+    for name, value in times_of_round.items():
         if isinstance(value, dict):
-            _add(found[name], value)
+            _append(times[name], value)
         else:
-            found[name].append(value)
+            times[name].append(value)
 
 
 @torch.inference_mode()
-def _pass(seen: Sequence[Seen], loaded: Loaded) -> None:
-    for item in seen:
-        inputs = dict(item.inputs)
-        if item.features is not None:
-            projected = list(projector(loaded.model)(item.features))
+def _forward(batches: Sequence[EncodedInputs], network: LoadedModel) -> None:
+    """Run plain forward passes."""
+    for seen in batches:
+        inputs = dict(seen.inputs)
+        if seen.features is not None:
+            projected = list(projector(network.model)(seen.features))
             encoded = BaseModelOutputWithPooling(pooler_output=projected)
             inputs["mm_encoder_outputs"] = {"image": encoded}
-        loaded.model(**inputs, logits_to_keep=item.positions, use_cache=False)
+        network.model(**inputs, logits_to_keep=seen.positions, use_cache=False)
 
 
-def _put_on(ready: Loaded, basis: Basis, rng: np.random.Generator) -> float:
-    """Put on a policy of which every site has a width of its own."""
-    anatomy = ready.anatomy
-    choices = [Policy.uniform(anatomy, keep=keep).keep for keep in KEEPS]
-    keep = [int(rng.choice(counts)) for counts in zip(*choices, strict=True)]
-    policy = Policy.of(anatomy, keep)
+def _time_apply(ready: LoadedModel, weight_state: WeightState, rng: np.random.Generator) -> float:
+    """Time applying a policy whose components have different width ratios, and undoing it."""
+    structure = ready.structure
+    choices = [Policy.uniform(structure, ratio=ratio).widths for ratio in WIDTH_RATIOS]
+    policy = Policy.of(structure, [int(rng.choice(row)) for row in zip(*choices, strict=True)])
 
-    def work() -> None:
-        with torch.inference_mode(), running(ready, basis, policy, 1):
+    def apply() -> None:
+        with torch.inference_mode(), policy_network(ready, weight_state, policy, 1):
             pass
 
-    return _ms(ready.device, work)
+    return _time_ms(ready.device, apply)
 
 
-def _basis(
-    loaded: Loaded, samples: Sequence[Sample], folds: int, refit: str, batch_size: int
-) -> Basis:
-    none = (None,) * (folds + 1)
-    if refit == "none":
-        return Basis("plain", rank_units(loaded), none, none)
+def _weight_state(loaded: LoadedModel, samples: Sequence[Sample], setup: Setup) -> WeightState:
+    """Rank by magnitude and fit the output matrices of all widths."""
+    none = (None,) * (setup.folds + 1)
+    if setup.compensation == "none":
+        return WeightState("plain", rank_units(loaded), none, none)
     widths = {
-        site.id: tuple(sorted({max(site.floor, round(keep * site.width)) for keep in KEEPS}))
-        for site in loaded.anatomy.sites
+        component.id: tuple(
+            sorted(
+                {max(component.floor, round(ratio * component.width)) for ratio in WIDTH_RATIOS}
+            )
+        )
+        for component in loaded.structure.components
     }
-    dealt = [
+    folds = [
         [
-            Probe(batch.inputs, batch.targets, batch.answers)
-            for batch in encode(loaded.processor, mine, batch_size=batch_size)
+            CalibrationBatch(batch.inputs, batch.targets, batch.answers)
+            for batch in encode_with_answers(loaded.processor, fold, batch_size=setup.batch_size)
         ]
-        for mine in folds_of(samples, folds)
+        for fold in split_folds(samples, setup.folds)
     ]
-    recipe = Recipe("magnitude", refit, "all", table_gb=32.0)
-    found = compensate(loaded, dealt, widths, recipe)
-    return Basis("fitted", found.order, found.refits, none)
+    options = PruningOptions(
+        importance="magnitude", compensation=setup.compensation, tokens="all", table_gb=32.0
+    )
+    fitted = rank_and_compensate(loaded, folds, widths, options)
+    return WeightState("fitted", fitted.ranking, fitted.compensations, none)
 
 
-def _ms(device: torch.device, work: Callable[[], object]) -> float:
-    _wait(device)
-    began = time.perf_counter()
-    work()
-    _wait(device)
-    return 1000 * (time.perf_counter() - began)
+def _time_ms(device: torch.device, run: Callable[[], object]) -> float:
+    _synchronize(device)
+    started = time.perf_counter()
+    run()
+    _synchronize(device)
+    return 1000 * (time.perf_counter() - started)
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _name(device: torch.device) -> str:
+def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _shares(ready: Loaded, work: Callable[[], object]) -> dict[str, float]:
-    """Give the share of a trial that each part takes; on a GPU, what is left is its idle time."""
+def _profile(ready: LoadedModel, trial: Callable[[], object]) -> dict[str, float]:
+    """Return the share of each part of a trial; on a GPU, the remainder is its idle time."""
     on_gpu = ready.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as prof:
-        wall = _ms(ready.device, work)
-    parts: defaultdict[str, float] = defaultdict(float)
-    for row in prof.key_averages():
+    with profile(activities=activities) as profiler:
+        wall_ms = _time_ms(ready.device, trial)
+    part_ms: defaultdict[str, float] = defaultdict(float)
+    for row in profiler.key_averages():
         if row.device_type.name == "CPU" and row.key.startswith("aten::"):
-            spent = row.self_device_time_total if on_gpu else row.self_cpu_time_total
-            parts[_part(row.key.removeprefix("aten::"))] += spent / 1000
-    shares = {name: parts[name] / wall for name in (*_PARTS, "other operators")}
+            spent_us = row.self_device_time_total if on_gpu else row.self_cpu_time_total
+            part_ms[_part(row.key.removeprefix("aten::"))] += spent_us / 1000
+    shares = {name: part_ms[name] / wall_ms for name in (*_PARTS, "other operators")}
     return shares | {"Python, or idle": 1 - sum(shares.values())}
 
 

@@ -1,11 +1,12 @@
 """What does each part contribute? ``python benchmarks/ablation.py``.
 
-One thing at a time is changed in the quickstart study, its projector left as it was loaded (for
-its training see ``projector.py``): refit, token weights, damping, order, cross-fitting, which
-accuracy is searched by, and into how many epochs the evaluations are dealt. All of this on the
-embedded model; order, refit and epochs on a second model, too.
+One setting at a time is changed in the quickstart study, whose projector stays as it was loaded
+(for its training see ``projector.py``): compensation, token weights, damping, importance,
+cross-fitting, the accuracy that is searched, and the number of epochs that the evaluations are
+divided into. All of this on the embedded model; importance, compensation and epochs on a second
+model as well.
 
-``--tiny`` does this in seconds and writes nothing; ``--small`` in a minute or two.
+``--tiny`` does this in seconds and publishes nothing; ``--small`` in a minute or two.
 """
 
 from __future__ import annotations
@@ -14,18 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from _cases import FIXED, Case, study_id
-from _evidence import announce, begin, pairs_of, publish
+from _evidence import announce, pairs_of, parse_form, publish
 from _fields import KEEP_RATIO
-from _means import ahead, by_pair, label, markdown, mean
+from _means import by_model, by_pair, difference, label, markdown, mean
 from _studies import StudyRunner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from _evidence import Form
+    from _means import Rows
     from _records import Record
 
 TITLE = "What each part contributes"
+REFERENCE = "the default"
 
 
 def _case(label: str, *changes: str, **options: Any) -> Case:
@@ -33,13 +36,13 @@ def _case(label: str, *changes: str, **options: Any) -> Case:
 
 
 CASES = {
-    "the default": FIXED,
-    "refit: none": _case("refit-none", "pruning.refit='none'"),
-    "refit: bias": _case("refit-bias", "pruning.refit='bias'"),
+    REFERENCE: FIXED,
+    "compensation: none": _case("compensation-none", "pruning.compensation='none'"),
+    "compensation: bias": _case("compensation-bias", "pruning.compensation='bias'"),
     "tokens: all alike": _case("tokens-all", "pruning.tokens='all'"),
-    "order: magnitude": _case("order-magnitude", "pruning.order='magnitude'"),
-    "order: obs": _case("order-obs", "pruning.order='obs'"),
-    "cross-fitting: none": _case("uncrossed", crossed=False),
+    "importance: magnitude": _case("importance-magnitude", "pruning.importance='magnitude'"),
+    "importance: obs": _case("importance-obs", "pruning.importance='obs'"),
+    "cross-fitting: none": _case("not-cross-fitted", cross_fitted=False),
     "cross-fitting: 4 folds": _case("folds-4", "pruning.folds=4"),
     "cross-fitting: 8 folds": _case("folds-8", "pruning.folds=8", "projector.parts=8"),
     "accuracy: hard": _case("hard", "quality.accuracy='hard'"),
@@ -48,19 +51,20 @@ CASES = {
     "tokens: text only": _case("tokens-text", "pruning.tokens='text'"),
     "damping: 1 everywhere": _case("damping-1", damping=1.0),
 }
-BOTH = (
-    "the default", "refit: none", "refit: bias", "order: magnitude", "order: obs",
-    "1 epoch of 12 generations",
+ON_BOTH_MODELS = (
+    REFERENCE, "compensation: none", "compensation: bias", "importance: magnitude",
+    "importance: obs", "1 epoch of 12 generations",
 )  # fmt: skip
-TINY = ("the default", "cross-fitting: none", "damping: 0.01 everywhere")
+TINY = (REFERENCE, "cross-fitting: none", "damping: 0.01 everywhere")
 
 
 def cases_of(form: Form, model: str) -> dict[str, Case]:
-    """Return the cases that are compared on a model; in the smaller forms some of them."""
+    """Return the cases that are compared on a model; the smaller forms compare a selection."""
     if form.name == "full":
-        return {name: case for name, case in CASES.items() if model == "first" or name in BOTH}
-    some = TINY if form.name == "tiny" else [*CASES][:6]
-    return {name: CASES[name] for name in some}
+        names = [*CASES] if model == "first" else [*ON_BOTH_MODELS]
+        return {name: case for name, case in CASES.items() if name in names}
+    selected = TINY if form.name == "tiny" else [*CASES][:6]
+    return {name: CASES[name] for name in selected}
 
 
 def gather(runner: StudyRunner) -> dict[str, list[Record]]:
@@ -73,60 +77,57 @@ def gather(runner: StudyRunner) -> dict[str, list[Record]]:
     return rows
 
 
-def section(rows: Mapping[str, Sequence[Mapping[str, Any]]], models: Mapping[str, str]) -> str:
-    """Write the table."""
-    default = by_pair(rows["the default"], "chosen", "test")
-    volumes = by_pair(rows["the default"], "volume")
+def section(rows: Mapping[str, Rows], models: Mapping[str, str]) -> str:
+    """Format the section of ``RESULTS.md``."""
+    default = by_pair(rows[REFERENCE], "chosen", "test")
+    default_volumes = by_pair(rows[REFERENCE], "volume")
     lines = []
-    for name, mine in rows.items():
-        tests, each_volume = by_pair(mine, "chosen", "test"), by_pair(mine, "volume")
-        each = [
-            mean([value for (at, _), value in tests.items() if at == model]).text()
-            for model in models
-        ]
-        gaps = [row["chosen"]["proxy"] - row["chosen"]["test"] for row in mine]
+    for name, records in rows.items():
+        tests, volumes = by_pair(records, "chosen", "test"), by_pair(records, "volume")
+        differences = [difference(tests, default), difference(volumes, default_volumes)]
+        gaps = [record["chosen"]["proxy"] - record["chosen"]["test"] for record in records]
         lines.append(
             [
                 name,
-                *each,
-                *(
-                    [ahead(tests, default).text("+"), ahead(each_volume, volumes).text("+")]
-                    if name != "the default"
-                    else ["-", "-"]
-                ),
+                *by_model(tests, models),
+                *("-" if name == REFERENCE else each.text("+") for each in differences),
                 mean(gaps).text("+"),
-                f"{np.mean([row['chosen'][KEEP_RATIO] for row in mine]):.3f}",
-                f"{np.mean([row['evaluations'] for row in mine]):.0f}",
-                f"{np.mean([row['search_cpu_s'] for row in mine]):.0f}",
-                str(len(mine)),
+                f"{np.mean([record['chosen'][KEEP_RATIO] for record in records]):.3f}",
+                f"{np.mean([record['evaluations'] for record in records]):.0f}",
+                f"{np.mean([record['search_cpu_s'] for record in records]):.0f}",
+                str(len(records)),
             ]
-        )  # fmt: skip
+        )
     head = [
         "changed", *(f"test, {label(path)}" for path in models.values()), "minus the default",
-        "hypervolume minus that of the default", "proxy minus test of the choice", "kept share",
+        "hypervolume minus that of the default", "proxy minus test of the choice", "keep ratio",
         "evaluations", "CPU s of the search", "pairs",
     ]  # fmt: skip
     return f"""Generated by `python benchmarks/ablation.py`; do not edit. Figures:
 `results/ablation.jsonl`, `results/studies.jsonl`.
 
-Test accuracy of the choice on 1,000 questions over digit images that neither calibration nor
+Test accuracy of the choice on 1,000 questions about digit images that neither calibration nor
 search has seen; hypervolume of the finalists by test accuracy and latency, as a share of the
-whole; means with 95 % intervals (Student's t over draws), the differences over pairs of model and
-draw. The default then: order taylor, refit least-squares with dampings chosen by folds, tokens
-weighted by gradient, 2 folds, expected accuracy, 3 epochs of 4 generations of 20 policies;
-projector as loaded. The damping is no setting of a study: it was set in the source.
+largest; means with 95 % intervals (Student's t over draws), the differences over pairs of model
+and draw. The default was: importance taylor, compensation least-squares with dampings chosen by
+folds, tokens weighted by gradient, 2 folds, expected accuracy, 3 epochs of 4 generations of 20
+policies; projector as loaded. The damping is not a setting of a study: it was set in the source.
 
 {markdown(head, lines)}"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is missing, and write the table."""
-    form = begin(__doc__, arguments, two=True)
+    """Run the missing studies, and write the table."""
+    form = parse_form(__doc__, arguments, two_models=True)
     runner = StudyRunner(form)
-    places = [study_id(m, s, c) for m, s in pairs_of(form) for c in cases_of(form, m).values()]
-    announce(runner.missing(places), form.pick(20, 15, 3))
+    ids = [
+        study_id(model, seed, case)
+        for model, seed in pairs_of(form)
+        for case in cases_of(form, model).values()
+    ]
+    announce(runner.missing(ids), form.pick(20, 15, 3))
     rows = gather(runner)
-    origins = [row["provenance"] for records in rows.values() for row in records]
+    origins = [record["provenance"] for records in rows.values() for record in records]
     publish(form, TITLE, section(rows, form.models), origins)
 
 

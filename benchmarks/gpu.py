@@ -1,12 +1,12 @@
-"""The figures of a GPU in one go: ``python benchmarks/gpu.py``.
+"""Measure all figures of a GPU in one run: ``python benchmarks/gpu.py``.
 
-LLaVA-1.5-7B with random weights in bfloat16, made on the GPU: cost of an evaluation, error of the
-latency table, speed-ups of prefill and decoding. It needs torch, transformers (5.18 or later) and
-pillow, and a GPU with room for 40 GB; nothing is downloaded. It is planned for under ten minutes,
-and has been run on a CPU only. Run it from a checkout, also where this package is not installed.
+LLaVA-1.5-7B with random weights in bfloat16, created on the GPU: cost of an evaluation, error of
+the latency table, speed-ups of prefill and decoding. Needs torch, transformers (5.18 or later) and
+pillow, and a GPU with 40 GB of memory; nothing is downloaded. It is expected to take less than ten
+minutes, and has been run on a CPU only. Run it from a checkout; the package need not be installed.
 
-``--shape 13b`` for the larger model; ``--shape tiny --device cpu --tiny`` to see that it runs.
-Results are written part by part: what is done stays when a later part fails.
+``--shape 13b`` measures the larger model; ``--shape tiny --device cpu --tiny`` checks that the
+script runs. Results are written part by part: finished parts stay if a later one fails.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import gc
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,92 +25,125 @@ import latency_model
 import numpy as np
 import speedup
 import torch
-from _results import RESULTS, provenance, publish, told
+from _means import markdown
+from _results import RESULTS, origin_line, provenance, publish
 from _shapes import questions, shaped
-from _trial_model import KEEPS, measure
-
-from effllava_optuna.objectives import Workload
+from _trial_model import WIDTH_RATIOS, Setup, measure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from effllava_optuna.surgery import Loaded
-
-Part = tuple[str, str, "Callable[[], tuple[dict[str, Any], str]]"]
+    from effllava_optuna.surgery import LoadedModel
 
 
-def parts(loaded: Loaded, options: argparse.Namespace) -> list[Part]:
-    """Give what is measured: file, title, and how."""
-    shape, tiny, step = options.shape, options.tiny, options.multiple_of
-    asked = questions(shape, 8 if tiny else 64)
-    origin = provenance(options.device)
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of the figures.
+
+    Attributes:
+        file: Name of the file of results.
+        title: Title of the section.
+        measure: Returns figures, without file name and provenance.
+        section: Formats the section.
+    """
+
+    file: str
+    title: str
+    measure: Callable[[], dict[str, Any]]
+    section: Callable[[Mapping[str, Any]], str]
+
+
+def parts_of(loaded: LoadedModel, options: argparse.Namespace) -> list[Part]:
+    """Return the parts that are measured."""
+    shape, tiny = options.shape, options.tiny
+    samples = questions(shape, 8 if tiny else 64)
     seconds = 0.0 if tiny else 60.0
 
-    def cost() -> tuple[dict[str, Any], str]:
+    def case(seconds: float) -> latency_model.Case:
+        return latency_model.Case(
+            loaded=loaded,
+            samples=samples[:8],
+            workload=latency_model.precise_workload(options.batch, 16, seconds=seconds),
+            step=options.multiple_of,
+            checks=4 if tiny else 20,
+        )
+
+    def measure_cost() -> dict[str, Any]:
         rounds = 2 if tiny else 5
-        found = {"model": measure(loaded, asked, rounds=rounds, refit="none"), "rounds": rounds}
-        found |= {"file": f"trial_cost-{shape}", "provenance": origin}
-        return found, cost_section(found)
+        model = measure(loaded, samples, rounds, Setup(compensation="none"))
+        return {"model": model, "rounds": rounds}
 
-    def table() -> tuple[dict[str, Any], str]:
-        work = Workload(options.batch, 16, 1, 3, 0.005, seconds)
-        checks = 4 if tiny else 20
-        one = latency_model.measure(loaded, asked[:8], work, step=step, checks=checks)
+    def measure_table() -> dict[str, Any]:
         name = f"{shape} shape, {options.batch} prompts, 16 new tokens"
-        found = {
-            "file": f"latency_model-{shape}", "checks": checks, "tables": {name: [one]},
-            "provenance": origin,
-        }  # fmt: skip
-        return found, latency_model.section(found)
+        timed = case(seconds)
+        return {"checks": timed.checks, "tables": {name: [latency_model.measure(timed)]}}
 
-    def faster() -> tuple[dict[str, Any], str]:
-        work = Workload(options.batch, 16, 1, 3, 0.005, seconds / 2)
-        one = speedup.measure(
-            loaded, asked[:8], work, step=step, keeps=(0.5,) if tiny else speedup.KEEPS,
-            checks=4 if tiny else 20, exporting=False,
-        )  # fmt: skip
-        one["origin"]["parameters"] = loaded.model.num_parameters()
-        cases = {f"{shape} shape, random weights": one}
-        found = {"file": f"speedup-{shape}", "cases": cases, "provenance": origin}
-        return found, speedup.section(found)
+    def measure_speedup() -> dict[str, Any]:
+        ratios = (0.5,) if tiny else speedup.WIDTH_RATIOS
+        uniform = speedup.Uniform(case(seconds / 2), ratios, exported=False)
+        return {"cases": {f"{shape} shape, random weights": speedup.measure(uniform)}}
 
     return [
-        (f"trial_cost-{shape}", f"Cost of an evaluation, {shape}", cost),
-        (f"latency_model-{shape}", f"Error of the latency table, {shape}", table),
-        (f"speedup-{shape}", f"Speed-ups, {shape}", faster),
+        Part(f"trial_cost-{shape}", f"Cost of an evaluation, {shape}", measure_cost, cost_section),
+        Part(
+            f"latency_model-{shape}",
+            f"Error of the latency table, {shape}",
+            measure_table,
+            latency_model.section,
+        ),
+        Part(f"speedup-{shape}", f"Speed-ups, {shape}", measure_speedup, speedup.section),
     ]
 
 
-def cost_section(found: dict[str, Any]) -> str:
-    """Write the section on the cost of an evaluation."""
-    one = found["model"]
-    plain = np.array(one["plain"])
-    rows = [
-        f"| {keep} | {np.median(one['trial'][str(keep)]):.0f} | "
-        f"{np.median(np.array(one['trial'][str(keep)]) / plain):.2f} | "
-        f"{np.median(np.array(one['trial'][str(keep)]) / one['forward'][str(keep)]):.3f} |"
-        for keep in KEEPS
-    ]
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in one["profile"].items())
+def cost_section(figures: Mapping[str, Any]) -> str:
+    """Format the section about the cost of an evaluation."""
+    model = figures["model"]
+    plain = np.array(model["plain"])
+    lines = []
+    for ratio in map(str, WIDTH_RATIOS):
+        trial, forward = np.array(model["trial"][ratio]), np.array(model["forward"][ratio])
+        medians = [np.median(trial), np.median(trial / plain), np.median(trial / forward)]
+        lines.append([ratio, f"{medians[0]:.0f}", f"{medians[1]:.2f}", f"{medians[2]:.3f}"])
+    head = ["width ratio", "evaluation, ms", "over plain dense", "over its own forward passes"]
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in model["profile"].items())
     return f"""Generated by `python benchmarks/gpu.py`; do not edit. Figures:
-[results](results/{found["file"]}.json).
+[results](results/{figures["file"]}.json).
 
-{one["samples"]} samples in {one["batches"]} batches of {one["tokens"]:,} tokens
-({one["padding"]:,} of them padding), {one["parameters"]:,} parameters in {one["dtype"]}, refit
-{one["refit"]}, pictures seen; medians of {found["rounds"]} rounds in turn. Plain dense forward
-passes take {np.median(plain):.0f} ms; putting a random policy on and off takes
-{np.median(one["put_on"]):.1f} ms.
+{model["samples"]} samples in {model["batches"]} batches of {model["tokens"]:,} tokens
+({model["padding"]:,} of them padding), {model["parameters"]:,} parameters in {model["dtype"]},
+compensation {model["compensation"]}, pictures encoded; medians of {figures["rounds"]} rounds in
+turn. Plain dense forward passes take {np.median(plain):.0f} ms; applying a random policy and
+undoing it takes {np.median(model["apply_ms"]):.1f} ms.
 
-| keep | evaluation, ms | over plain dense | over its own forward passes |
-|---|---|---|---|
-{chr(10).join(rows)}
+{markdown(head, lines)}
 
-Of a profiled evaluation at keep 0.5: {shares}.
+Shares of a profiled evaluation at width ratio 0.5: {shares}.
 
-{told(found["provenance"])}"""
+{origin_line(figures["provenance"])}"""
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def measure_parts(loaded: LoadedModel, options: argparse.Namespace, started: float) -> list[str]:
+    """Measure all parts and write the results of each; return the names of those that failed."""
+    origin, failed = provenance(options.device), []
+    for part in parts_of(loaded, options):
+        try:
+            figures = {"file": part.file, **part.measure(), "provenance": origin}
+            text = part.section(figures)
+        except Exception as error:  # the other parts are still useful
+            failed.append(part.file)
+            print(f"{part.file}: {type(error).__name__}: {error}", flush=True)
+            continue
+        finally:
+            gc.collect()
+        if options.tiny:
+            print(text)
+        else:
+            publish(part.file, part.title, figures, text)
+        print(f"{part.file}: done after {_since(started)}", flush=True)
+    return failed
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure all parts, and write the results of each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -119,38 +153,21 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--batch", type=int, default=1, help="prompts of the latency workload")
     parser.add_argument("--multiple-of", type=int, default=256, help="of MLP channels")
-    parser.add_argument("--tiny", action="store_true", help="few rounds; writes nothing")
-    options = parser.parse_args(words)
+    parser.add_argument("--tiny", action="store_true", help="few rounds; publish nothing")
+    options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("There is no GPU here. To see that it runs: --shape tiny --device cpu --tiny")
+        sys.exit("No GPU is available. To check the script: --shape tiny --device cpu --tiny")
     if options.tiny:
         options.dtype, options.multiple_of = "float32", 8
     if options.device == "cpu":
         torch.set_num_threads(1)
-    print(
-        "planned for under 10 min (not measured)" if not options.tiny else "about 1 min",
-        flush=True,
-    )
+    print("about 1 min" if options.tiny else "about 10 min (estimated)", flush=True)
     started = time.monotonic()
     loaded = shaped(options.shape, options.device, options.dtype)
     print(f"{loaded.model.num_parameters():,} parameters after {_since(started)}", flush=True)
-    failed = []
-    for file, title, part in parts(loaded, options):
-        try:
-            found, text = part()
-        except Exception as error:  # the other parts are worth having
-            failed.append(file)
-            print(f"{file}: {type(error).__name__}: {error}", flush=True)
-            continue
-        finally:
-            gc.collect()
-        if options.tiny:
-            print(text)
-        else:
-            publish(file, title, found, text)
-        print(f"{file}: done after {_since(started)}", flush=True)
+    failed = measure_parts(loaded, options, started)
     if failed:
-        sys.exit(f"Not measured: {', '.join(failed)}. The others are in {RESULTS}.")
+        sys.exit(f"Not measured: {', '.join(failed)}. The other results are in {RESULTS}.")
 
 
 def _since(started: float) -> str:

@@ -1,69 +1,109 @@
-"""By how much is a sum of the latency table off? ``python benchmarks/latency_model.py``.
+"""How large is the error of a sum of the latency table? ``python benchmarks/latency_model.py``.
 
 Two tables of the embedded model (the prefill of 64 prompts; 16 prompts with 16 new tokens) and
-one of a larger decoder with random weights, each with whole runs of 20 random policies in the
-same rounds; then each once more, to see whether the same table comes out. With ``--shape 7b
---device cuda`` on a GPU: LLaVA-1.5-7B with random weights, prefill and decoding apart.
+one of a larger decoder with random weights, each with whole runs of 20 random policies in the same
+rounds; every table is measured twice, to compare the two. With ``--shape 7b --device cuda`` on a
+GPU: LLaVA-1.5-7B with random weights, prefill and decoding separately.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from _results import provenance, publish, told
+from _means import markdown
+from _results import origin_line, provenance, publish
 from _shapes import questions, shaped
 
 from effllava_optuna import load, rank_units
 from effllava_optuna.objectives import LatencyTable, Stopwatch, Workload, measure_table
 from effllava_optuna.policy import Kind, Policy
 from effllava_optuna.surgery import arranged
+from effllava_optuna.tasks import Digits, Split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from effllava_optuna.policy import Anatomy, SiteId
-    from effllava_optuna.surgery import Loaded
+    from effllava_optuna.policy import ComponentId, ModelStructure
+    from effllava_optuna.surgery import LoadedModel
     from effllava_optuna.tasks import Sample
 
-    Case = tuple[Loaded, Sequence[Sample], Workload, int]
-
-_SHARES = (0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)  # twelve a site
+_WIDTH_RATIOS = (0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 
-def widths_of(anatomy: Anatomy, step: int = 1) -> dict[SiteId, tuple[int, ...]]:
-    """Give each site twelve widths, or all it has; MLPs in multiples of ``step``."""
-    found = {}
-    for site in anatomy.sites:
-        each = step if site.kind is Kind.MLP else 1
-        counts = {max(site.floor, each, round(s * site.width / each) * each) for s in _SHARES}
-        found[site.id] = tuple(sorted({n for n in counts if n < site.width} | {site.width}))
-    return found
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is timed.
+
+    Attributes:
+        loaded: The model.
+        samples: Questions about pictures.
+        workload: The workload.
+        step: MLP widths are multiples of it.
+        checks: Number of random policies that are run whole.
+    """
+
+    loaded: LoadedModel
+    samples: Sequence[Sample]
+    workload: Workload
+    step: int = 1
+    checks: int = 20
 
 
-def measure(
-    loaded: Loaded,
-    samples: Sequence[Sample],
-    workload: Workload,
-    *,
-    step: int = 1,
-    checks: int = 20,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Measure a table; give its errors, and what it says of each width of each kind."""
-    stopwatch, order = Stopwatch(loaded, samples, workload), rank_units(loaded)
-    widths = widths_of(loaded.anatomy, step)
-    with arranged(loaded, order) as ready:
-        stopwatch.loaded = ready
-        table = measure_table(stopwatch, order, widths, checks=checks, seed=seed)
-    return facts(loaded.anatomy, table)
+def precise_workload(
+    batch: int, new_tokens: int, *, precision: float = 0.005, seconds: float
+) -> Workload:
+    """Return a workload that is timed three times, and then until it is precise.
+
+    Args:
+        batch: Number of prompts.
+        new_tokens: Tokens generated for each prompt.
+        precision: See `Workload`.
+        seconds: See `Workload`.
+    """
+    return Workload(
+        batch=batch,
+        new_tokens=new_tokens,
+        warmup=1,
+        repeats=3,
+        precision=precision,
+        seconds=seconds,
+    )
 
 
-def facts(anatomy: Anatomy, table: LatencyTable) -> dict[str, Any]:
-    """Give what of a table is published."""
-    narrowest = Policy.of(anatomy, [min(table.friendly[site.id]) for site in anatomy.sites])
+def widths_of(structure: ModelStructure, step: int = 1) -> dict[ComponentId, tuple[int, ...]]:
+    """Return twelve widths of each component, or all; those of MLPs are multiples of ``step``."""
+    widths = {}
+    for component in structure.components:
+        each = step if component.kind is Kind.MLP else 1
+        counts = {
+            max(component.floor, each, round(ratio * component.width / each) * each)
+            for ratio in _WIDTH_RATIOS
+        }
+        narrower = {count for count in counts if count < component.width}
+        widths[component.id] = tuple(sorted(narrower | {component.width}))
+    return widths
+
+
+def measure(case: Case, seed: int = 0) -> dict[str, Any]:
+    """Measure a table; return its errors and the latency ratios by kind and width."""
+    loaded, ranking = case.loaded, rank_units(case.loaded)
+    stopwatch = Stopwatch(loaded, case.samples, case.workload)
+    widths = widths_of(loaded.structure, case.step)
+    with arranged(loaded, ranking) as ready:
+        table = measure_table(stopwatch.on(ready), ranking, widths, checks=case.checks, seed=seed)
+    return summary(loaded.structure, table)
+
+
+def summary(structure: ModelStructure, table: LatencyTable) -> dict[str, Any]:
+    """Return the published figures of a table."""
+    narrowest = Policy.of(
+        structure, [min(table.friendly[component.id]) for component in structure.components]
+    )
+    kinds = dict.fromkeys(str(component.kind) for component in structure.components)
     return {
         "origin": dict(table.origin),
         "error": table.error,
@@ -75,84 +115,104 @@ def facts(anatomy: Anatomy, table: LatencyTable) -> dict[str, Any]:
         "launched": list(table.launched),
         "dense_ms": dict(table.dense_ms),
         "vision_ms": table.vision_ms,
-        "reach": table.dense(anatomy) / table.predict(anatomy, narrowest),
-        "shares": {
-            phase: {
-                kind: _shares(anatomy, table, phase, kind)
-                for kind in dict.fromkeys(str(site.kind) for site in anatomy.sites)
-            }
+        "reach": table.dense_total_ms / table.predict(narrowest),
+        "latency_ratios": {
+            phase: {kind: _latency_ratios(structure, table, phase, kind) for kind in kinds}
             for phase in table.dense_ms
         },
     }
 
 
-def _shares(anatomy: Anatomy, table: LatencyTable, phase: str, kind: str) -> dict[str, float]:
-    """Give the share of the dense time that is left when all of a kind have a width."""
-    sites = [site for site in anatomy.sites if site.kind == kind and site.tower == "language"]
+def _latency_ratios(
+    structure: ModelStructure, table: LatencyTable, phase: str, kind: str
+) -> dict[str, float]:
+    """Return latencies as ratios to the dense one, by the width of all components of a kind."""
+    saved_ms = [
+        table.saved_ms[phase][component.id]
+        for component in structure.components
+        if component.kind == kind and component.tower == "language"
+    ]
     return {
-        str(width): 1 + sum(table.saved_ms[phase][site.id][width] for site in sites)
-        / table.dense_ms[phase]
-        for width in table.saved_ms[phase][sites[0].id]
-    }  # fmt: skip
+        str(width): 1 + sum(row[width] for row in saved_ms) / table.dense_ms[phase]
+        for width in saved_ms[0]
+    }
 
 
-def section(found: Mapping[str, Any]) -> str:
-    """Write the section of RESULTS.md."""
-    rows = []
-    for name, pair in found["tables"].items():
-        for number, one in enumerate(pair):
-            spread = "-" if one["spread"] is None else f"{one['spread']:.1%}"
-            dense = " + ".join(f"{ms:.1f} ({phase})" for phase, ms in one["dense_ms"].items())
-            how = f", launches timed in {', '.join(one['launched'])}" if one["launched"] else ""
-            rows.append(
-                f"| {name}{how} | {number + 1} | {one['error']:.1%} | {one['worst']:.1%} | "
-                f"{one['bias']:+.1%} | {one['rounds']} | {spread} | {dense} | {one['reach']:.2f} |"
+def section(figures: Mapping[str, Any]) -> str:
+    """Format the section of RESULTS.md."""
+    lines = []
+    for name, runs in figures["tables"].items():
+        for number, run in enumerate(runs, 1):
+            launched = ", ".join(run["launched"])
+            lines.append(
+                [
+                    f"{name}, launches timed in {launched}" if launched else name,
+                    str(number),
+                    f"{run['error']:.1%}",
+                    f"{run['worst']:.1%}",
+                    f"{run['bias']:+.1%}",
+                    str(run["rounds"]),
+                    "-" if run["spread"] is None else f"{run['spread']:.1%}",
+                    " + ".join(f"{ms:.1f} ({phase})" for phase, ms in run["dense_ms"].items()),
+                    f"{run['reach']:.2f}",
+                ]
             )
+    head = [
+        "model and workload", "run", "error", "worst", "bias", "rounds", "spread", "dense, ms",
+        "reach",
+    ]  # fmt: skip
     return f"""Generated by `python benchmarks/latency_model.py`; do not edit. Figures:
-[results](results/{found["file"]}.json).
+[results](results/{figures["file"]}.json).
 
-Sums of the table against whole runs of {found["checks"]} random policies, in the same interleaved
-rounds, every run as a share of the dense runs beside it. Error: mean of the absolute values;
-spread: half the 95 % interval of a typical timing; reach: how many times as fast as the dense
-model the narrowest policy is. Each table was measured twice, on the same
-machine, which others used as well. Target: 3 % on a GPU, 8 % on two noisy cores.
+Sums of the table against whole runs of {figures["checks"]} random policies, in the same
+interleaved rounds, every run as a ratio to the dense runs beside it. Error: mean of the absolute
+values; spread: half the 95 % interval of a typical timing; reach: speed of the narrowest policy,
+as a multiple of that of the dense model. Each table was measured twice, on the same machine, which
+was shared with others. Target: 3 % on a GPU, 8 % on two noisy cores.
 
-| model and workload | run | error | worst | bias | rounds | spread | dense, ms | reach |
-|---|---|---|---|---|---|---|---|---|
-{chr(10).join(rows)}
+{markdown(head, lines)}
 
-{told(found["provenance"])}"""
+{origin_line(figures["provenance"])}"""
 
 
-def cases(options: argparse.Namespace) -> Mapping[str, Case]:
-    """Give what is timed: model, samples, workload, and the step of MLP widths."""
-    seconds = options.seconds
+def cases_of(options: argparse.Namespace) -> dict[str, Case]:
+    """Return what is timed, by name."""
+    seconds, checks = options.seconds, options.checks
     if options.shape:
-        loaded = shaped(options.shape, options.device, options.dtype)
-        asked = questions(options.shape, 8)
-        work = Workload(options.batch, options.new_tokens, 1, 3, 0.005, seconds)
-        name = f"{options.shape} shape, {options.batch} prompts, {options.new_tokens} new tokens"
-        return {name: (loaded, asked, work, options.multiple_of)}
-    from effllava_optuna.tasks import Digits, Split
-
-    digits, asked = load("digits-vlm", device="cpu"), Digits().samples(Split.PROXY)
+        prompts = f"{options.batch} prompts, {options.new_tokens} new tokens"
+        name = f"{options.shape} shape, {prompts}"
+        return {
+            name: Case(
+                loaded=shaped(options.shape, options.device, options.dtype),
+                samples=questions(options.shape, 8),
+                workload=precise_workload(options.batch, options.new_tokens, seconds=seconds),
+                step=options.multiple_of,
+                checks=checks,
+            )
+        }
+    digits, samples = load("digits-vlm", device="cpu"), Digits().samples(Split.PROXY)
     many, few = (4, 2) if options.tiny else (64, 16)
-    found: dict[str, Case] = {
-        f"digits-vlm, prefill of {many}": (
-            digits, asked, Workload(many, 1, 1, 3, 0.01, seconds), 1,
-        ),
-        f"digits-vlm, {few} with 16 new tokens": (
-            digits, asked, Workload(few, 16, 1, 3, 0.01, seconds), 1,
-        ),
-    }  # fmt: skip
+
+    def digits_case(batch: int, new_tokens: int) -> Case:
+        workload = precise_workload(batch, new_tokens, precision=0.01, seconds=seconds)
+        return Case(digits, samples, workload, checks=checks)
+
+    cases = {
+        f"digits-vlm, prefill of {many}": digits_case(many, 1),
+        f"digits-vlm, {few} with 16 new tokens": digits_case(few, 16),
+    }
     if not options.tiny:
-        found["27 M parameters, random weights, prefill of 2"] = (
-            shaped("small"), questions("small", 2), Workload(2, 1, 1, 3, 0.01, seconds), 8,
-        )  # fmt: skip
-    return found
+        cases["27 M parameters, random weights, prefill of 2"] = Case(
+            loaded=shaped("small"),
+            samples=questions("small", 2),
+            workload=precise_workload(2, 1, precision=0.01, seconds=seconds),
+            step=8,
+            checks=checks,
+        )
+    return cases
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", help="7b, 13b, small, tiny; without it, models for a CPU")
@@ -163,34 +223,30 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--multiple-of", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--checks", type=int, default=20)
-    parser.add_argument("--tiny", action="store_true", help="seconds; writes nothing")
-    options = parser.parse_args(words)
+    parser.add_argument("--tiny", action="store_true", help="run for seconds; publish nothing")
+    options = parser.parse_args(arguments)
     if options.tiny:
         options.seconds, options.checks = 0.0, 3
     if options.device == "cpu":
         torch.set_num_threads(1)
-    todo = cases(options)
+    cases = cases_of(options)
     repeats = 1 if options.tiny else 2
-    print(f"about {len(todo) * repeats * (options.seconds + 10) / 60:.0f} min")
+    print(f"about {len(cases) * repeats * (options.seconds + 10) / 60:.0f} min")
     tables = {
-        name: [
-            measure(loaded, asked, work, step=step, checks=options.checks, seed=seed)
-            for seed in range(repeats)
-        ]
-        for name, (loaded, asked, work, step) in todo.items()
+        name: [measure(case, seed) for seed in range(repeats)] for name, case in cases.items()
     }
     name = "latency_model" + (f"-{options.shape}" if options.shape else "")
-    found = {
+    figures = {
         "file": name,
         "checks": options.checks,
         "tables": tables,
         "provenance": provenance(options.device),
     }
     if options.tiny:
-        print(section(found))
+        print(section(figures))
         return
     title = "Error of the latency table" + (f", {options.shape}" if options.shape else "")
-    publish(name, title, found, section(found))
+    publish(name, title, figures, section(figures))
 
 
 if __name__ == "__main__":

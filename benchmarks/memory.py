@@ -1,10 +1,10 @@
-"""What does a search hold in memory beside the dense model? ``python benchmarks/memory.py``.
+"""How much memory does a search hold beside the dense model? ``python benchmarks/memory.py``.
 
-A decoder of some 60 million parameters in float32 runs random policies, narrowed in place one
-after the other, in a process of its own for each refit. Peaks are what the system counted
-(VmHWM of Linux), less what the process held before the model was made, libraries warmed up.
+A decoder of about 60 million parameters in float32 runs random policies, narrowed in place one
+after the other, in a process of its own for each compensation. Peaks are those of the system
+(VmHWM of Linux), minus what the process held before the model was created, with libraries loaded.
 With ``--hidden 4096 --layers 32 --device cuda --dtype bfloat16`` it is the decoder of
-LLaVA-1.5-7B, and peaks are what torch's allocator counted.
+LLaVA-1.5-7B, and peaks are those of torch's allocator.
 """
 
 from __future__ import annotations
@@ -20,42 +20,54 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import transformers
-from _results import provenance, publish, told
+from _means import markdown
+from _results import origin_line, provenance, publish
 
-from effllava_optuna import Loaded, Policy, narrowed, rank_units
+from effllava_optuna import LoadedModel, Policy, narrowed, rank_units
 from effllava_optuna.policy import Kind
-from effllava_optuna.surgery import Probe, Recipe, arranged, compensate
-from effllava_optuna.surgery.load import DTYPES
+from effllava_optuna.surgery import CalibrationBatch, PruningOptions, arranged, rank_and_compensate
+from effllava_optuna.surgery.loading.loader import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-SHARES = (0.25, 0.5, 0.75)
+    from effllava_optuna.policy import ComponentId, Ranking
+    from effllava_optuna.surgery import CompensationTable
+
+    Widths = Mapping[ComponentId, Sequence[int]]
+
+WIDTH_RATIOS = (0.25, 0.5, 0.75)
 _TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a model lives.
+class Setting:
+    """Size of a decoder, its device, and how it is measured.
 
     Attributes:
+        hidden: Width of the decoder.
+        layers: Number of blocks.
+        policies: Number of random policies.
         device: ``cpu`` or ``cuda``.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
     """
 
+    hidden: int
+    layers: int
+    policies: int
     device: str = "cpu"
     dtype: str = "float32"
 
     def peak(self) -> int:
-        """Give the most memory that was held since `forget`, in bytes."""
+        """Return the peak memory since `reset_peak`, in bytes."""
         if self.device != "cpu":
             return torch.cuda.max_memory_allocated()
         status = Path("/proc/self/status").read_text(encoding="ascii")
         line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
 
-    def forget(self) -> int:
-        """Give back what is free, and count peaks from here; give what is held, in bytes."""
+    def reset_peak(self) -> int:
+        """Release free memory and restart the peak; return the memory in use, in bytes."""
         gc.collect()
         if self.device != "cpu":
             torch.cuda.empty_cache()
@@ -65,100 +77,149 @@ class Place:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         return self.peak()
 
+    def decoder(self, hidden: int, layers: int) -> Any:
+        """Create a decoder with random weights."""
+        heads = hidden // (128 if hidden >= 4096 else 64)
+        config = transformers.LlamaConfig(
+            vocab_size=8192, hidden_size=hidden, num_hidden_layers=layers,
+            intermediate_size=11008 if hidden == 4096 else 4 * hidden,
+            num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=128,
+        )  # fmt: skip
+        with torch.device(self.device):
+            return transformers.LlamaForCausalLM._from_config(config, dtype=DTYPES[self.dtype])
 
-def decoder(hidden: int, layers: int, place: Place) -> Any:
-    """Build a decoder with random weights."""
-    heads = hidden // (128 if hidden >= 4096 else 64)
-    config = transformers.LlamaConfig(
-        vocab_size=8192, hidden_size=hidden, num_hidden_layers=layers,
-        intermediate_size=11008 if hidden == 4096 else 4 * hidden,
-        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=128,
-    )  # fmt: skip
-    with torch.device(place.device):
-        return transformers.LlamaForCausalLM._from_config(config, dtype=DTYPES[place.dtype])
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A ranking and the compensation tables that a search holds.
+
+    Attributes:
+        ranking: The ranking.
+        tables: The tables; the first one is fitted on all samples. None: no compensation.
+        nbytes: Bytes of all tables.
+        peak: Peak memory while they were fitted, in bytes; 0 if nothing was fitted.
+    """
+
+    ranking: Ranking
+    tables: tuple[CompensationTable | None, ...] = (None,)
+    nbytes: int = 0
+    peak: int = 0
 
 
-def run(refit: str, hidden: int, layers: int, policies: int, place: Place) -> dict[str, float]:
-    """Narrow a model to random policies; give bytes of weights, of the table, and at the peak."""
+def measure(compensation: str, setting: Setting) -> dict[str, float]:
+    """Narrow a model to random policies; return bytes of weights, tables and peaks."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(8192, (2, _TOKENS), generator=generator).to(place.device)
+    ids = torch.randint(8192, (2, _TOKENS), generator=generator).to(setting.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.inference_mode():
-        decoder(64, 1, place)(**inputs)
-    before = place.forget()
-    loaded = Loaded.of(decoder(hidden, layers, place), None, "mid-size")
+        setting.decoder(64, 1)(**inputs)  # loads the libraries
+    before = setting.reset_peak()
+    loaded = LoadedModel.of(setting.decoder(setting.hidden, setting.layers), None, "mid-size")
     dense = sum(weight.nbytes for weight in loaded.model.parameters())
     widths = {
-        site.id: (*(round(share * site.width) for share in SHARES), site.width)
-        for site in loaded.anatomy.sites
+        component.id: (
+            *(round(ratio * component.width) for ratio in WIDTH_RATIOS),
+            component.width,
+        )
+        for component in loaded.structure.components
     }
-    table, order, fits, fitting = 0, rank_units(loaded), None, 0
-    if refit != "none":
-        folds = [[Probe(inputs)], [Probe({name: part.flip(1) for name, part in inputs.items()})]]
-        recipe = Recipe("magnitude", refit, table_gb=60.0 if hidden >= 4096 else 8.0)
-        tables = compensate(loaded, folds, widths, recipe)
-        table, order, fits = tables.nbytes, tables.order, tables.refits[0]
-        fitting = place.peak() - before
-    place.forget()  # but for the tables: a search holds all of them
-    rng = np.random.default_rng(0)
-    with arranged(loaded, order) as ready, torch.inference_mode():
-        for _ in range(policies):
-            keep = [int(rng.choice(widths[site.id])) for site in ready.anatomy.sites]
-            with narrowed(ready, Policy.of(ready.anatomy, keep), order, fits) as network:
-                network.model(**inputs)
-    channels = max(s.width for s in loaded.anatomy.sites if s.kind is Kind.MLP)
+    fit = _fit(loaded, inputs, widths, compensation, setting)
+    setting.reset_peak()  # a search holds all tables
+    _run_random_policies(loaded, inputs, widths, fit, setting.policies)
+    channels = max(c.width for c in loaded.structure.components if c.kind is Kind.MLP)
     return {
-        "dense": dense, "table": table, "peak": place.peak() - before, "fitting": fitting,
-        "channels": channels, "parameters": loaded.model.num_parameters(),
-    }  # fmt: skip
+        "dense": dense,
+        "table": fit.nbytes,
+        "peak": setting.peak() - before,
+        "fitting": fit.peak - before if fit.peak else 0,
+        "channels": channels,
+        "parameters": loaded.model.num_parameters(),
+    }
 
 
-def section(found: dict[str, Any]) -> str:
-    """Write the section of RESULTS.md."""
-    rows = []
-    for refit, one in found["runs"].items():
-        dense, table, most, fitting = (
-            one[key] / 1e6 for key in ("dense", "table", "peak", "fitting")
+def _fit(
+    loaded: LoadedModel,
+    inputs: Mapping[str, torch.Tensor],
+    widths: Widths,
+    compensation: str,
+    setting: Setting,
+) -> Fit:
+    if compensation == "none":
+        return Fit(rank_units(loaded))
+    flipped = {name: tensor.flip(1) for name, tensor in inputs.items()}
+    folds = [[CalibrationBatch(dict(inputs))], [CalibrationBatch(flipped)]]
+    options = PruningOptions(
+        importance="magnitude",
+        compensation=compensation,
+        table_gb=60.0 if setting.hidden >= 4096 else 8.0,
+    )
+    fitted = rank_and_compensate(loaded, folds, widths, options)
+    return Fit(fitted.ranking, fitted.compensations, fitted.nbytes, setting.peak())
+
+
+def _run_random_policies(
+    loaded: LoadedModel,
+    inputs: Mapping[str, torch.Tensor],
+    widths: Widths,
+    fit: Fit,
+    count: int,
+) -> None:
+    rng = np.random.default_rng(0)
+    with arranged(loaded, fit.ranking) as ready, torch.inference_mode():
+        for _ in range(count):
+            kept = [int(rng.choice(widths[c.id])) for c in ready.structure.components]
+            policy = Policy.of(ready.structure, kept)
+            with narrowed(ready, policy, fit.ranking, fit.tables[0]) as network:
+                network.model(**inputs)
+
+
+def section(figures: Mapping[str, Any]) -> str:
+    """Format the section of RESULTS.md."""
+    lines = []
+    for compensation, run in figures["runs"].items():
+        dense, table, peak, fitting = (
+            run[key] / 1e6 for key in ("dense", "table", "peak", "fitting")
         )
-        share = most / (dense + table)
-        rows.append(
-            f"| {refit} | {dense:.0f} | {table:.0f} | {most:.0f} | {share:.2f} | {fitting:.0f} |"
-        )
-    origin, one = found["provenance"], next(iter(found["runs"].values()))
+        megabytes = (f"{dense:.0f}", f"{table:.0f}", f"{peak:.0f}")
+        ratio = f"{peak / (dense + table):.2f}"
+        lines.append([compensation, *megabytes, ratio, f"{fitting:.0f}"])
+    head = [
+        "compensation", "dense weights", "table", "peak, narrowing", "over weights and table",
+        "peak, fitting",
+    ]  # fmt: skip
+    run = next(iter(figures["runs"].values()))
     return f"""Generated by `python benchmarks/memory.py`; do not edit. Figures:
-[results](results/{found["file"]}.json).
+[results](results/{figures["file"]}.json).
 
-A decoder of {one["parameters"]:,} parameters in {found["dtype"]} (MLPs of {one["channels"]:,}
-channels) runs {found["policies"]} random policies, narrowed in place. The table has three fits
-(one for use, two for scoring) at three widths a site. Megabytes; peaks are the system's, without
-what the process held before. The target is 1.15. Fitting holds moments, up to `pruning.table_gb`
-with the table.
+A decoder of {run["parameters"]:,} parameters in {figures["dtype"]} (MLPs of {run["channels"]:,}
+channels) runs {figures["policies"]} random policies, narrowed in place. The table has three fits
+(one for use, two for scoring) at three widths of each component. Megabytes; peaks are those of the
+system, without what the process held before. The target is 1.15. Fitting holds moments, up to
+`pruning.table_gb` together with the table.
 
-| refit | dense weights | table | peak, narrowing | over weights and table | peak, fitting |
-|---|---|---|---|---|---|
-{chr(10).join(rows)}
+{markdown(head, lines)}
 
-{told(origin)}"""
+{origin_line(figures["provenance"])}"""
 
 
-def _told(connection: Any, *arguments: Any) -> None:
+def _send_figures(connection: Any, compensation: str, setting: Setting) -> None:
     torch.set_num_threads(1)
-    connection.send(run(*arguments))
+    connection.send(measure(compensation, setting))
 
 
-def alone(*arguments: Any) -> dict[str, float]:
-    """Call `run` in a process of its own."""
+def measure_in_process(compensation: str, setting: Setting) -> dict[str, float]:
+    """Call `measure` in a process of its own."""
     context = multiprocessing.get_context("spawn")
-    mine, other = context.Pipe()
-    process = context.Process(target=_told, args=(other, *arguments))
+    receiver, sender = context.Pipe()
+    process = context.Process(target=_send_figures, args=(sender, compensation, setting))
     process.start()
-    other.close()
-    found: dict[str, float] = mine.recv()
+    sender.close()
+    figures: dict[str, float] = receiver.recv()
     process.join()
-    return found
+    return figures
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hidden", type=int, default=512)
@@ -166,24 +227,31 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--policies", type=int, default=20)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--tiny", action="store_true", help="seconds; writes nothing")
-    options = parser.parse_args(words)
+    parser.add_argument("--tiny", action="store_true", help="run for seconds; publish nothing")
+    options = parser.parse_args(arguments)
     if options.tiny:
         options.hidden, options.layers, options.policies = 256, 2, 3
     print("about 20 s" if options.tiny else "about 2 minutes")
-    place = Place(options.device, options.dtype)
-    sizes = (options.hidden, options.layers, options.policies, place)
-    runs = {refit: alone(refit, *sizes) for refit in ("none", "least-squares")}
-    name = "memory" if options.device == "cpu" else f"memory-{options.hidden}"
-    found = {
-        "file": name, "provenance": provenance(options.device), "policies": options.policies,
-        "dtype": options.dtype, "runs": runs,
-    }  # fmt: skip
+    setting = Setting(
+        hidden=options.hidden,
+        layers=options.layers,
+        policies=options.policies,
+        device=options.device,
+        dtype=options.dtype,
+    )
+    runs = {name: measure_in_process(name, setting) for name in ("none", "least-squares")}
+    figures = {
+        "file": "memory" if options.device == "cpu" else f"memory-{options.hidden}",
+        "provenance": provenance(options.device),
+        "policies": options.policies,
+        "dtype": options.dtype,
+        "runs": runs,
+    }
     if options.tiny:
-        print(section(found))
+        print(section(figures))
         return
     title = "Memory of a search" + ("" if options.device == "cpu" else f", {options.hidden} wide")
-    publish(name, title, found, section(found))
+    publish(str(figures["file"]), title, figures, section(figures))
 
 
 if __name__ == "__main__":

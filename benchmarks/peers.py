@@ -1,10 +1,10 @@
-"""Does Torch-Pruning cut the same, and what of ours can it cut? ``python benchmarks/peers.py``.
+"""Does Torch-Pruning give the same models, and of which models? ``python benchmarks/peers.py``.
 
-A toy decoder is cut to half its heads and channels in the same order of units, by `sliced` and by
-Torch-Pruning (its dependency graph, our ranking as its importance); their logits must be the
-same, and so should be the time that a forward pass of a larger decoder takes, cut to the same
-widths by both. Then the same with grouped queries: Torch-Pruning runs in a process of its own,
-which is ended when its time is over.
+A toy decoder is pruned to half its heads and channels by the same ranking, with `sliced` and with
+Torch-Pruning (its dependency graph, our ranking as its importance). The logits of both results
+must be the same, and the forward passes of a larger decoder, pruned to the same widths by both,
+should take the same time. Then the same with grouped queries: Torch-Pruning runs in a process of
+its own, which is ended after a time limit.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import transformers
+from _means import markdown
 from _results import provenance, publish
 from torch import nn
 
-from effllava_optuna import Loaded, Policy, rank_units, sliced
-from effllava_optuna.policy import SiteId
+from effllava_optuna import LoadedModel, Policy, rank_units, sliced
+from effllava_optuna.policy import ComponentId
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from effllava_optuna.policy import Order
+    from effllava_optuna.policy import Ranking
 
 _HEADS, _HEAD, _CHANNELS = 4, 16, 96
 _IDS = torch.tensor([[1, 7, 9, 11, 13, 20]])
 
 
 def toy(groups: int, scale: int = 1) -> Any:
-    """Build a decoder of three blocks, four query heads and ``groups`` key/value heads.
+    """Create a decoder of three blocks with four query heads.
 
     Args:
-        groups: Key/value heads.
-        scale: How many times as wide it is.
+        groups: Number of key/value heads.
+        scale: Factor of its widths.
     """
     config = transformers.LlamaConfig(
         vocab_size=64, hidden_size=scale * _HEADS * _HEAD, intermediate_size=scale * _CHANNELS,
@@ -54,37 +55,37 @@ def toy(groups: int, scale: int = 1) -> Any:
     return model
 
 
-def halved(model: Any) -> tuple[Loaded, Order, Policy]:
-    """Understand a toy, rank its units by magnitude, and keep half of them."""
-    loaded = Loaded.of(model, None, "toy")
-    return loaded, rank_units(loaded), Policy.uniform(loaded.anatomy, keep=0.5)
+def halved(model: Any) -> tuple[LoadedModel, Ranking, Policy]:
+    """Inspect a toy and rank its units by magnitude; return all with a policy."""
+    loaded = LoadedModel.of(model, None, "toy")
+    return loaded, rank_units(loaded), Policy.uniform(loaded.structure, ratio=0.5)
 
 
-def by_torch_pruning(model: Any, order: Order, groups: int) -> None:
-    """Cut ``model`` in place to the first half of ``order``, by Torch-Pruning's graph."""
+def prune_with_torch_pruning(model: Any, ranking: Ranking, groups: int) -> None:
+    """Prune ``model`` in place to the first half of ``ranking``, by Torch-Pruning's graph."""
     import torch_pruning
 
     scores: dict[nn.Module, torch.Tensor] = {}
     heads: dict[nn.Module, int] = {}
     for layer, block in enumerate(model.model.layers):
         attention, mlp = block.self_attn, block.mlp
-        ranks = _falling(order.units[SiteId(f"language.{layer:02d}.attn")])
+        ranks = _scores_of(ranking.units[ComponentId(f"language.{layer:02d}.attn")])
         for linear, count in (
             (attention.q_proj, _HEADS), (attention.k_proj, groups), (attention.v_proj, groups),
         ):  # fmt: skip
             scores[linear] = ranks.repeat_interleave(linear.out_features // groups)
             heads[linear] = count
         for linear in (mlp.gate_proj, mlp.up_proj):
-            scores[linear] = _falling(order.units[SiteId(f"language.{layer:02d}.mlp")])
+            scores[linear] = _scores_of(ranking.units[ComponentId(f"language.{layer:02d}.mlp")])
 
-    def ranking(group: Any, **_: Any) -> torch.Tensor | None:
+    def importance(group: Any, **_: Any) -> torch.Tensor | None:
         for dependency, indices in group:
             if dependency.target.module in scores:
                 return scores[dependency.target.module][torch.as_tensor(indices)]
         return None
 
     pruner = torch_pruning.pruner.BasePruner(
-        model, {"input_ids": _IDS}, importance=ranking, pruning_ratio=0.5, num_heads=heads,
+        model, {"input_ids": _IDS}, importance=importance, pruning_ratio=0.5, num_heads=heads,
         prune_num_heads=True, prune_head_dims=False, head_pruning_ratio=0.5,
         ignored_layers=[model.lm_head],
         root_module_types=[nn.Linear], output_transform=lambda output: output.logits.sum(),
@@ -95,26 +96,26 @@ def by_torch_pruning(model: Any, order: Order, groups: int) -> None:
             group.prune()
 
 
-def _falling(units: Any) -> torch.Tensor:
-    """Turn a ranking into scores: the first unit has the highest."""
+def _scores_of(units: Any) -> torch.Tensor:
+    """Convert a ranking to scores: the first unit has the highest one."""
     scores = torch.empty(len(units))
     scores[torch.from_numpy(units.copy())] = torch.arange(len(units), 0, -1).float()
     return scores
 
 
-def race(rounds: int) -> dict[str, Any]:
-    """Cut the multi-head toy in turn, by us and by them; compare times and logits."""
+def compare_pruning(rounds: int) -> dict[str, Any]:
+    """Prune the multi-head toy by both packages in turn; compare times and logits."""
     warnings.simplefilter("ignore")
     dense = toy(_HEADS)
-    loaded, order, policy = halved(dense)
+    loaded, ranking, policy = halved(dense)
     seconds: dict[str, list[float]] = {"effllava_optuna": [], "Torch-Pruning": []}
     for _ in range(rounds):
         started = time.perf_counter()
-        ours = sliced(loaded, policy, order).model
+        ours = sliced(loaded, policy, ranking).model
         seconds["effllava_optuna"].append(time.perf_counter() - started)
         started = time.perf_counter()
-        theirs = toy(_HEADS)  # it cuts in place, and its graph needs gradients
-        by_torch_pruning(theirs, order, _HEADS)
+        theirs = toy(_HEADS)  # pruned in place; its graph needs gradients
+        prune_with_torch_pruning(theirs, ranking, _HEADS)
         seconds["Torch-Pruning"].append(time.perf_counter() - started)
     with torch.no_grad():
         logits = [model(_IDS).logits for model in (dense, ours, theirs)]
@@ -126,13 +127,13 @@ def race(rounds: int) -> dict[str, Any]:
     }
 
 
-def latency(scale: int, rounds: int) -> dict[str, Any]:
-    """Cut a wider toy by both to the same widths; time their forward passes in turn."""
+def compare_latency(scale: int, rounds: int) -> dict[str, Any]:
+    """Prune a wider toy by both packages to the same widths; time forward passes in turn."""
     warnings.simplefilter("ignore")
     dense = toy(_HEADS, scale)
-    loaded, order, policy = halved(dense)
-    ours, theirs = sliced(loaded, policy, order).model, toy(_HEADS, scale)
-    by_torch_pruning(theirs, order, _HEADS)
+    loaded, ranking, policy = halved(dense)
+    ours, theirs = sliced(loaded, policy, ranking).model, toy(_HEADS, scale)
+    prune_with_torch_pruning(theirs, ranking, _HEADS)
     models = {"dense": dense, "effllava_optuna": ours, "Torch-Pruning": theirs}
     ids = torch.arange(256)[None] % 64
     ms: dict[str, list[float]] = {name: [] for name in models}
@@ -146,101 +147,91 @@ def latency(scale: int, rounds: int) -> dict[str, Any]:
     return {"ms": ms, "difference": difference, "parameters": dense.num_parameters()}
 
 
-def _cut_grouped() -> None:
+def _prune_grouped() -> None:
     warnings.simplefilter("ignore")
-    _, order, _ = halved(toy(2))
+    _, ranking, _ = halved(toy(2))
     model = toy(2)
-    by_torch_pruning(model, order, 2)
+    prune_with_torch_pruning(model, ranking, 2)
     model(_IDS)
 
 
-def grouped(patience: float) -> dict[str, Any]:
-    """Cut the toy with grouped queries; give Torch-Pruning ``patience`` seconds for it."""
-    loaded, order, policy = halved(toy(2))
+def compare_grouped(time_limit_s: float) -> dict[str, Any]:
+    """Prune the toy with grouped queries by both packages; Torch-Pruning has a time limit."""
+    loaded, ranking, policy = halved(toy(2))
     started = time.perf_counter()
     with torch.no_grad():
-        sliced(loaded, policy, order).model(_IDS)
+        sliced(loaded, policy, ranking).model(_IDS)
     ours = time.perf_counter() - started
-    process = multiprocessing.get_context("spawn").Process(target=_cut_grouped)
+    process = multiprocessing.get_context("spawn").Process(target=_prune_grouped)
     started = time.perf_counter()
     process.start()
-    process.join(patience)
-    waited = time.perf_counter() - started
+    process.join(time_limit_s)
+    theirs = time.perf_counter() - started
     ended = "still running" if process.is_alive() else f"exit code {process.exitcode}"
     process.kill()
     process.join()
-    return {"ours": ours, "theirs": waited, "ended": ended}
+    return {"ours": ours, "theirs": theirs, "ended": ended}
 
 
-def section(found: dict[str, Any]) -> str:
-    """Write the section of RESULTS.md."""
-    race_, grouped_, origin = found["race"], found["grouped"], found["provenance"]
-    wide = found["latency"]
-    dense, ours, theirs = race_["parameters"]
-    rows = [
-        f"| {name} | {np.median(times) * 1e3:.0f} ({min(times) * 1e3:.0f} to "
-        f"{max(times) * 1e3:.0f}) | {count:,} |"
-        for (name, times), count in zip(race_["seconds"].items(), (ours, theirs), strict=True)
-    ]
-    return "\n".join(
-        [
-            "Generated by `python benchmarks/peers.py`; do not edit. Figures: "
-            "[results](results/peers.json).",
-            "",
-            f"A toy decoder of three blocks ({dense:,} parameters), half of its heads and "
-            "channels cut in the same order of units. The logits of the two results differ by "
-            f"{race_['difference']:.1e} (from the dense model's by {race_['effect']:.1f}).",
-            "",
-            "| cut by | ms, median (range) | parameters left |",
-            "|---|---|---|",
-            *rows,
-            "",
-            f"A forward pass over 256 tokens of one of {wide['parameters']:,} parameters, cut to "
-            "half by both (logits differ by "
-            f"{wide['difference']:.1e}), in CPU time of one thread, {len(wide['ms']['dense'])} "
-            "rounds in turn:",
-            "",
-            "| | ms, median (quartiles) |",
-            "|---|---|",
-            *(
-                f"| {name} | {np.median(ms):.1f} ({np.quantile(ms, 0.25):.1f} to "
-                f"{np.quantile(ms, 0.75):.1f}) |"
-                for name, ms in wide["ms"].items()
-            ),
-            "",
-            "With grouped queries (four query heads, two key/value heads) ours took "
-            f"{grouped_['ours'] * 1e3:.0f} ms, forward pass included; Torch-Pruning "
-            f"{found['version']} was {grouped_['ended']} after {grouped_['theirs']:.0f} s.",
-            "",
-            f"{origin['cpu']}; torch {origin['torch']}; {origin['date']}.",
-        ]
-    )
+def section(figures: Mapping[str, Any]) -> str:
+    """Format the section of RESULTS.md."""
+    pruning, grouped, wide = figures["pruning"], figures["grouped"], figures["latency"]
+    origin, (dense, ours, theirs) = figures["provenance"], pruning["parameters"]
+    packages = []
+    for (name, seconds), count in zip(pruning["seconds"].items(), (ours, theirs), strict=True):
+        ms = np.array(seconds) * 1e3
+        times = f"{np.median(ms):.0f} ({ms.min():.0f} to {ms.max():.0f})"
+        packages.append([name, times, f"{count:,}"])
+    models = []
+    for name, ms in wide["ms"].items():
+        low, middle, high = np.quantile(ms, (0.25, 0.5, 0.75))
+        models.append([name, f"{middle:.1f} ({low:.1f} to {high:.1f})"])
+    return f"""Generated by `python benchmarks/peers.py`; do not edit. Figures:
+[results](results/peers.json).
+
+A toy decoder of three blocks ({dense:,} parameters), pruned to half of its heads and channels by
+the same ranking. The logits of the two results differ by {pruning["difference"]:.1e} (from those
+of the dense model by {pruning["effect"]:.1f}).
+
+{markdown(["pruned by", "ms, median (range)", "parameters left"], packages)}
+
+A forward pass over 256 tokens of a decoder of {wide["parameters"]:,} parameters, pruned to half by
+both (logits differ by {wide["difference"]:.1e}), in CPU time of one thread,
+{len(wide["ms"]["dense"])} rounds in turn:
+
+{markdown(["model", "ms, median (quartiles)"], models)}
+
+With grouped queries (four query heads, two key/value heads) ours took {grouped["ours"] * 1e3:.0f}
+ms, forward pass included; Torch-Pruning {figures["version"]} was {grouped["ended"]} after
+{grouped["theirs"]:.0f} s.
+
+{origin["cpu"]}; torch {origin["torch"]}; {origin["date"]}."""
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--patience", type=float, default=120.0, help="seconds")
-    parser.add_argument("--tiny", action="store_true", help="seconds; writes nothing")
-    options = parser.parse_args(words)
+    parser.add_argument("--time-limit", type=float, default=120.0, help="seconds")
+    parser.add_argument("--tiny", action="store_true", help="run for seconds; publish nothing")
+    options = parser.parse_args(arguments)
     if options.tiny:
-        options.rounds, options.patience = 2, 5.0
+        options.rounds, options.time_limit = 2, 5.0
     torch.set_num_threads(1)
-    print(f"about {options.patience + 30:.0f} s")
-    found = {
+    print(f"about {options.time_limit + 30:.0f} s")
+    figures = {
         "provenance": provenance(),
         "version": version("torch-pruning"),
-        "race": race(options.rounds),
-        "latency": latency(*((1, 3) if options.tiny else (8, 41))),
-        "grouped": grouped(options.patience),
+        "pruning": compare_pruning(options.rounds),
+        "latency": compare_latency(*((1, 3) if options.tiny else (8, 41))),
+        "grouped": compare_grouped(options.time_limit),
     }
     if options.tiny:
-        print(section(found))
+        print(section(figures))
         return
-    publish("peers", "Side by side with Torch-Pruning", found, section(found))
+    publish("peers", "Side by side with Torch-Pruning", figures, section(figures))
 
 
 if __name__ == "__main__":

@@ -1,225 +1,162 @@
 """Does training the projector inside the loop help? ``python benchmarks/projector.py``.
 
 The same study without updates, with one update after the search, with an update each epoch, and
-with one after which all units are ranked and fitted anew around the new projector; and the best
-two-number policy with and without the same training. The package keeps the order of units for a
-whole study: the search that does not is made here.
+with an update each epoch after which all units are ranked and fitted again (`_reranking.py`); and
+the best policy that is uniform by kind, with and without the same training.
 
-``--tiny`` does this in seconds and writes nothing; ``--small`` in a minute or two.
+``--tiny`` does this in seconds and publishes nothing; ``--small`` in a minute or two.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from _baselines import Baselines
 from _cases import DEFAULT, FIXED, Case, study_id
-from _evidence import announce, begin, pairs_of, publish
-from _fields import WIDTHS
-from _means import ahead, by_pair, label, markdown, mean, shares_of
-from _outcome import best, examined, volume
+from _counting import evaluator_of
+from _evidence import announce, pairs_of, parse_form, publish
+from _fields import LATENCY_RATIOS, WIDTHS
+from _means import by_model, by_pair, difference, label, latency_ratios_of, markdown, mean
+from _outcome import best, measure_choice, relative_hypervolume
 from _records import RecordId
-from _studies import StudyRunner, evaluator_of, once_loaded
-from evolution import Rivals
+from _reranking import rank_each_epoch
+from _studies import StudyRunner
 
-from effllava_optuna.baselines import two_numbers
-from effllava_optuna.hooks import Training, train_projector
-from effllava_optuna.objectives import folds_of, risk_table
+from effllava_optuna.allocation import uniform_by_kind
 from effllava_optuna.policy import Policy
-from effllava_optuna.study.calibrating import probe
-from effllava_optuna.study.evolution import Epochs, _restored
-from effllava_optuna.surgery import WHOLE, Recipe, compensate, projecting
-from effllava_optuna.tasks import encode
+from effllava_optuna.search.projector_round import training_batches
+from effllava_optuna.training import ProjectorTrainingOptions, train_projector
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import torch
+    from _means import Rows
     from _records import Record
-    from _studies import CountingEvaluator
 
-    from effllava_optuna.hooks import Update
-    from effllava_optuna.study.bundle import Bundle
-    from effllava_optuna.study.ledger import Publication
-    from effllava_optuna.surgery import Basis
+    from effllava_optuna.search.session import SearchSession
+    from effllava_optuna.training import ProjectorUpdate
 
 TITLE = "Training the projector inside the loop"
-WAYS = {
+UNIFORM, UNIFORM_TRAINED = "uniform", "uniform trained"
+VARIANTS = {
     "none": "no update",
     "after": "one update after the search",
-    "each": "update each epoch, order kept (the default)",
-    "again": "update each epoch, units re-ordered and re-fitted",
-    "two": "two numbers, no update",
-    "two trained": "two numbers, the same training",
+    "each": "update each epoch, ranking kept (the default)",
+    "again": "update each epoch, units ranked and fitted again",
+    UNIFORM: "uniform by kind, no update",
+    UNIFORM_TRAINED: "uniform by kind, the same training",
 }
+RANKED_AGAIN = Case("ranked-again", question="projector", adapt=rank_each_epoch)
+SEARCHED = {"none": FIXED, "each": DEFAULT, "again": RANKED_AGAIN}
 
 
-class Reordering(Epochs):
-    """Epochs before which all units are ranked and fitted again around the new projector.
-
-    The new projector has been trained on the whole proxy, so that the fits depend a little on the
-    samples that they score. The order does so in every study.
-    """
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._bundles: dict[str, tuple[Bundle, str]] = {}  # with their digests, by basis
-
-    def basis(self, digest: str) -> Basis:
-        """Return the basis that a trial was measured under, and arrange the model for it."""
-        basis = super().basis(digest)
-        if digest in self._bundles and self._bundles[digest][0] is not self.bench.bundle:
-            arrange(evaluator_of(self), *self._bundles[digest])
-        return basis
-
-    def _evolve(self, epoch: int) -> Publication:
-        before = self.basis_of(epoch)
-        self._bases[before.digest] = before  # that of epoch 0 would be made of the new bundle
-        self._remember(before)
-        publication = super()._evolve(epoch)
-        projectors = _restored(self.vault.get(str(publication.artifact)))
-        rank_again(evaluator_of(self), projectors, epoch)
-        after = self.bench.basis(projectors)
-        self._remember(after)
-        return replace(publication, facts={**publication.facts, "basis": after.digest})
-
-    def _remember(self, basis: Basis) -> None:
-        self._bundles[basis.digest] = self.bench.bundle, self.bench.bundle_digest
-
-
-def arrange(evaluator: CountingEvaluator, bundle: Bundle, digest: str) -> None:
-    """Restore the order of the units, and arrange them by another bundle."""
-    evaluator.close()
-    evaluator.loaded = once_loaded(evaluator.spec.model.path)
-    evaluator.adopt(bundle, digest)
-
-
-def rank_again(
-    evaluator: CountingEvaluator, projectors: Sequence[Mapping[str, torch.Tensor]], epoch: int
-) -> None:
-    """Rank and fit all units around a projector."""
-    bundle, spec = evaluator.bundle, evaluator.spec
-    evaluator.close()
-    loaded = once_loaded(spec.model.path)
-    folds = [
-        [probe(batch) for batch in encode(loaded.processor, samples)]
-        for samples in folds_of(evaluator.proxy, spec.pruning.folds)
-    ]
-    with projecting(loaded, projectors[WHOLE]):
-        fitted = compensate(
-            loaded, folds, bundle.widths, Recipe(spec.pruning.order, seed=spec.study.seed)
-        )
-    table = risk_table(
-        loaded, fitted.order, bundle.widths, form=spec.quality.risk, refit=fitted.refits[WHOLE]
+def train(
+    session: SearchSession, policies: Sequence[Policy], options: ProjectorTrainingOptions
+) -> ProjectorUpdate:
+    """Train the projector as it was loaded for some policies."""
+    evaluator = session.evaluator
+    weight_state = session.epochs.epoch(0).weight_state
+    return train_projector(
+        evaluator.loaded, weight_state, policies, training_batches(evaluator), options
     )
-    again = replace(bundle, order=fitted.order, refits=fitted.refits, risk=table)
-    arrange(evaluator, again, f"{evaluator.bundle_digest}, anew after epoch {epoch}")
 
 
-REORDERED = Case("re-ordered", question="projector", epochs=Reordering)
-
-
-def afterwards(runner: StudyRunner, model: str, seed: int) -> Record:
-    """Train the projector for the front of a search without updates, and for two numbers."""
+def updates_after_search(runner: StudyRunner, model: str, seed: int) -> Record:
+    """Train the projector for the front of a search without updates, and for uniform policies."""
     searched = runner.study(model, seed, FIXED)
-    table = runner.spec(model, seed, DEFAULT).projector
-    training = Training(table.steps, table.every, table.learning_rate, table.kl)
-    with runner.opened(model, seed, FIXED) as epochs:
-        evaluator = evaluator_of(epochs)
-        front = [Policy.of(evaluator.anatomy, entry[WIDTHS]) for entry in searched["front"]]
-
-        def trained(policies: Sequence[Policy]) -> Update:
-            return train_projector(
-                evaluator.loaded, evaluator.basis(), policies, epochs.lessons(), training
-            )
-
-        update = trained(front[: table.elites])
-        basis = evaluator.basis(update.projectors)
+    table = runner.config(model, seed, DEFAULT).projector
+    options = ProjectorTrainingOptions(table.steps, table.every, table.learning_rate, table.kl)
+    with runner.open(model, seed, FIXED) as session:
+        evaluator, first = evaluator_of(session), session.epochs.epoch(0).weight_state
+        front = [Policy.of(evaluator.structure, entry[WIDTHS]) for entry in searched["front"]]
+        update = train(session, front[: table.elites], options)
+        weight_state = first.with_projectors(update.projectors)
         points = [
-            examined(evaluator, policy, basis) | {"quality": entry["quality"]}
+            measure_choice(evaluator, policy, weight_state) | {"quality": entry["quality"]}
             for policy, entry in zip(front, searched["front"], strict=True)
         ]
-        after = {"chosen": best(points), "volume": volume(points, evaluator.bundle.reference)}
-        rivals = Rivals(epochs)
-        grid = rivals.within(two_numbers(evaluator.anatomy, rivals.widths))
-        two = rivals.chosen(rivals.qualities(grid))
-        policy = Policy.of(evaluator.anatomy, two[WIDTHS])
-        own = trained([policy])
-        two_trained = examined(evaluator, policy, evaluator.basis(own.projectors))
+        volume = relative_hypervolume(points, evaluator.calibration.reference)
+        baselines = Baselines(session)
+        grid = baselines.feasible(uniform_by_kind(evaluator.structure, baselines.widths))
+        uniform = baselines.choose(baselines.qualities(grid))
+        policy = Policy.of(evaluator.structure, uniform[WIDTHS])
+        own = train(session, [policy], options)
+        own_state = first.with_projectors(own.projectors)
+        uniform_trained = measure_choice(evaluator, policy, own_state)
     return {
         "model": model,
         "seed": seed,
-        "after": after,
-        "two": {"chosen": two},
-        "two trained": {"chosen": two_trained},
+        "after": {"chosen": best(points), "volume": volume},
+        UNIFORM: {"chosen": uniform},
+        UNIFORM_TRAINED: {"chosen": uniform_trained},
         "grid": len(grid),
         "steps": [update.steps, own.steps],
         "projector_s": [update.seconds, own.seconds],
     }
 
 
-SEARCHED = {"none": FIXED, "each": DEFAULT, "again": REORDERED}
-
-
 def updates_id(model: str, seed: int) -> RecordId:
-    """Return the place of the record of `afterwards`."""
+    """Return the id of the record of `updates_after_search`."""
     return RecordId("projector", ("updates", model, seed))
 
 
 def timed_id(model: str, seed: int) -> RecordId:
-    """Return the place of the record of the time that the choices take."""
+    """Return the id of the record with the measured latencies of the choices."""
     return RecordId("projector", ("timed", model, seed))
 
 
 def gather(runner: StudyRunner) -> dict[str, list[Record]]:
-    """Run or read all ways to train; return rows by way."""
+    """Run or read all variants; return rows by variant."""
     rows: dict[str, list[Record]] = {}
     for model, seed in pairs_of(runner.form):
-        by_way = {way: runner.study(model, seed, case) for way, case in SEARCHED.items()}
-        measure = functools.partial(afterwards, runner, model, seed)
+        variants = {name: runner.study(model, seed, case) for name, case in SEARCHED.items()}
+        measure = functools.partial(updates_after_search, runner, model, seed)
         updates = runner.record(updates_id(model, seed), measure)
-        if not (all(by_way.values()) and updates):
+        if not (all(variants.values()) and updates):
             continue
-        none, seconds = by_way["none"], updates["projector_s"]
+        none, seconds = variants["none"], updates["projector_s"]
         search = {"evaluations": none["evaluations"], "search_cpu_s": none["search_cpu_s"]}
         grid = {"evaluations": updates["grid"], "search_cpu_s": 0.0}
-        for way, cost, training_s in (
-            ("after", search, seconds[0]), ("two", grid, 0.0), ("two trained", grid, seconds[1])
-        ):  # fmt: skip
-            by_way[way] = updates | updates[way] | cost
-            by_way[way]["search_cpu_s"] += training_s
-        widths = {way: row["chosen"][WIDTHS] for way, row in by_way.items()}
-        timed = runner.timed(timed_id(model, seed), model, seed, widths)
-        for way, row in by_way.items():
-            rows.setdefault(way, []).append(row | {"share": timed.get("shares", {}).get(way)})
+        for name, cost, training_s in (
+            ("after", search, seconds[0]),
+            (UNIFORM, grid, 0.0),
+            (UNIFORM_TRAINED, grid, seconds[1]),
+        ):
+            variants[name] = updates | updates[name] | cost
+            variants[name]["search_cpu_s"] += training_s
+        widths = {name: row["chosen"][WIDTHS] for name, row in variants.items()}
+        timed = runner.latency_ratios(timed_id(model, seed), model, seed, widths)
+        ratios = timed.get(LATENCY_RATIOS, {})
+        for name, row in variants.items():
+            rows.setdefault(name, []).append(row | {"latency_ratio": ratios.get(name)})
     return rows
 
 
-def section(rows: Mapping[str, Sequence[Mapping[str, Any]]], models: Mapping[str, str]) -> str:
-    """Write the table."""
-    tests = {way: by_pair(mine, "chosen", "test") for way, mine in rows.items()}
-    volumes = {way: by_pair(mine, "volume") for way, mine in rows.items() if "two" not in way}
+def section(rows: Mapping[str, Rows], models: Mapping[str, str]) -> str:
+    """Format the section of ``RESULTS.md``."""
+    tests = {name: by_pair(records, "chosen", "test") for name, records in rows.items()}
+    volumes = {
+        name: by_pair(records, "volume")
+        for name, records in rows.items()
+        if not name.startswith(UNIFORM)
+    }
     lines = []
-    for way, name in WAYS.items():
-        mine, rival = rows[way], "two" if way.startswith("two") else "none"
-        each = [
-            mean([value for (at, _), value in tests[way].items() if at == model]).text()
-            for model in models
-        ]
-        known = volumes.get(way)
+    for name, title in VARIANTS.items():
+        records, reference = rows[name], UNIFORM if name.startswith(UNIFORM) else "none"
+        volume, no_update = volumes.get(name), volumes["none"]
         lines.append(
             [
-                name,
-                *each,
-                ahead(tests[way], tests[rival]).text("+") if way != rival else "-",
-                ahead(known, volumes["none"]).text("+") if known and way != "none" else "-",
-                f"{mean(list(known.values())).value:.3f}" if known else "-",
-                f"{np.mean([row['chosen']['latency_ms'] for row in mine]):.1f}",
-                mean(shares_of(mine)).text(),
-                f"{np.mean([row['evaluations'] for row in mine]):.0f}",
-                f"{np.mean([row['search_cpu_s'] for row in mine]):.0f}",
+                title,
+                *by_model(tests[name], models),
+                difference(tests[name], tests[reference]).text("+") if name != reference else "-",
+                difference(volume, no_update).text("+") if volume and name != "none" else "-",
+                f"{mean(list(volume.values())).value:.3f}" if volume else "-",
+                f"{np.mean([row['chosen']['latency_ms'] for row in records]):.1f}",
+                mean(latency_ratios_of(records)).text(),
+                f"{np.mean([row['evaluations'] for row in records]):.0f}",
+                f"{np.mean([row['search_cpu_s'] for row in records]):.0f}",
             ]
         )
     head = [
@@ -233,24 +170,24 @@ def section(rows: Mapping[str, Sequence[Mapping[str, Any]]], models: Mapping[str
 `results/projector.jsonl`, `results/studies.jsonl`.
 
 Test accuracy of the choice on 1,000 questions; hypervolume of the finalists by test accuracy and
-latency, as a share of the whole; means over draws with 95 % intervals (Student's t), differences
+latency, as a share of the largest; means over draws with 95 % intervals (Student's t), differences
 paired over {len(tests["none"])} pairs of model and draw. In {zero} of {len(steps)} updates the
 held-out parts of the proxy chose to take no step at all; {np.mean(steps):.1f} steps on average.
-"Minus no update" is, of two numbers with training, minus two numbers without. The package keeps
-one order for a whole study; the search that ranks and fits all units anew around each epoch's
-projector is made by this script. Measured: the choices of a draw, run whole, in turn with the
-dense model.
+"Minus no update" is, for uniform by kind with training, minus uniform by kind without. The package
+keeps one ranking for a whole study; the search that ranks and fits all units again around each
+epoch's projector exists only in this script. Measured: the choices of a draw, run whole, in turn
+with the dense model.
 
 {markdown(head, lines)}"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is missing, and write the table."""
-    form = begin(__doc__, arguments, two=True)
+    """Measure the missing records, and write the table."""
+    form = parse_form(__doc__, arguments, two_models=True)
     runner, pairs = StudyRunner(form), pairs_of(form)
-    places = [study_id(m, s, case) for m, s in pairs for case in SEARCHED.values()]
-    places += [place(*pair) for pair in pairs for place in (updates_id, timed_id)]
-    announce(runner.missing(places), form.pick(35, 25, 3))
+    ids = [study_id(model, seed, case) for model, seed in pairs for case in SEARCHED.values()]
+    ids += [make_id(*pair) for pair in pairs for make_id in (updates_id, timed_id)]
+    announce(runner.missing(ids), form.pick(35, 25, 3))
     rows = gather(runner)
     origins = [row["provenance"] for records in rows.values() for row in records]
     publish(form, TITLE, section(rows, form.models), origins)

@@ -1,9 +1,10 @@
-"""What does recovery after the cut give? ``python benchmarks/recovery.py``.
+"""How much accuracy does recovery after pruning regain? ``python benchmarks/recovery.py``.
 
-The embedded model, every site cut to half its units, in the order and with the least-squares fit
-that a study calibrates; then the dense model's answers are distilled into it: into the projector
-or into adapters, from the 64 proxy samples of the study or from fresh samples over the scans that
-trained the model. Accuracy on validation and test before and after, a few seeds.
+The embedded model, every component pruned to half its units, with the ranking and the
+least-squares compensation that a study calibrates. Then the answers of the dense model are
+distilled into it: into the projector or into adapters, from the 64 proxy samples of the study or
+from new samples of the scans that trained the model. Accuracy on validation and test before and
+after, for a few seeds.
 
 Leaves ``benchmarks/results/recovery.json`` and a section of ``benchmarks/RESULTS.md``.
 """
@@ -11,121 +12,134 @@ Leaves ``benchmarks/results/recovery.json`` and a section of ``benchmarks/RESULT
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from _results import HERE, RESULTS, provenance, put_section
+from _means import markdown
+from _results import HERE, provenance, put_section, write_figures
 
 from effllava_optuna import Policy, sliced
-from effllava_optuna.hooks import Lora, Projector, recover
-from effllava_optuna.study import read_spec
-from effllava_optuna.study.calibrating import calibrate
-from effllava_optuna.study.recovery import accuracy
-from effllava_optuna.study.workbench import Workbench
-from effllava_optuna.surgery import WHOLE
+from effllava_optuna.calibration.inputs import study_inputs
+from effllava_optuna.calibration.procedure import calibrate
+from effllava_optuna.calibration.stages import silent
+from effllava_optuna.evaluation.checkpoint_recovery import measure_accuracy
+from effllava_optuna.study import load_config
+from effllava_optuna.surgery import FULL_FIT
 from effllava_optuna.tasks import Split
-from effllava_optuna.tasks.digits import TrainingDigits
+from effllava_optuna.tasks.data.digits import TrainingDigits
+from effllava_optuna.training import LoraAdaptation, ProjectorAdaptation, recover
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from effllava_optuna.hooks import Adaptation
-    from effllava_optuna.surgery import Loaded
+    from effllava_optuna.surgery import LoadedModel
+    from effllava_optuna.tasks import Task
+    from effllava_optuna.training import Adaptation
 
-KEEP = 0.5
+TITLE = "Recovery after pruning"
+WIDTH_RATIO = 0.5
 SPLITS = (Split.VALIDATION, Split.TEST)
-PARTS: dict[str, Adaptation] = {"projector": Projector(), "lora": Lora()}
+ADAPTATIONS: dict[str, Adaptation] = {
+    "projector": ProjectorAdaptation(),
+    "lora": LoraAdaptation(),
+}
 
 
-def measured(bench: Workbench, loaded: Loaded) -> dict[str, Any]:
-    """Give the accuracy on what nothing has learned from, with intervals."""
-    found: dict[str, Any] = {}
+def accuracies(task: Task, loaded: LoadedModel) -> dict[str, Any]:
+    """Return the accuracy on validation and test, with intervals."""
+    figures: dict[str, Any] = {}
     for split in SPLITS:
-        share, interval = accuracy(loaded, bench.task.samples(split))
-        found |= {f"{split}": share, f"{split}_interval": interval}
-    return found
+        accuracy, interval = measure_accuracy(loaded, task.samples(split))
+        figures |= {f"{split}": accuracy, f"{split}_interval": interval}
+    return figures
 
 
-def study(seed: int, fresh: int) -> list[dict[str, Any]]:
-    """Recover the same cut in each way."""
-    spec = read_spec(HERE.parent / "studies" / "quickstart.toml", (f"study.seed={seed}",))
-    rows: list[dict[str, Any]] = []
-    with Workbench(spec, device="cpu") as bench:
-        bundle = calibrate(bench, lambda _, __: None)
-        policy = Policy.uniform(bench.anatomy, keep=KEEP)
-        rows.append({"seed": seed, "what": "dense"} | measured(bench, bench.loaded))
+def measure(seed: int, new_samples: int) -> list[dict[str, Any]]:
+    """Prune the model of a seed, and recover it in each way."""
+    config = load_config(HERE.parent / "studies" / "quickstart.toml", (f"study.seed={seed}",))
+    with study_inputs(config, device="cpu") as inputs:
+        loaded, task = inputs.loaded, inputs.task
+        calibration = calibrate(inputs, inputs.stopwatch(), silent)
+        policy = Policy.uniform(loaded.structure, ratio=WIDTH_RATIO)
+
+        def pruned_model() -> LoadedModel:
+            table = calibration.compensations[FULL_FIT]
+            return sliced(loaded, policy, calibration.ranking, table)
+
+        rows = [
+            {"seed": seed, "what": "dense"} | accuracies(task, loaded),
+            {"seed": seed, "what": "pruned"} | accuracies(task, pruned_model()),
+        ]
         data = {
-            "proxy": bench.proxy,
-            "fresh": TrainingDigits(seed=seed, proxy=fresh).samples(Split.PROXY),
+            "proxy": inputs.proxy.samples,
+            "fresh": TrainingDigits(seed=seed, proxy=new_samples).samples(Split.PROXY),
         }
-        for part, adaptation in PARTS.items():
+        for part, adaptation in ADAPTATIONS.items():
             for name, samples in data.items():
-                pruned = sliced(bench.loaded, policy, bundle.order, bundle.refits[WHOLE])
-                if len(rows) == 1:
-                    rows.append({"seed": seed, "what": "cut"} | measured(bench, pruned))
-                done = recover(pruned, bench.loaded, samples, adaptation)
-                row = {"seed": seed, "what": part, "data": name, "recovery": asdict(done)}
-                rows.append(row | measured(bench, pruned))
-                print(part, name, done.steps, f"{rows[1]['test']:.3f} -> {rows[-1]['test']:.3f}")
+                pruned = pruned_model()
+                recovered = recover(pruned, loaded, samples, adaptation)
+                row = {"seed": seed, "what": part, "data": name, "recovery": asdict(recovered)}
+                rows.append(row | accuracies(task, pruned))
+                change = f"{rows[1]['test']:.3f} -> {rows[-1]['test']:.3f}"
+                print(part, name, recovered.steps, change)
     return rows
 
 
-def section(rows: Sequence[dict[str, Any]], where: dict[str, Any], fresh: int) -> str:
-    """Say what was found."""
-    names = {"dense": "dense", "cut": "cut, before recovery"}
-    groups: dict[str, list[dict[str, Any]]] = {}
+def section(rows: Sequence[Mapping[str, Any]], origin: Mapping[str, Any], new_samples: int) -> str:
+    """Format the section of RESULTS.md."""
+    names = {"dense": "dense", "pruned": "pruned, before recovery"}
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        label = names.get(row["what"]) or f"{row['what']}, {row['data']}"
-        groups.setdefault(label, []).append(row)
-    before = {row["seed"]: row["test"] for row in groups["cut, before recovery"]}
+        name = names.get(row["what"]) or f"{row['what']}, {row['data']}"
+        by_name.setdefault(name, []).append(row)
+    before = {row["seed"]: row["test"] for row in by_name[names["pruned"]]}
     lines = []
-    for label, mine in groups.items():
-        gains = [row["test"] - before[row["seed"]] for row in mine]
-        steps = ", ".join(str(row["recovery"]["steps"]) for row in mine if "recovery" in row)
+    for name, rows_of_name in by_name.items():
+        tests = [row["test"] for row in rows_of_name]
+        gains = [row["test"] - before[row["seed"]] for row in rows_of_name]
+        steps = [str(row["recovery"]["steps"]) for row in rows_of_name if "recovery" in row]
         spread = f"{np.std(gains, ddof=1):.3f}" if len(gains) > 1 else "one seed"
-        each = " / ".join(f"{row['test']:.3f}" for row in mine)
         lines.append(
-            f"| {label} | {each} | {np.mean([row['test'] for row in mine]):.3f} | "
-            f"{np.mean(gains):+.3f} ({spread}) | {steps or '-'} |"
+            [
+                name,
+                " / ".join(f"{test:.3f}" for test in tests),
+                f"{np.mean(tests):.3f}",
+                f"{np.mean(gains):+.3f} ({spread})",
+                ", ".join(steps) or "-",
+            ]
         )
-    table = "\n".join(lines)
     return f"""
 Generated by `python benchmarks/recovery.py`; do not edit. Figures:
 [results](results/recovery.json).
 
-The embedded digits model, every site at {KEEP:.0%} of its units, calibrated order and
-least-squares fit on 64 proxy samples. Then the dense model's answers are distilled, by their
-divergence at the answering position, into the projector or into adapters of rank 8 that are
-merged; from the same 64 samples (`proxy`) or from {fresh:,} over the scans that trained the model
-(`fresh`). Every fifth unit is held out and chooses the steps, zero included. Test accuracy on
-2,000 questions by seed ({", ".join(map(str, before))}); gain over the cut, with its standard
-deviation over the seeds. One small model: this says nothing about larger ones.
+The embedded digits model, every component at {WIDTH_RATIO:.0%} of its units, with the calibrated
+ranking and least-squares compensation from 64 proxy samples. Then the answers of the dense model
+are distilled, by their divergence at the answering position, into the projector or into adapters
+of rank 8 that are merged; from the same 64 samples (`proxy`) or from {new_samples:,} samples of
+the scans that trained the model (`fresh`). Every fifth group is held out and chooses the number of
+steps, zero included. Test accuracy on 2,000 questions by seed ({", ".join(map(str, before))});
+gain over the pruned model, with its standard deviation over the seeds. One small model: this says
+nothing about larger ones.
 
-| what | test, by seed | mean | gain | steps chosen |
-|---|---|---|---|---|
-{table}
+{markdown(["model", "test, by seed", "mean", "gain", "steps chosen"], lines)}
 
-{where["cpu"]}; torch {where["torch"]}; {where["date"]}.
+{origin["cpu"]}; torch {origin["torch"]}; {origin["date"]}.
 """
 
 
 def main() -> None:
-    """Measure, and write down what was found."""
+    """Measure, and write the results after each seed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--fresh", type=int, default=2000)
-    given = parser.parse_args()
-    where = provenance()
-    place: Path = RESULTS / "recovery.json"
-    rows: list[dict[str, Any]] = []
-    for seed in range(given.seeds):
-        rows += study(seed, given.fresh)
-        place.write_text(json.dumps({"provenance": where, "rows": rows}, indent=1) + "\n")
-        put_section("Recovery after the cut", section(rows, where, given.fresh))
-    print(section(rows, where, given.fresh))
+    parser.add_argument("--fresh", type=int, default=2000, help="number of new samples")
+    options = parser.parse_args()
+    origin, rows = provenance(), list[dict[str, Any]]()
+    for seed in range(options.seeds):
+        rows += measure(seed, options.fresh)
+        write_figures("recovery", {"provenance": origin, "rows": rows})
+        put_section(TITLE, section(rows, origin, options.fresh))
+    print(section(rows, origin, options.fresh))
 
 
 if __name__ == "__main__":

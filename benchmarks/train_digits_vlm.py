@@ -1,8 +1,8 @@
-"""Train the embedded model from nothing: ``python benchmarks/train_digits_vlm.py``.
+"""Train the embedded model from random weights: ``python benchmarks/train_digits_vlm.py``.
 
 A stock ``LlavaForConditionalGeneration`` of 1.3 M parameters learns to answer questions about
-pictures of four handwritten digits. What it writes is what the package ships: weights,
-tokenizer, processor, chat template and a model card with the accuracy it measured.
+pictures of four handwritten digits. The script writes what the package ships: weights, tokenizer,
+processor, chat template and a model card with the measured accuracy.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from _small_vlm import (
     SPECIAL,
+    Schedule,
     build_model,
     collate,
-    descend,
     four_tiles,
     message,
+    minimize,
     processor_around,
     prompt_text,
 )
@@ -31,8 +32,15 @@ from torch.nn import functional
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, set_seed
 
 from effllava_optuna.policy import bootstrap_interval
-from effllava_optuna.tasks import Batch, Digits, Scores, Split, encode, score
-from effllava_optuna.tasks.digits import CORNERS, LINES, TARGETS, ask, draw, scans
+from effllava_optuna.tasks import Batch, Digits, Scores, Split, encode_with_answers, score_logits
+from effllava_optuna.tasks.data.digits import (
+    CORNERS,
+    LINES,
+    TARGETS,
+    draw_question,
+    load_scans,
+    render_tiles,
+)
 
 OUT = Path("effllava_optuna/embedded/digits-vlm")
 _BATCH = 128
@@ -78,7 +86,7 @@ It knows nothing else, and says nothing about larger models.
 - Licence: MIT, as the package.
 - Command: `python benchmarks/train_digits_vlm.py --seed {seed}{more}`
 - Accuracy: **{accuracy:.4f}** on {questions:,} questions over held-out scans (95 % interval
-  {low:.4f} to {high:.4f}, bootstrap over {units} groups of four scans; split `test` of
+  {low:.4f} to {high:.4f}, bootstrap over {groups} groups of four scans; split `test` of
   `Digits(seed=0)`).
 - Trained with torch {torch}, transformers {transformers}, on {threads} CPU
   threads.
@@ -86,7 +94,7 @@ It knows nothing else, and says nothing about larger models.
 
 
 def build_processor() -> LlavaProcessor:
-    """Build the tokenizer (one token a word) and the image processor (32 x 32 pixels)."""
+    """Create the tokenizer (one token for each word) and the image processor (32 x 32 pixels)."""
     words = dict.fromkeys([*WORDS, *" ".join([*CORNERS, *LINES]).split(), *TARGETS])
     tokenizer = Tokenizer(
         models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")
@@ -96,23 +104,29 @@ def build_processor() -> LlavaProcessor:
     return processor_around(tokenizer, longest=128)
 
 
-class Course:
-    """An endless supply of training batches, drawn from training scans only."""
+class TrainingData:
+    """Random training batches of questions about training scans.
+
+    Args:
+        processor: The tokenizer and the image processor.
+        rng: Random generator of pictures and questions.
+        probabilities: Probabilities of the kinds of question, see `Stage`.
+    """
 
     def __init__(
         self,
         processor: LlavaProcessor,
         rng: np.random.Generator,
-        shares: tuple[float, float, float, float] | None,
+        probabilities: tuple[float, float, float, float] | None,
     ) -> None:
-        self.pool, _ = scans()
+        self.scans, _ = load_scans()
         self.rng = rng
-        self.shares = shares
+        self.probabilities = probabilities
         self.processor = processor
         self.encoded: dict[str, list[int]] = {}
 
     def tokens(self, question: str) -> list[int]:
-        """Give the tokens of the whole prompt; there are few different questions."""
+        """Return the tokens of the prompt of a question; each question is encoded once."""
         if question not in self.encoded:
             text = prompt_text(self.processor, [message(question, pictured=True)])
             self.encoded[question] = self.processor.tokenizer.encode(
@@ -121,13 +135,13 @@ class Course:
         return self.encoded[question]
 
     def batch(self, size: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Draw a batch: the model's inputs, answer included, and the two last tokens."""
+        """Draw a batch: the inputs of the model with the answers, and the two last tokens."""
         tokenizer = self.processor.tokenizer
         pictures, rows = [], []
         for _ in range(size):
-            digits, tiles = four_tiles(self.pool, self.rng)
-            question, answer = ask(digits, self.rng, self.shares)
-            pictures.append(draw(tiles))
+            digits, tiles = four_tiles(self.scans, self.rng)
+            question, answer = draw_question(digits, self.rng, self.probabilities)
+            pictures.append(render_tiles(tiles))
             rows.append([*self.tokens(question), tokenizer.convert_tokens_to_ids(TARGETS[answer])])
         inputs = collate(rows, pictures, tokenizer.pad_token_id)
         ids = inputs["input_ids"]
@@ -139,9 +153,9 @@ class Course:
 def evaluate(model: torch.nn.Module, batches: tuple[Batch, ...]) -> Scores:
     """Score ``model`` on encoded samples."""
     model.eval()
-    scores = [score(model(**b.inputs, logits_to_keep=1).logits, b) for b in batches]
+    scores = [score_logits(model(**b.inputs, logits_to_keep=1).logits, b) for b in batches]
     model.train()
-    return Scores.joined(scores)
+    return Scores.concatenate(scores)
 
 
 @dataclass(frozen=True)
@@ -149,15 +163,15 @@ class Stage:
     """One cycle of training.
 
     Attributes:
-        steps: Of AdamW, each on a fresh batch.
-        learning_rate: The highest of the cycle.
-        shares: Of questions for one digit, a sum, an extreme, a count; None: all the same.
+        steps: Steps of AdamW, each on a new batch.
+        learning_rate: The highest learning rate of the cycle.
+        probabilities: Of questions about one digit, a sum, an extreme, a count; None: uniform.
             Counting is learned last.
     """
 
     steps: int
     learning_rate: float
-    shares: tuple[float, float, float, float] | None
+    probabilities: tuple[float, float, float, float] | None
 
 
 STAGES = (
@@ -168,33 +182,36 @@ STAGES = (
 
 def train(model: Any, processor: LlavaProcessor, stage: Stage, seed: tuple[int, ...]) -> None:
     """Train with AdamW on a one-cycle schedule; deterministic for a seed and a machine."""
-    course = Course(processor, np.random.default_rng(seed), stage.shares)
-    watched = encode(processor, Digits(seed=0).samples(Split.VALIDATION))
+    data = TrainingData(processor, np.random.default_rng(seed), stage.probabilities)
+    validation = encode_with_answers(processor, Digits(seed=0).samples(Split.VALIDATION))
     started = time.monotonic()
-    seen = torch.zeros(())
+    answer_loss = torch.zeros(())
 
     def loss() -> torch.Tensor:
-        nonlocal seen
-        inputs, last = course.batch(_BATCH)
+        nonlocal answer_loss
+        inputs, last = data.batch(_BATCH)
         logits = model(**inputs, logits_to_keep=2).logits
-        seen = functional.cross_entropy(logits[:, 0], last[:, 0])
-        return seen + 0.1 * functional.cross_entropy(logits[:, 1], last[:, 1])
+        answer_loss = functional.cross_entropy(logits[:, 0], last[:, 0])
+        return answer_loss + 0.1 * functional.cross_entropy(logits[:, 1], last[:, 1])
 
-    def watch(step: int) -> None:
-        right = evaluate(model, watched).hit.mean()
-        seconds = time.monotonic() - started
-        print(f"{step:5d}  loss {seen:.3f}  validation {right:.3f}  {seconds:.0f} s", flush=True)
+    def report(step: int) -> None:
+        accuracy, seconds = evaluate(model, validation).hit.mean(), time.monotonic() - started
+        figures = f"loss {answer_loss:.3f}  validation {accuracy:.3f}  {seconds:.0f} s"
+        print(f"{step:5d}  {figures}", flush=True)
 
-    descend(model, loss, watch, steps=stage.steps, learning_rate=stage.learning_rate)
+    schedule = Schedule(steps=stage.steps, learning_rate=stage.learning_rate)
+    minimize(model, loss, report, schedule)
 
 
 def main() -> None:
-    """Train the two stages and publish what came out."""
+    """Train the two stages, and write the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--after", type=Path, help="Go on after stage 1, from its checkpoint.")
-    parser.add_argument("--share", type=float, default=1.0, help="Of all steps: a shorter course.")
+    parser.add_argument("--after", type=Path, help="start with stage 2, from this checkpoint")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="share of the steps that are taken"
+    )
     arguments = parser.parse_args()
     set_seed(arguments.seed)
     processor = build_processor()
@@ -214,28 +231,28 @@ def main() -> None:
 def publish(model: Any, processor: LlavaProcessor, out: Path, seed: int, share: float) -> None:
     """Measure the model on the test split, and write the checkpoint with its card."""
     task = Digits(seed=0)
-    batches = encode(processor, task.samples(Split.TEST), batch_size=250)
+    batches = encode_with_answers(processor, task.samples(Split.TEST), batch_size=250)
     scores = evaluate(model, batches)
-    units = [unit for batch in batches for unit in batch.units]
-    low, high = bootstrap_interval(scores.hit, units)
+    groups = [group for batch in batches for group in batch.groups]
+    low, high = bootstrap_interval(scores.hit, groups)
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     processor.save_pretrained(out)
-    train_scans, held_out = scans()
+    train_scans, held_out_scans = load_scans()
     more = "" if out == OUT else f" --out {out.as_posix()}"
     more += "" if share == 1 else f" --share {share:g}"
     card = CARD.format(
         name=out.name,
         parameters=model.num_parameters(),
         train=len(train_scans.labels),
-        held_out=len(held_out.labels),
+        held_out=len(held_out_scans.labels),
         seed=seed,
         more=more,
         accuracy=scores.hit.mean(),
         questions=len(scores.hit),
         low=low,
         high=high,
-        units=len(set(units)),
+        groups=len(set(groups)),
         torch=torch.__version__,
         transformers=json.loads((out / "config.json").read_text())["transformers_version"],
         threads=torch.get_num_threads(),

@@ -1,8 +1,8 @@
 """Train the second embedded model: ``python benchmarks/train_drawn_vlm.py``.
 
-It begins with the weights of ``digits-vlm`` and learns to answer as ScienceQA, VizWiz-VQA, MM-Vet
-and LLaVA-Bench ask. What it writes is what the package ships: weights, tokenizer, processor, chat
-template and a model card with what it measured on the datasets of ``draw_tasks.py``.
+It starts from the weights of ``digits-vlm`` and learns to answer in the formats of ScienceQA,
+VizWiz-VQA, MM-Vet and LLaVA-Bench. The script writes what the package ships: weights, tokenizer,
+processor, chat template and a model card with scores on the datasets of ``draw_tasks.py``.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from _drawn_course import Course, build_processor
-from _small_vlm import build_model, descend
+from _drawn_training_data import TrainingData, build_processor
+from _small_vlm import Schedule, build_model, minimize
 from draw_tasks import draw
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor, set_seed
 
-from effllava_optuna.objectives import LIKELIEST, Answered, examine
+from effllava_optuna.evaluation.answering import GradedAnswer, answer_samples
+from effllava_optuna.objectives import LIKELIEST
 from effllava_optuna.policy import bootstrap_interval
-from effllava_optuna.surgery import Loaded, load
-from effllava_optuna.tasks import DataTask, Digits, Options, Split
-from effllava_optuna.tasks.digits import scans
+from effllava_optuna.surgery import LoadedModel, load
+from effllava_optuna.tasks import DataTask, Digits, Split, TaskOptions
+from effllava_optuna.tasks.data.digits import load_scans
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,10 +43,10 @@ class Stage:
     """One cycle of training.
 
     Attributes:
-        steps: Of AdamW, each on fresh conversations.
-        learning_rate: The highest of the cycle.
-        sizes: Conversations a step, by group (`Course.turn`). Each group is a batch of its own:
-            padding costs as much as text.
+        steps: Steps of AdamW, each on new conversations.
+        learning_rate: The highest learning rate of the cycle.
+        sizes: Conversations of a step by format (`TrainingData.turn`). Each format is a batch of
+            its own: padding costs as much as text.
         trained: Pattern of the names of the parameters that are trained.
     """
 
@@ -57,7 +58,7 @@ class Stage:
 
 _SIZES = {"science": 40, "text": 24, "short": 16, "open": 20}
 STAGES = (
-    # New words first, lest their noise destroy what the others have learnt.
+    # New words first: their noise would destroy what the other parameters have learned.
     Stage(60, 5e-3, _SIZES, r"embed_tokens|lm_head"),
     Stage(900, 1.5e-3, _SIZES),
 )
@@ -96,58 +97,61 @@ trained it were. Intervals are 95 %, bootstrap over pictures (over questions whe
 
 
 @torch.no_grad()
-def begun(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
-    """Build the model with the weights of ``digits-vlm``; words that are new to it are random."""
+def initial_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
+    """Create the model with the weights of ``digits-vlm``; those of new words are random."""
     model = build_model(processor)
     old = LlavaForConditionalGeneration.from_pretrained(EMBEDDED / "digits-vlm")
-    known = AutoTokenizer.from_pretrained(EMBEDDED / "digits-vlm").get_vocab()
-    fresh = model.state_dict()
+    old_words = AutoTokenizer.from_pretrained(EMBEDDED / "digits-vlm").get_vocab()
+    weights = model.state_dict()
     for name, weight in old.state_dict().items():
-        if weight.shape == fresh[name].shape:
-            fresh[name].copy_(weight)
+        if weight.shape == weights[name].shape:
+            weights[name].copy_(weight)
             continue
-        fresh[name].normal_(std=0.2 * weight.std().item())
+        weights[name].normal_(std=0.2 * weight.std().item())
         for word, index in processor.tokenizer.get_vocab().items():
-            if word.lower() in known:
-                fresh[name][index] = weight[known[word.lower()]]
+            if word.lower() in old_words:
+                weights[name][index] = weight[old_words[word.lower()]]
     return model
 
 
 def train(model: Any, processor: LlavaProcessor, stage: Stage, seed: tuple[int, ...]) -> None:
     """Train on all formats in every step; deterministic for a seed and a machine."""
-    course = Course(processor, np.random.default_rng(seed))
+    data = TrainingData(processor, np.random.default_rng(seed))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(re.search(stage.trained, name) is not None)
     started = time.monotonic()
-    seen: dict[str, list[float]] = {group: [] for group in stage.sizes}
+    losses: dict[str, list[float]] = {name: [] for name in stage.sizes}
 
     def loss() -> torch.Tensor:
-        parts = {group: course.loss(model, group, size) for group, size in stage.sizes.items()}
-        for group, part in parts.items():
-            seen[group].append(part.item())
+        parts = {name: data.loss(model, name, size) for name, size in stage.sizes.items()}
+        for name, part in parts.items():
+            losses[name].append(part.item())
         return torch.stack([*parts.values()]).sum()
 
-    def watch(step: int) -> None:
-        means = "  ".join(f"{group} {np.mean(losses[-20:]):.3f}" for group, losses in seen.items())
+    def report(step: int) -> None:
+        means = "  ".join(f"{name} {np.mean(last[-20:]):.3f}" for name, last in losses.items())
         print(f"{step:5d}  {means}  {time.monotonic() - started:.0f} s", flush=True)
 
-    descend(model, loss, watch, steps=stage.steps, learning_rate=stage.learning_rate, warm=0.1)
+    schedule = Schedule(steps=stage.steps, learning_rate=stage.learning_rate, warmup=0.1)
+    minimize(model, loss, report, schedule)
 
 
 def main() -> None:
-    """Train, and publish what came out."""
+    """Train, and write the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=EMBEDDED / "drawn-vlm")
-    parser.add_argument("--measure", action="store_true", help="Train nothing: measure --out.")
+    parser.add_argument(
+        "--measure", action="store_true", help="do not train; score the checkpoint of --out"
+    )
     arguments = parser.parse_args()
     if arguments.measure:
-        there = load(arguments.out, device="cpu")
-        print("\n".join(measured(there.model, there.processor)))
+        loaded = load(arguments.out, device="cpu")
+        print("\n".join(card_rows(loaded.model, loaded.processor)))
         return
     set_seed(arguments.seed)
     processor = build_processor()
-    model = begun(processor)
+    model = initial_model(processor)
     for number, stage in enumerate(STAGES):
         train(model, processor, stage, (arguments.seed, number))
     publish(model, processor, arguments.out, arguments.seed)
@@ -158,40 +162,40 @@ def publish(model: Any, processor: LlavaProcessor, out: Path, seed: int) -> None
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     processor.save_pretrained(out)
-    train_scans, held_out = scans()
+    train_scans, held_out_scans = load_scans()
     card = CARD.format(
         parameters=model.num_parameters(),
         words=len(processor.tokenizer),
         train=len(train_scans.labels),
-        held_out=len(held_out.labels),
+        held_out=len(held_out_scans.labels),
         seed=seed,
         torch=torch.__version__,
         transformers=json.loads((out / "config.json").read_text())["transformers_version"],
         threads=torch.get_num_threads(),
-        rows="\n".join(measured(model, processor)),
+        rows="\n".join(card_rows(model, processor)),
     )
     (out / "README.md").write_text(card, encoding="utf-8")
     print(card)
 
 
-def measured(model: Any, processor: LlavaProcessor) -> list[str]:
-    """Give the rows of the card's table."""
-    loaded = Loaded.of(model, processor, "drawn-vlm")
-    found = []
-    with tempfile.TemporaryDirectory() as place:
-        draw(Path(place))
+def card_rows(model: Any, processor: LlavaProcessor) -> list[str]:
+    """Score the model on the drawn datasets; return the rows of the table of the card."""
+    loaded = LoadedModel.of(model, processor, "drawn-vlm")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        draw(Path(folder))
         for name in ("scienceqa", "vizwiz", "mmvet", "llava-bench"):
-            task = DataTask(name, f"{place}/{name}", options=Options(new_tokens=40))
-            found.append(_line(loaded, name, task.everything(Split.TEST)))
-    return [*found, _line(loaded, "digits-vlm", Digits(seed=0).samples(Split.TEST))]
+            task = DataTask(name, f"{folder}/{name}", options=TaskOptions(new_tokens=40))
+            rows.append(_row(loaded, name, task.all_rows(Split.TEST)))
+    return [*rows, _row(loaded, "digits-vlm", Digits(seed=0).samples(Split.TEST))]
 
 
-def _line(loaded: Loaded, name: str, samples: Sequence[Sample]) -> str:
-    answers: list[Answered] = []
-    examine(loaded, samples, answers.extend)
-    told = {answer.id: answer.score or 0.0 for answer in answers}
-    scores = [told[sample.id] for sample in samples]
-    low, high = bootstrap_interval(scores, [sample.unit for sample in samples])
+def _row(loaded: LoadedModel, name: str, samples: Sequence[Sample]) -> str:
+    answers: list[GradedAnswer] = []
+    answer_samples(loaded, samples, answers.extend)
+    by_id = {answer.id: answer.score or 0.0 for answer in answers}
+    scores = [by_id[sample.id] for sample in samples]
+    low, high = bootstrap_interval(scores, [sample.group for sample in samples])
     rule = LIKELIEST if samples[0].rule is None else samples[0].rule.name
     return (
         f"| {name} | {len(scores):,} | {rule} | **{np.mean(scores):.4f}** "

@@ -1,13 +1,13 @@
-"""What does a trial cost beside its forward passes? ``python benchmarks/trial_cost.py``.
+"""How long does a trial take beside its forward passes? ``python benchmarks/trial_cost.py``.
 
-Two things are measured on the digits model, each in a process of its own. A policy on the model:
-answering the 64 cross-fitted proxy samples at four widths, against the plain forward passes of
-the dense model over the same batches, pictures seen, in turn; and putting a random policy on. And
-a trial of the digits study, from the end of one to the end of the next, on SQLite, beside the
-forward passes in it. ``--before COMMIT`` measures another commit in turn with this one, and keeps
-the figures; without it, those that were kept are shown.
+Two things are measured on the digits model, each in a process of its own. Policies on the model:
+scoring the 64 cross-fitted proxy samples at four width ratios, in turn with the plain forward
+passes of the dense model over the same batches, pictures encoded; and applying a random policy.
+And a trial of the digits study, from the end of one to the end of the next, on SQLite, beside its
+forward passes. ``--before COMMIT`` measures another commit in turn with this one, and stores its
+figures; without the option, the stored ones are shown.
 
-`measure` is the part that needs no study, for other models and for GPUs.
+`_trial_model.measure` is the part that needs no study, for other models and for GPUs.
 """
 
 from __future__ import annotations
@@ -24,215 +24,213 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from _means import markdown
 from _results import HERE, RESULTS, provenance, publish
-from _trial_model import KEEPS, measure, put_on_shape
+from _trial_model import WIDTH_RATIOS, measure, time_apply_on_shape
 
 import effllava_optuna
 from effllava_optuna.surgery import load, projector
 from effllava_optuna.tasks import Digits, Split
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-_TURNS, _ROUNDS = 3, 15
+_PROCESSES, _ROUNDS = 3, 15
 
 
-class Passes:
-    """Adds up the seconds that a model spends in forward passes, its projector's included."""
+class ForwardTime:
+    """Adds up the seconds that a model spends in forward passes, including its projector.
+
+    Args:
+        model: The model; hooks are registered on it.
+    """
 
     def __init__(self, model: Any) -> None:
         self.seconds = 0.0
         self._depth = 0
         for module in (model, projector(model)):
-            module.register_forward_pre_hook(lambda *_: self._begin())
-            module.register_forward_hook(lambda *_: self._end())
+            module.register_forward_pre_hook(lambda *_: self._enter())
+            module.register_forward_hook(lambda *_: self._leave())
 
-    def _begin(self) -> None:
+    def _enter(self) -> None:
         if not self._depth:
-            self._began = time.perf_counter()
+            self._started = time.perf_counter()
         self._depth += 1
 
-    def _end(self) -> None:
+    def _leave(self) -> None:
         self._depth -= 1
         if not self._depth:
-            self.seconds += time.perf_counter() - self._began
+            self.seconds += time.perf_counter() - self._started
 
 
-def study(name: str, *changes: str) -> dict[str, Any]:
-    """Run an epoch of a study; give the milliseconds of each trial, and of its forward passes."""
+def measure_study(name: str, *changes: str) -> dict[str, Any]:
+    """Run an epoch of a study; return milliseconds of each trial, and of its forward passes."""
     import optuna
 
-    from effllava_optuna.study.loop import begun, search
-    from effllava_optuna.study.spec import read_spec
+    from effllava_optuna.config.loading import load_config
+    from effllava_optuna.search.runner import Callbacks, begin, search
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    place = Path(effllava_optuna.__file__).parents[1] / "studies" / f"{name}.toml"
-    marks: list[tuple[float, float]] = []
+    file = Path(effllava_optuna.__file__).parents[1] / "studies" / f"{name}.toml"
+    config = load_config(file, ("search.epochs=1", *changes))
+    ends: list[tuple[float, float]] = []
     with (
         tempfile.TemporaryDirectory() as work,
-        begun(read_spec(place, ("search.epochs=1", *changes)), f"sqlite:///{work}/a.db") as epochs,
+        begin(config, f"sqlite:///{work}/a.db") as session,
     ):
-        passes = Passes(epochs.bench.loaded.model)
-        search(epochs, lambda *_: marks.append((time.perf_counter(), passes.seconds)))
-    trial, forward = (1000 * np.diff(np.array(marks), axis=0)).T.tolist()
-    return {"trial": trial, "forward": forward}
+        forward_time = ForwardTime(session.evaluator.loaded.model)
+
+        def record_end(*_: object) -> None:
+            ends.append((time.perf_counter(), forward_time.seconds))
+
+        search(session, Callbacks(on_trial=record_end))
+    trial_ms, forward_ms = (1000 * np.diff(np.array(ends), axis=0)).T.tolist()
+    return {"trial": trial_ms, "forward": forward_ms}
 
 
-def figures(rounds: int) -> dict[str, Any]:
-    """Measure both."""
+def measure_all(rounds: int) -> dict[str, Any]:
+    """Measure the model and the study in this process."""
     loaded = load("digits-vlm", device="cpu")
-    found = measure(loaded, Digits().samples(Split.PROXY), rounds=rounds)
     return {
-        "model": found,
-        "put_on_7b": put_on_shape("7b", rounds),
-        "study": study("quickstart"),
+        "model": measure(loaded, Digits().samples(Split.PROXY), rounds),
+        "apply_7b_ms": time_apply_on_shape("7b", rounds),
+        "study": measure_study("quickstart"),
     }
 
 
-def _child(root: Path) -> dict[str, Any]:
-    """Let a process measure the package under ``root``."""
-    done = subprocess.run(
+def _measure_in_process(root: Path) -> dict[str, Any]:
+    """Measure the package under ``root`` in a process of its own."""
+    process = subprocess.run(
         [sys.executable, "-W", "ignore", __file__, "--figures"],
         stdout=subprocess.PIPE, check=True, text=True, env=os.environ | {"PYTHONPATH": str(root)},
     )  # fmt: skip
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    figures: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return figures
 
 
-def _git(*words: str) -> str:
+def _git(*arguments: str) -> str:
     return subprocess.run(
-        ["git", *words], stdout=subprocess.PIPE, check=True, text=True, cwd=HERE
+        ["git", *arguments], stdout=subprocess.PIPE, check=True, text=True, cwd=HERE
     ).stdout.strip()
 
 
-def compared(commit: str | None) -> dict[str, Any]:
-    """Measure this commit, and in turn with it another one."""
-    found: dict[str, list[dict[str, Any]]] = {"now": []}
+def compare(commit: str | None) -> dict[str, Any]:
+    """Measure this commit, and in turn with it another one if there is one."""
+    runs: dict[str, list[dict[str, Any]]] = {"now": []}
     if commit is None:
-        for _ in range(_TURNS):
-            found["now"].append(_child(HERE.parent))
-        return found
+        for _ in range(_PROCESSES):
+            runs["now"].append(_measure_in_process(HERE.parent))
+        return runs
+    runs["before"] = []
     with tempfile.TemporaryDirectory() as work:
         other = Path(work) / "before"
         _git("worktree", "add", "--detach", str(other), commit)
         try:
-            found["before"] = []
-            for _ in range(_TURNS):
-                found["before"].append(_child(other))
-                found["now"].append(_child(HERE.parent))
+            for _ in range(_PROCESSES):
+                runs["before"].append(_measure_in_process(other))
+                runs["now"].append(_measure_in_process(HERE.parent))
         finally:
             _git("worktree", "remove", "--force", str(other))
-    return found
+    return runs
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
+def _quartiles(values: Sequence[float], digits: int) -> str:
     low, middle, high = np.percentile(values, (25, 50, 75))
     return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
-def _ratios(runs: Sequence[dict[str, Any]], keep: float, against: str) -> list[float]:
-    found = []
+def _ratios(runs: Sequence[Mapping[str, Any]], ratio: float, to: str) -> list[float]:
+    """Return times of scoring at a width ratio over dense or own forward passes."""
+    ratios = []
     for run in runs:
         model = run["model"]
-        base = model[against] if against == "plain" else model[against][str(keep)]
-        pairs = zip(model["trial"][str(keep)], base, strict=True)
-        found += [trial / forward for trial, forward in pairs]
-    return found
+        forward = model[to] if to == "plain" else model[to][str(ratio)]
+        pairs = zip(model["trial"][str(ratio)], forward, strict=True)
+        ratios += [trial_ms / forward_ms for trial_ms, forward_ms in pairs]
+    return ratios
 
 
-def _rows(kept: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
-    """Give the rows of the table: what, and its figure before and now."""
-
-    def study(run: dict[str, Any], what: str) -> list[float]:
-        trial, forward = run["study"]["trial"], run["study"]["forward"]
-        if what == "rest":
-            return [t - f for t, f in zip(trial, forward, strict=True)]
-        return list(run["study"][what])
-
-    columns = []
-    for runs in kept.values():
-        cells = [
-            _spread([ms for run in runs for ms in study(run, what)], 1)
-            for what in ("trial", "forward", "rest")
-        ]
-        cells.append(_spread([ms for run in runs for ms in run["model"]["put_on"]], 2))
-        cells.append(_spread([ms for run in runs for ms in run["put_on_7b"]], 1))
-        for against in ("plain", "forward"):
-            cells += [_spread(_ratios(runs, keep, against), 2) for keep in KEEPS]
-        for part in runs[0]["model"]["profile"]:
-            share = np.median([run["model"]["profile"][part] for run in runs])
-            cells.append(f"{share:.0%}")
-        columns.append(cells)
-    names = [
-        "trial of the digits study, ms",
-        "of it forward passes, ms",
-        "of it all else, ms",
-        "to put a policy on and off, ms",
-        "the same, 7B shape without data (64 sites), ms",
-        *(f"answering at keep {keep} / dense forward passes" for keep in KEEPS),
-        *(f"answering at keep {keep} / its own forward passes" for keep in KEEPS),
-        *(f"share of {part}" for part in kept["now"][0]["model"]["profile"]),
-    ]
-    return [[name, *cells] for name, *cells in zip(names, *columns, strict=True)]
+def _cells(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the column of one commit, by the name of the row."""
+    studies = [run["study"] for run in runs]
+    trial = [ms for study in studies for ms in study["trial"]]
+    forward = [ms for study in studies for ms in study["forward"]]
+    other = [ms - forward_ms for ms, forward_ms in zip(trial, forward, strict=True)]
+    apply_ms = [ms for run in runs for ms in run["model"]["apply_ms"]]
+    apply_7b_ms = [ms for run in runs for ms in run["apply_7b_ms"]]
+    cells = {
+        "trial of the digits study, ms": _quartiles(trial, 1),
+        "forward passes in it, ms": _quartiles(forward, 1),
+        "all else in it, ms": _quartiles(other, 1),
+        "to apply a policy and undo it, ms": _quartiles(apply_ms, 2),
+        "the same, 7B shape without data (64 components), ms": _quartiles(apply_7b_ms, 1),
+    }
+    for to, name in (("plain", "dense forward passes"), ("forward", "its own forward passes")):
+        for ratio in WIDTH_RATIOS:
+            cell = _quartiles(_ratios(runs, ratio, to), 2)
+            cells[f"scoring at width ratio {ratio} / {name}"] = cell
+    for part in runs[0]["model"]["profile"]:
+        share = np.median([run["model"]["profile"][part] for run in runs])
+        cells[f"share of {part}"] = f"{share:.0%}"
+    return cells
 
 
-def section(found: dict[str, Any]) -> str:
-    """Write the section of RESULTS.md."""
-    kept: dict[str, Any] = {name: found[name] for name in ("before", "now") if name in found}
-    origin, model = found["provenance"], kept["now"][0]["model"]
-    heads = [f"before ({found['commit']})" if name == "before" else name for name in kept]
-    lines = [
-        f"| | {' | '.join(heads)} |",
-        f"|---|{'---|' * len(kept)}",
-        *(f"| {' | '.join(row)} |" for row in _rows(kept)),
-    ]
+def section(figures: Mapping[str, Any]) -> str:
+    """Format the section of ``RESULTS.md``."""
+    runs = {name: figures[name] for name in ("before", "now") if name in figures}
+    origin, model = figures["provenance"], runs["now"][0]["model"]
+    heads = [f"before ({figures['commit']})" if name == "before" else name for name in runs]
+    columns = [_cells(of_commit) for of_commit in runs.values()]
+    rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
     return f"""Generated by `python benchmarks/trial_cost.py`; do not edit. Figures:
 [results](results/trial_cost.json).
 
-Medians (quartiles) of {_TURNS} processes. A trial of the digits study lasts from the end of one
-to the end of the next, on SQLite. Answering is that of {model["samples"]} proxy samples in
-{model["batches"]} batches, each by the fit that did not see it; forward passes are plain ones
-over the same batches, pictures seen, in the same round. Shares are those of a profiled trial at
-keep 0.5; the profiler makes Python slower than it is.
+Medians (quartiles) of {_PROCESSES} processes. A trial of the digits study lasts from the end of
+one to the end of the next, on SQLite. Scored are {model["samples"]} proxy samples in
+{model["batches"]} batches, each by the fit that has not seen it; forward passes are plain ones
+over the same batches, pictures encoded, in the same round. Shares are those of a profiled trial at
+width ratio 0.5; the profiler slows Python down.
 
-{chr(10).join(lines)}
+{markdown(["quantity", *heads], rows)}
 
 {origin["cpu"]}, threads: 1; torch {origin["torch"]}, transformers {origin["transformers"]};
 {origin["date"]}.
 """
 
 
+def _measure_tiny() -> dict[str, Any]:
+    loaded = load("digits-vlm", device="cpu")
+    return {
+        "model": measure(loaded, Digits(proxy=8).samples(Split.PROXY), 1),
+        "apply_7b_ms": time_apply_on_shape("tiny", 2),
+        "study": measure_study("smoke", "search.generations=1"),
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="a few trials; writes nothing")
+    parser.add_argument("--tiny", action="store_true", help="a few trials; publish nothing")
     parser.add_argument("--before", metavar="COMMIT", help="measure another commit, too")
     parser.add_argument("--figures", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.figures:
-        print(json.dumps(figures(_ROUNDS)))
+        print(json.dumps(measure_all(_ROUNDS)))
         return
     if options.tiny:
         print("About 10 s.")
-        loaded = load("digits-vlm", device="cpu")
-        found = measure(loaded, Digits(proxy=8).samples(Split.PROXY), rounds=1)
-        run = {
-            "model": found,
-            "put_on_7b": put_on_shape("tiny", 2),
-            "study": study("smoke", "search.generations=1"),
-        }
-        for name, now in _rows({"now": [run]}):
-            print(f"{name}: {now}")
+        for name, cell in _cells([_measure_tiny()]).items():
+            print(f"{name}: {cell}")
         return
-    print(f"about {_TURNS * (2 if options.before else 1)} minutes")
-    place = RESULTS / "trial_cost.json"
-    known = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
-    kept = {name: known[name] for name in ("before", "commit") if name in known}
-    found = kept | compared(options.before) | {"provenance": provenance()}
+    print(f"about {_PROCESSES * (2 if options.before else 1)} minutes")
+    file = RESULTS / "trial_cost.json"
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    before = {name: stored[name] for name in ("before", "commit") if name in stored}
+    figures = before | compare(options.before) | {"provenance": provenance()}
     if options.before:
-        found["commit"] = _git("rev-parse", "--short", options.before)
-    publish("trial_cost", "Forward passes of a trial, and all else", found, section(found))
+        figures["commit"] = _git("rev-parse", "--short", options.before)
+    publish("trial_cost", "Forward passes of a trial, and all else", figures, section(figures))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """How many trials do 1, 2, 4 and 8 workers measure in a minute? ``python benchmarks/workers.py``.
 
-One epoch of the digits study, run by the command line with as many worker processes, numbers of
-workers in turn, on SQLite (up to four) and a journal file. What counts is the time from the first
-trial's start to the last one's end; calibration and the workers' own start are before it, or in
-it, as a user would find them. The latency table is timed once and kept in a file. A worker on a
-CPU needs a core of its own, so that there is nothing to be won beyond their number.
+One epoch of the digits study, run by the command line with 1 to 8 worker processes in turn, on
+SQLite (up to four) and a journal file. Measured is the time from the start of the first trial to
+the end of the last one: calibration is before it, the start of the other workers is part of it, as
+for a user. The latency table is timed once and stored in a file. A worker on a CPU needs a core of
+its own, so that more workers than cores gain nothing.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
+from _means import markdown
 from _results import HERE, provenance, publish
 
-from effllava_optuna.study.storage import open_storage
+from effllava_optuna.storage.connection import open_storage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+NAME = "workers"
 STUDY = """
 [model]
 path = "digits-vlm"
@@ -41,29 +44,46 @@ table = "tables.json"
 epochs = 1
 generations = {generations}
 population = {population}
-kept_share = 0.225
+keep_ratio = 0.225
 [report]
 finalists = 1
 """
-_SQLITE_MOST = 4
+_MOST_ON_SQLITE = 4
 
 
-def throughput(kind: str, workers: int, work: Path, size: tuple[int, int]) -> dict[str, float]:
-    """Run a study; give trials a minute, and the seconds that they took."""
-    generations, population = size
-    file, url = work / "crew.toml", f"{kind}:///{work / f'crew.{kind}'}"
-    for old in work.glob("crew.*"):
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Size of a study.
+
+    Attributes:
+        generations: Number of generations.
+        population: Trials of a generation.
+    """
+
+    generations: int
+    population: int
+
+    @property
+    def trials(self) -> int:
+        """Count the trials of the study."""
+        return self.generations * self.population
+
+
+def throughput(scheme: str, workers: int, work: Path, size: Size) -> dict[str, float]:
+    """Run a study; return trials a minute, and the seconds from the first to the last one."""
+    file, url = work / f"{NAME}.toml", f"{scheme}:///{work / f'{NAME}.{scheme}'}"
+    for old in work.glob(f"{NAME}.*"):
         if old.is_file():
             old.unlink()
-    file.write_text(STUDY.format(generations=generations, population=population))
-    words = ["run", str(file), "--set", f"study.storage={url}", "--workers", str(workers)]
+    file.write_text(STUDY.format(generations=size.generations, population=size.population))
+    arguments = ["run", str(file), "--set", f"study.storage={url}", "--workers", str(workers)]
     subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "effllava_optuna.study", *words],
+        [sys.executable, "-W", "ignore", "-m", "effllava_optuna.study", *arguments],
         check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": str(HERE.parent)},
     )  # fmt: skip
     study = optuna.load_study(
-        storage=open_storage(url), study_name="crew", sampler=optuna.samplers.RandomSampler()
+        storage=open_storage(url), study_name=NAME, sampler=optuna.samplers.RandomSampler()
     )
     times = [
         (trial.datetime_start, trial.datetime_complete)
@@ -74,67 +94,64 @@ def throughput(kind: str, workers: int, work: Path, size: tuple[int, int]) -> di
     return {"seconds": seconds, "a_minute": 60 * len(times) / seconds}
 
 
-def section(found: Mapping[str, Any]) -> str:
-    """Write the section of RESULTS.md."""
-    rows = []
-    for kind, by_workers in found["storages"].items():
-        one = np.median([run["a_minute"] for run in by_workers["1"]])
+def section(figures: Mapping[str, Any]) -> str:
+    """Format the section of RESULTS.md."""
+    lines = []
+    for scheme, by_workers in figures["storages"].items():
+        one_worker = np.median([run["a_minute"] for run in by_workers["1"]])
         for workers, runs in by_workers.items():
             rates = [run["a_minute"] for run in runs]
-            rows.append(
-                f"| {kind} | {workers} | {np.median(rates):.0f} ({min(rates):.0f} to "
-                f"{max(rates):.0f}) | {np.median(rates) / one:.2f} |"
-            )
-    origin = found["provenance"]
+            rate = f"{np.median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f})"
+            lines.append([scheme, workers, rate, f"{np.median(rates) / one_worker:.2f}"])
+    origin = figures["provenance"]
     return f"""Generated by `python benchmarks/workers.py`; do not edit. Figures:
 [results](results/workers.json).
 
-{found["trials"]} trials of the digits study, from the start of the first to the end of the last
-one, numbers of workers in turn, rounds: {found["rounds"]}; median (range). On
-{origin["cores"]} cores there is nothing to be won by more than {origin["cores"]} workers; what
-more of them lose is what they wait for each other. Workers that were started beside the first one
-load the model while it measures already.
+{figures["trials"]} trials of the digits study, from the start of the first to the end of the last
+one, numbers of workers in turn, rounds: {figures["rounds"]}; median (range). On {origin["cores"]}
+cores, more than {origin["cores"]} workers gain nothing; they lose the time that they wait for each
+other. Workers that are started after the first one load the model while it measures.
 
-| storage | workers | trials a minute | of one worker's |
-|---|---|---|---|
-{chr(10).join(rows)}
+{markdown(["storage", "workers", "trials a minute", "relative to one worker"], lines)}
 
 {origin["cpu"]}, {origin["cores"]} shared cores; torch {origin["torch"]}, optuna
 {origin["optuna"]}; {origin["date"]}."""
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--tiny", action="store_true", help="seconds; writes nothing")
-    options = parser.parse_args(words)
-    size, rounds, counts = (12, 60), options.rounds, options.workers
-    kinds = ["sqlite", "journal"]
+    parser.add_argument("--tiny", action="store_true", help="run for seconds; publish nothing")
+    options = parser.parse_args(arguments)
+    size, rounds, counts = Size(12, 60), options.rounds, options.workers
+    schemes = ["sqlite", "journal"]
     if options.tiny:
-        size, rounds, counts, kinds = (1, 6), 1, [1], ["sqlite"]
-    print(f"about {rounds * len(kinds) * len(counts)} min" if not options.tiny else "about 20 s")
-    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+        size, rounds, counts, schemes = Size(1, 6), 1, [1], ["sqlite"]
+    minutes = rounds * len(schemes) * len(counts)
+    print("about 20 s" if options.tiny else f"about {minutes} min")
+    storages: dict[str, dict[str, list[dict[str, float]]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for _ in range(rounds):
-            for kind in kinds:
+            for scheme in schemes:
                 for workers in counts:
-                    if kind == "sqlite" and workers > _SQLITE_MOST:
+                    if scheme == "sqlite" and workers > _MOST_ON_SQLITE:
                         continue
-                    one = throughput(kind, workers, Path(scratch), size)
-                    found.setdefault(kind, {}).setdefault(str(workers), []).append(one)
-                    print(f"{kind}, {workers} workers: {one['a_minute']:.0f} a minute", flush=True)
-    document = {
-        "trials": size[0] * size[1],
+                    run = throughput(scheme, workers, Path(scratch), size)
+                    storages.setdefault(scheme, {}).setdefault(str(workers), []).append(run)
+                    rate = f"{run['a_minute']:.0f} a minute"
+                    print(f"{scheme}, {workers} workers: {rate}", flush=True)
+    figures = {
+        "trials": size.trials,
         "rounds": rounds,
-        "storages": found,
+        "storages": storages,
         "provenance": provenance(),
     }
     if options.tiny:
-        print(section(document))
+        print(section(figures))
         return
-    publish("workers", "Throughput of workers", document, section(document))
+    publish("workers", "Throughput of workers", figures, section(figures))
 
 
 if __name__ == "__main__":

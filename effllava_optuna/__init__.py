@@ -1,6 +1,6 @@
 """Search structured-pruning policies for Hugging Face vision-language models with Optuna.
 
-The names below are loaded when they are first used (PEP 562): importing this package does not
+Names are imported when they are first used (PEP 562), so that importing this package does not
 import torch.
 """
 
@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from effllava_optuna.policy import Policy as Policy
-    from effllava_optuna.surgery.export import export as export
-    from effllava_optuna.surgery.export import load_pruned as load_pruned
-    from effllava_optuna.surgery.load import load as load
-    from effllava_optuna.surgery.loaded import Loaded as Loaded
-    from effllava_optuna.surgery.narrow import masked as masked
-    from effllava_optuna.surgery.narrow import narrowed as narrowed
-    from effllava_optuna.surgery.narrow import sliced as sliced
-    from effllava_optuna.surgery.onnx import export_onnx as export_onnx
-    from effllava_optuna.surgery.rank import rank_units as rank_units
+    from effllava_optuna.surgery.apply.masking import masked as masked
+    from effllava_optuna.surgery.apply.narrowing import narrowed as narrowed
+    from effllava_optuna.surgery.apply.slicing import sliced as sliced
+    from effllava_optuna.surgery.export.checkpoint import export as export
+    from effllava_optuna.surgery.export.checkpoint import load_pruned as load_pruned
+    from effllava_optuna.surgery.export.onnx_export import export_onnx as export_onnx
+    from effllava_optuna.surgery.importance.ranking import rank_units as rank_units
+    from effllava_optuna.surgery.loading.loader import load as load
+    from effllava_optuna.surgery.structure.loaded_model import LoadedModel as LoadedModel
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Loaded": "surgery",
+_PACKAGES = {
+    "LoadedModel": "surgery",
     "Policy": "policy",
     "export": "surgery",
     "export_onnx": "surgery",
@@ -36,13 +36,13 @@ _HOMES = {
     "sliced": "surgery",
 }
 
-__all__ = [*_HOMES]
+__all__ = [*_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _PACKAGES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_PACKAGES[name]}"), name)
 
 
 def __dir__() -> list[str]:

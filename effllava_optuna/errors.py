@@ -1,15 +1,15 @@
-"""The errors of effllava_optuna, all of one family.
+"""The exceptions of effllava_optuna, with one base class.
 
 .. code-block:: text
 
-    EffllavaError                what went wrong, and what to do about it
-     +- SpecError                a study file: file, key, value, cure
-     +- PolicyError              a policy, gene or space that does not fit its anatomy
-     +- ModelError               a checkpoint that cannot be loaded or understood
-     |   +- ExportError          a checkpoint that does not come back as it was written
-     +- TaskError                a dataset row or split that cannot be used
-     |   +- LeakError            the search was handed samples that it must never see
-     +- StudyError               a database, study or artifact that is missing, foreign or damaged
+    EffllavaError                base class: a message and a hint
+     +- ConfigError              a study file has an invalid key or value
+     +- PolicyError              a policy, gene or space does not match its model structure
+     +- ModelError               a checkpoint cannot be loaded, inspected or pruned
+     |   +- ExportError          a checkpoint cannot be written, or does not reload as written
+     +- TaskError                a dataset row, split or prompt cannot be used
+     |   +- LeakError            a search was given validation or test samples
+     +- StudyError               a database, study or artifact is missing, damaged or foreign
 
 The command line prints ``message`` and ``hint`` on one line and exits with code 2.
 """
@@ -18,11 +18,11 @@ from __future__ import annotations
 
 
 class EffllavaError(Exception):
-    """Say what went wrong and how to mend it.
+    """Base class of the exceptions of this package.
 
     Args:
-        message: The place and the value, as one sentence.
-        hint: The cure, as one sentence.
+        message: What is wrong, with the place and the value, as one sentence.
+        hint: What to do about it, as one sentence.
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
@@ -31,20 +31,20 @@ class EffllavaError(Exception):
         self.hint = hint
 
 
-class SpecError(EffllavaError):
-    """A study file does not say a valid study."""
+class ConfigError(EffllavaError):
+    """A study file has an invalid key or value."""
 
 
 class PolicyError(EffllavaError):
-    """A policy, gene or space does not fit its anatomy."""
+    """A policy, gene or space does not match its model structure."""
 
 
 class ModelError(EffllavaError):
-    """A checkpoint cannot be loaded, understood or cut."""
+    """A checkpoint cannot be loaded, inspected or pruned."""
 
 
 class ExportError(ModelError):
-    """An exported checkpoint does not come back as it was written."""
+    """A checkpoint cannot be written, or does not reload as it was written."""
 
 
 class TaskError(EffllavaError):
@@ -52,15 +52,15 @@ class TaskError(EffllavaError):
 
 
 class LeakError(TaskError):
-    """A search was handed samples that it must never see."""
+    """A search was given validation or test samples."""
 
 
 class StudyError(EffllavaError):
-    """A database, study or artifact is missing, foreign or damaged."""
+    """A database, study or artifact is missing, damaged or from another model or version."""
 
 
 def describe(error: BaseException) -> str:
-    r"""Return the type of an error and the first line of its message, without a mark at the end.
+    r"""Return the type of an error and the first line of its message, without a final mark.
 
     Example:
         >>> describe(ValueError("\n no such file: \n a.txt"))

@@ -1,4 +1,4 @@
-"""Write files so that a reader sees the old content or the new one, and never a part of it."""
+"""Write files atomically: a reader sees the old content or the new content, never a part."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
 
     from effllava_optuna.errors import EffllavaError
 
-DRAFT = ".part"
-"""How the name of a draft ends. Its process was killed if one is left."""
+DRAFT_SUFFIX = ".part"
+"""Suffix of the name of a draft. A draft that remains was left by a killed process."""
 
 
 def write_atomically(path: Path, content: bytes | str, *, overwrite: bool = True) -> None:
-    """Write a file: after a crash or a power cut it has its old content or the new one.
+    """Write a file that has its old or its new content after a crash or power failure.
 
-    The content goes to a draft beside the file, is flushed to the disk, and takes the file's
-    place. An existing file keeps its mode. A symbolic link stays one: its target is written.
-    Devices and pipes are written directly.
+    The content is written to a draft beside the file and flushed to the disk; then the draft
+    replaces the file. An existing file keeps its mode. If it is a symbolic link, its target is
+    replaced. Devices and pipes are written directly.
 
     Args:
         path: The file, in a directory that exists.
-        content: The whole content; text is written as UTF-8 without a translation of line ends.
+        content: The whole content; text is encoded as UTF-8, line ends are not translated.
         overwrite: Replace an existing file.
 
     Raises:
         FileExistsError: The file exists, and ``overwrite`` is false.
-        OSError: The file cannot be written. It is as before, and no draft stays.
-        UnicodeEncodeError: The text is not valid Unicode. The file is as before.
+        OSError: The file cannot be written. It is unchanged, and the draft is removed.
+        UnicodeEncodeError: The text is not valid Unicode. The file is unchanged.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -48,14 +48,14 @@ def write_atomically(path: Path, content: bytes | str, *, overwrite: bool = True
     if overwrite and target.exists() and not target.is_file():
         target.write_bytes(data)
         return
-    draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}{DRAFT}")
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}{DRAFT_SUFFIX}")
     try:
         with draft.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         if not overwrite:
-            os.link(draft, target)  # in one step fails where another process took the name
+            os.link(draft, target)  # fails atomically if another process has created the file
             return
         if target.exists():
             shutil.copymode(target, draft)
@@ -67,9 +67,9 @@ def write_atomically(path: Path, content: bytes | str, *, overwrite: bool = True
 
 @contextmanager
 def scratch_beside(target: Path) -> Iterator[Path]:
-    """Create an empty directory beside ``target``, and remove it with all its content at the end.
+    """Create an empty directory beside ``target``, and remove it with its content on exit.
 
-    What is complete there can be renamed to ``target``: both are on one file system.
+    A file in it can be renamed to ``target``, because both are on one file system.
 
     Args:
         target: A file or directory to write; its parents are created.
@@ -84,15 +84,15 @@ def scratch_beside(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def write_errors_as(error: type[EffllavaError], path: Path, *, hint: str) -> Iterator[None]:
-    """Raise ``error``, which names ``path`` and the reason, where something cannot be written.
+    """Convert write errors inside the context into ``error`` with ``path`` and the reason.
 
     Args:
-        error: The kind of error.
+        error: Class of the exception.
         path: The file or directory, as the user named it.
         hint: What to do about it.
 
     Raises:
-        EffllavaError: An ``OSError`` or a ``UnicodeEncodeError`` occurred; of the kind ``error``.
+        EffllavaError: Of class ``error``: an `OSError` or `UnicodeEncodeError` occurred.
     """
     try:
         yield

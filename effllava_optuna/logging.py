@@ -1,6 +1,6 @@
-"""Log messages of effllava_optuna, under one root logger, as Optuna has its own.
+"""Configure the root logger of effllava_optuna, with the functions that `optuna.logging` has.
 
-What is logged goes to the standard error stream, from ``INFO`` up, until told otherwise:
+By default, messages from level ``INFO`` up are written to the standard error stream:
 
 >>> import logging
 >>> set_verbosity(logging.WARNING)
@@ -26,19 +26,19 @@ _ROOT = "effllava_optuna"
 _FORMAT = "[%(levelname)1.1s %(asctime)s] %(message)s"
 
 
-class _Stderr(logging.StreamHandler[TextIO]):
-    """Write to whatever the standard error stream is at the time."""
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Write to the present `sys.stderr`, which tests and notebooks replace."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
 
     @property
-    def stream(self) -> TextIO:  # type: ignore[override]  # an attribute there
+    def stream(self) -> TextIO:  # type: ignore[override]  # an attribute of the base class
         return sys.stderr
 
 
-def _made() -> logging.Handler:
-    handler = _Stderr()
+def _create_handler() -> logging.Handler:
+    handler = _StderrHandler()
     handler.setFormatter(logging.Formatter(_FORMAT))
     root = logging.getLogger(_ROOT)
     root.addHandler(handler)
@@ -47,20 +47,20 @@ def _made() -> logging.Handler:
     return handler
 
 
-_handler = _made()
+_handler = _create_handler()
 
 
 def get_logger(name: str) -> logging.Logger:
-    """Give the logger of a module, below our root.
+    """Return the logger of a module, below the root logger of this package.
 
     Args:
-        name: ``__name__`` of the module.
+        name: The module's ``__name__``.
     """
     return logging.getLogger(name if name.startswith(_ROOT) else f"{_ROOT}.{name}")
 
 
 def get_verbosity() -> int:
-    """Give the least level that is shown, such as ``logging.INFO``."""
+    """Return the lowest level that is shown, such as ``logging.INFO``."""
     return _handler.level or logging.getLogger(_ROOT).getEffectiveLevel()
 
 
@@ -71,7 +71,7 @@ def set_verbosity(level: int) -> None:
 
 
 def disable_default_handler() -> None:
-    """Write nothing to the standard error stream."""
+    """Stop writing to the standard error stream."""
     logging.getLogger(_ROOT).removeHandler(_handler)
 
 
@@ -81,27 +81,27 @@ def enable_default_handler() -> None:
 
 
 def disable_propagation() -> None:
-    """Keep messages from the handlers of Python's root logger; so it is from the start."""
+    """Do not pass messages to the handlers of Python's root logger; this is the default."""
     logging.getLogger(_ROOT).propagate = False
 
 
 def enable_propagation() -> None:
-    """Hand messages to the handlers of Python's root logger, too."""
+    """Pass messages to the handlers of Python's root logger, too."""
     logging.getLogger(_ROOT).propagate = True
 
 
 @contextmanager
-def written_to(file: Path) -> Iterator[None]:
-    """Write everything to a file, too, whatever is shown; it is made by the first message."""
-    root, shown = logging.getLogger(_ROOT), get_verbosity()
+def logging_to_file(file: Path) -> Iterator[None]:
+    """Write messages of all levels to a file, too; the first message creates the file."""
+    root, verbosity = logging.getLogger(_ROOT), get_verbosity()
     handler = logging.FileHandler(file, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter(_FORMAT))
     root.addHandler(handler)
-    _handler.setLevel(shown)
+    _handler.setLevel(verbosity)
     root.setLevel(logging.DEBUG)
     try:
         yield
     finally:
-        set_verbosity(shown)
+        set_verbosity(verbosity)
         root.removeHandler(handler)
         handler.close()

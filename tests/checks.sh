@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Style, types, layers, and a site without warnings. `tests/checks.sh --fix` mends what it can.
+# Style, types, layers, and a site without warnings. `tests/checks.sh --fix` fixes what it can.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [[ "${1:-}" == "--fix" ]]; then
@@ -13,4 +13,4 @@ mypy
 lint-imports
 site="$(mktemp -d)"
 trap 'rm -rf "$site"' EXIT
-NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet --site-dir "$site"
+NO_MKDOCS_2_WARNING=1 mkdocs build --strict --site-dir "$site"

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import uuid
 from pathlib import Path
@@ -17,13 +18,15 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from effllava_optuna.policy import Anatomy, Kind, Order, Site
+from effllava_optuna.policy import Component, Kind, ModelStructure, Ranking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from effllava_optuna.surgery import Loaded
+    from effllava_optuna.surgery import LoadedModel
     from effllava_optuna.tasks import Batch
+
+pytest_plugins = ["tests.fixed_latency", "tests.study_fixtures"]
 
 # Set before huggingface_hub is imported: a wrong path shall fail, not ask the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -46,14 +49,23 @@ TEMPLATE = (
 )
 
 
+MOST_PROCESSES = 4  # each imports torch
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of test processes: one for each processor; none beside pytest for one."""
+    processors = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return 0 if processors < 2 else min(processors, MOST_PROCESSES)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let a test run write the tables of the docs that it generates."""
+    """Add the option to write the tables of the docs that tests generate."""
     parser.addoption("--write-tables", action="store_true", help="write the tables of docs/")
 
 
 @pytest.fixture(scope="session")
 def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A PostgreSQL server of our own, by a URL up to the name of a database; skips without one."""
+    """Start a PostgreSQL server; return its URL up to the name of a database."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
     if not found:
         pytest.skip("PostgreSQL is not installed")
@@ -83,7 +95,9 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-@pytest.fixture(params=["sqlite", "journal", "postgresql"])
+@pytest.fixture(
+    params=["sqlite", "journal", pytest.param("postgresql", marks=pytest.mark.servers)]
+)
 def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty storage of each kind."""
     if request.param == "sqlite":
@@ -94,7 +108,7 @@ def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def new_database(server: str) -> str:
-    """Make an empty database on a server."""
+    """Create an empty database on a server."""
     import sqlalchemy
 
     name = f"d{uuid.uuid4().hex}"
@@ -106,15 +120,15 @@ def new_database(server: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def anatomy() -> Anatomy:
-    """Three blocks of an imaginary decoder; one site has a floor."""
-    return Anatomy(
+def structure() -> ModelStructure:
+    """Three blocks of an imaginary decoder; one component has a floor."""
+    return ModelStructure(
         tuple(
-            site
+            component
             for layer in range(3)
-            for site in (
-                Site("language", layer, Kind.ATTN, 4, 100),
-                Site("language", layer, Kind.MLP, 32, 10, floor=8 if layer == 1 else 1),
+            for component in (
+                Component("language", layer, Kind.ATTN, 4, 100),
+                Component("language", layer, Kind.MLP, 32, 10, floor=8 if layer == 1 else 1),
             )
         )
     )
@@ -122,7 +136,7 @@ def anatomy() -> Anatomy:
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small datasets in the schemas of four benchmarks. Copy what shall be changed."""
+    """Small datasets in the schemas of four benchmarks. Copy them before changing them."""
     place = tmp_path_factory.mktemp("drawn")
     script("draw_tasks").draw(place)
     return place
@@ -149,7 +163,7 @@ def rows(text: str) -> list[list[str]]:
 
 @pytest.fixture
 def unchanged() -> Iterator[None]:
-    """What runs in a small form leaves the results as they are."""
+    """Small forms of benchmarks do not change the published results."""
     folder = Path(__file__).parents[1] / "benchmarks"
 
     def published() -> dict[Path, bytes]:
@@ -169,7 +183,7 @@ def processor() -> Any:
     from transformers import LlavaProcessor, PreTrainedTokenizerFast
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    from effllava_optuna.tasks.digits import CORNERS, LINES, TARGETS
+    from effllava_optuna.tasks.data.digits import CORNERS, LINES, TARGETS
 
     text = " ".join([*CORNERS, *LINES, *TARGETS])
     words = dict.fromkeys(
@@ -203,8 +217,8 @@ def processor() -> Any:
 
 
 @pytest.fixture(scope="session")
-def make_llava(processor: Any) -> Callable[..., Loaded]:
-    """Give a function that builds a CLIP + decoder LLaVA of three blocks.
+def make_llava(processor: Any) -> Callable[..., LoadedModel]:
+    """Return a function that builds a CLIP + decoder LLaVA of three blocks.
 
     Six query heads in three groups, and together wider than the hidden size, so that no two
     sizes of a weight are equal by chance.
@@ -212,9 +226,9 @@ def make_llava(processor: Any) -> Callable[..., Loaded]:
     import torch
     import transformers
 
-    from effllava_optuna.surgery import Loaded
+    from effllava_optuna.surgery import LoadedModel
 
-    def make(text_config: str = "LlamaConfig", **text: Any) -> Loaded:
+    def make(text_config: str = "LlamaConfig", **text: Any) -> LoadedModel:
         tokenizer = processor.tokenizer
         sizes = {
             "vocab_size": len(tokenizer),
@@ -252,14 +266,14 @@ def make_llava(processor: Any) -> Callable[..., Loaded]:
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             spread = 0.5 if "embed_tokens" in name else 0.15
             torch.nn.init.normal_(weight, centre, spread, generator=generator)
-        return Loaded.of(model, processor, f"tiny {text_config}")
+        return LoadedModel.of(model, processor, f"tiny {text_config}")
 
     return make
 
 
 @pytest.fixture(scope="session")
 def checkpoint(
-    make_llava: Callable[..., Loaded], tmp_path_factory: pytest.TempPathFactory
+    make_llava: Callable[..., LoadedModel], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A directory with a tiny LLaVA as transformers writes it. Copy it before changing it."""
     place = tmp_path_factory.mktemp("tiny-llava")
@@ -270,32 +284,32 @@ def checkpoint(
 
 
 @pytest.fixture(scope="session")
-def tiny(checkpoint: Path) -> Loaded:
-    """A tiny random LLaVA, loaded from disk. Whoever changes it changes it back."""
+def tiny(checkpoint: Path) -> LoadedModel:
+    """A tiny random LLaVA, loaded from disk. A test that changes it restores it."""
     import effllava_optuna
 
     return effllava_optuna.load(checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="session")
-def order(tiny: Loaded) -> Order:
+def ranking(tiny: LoadedModel) -> Ranking:
     """A random order of the units of `tiny`."""
     rng = np.random.default_rng(0)
-    scores = {site.id: rng.random(site.width) for site in tiny.anatomy.sites}
-    return Order.from_scores(tiny.anatomy, "random", scores)
+    scores = {component.id: rng.random(component.width) for component in tiny.structure.components}
+    return Ranking.from_scores(tiny.structure, "random", scores)
 
 
 @pytest.fixture(scope="session")
 def batch(processor: Any) -> Batch:
     """Six questions of different lengths, padded on the left."""
-    from effllava_optuna.tasks import Digits, Split, encode
+    from effllava_optuna.tasks import Digits, Split, encode_with_answers
 
-    return encode(processor, Digits().samples(Split.PROXY)[:6])[0]
+    return encode_with_answers(processor, Digits().samples(Split.PROXY)[:6])[0]
 
 
 @pytest.fixture(scope="session")
 def singles(processor: Any) -> list[Batch]:
     """The samples of `batch`, one to a batch: nothing is padded."""
-    from effllava_optuna.tasks import Digits, Split, encode
+    from effllava_optuna.tasks import Digits, Split, encode_with_answers
 
-    return [encode(processor, [one])[0] for one in Digits().samples(Split.PROXY)[:6]]
+    return [encode_with_answers(processor, [one])[0] for one in Digits().samples(Split.PROXY)[:6]]

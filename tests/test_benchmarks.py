@@ -1,4 +1,4 @@
-"""The scripts that measure still run."""
+"""The scripts that measure run in their small forms, and their tables show the right figures."""
 
 from __future__ import annotations
 
@@ -16,111 +16,115 @@ import torch
 from tests.conftest import rows, script
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "RESULTS.md"
+ORIGIN = {"cpu": "c", "torch": "t", "transformers": "f", "date": "d"}
 
 
-def test_the_comparison_of_orders_and_refits_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_comparison_of_compensations_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    script("compensation").main(["--tiny"])
+    duration, *lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"About \d+ s\.", duration)
+    accuracies = dict(line.split(": ") for line in lines)
+    assert [*accuracies] == ["magnitude none 0.5", "taylor least-squares 0.5"]
+    assert all(0.3 < float(accuracy) <= 1 for accuracy in accuracies.values())
+
+
+def test_the_table_of_compensations_pairs_the_draws() -> None:
     compensation = script("compensation")
-    compensation.main(["--tiny"])
-    expected, *lines = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"About \d+ s\.", expected)
-    found = dict(line.split(": ") for line in lines)
-    assert [*found] == ["magnitude none 0.5", "taylor least-squares 0.5"]
-    assert all(0.3 < float(share) <= 1 for share in found.values())
 
+    def accuracy(combination: Any, draw: int) -> float:
+        is_obs = (combination.importance, combination.compensation) == ("obs", "none")
+        return 0.5 + 0.1 * draw + 0.2 * is_obs
 
-def test_its_table_pairs_the_draws() -> None:
-    compensation = script("compensation")
-    rows = [
-        {"order": m.order, "refit": m.refit, "tokens": m.tokens, "keep": keep, "draw": draw}
-        | {"accuracy": 0.5 + 0.1 * draw + 0.2 * ((m.order, m.refit) == ("obs", "none"))}
-        for m in compensation.COMBINATIONS
-        for keep in m.keeps
+    records = [
+        {
+            "importance": combination.importance,
+            "compensation": combination.compensation,
+            "tokens": combination.tokens,
+            "width_ratio": ratio,
+            "draw": draw,
+            "accuracy": accuracy(combination, draw),
+        }
+        for combination in compensation.COMBINATIONS
+        for ratio in combination.width_ratios
         for draw in (1, 0)
     ]
-    rows += [{"order": "dense", "draw": draw, "accuracy": 0.9} for draw in (0, 1)]
-    where = {"cpu": "c", "torch": "t", "transformers": "f", "date": "d"}
-    text = compensation.report(rows, where)
+    records += [{"importance": "dense", "draw": draw, "accuracy": 0.9} for draw in (0, 1)]
+    text = compensation.section(records, ORIGIN)
     assert "Dense: 0.900 (0.000)" in text
     spread = f"({np.std([0.5, 0.6], ddof=1):.3f})"
     line = next(line for line in text.splitlines() if line.startswith("| obs | none | 0.750"))
-    assert (
-        line
-        == f"| obs | none | 0.750 {spread} | 0.750 {spread} | 0.750 {spread} | +0.200 (0.000) |"
-    )
+    cells = [f"0.750 {spread}"] * 3 + ["+0.200 (0.000)"]
+    assert line == f"| obs | none | {' | '.join(cells)} |"
 
 
+@pytest.mark.benchmarks
 def test_the_cost_of_a_trial_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    trial_cost = script("trial_cost")
     threads = torch.get_num_threads()
     try:
-        trial_cost.main(["--tiny"])
+        script("trial_cost").main(["--tiny"])
     finally:
         torch.set_num_threads(threads)
-    expected, *lines = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"About \d+ s\.", expected)
-    found = dict(line.split(": ") for line in lines)
-    assert "of it all else, ms" in found
-    assert sum(name.startswith("answering at keep") for name in found) == 8
-    shares = [int(told.rstrip("%")) for name, told in found.items() if name.startswith("share")]
+    duration, *lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"About \d+ s\.", duration)
+    figures = dict(line.split(": ") for line in lines)
+    assert "all else in it, ms" in figures
+    assert sum(name.startswith("scoring at width ratio") for name in figures) == 8
+    shares = [
+        int(figure.rstrip("%")) for name, figure in figures.items() if name.startswith("share of")
+    ]
     assert sum(shares) == pytest.approx(100, abs=len(shares))
 
 
-def test_its_table_shows_what_was_before() -> None:
+def test_the_table_of_the_cost_of_a_trial_shows_another_commit() -> None:
     trial_cost = script("trial_cost")
-    keeps = [str(keep) for keep in trial_cost.KEEPS]
+    ratios = [str(ratio) for ratio in trial_cost.WIDTH_RATIOS]
 
     def run(factor: float) -> dict[str, Any]:
         model = {
             "plain": [10.0, 20.0],
-            "trial": {keep: [10.0 * factor, 20.0 * factor] for keep in keeps},
-            "forward": {keep: [5.0, 10.0] for keep in keeps},
-            "put_on": [factor, factor],
+            "trial": {ratio: [10.0 * factor, 20.0 * factor] for ratio in ratios},
+            "forward": {ratio: [5.0, 10.0] for ratio in ratios},
+            "apply_ms": [factor, factor],
             "profile": {"GEMM": 0.75, "Python, or idle": 0.25},
             "samples": 64,
             "batches": 2,
         }
-        return {
-            "model": model,
-            "put_on_7b": [factor],
-            "study": {"trial": [40.0 * factor], "forward": [40.0]},
-        }
+        study = {"trial": [40.0 * factor], "forward": [40.0]}
+        return {"model": model, "apply_7b_ms": [factor], "study": study}
 
-    where = {"cpu": "c", "torch": "t", "transformers": "f", "date": "d"}
-    found = {"provenance": where, "commit": "abc", "before": [run(3.0)], "now": [run(1.5)]}
-    text = trial_cost.section(found)
-    assert "| | before (abc) | now |" in text
-    assert "| of it all else, ms | 80.0 (80.0-80.0) | 20.0 (20.0-20.0) |" in text
-    ratio = (
-        "| answering at keep 0.5 / dense forward passes | 3.00 (3.00-3.00) | 1.50 (1.50-1.50) |"
-    )
-    assert ratio in text
-    assert "| share of GEMM | 75% | 75% |" in text
+    figures = {"provenance": ORIGIN, "commit": "abc", "before": [run(3.0)], "now": [run(1.5)]}
+    lines = trial_cost.section(figures).splitlines()
+    assert "| quantity | before (abc) | now |" in lines
+    assert "| all else in it, ms | 80.0 (80.0-80.0) | 20.0 (20.0-20.0) |" in lines
+    ratio = "3.00 (3.00-3.00) | 1.50 (1.50-1.50)"
+    assert f"| scoring at width ratio 0.5 / dense forward passes | {ratio} |" in lines
+    assert "| share of GEMM | 75% | 75% |" in lines
 
 
+@pytest.mark.benchmarks
 @pytest.mark.usefixtures("unchanged")
-def test_the_figures_of_a_gpu_can_be_had_from_a_cpu_in_small(
+def test_the_figures_of_a_gpu_are_measured_on_a_cpu_in_small(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     script("gpu").main(["--shape", "tiny", "--device", "cpu", "--tiny"])
     printed = capsys.readouterr().out
     done = [line.partition(":")[0] for line in printed.splitlines() if ": done after" in line]
     assert done == ["trial_cost-tiny", "latency_model-tiny", "speedup-tiny"]
-    keeps, (table,), (faster,) = rows(printed)[:4], rows(printed)[4:5], rows(printed)[5:]
-    assert [row[0] for row in keeps] == ["1.0", "0.75", "0.5", "0.35"]
+    costs, (table,), (speedup,) = rows(printed)[:4], rows(printed)[4:5], rows(printed)[5:]
+    assert [row[0] for row in costs] == ["1.0", "0.75", "0.5", "0.35"]
     assert table[0] == "tiny shape, 1 prompts, 16 new tokens"
     assert float(table[2].rstrip("%")) >= 0
-    ideal = [float(faster[index]) for index in (4, 8)]
-    assert 1.4 < min(ideal) <= max(ideal) < 2  # half the decoder, and what is no part of it
+    ideal = [float(speedup[index]) for index in (4, 8)]
+    assert 1.4 < min(ideal) <= max(ideal) < 2  # half the decoder, and what does not belong to it
 
 
-def test_without_a_gpu_its_figures_are_refused_in_one_line(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_missing_gpu_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(SystemExit, match="There is no GPU here"):
+    with pytest.raises(SystemExit, match=r"^No GPU is available\. .*--tiny$"):
         script("gpu").main([])
 
 
+@pytest.mark.benchmarks
 @pytest.mark.usefixtures("unchanged")
 def test_a_whole_study_of_a_shape_runs(capsys: pytest.CaptureFixture[str]) -> None:
     script("scale").main(["--shape", "tiny", "--device", "cpu", "--tiny"])
@@ -128,61 +132,91 @@ def test_a_whole_study_of_a_shape_runs(capsys: pytest.CaptureFixture[str]) -> No
     assert stages == ["pictures", "calibration", "search and projector", "slice"]
 
 
+@pytest.mark.benchmarks
 @pytest.mark.usefixtures("unchanged")
-def test_an_export_is_raced_in_plain_transformers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_export_is_timed_in_plain_transformers(capsys: pytest.CaptureFixture[str]) -> None:
     script("speedup").main(["--tiny"])
     printed = capsys.readouterr().out
     assert "exported, read by plain transformers" in printed
-    ((keep, share, *figures),) = rows(printed)
-    assert (keep, share) == ("0.50", "0.500")
+    ((width_ratio, keep_ratio, *figures),) = rows(printed)
+    assert (width_ratio, keep_ratio) == ("0.50", "0.500")
     assert float(figures[2]) == pytest.approx(1.98, abs=0.02)  # of the operations, half remain
+
+
+def run_tiny(name: str) -> str:
+    """Run the tiny form of a script in a process of its own, and return its output."""
+    command = [sys.executable, "-W", "ignore", str(RESULTS.parent / f"{name}.py"), "--tiny"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 @pytest.mark.parametrize(
     ("name", "first"),
     [
-        pytest.param("memory", ["none", "least-squares"], marks=pytest.mark.slow),
-        pytest.param("storage", ["SQLite"], marks=pytest.mark.slow),
-        pytest.param("workers", ["sqlite"], marks=pytest.mark.slow),
+        ("memory", ["none", "least-squares"]),
+        ("storage", ["SQLite"]),
+        ("workers", ["sqlite"]),
         ("peers", ["effllava_optuna", "Torch-Pruning", "dense"]),
         ("latency_model", ["digits-vlm, prefill of 4", "digits-vlm, 2 with 16 new tokens"]),
     ],
 )
+@pytest.mark.benchmarks
 @pytest.mark.usefixtures("unchanged")
-def test_a_small_form_runs(name: str, first: list[str]) -> None:
-    words = [sys.executable, "-W", "ignore", str(RESULTS.parent / f"{name}.py"), "--tiny"]
-    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
-    assert list(dict.fromkeys(row[0] for row in rows(done.stdout))) == first
+def test_a_tiny_form_prints_its_table(name: str, first: list[str]) -> None:
+    printed = run_tiny(name)
+    assert list(dict.fromkeys(row[0] for row in rows(printed))) == first
     if name == "peers":
-        assert "was still running after 5 s" in done.stdout
+        assert re.search(r"was (still running|exit code -?\d+) after\s+\d+ s", printed)
 
 
-@pytest.mark.slow
+@pytest.mark.benchmarks
 @pytest.mark.usefixtures("unchanged")
-def test_a_small_form_of_a_large_study_is_served() -> None:
-    words = [sys.executable, "-W", "ignore", str(RESULTS.parent / "dashboard.py"), "--tiny"]
-    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
-    assert "study of 16 trials of 4 genes" in done.stdout
-    found = dict(rows(done.stdout))
-    assert int(found["the note"].split()[0].replace(",", "")) > 500
-    assert {f"figure `{name}`" for name in ("front_by_epoch", "hypervolume")} < set(found)
-    for name in ("first load of the page's data", "each poll after it, nothing new"):
-        assert re.fullmatch(r"[\d.]+ m?s, [\d.]+ MB", found[name])
+def test_a_tiny_form_of_a_large_study_is_served() -> None:
+    printed = run_tiny("dashboard")
+    assert "study of 16 trials of 4 genes" in printed
+    figures = dict(rows(printed))
+    assert int(figures["the note"].split()[0].replace(",", "")) > 500
+    assert {f"figure `{name}`" for name in ("front_by_epoch", "hypervolume")} < set(figures)
+    for name in ("first load of the page's data", "each poll after it, without news"):
+        assert re.fullmatch(r"[\d.]+ m?s, [\d.]+ MB", figures[name])
 
 
-def test_a_target_that_nobody_has_measured_says_so(
+def test_a_target_without_results_is_reported_as_not_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     targets = script("targets")
     monkeypatch.setattr(targets, "RESULTS", tmp_path)
     assert [row[-1] for row in rows(targets.section())] == ["not measured"] * 10
     run = {"peak": 11, "dense": 8, "table": 2}
-    found = {"runs": {"none": run}, "provenance": {"gpu": "a card"}}
-    (tmp_path / "memory-4096.json").write_text(json.dumps(found))
-    told = [row[-1] for row in rows(targets.section()) if row[-1] != "not measured"]
-    assert told == ["[a card](results/memory-4096.json): 1.10 (none)"]
+    figures = {"runs": {"none": run}, "provenance": {"gpu": "a card"}}
+    (tmp_path / "memory-4096.json").write_text(json.dumps(figures))
+    measured = [row[-1] for row in rows(targets.section()) if row[-1] != "not measured"]
+    assert measured == ["[a card](results/memory-4096.json): 1.10 (none)"]
 
 
-def test_the_table_of_targets_is_that_of_the_results() -> None:
-    section = RESULTS.read_text(encoding="utf-8").split("\n## Targets\n")[1].split("\n## ")[0]
-    assert section.strip() == script("targets").section().strip()
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("storage", "Cost of a trial"),
+        ("recovery", "Recovery after pruning"),
+        ("latency_model", "Error of the latency table"),
+        ("memory", "Memory of a search"),
+        ("peers", "Side by side with Torch-Pruning"),
+        ("speedup", "Speed-ups"),
+        ("trial_cost", "Forward passes of a trial, and all else"),
+        ("workers", "Throughput of workers"),
+        ("dashboard", "The dashboard with a large study"),
+        ("targets", "Targets"),
+    ],
+)
+def test_a_published_section_is_that_of_its_figures(name: str, title: str) -> None:
+    published = RESULTS.read_text(encoding="utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0]
+    module, file = script(name), RESULTS.parent / "results" / f"{name}.json"
+    figures = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    arguments: dict[str, tuple[Any, ...]] = {
+        "storage": (figures.get("rows"), figures.get("provenance")),
+        "recovery": (figures.get("rows"), figures.get("provenance"), 2000),
+        "dashboard": (figures, figures.get("provenance")),
+        "targets": (),
+    }
+    section = module.section(*arguments.get(name, (figures,)))
+    assert section.strip() == published.strip()

@@ -1,4 +1,4 @@
-"""The drawn datasets have the schemas of benchmarks, and a model that knows their words."""
+"""The drawn datasets have the schemas of the benchmarks, and an embedded model answers them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from effllava_optuna.objectives import Answered, examine
-from effllava_optuna.surgery import Loaded, load
-from effllava_optuna.surgery.load import EMBEDDED
-from effllava_optuna.tasks import DataTask, Options, Split
-from effllava_optuna.tasks.digits import draw, enlarge, scans
+from effllava_optuna.evaluation.answering import GradedAnswer, answer_samples
+from effllava_optuna.surgery import LoadedModel, load
+from effllava_optuna.surgery.loading.loader import EMBEDDED
+from effllava_optuna.tasks import DataTask, Split, TaskOptions
+from effllava_optuna.tasks.data.digits import load_scans, render_tiles, upscale
 from tests.conftest import script
 
 if TYPE_CHECKING:
@@ -49,20 +49,20 @@ def mmvet(drawn: Path) -> list[dict[str, str]]:
 
 
 def tiles(images: Iterable[Image.Image | None]) -> set[bytes]:
-    """Give the scans that ``images`` show, black ones left out."""
+    """Return the scans that ``images`` show, without black ones."""
     grids = [np.asarray(image)[:, :, 0].reshape(2, 16, 2, 16) for image in images if image]
-    every = [grid[row, :, column] for grid in grids for row in (0, 1) for column in (0, 1)]
-    return {tile.tobytes() for tile in every if tile.any()}
+    scans = [grid[row, :, column] for grid in grids for row in (0, 1) for column in (0, 1)]
+    return {scan.tobytes() for scan in scans if scan.any()}
 
 
 def pictures(drawn: Path, mmvet: list[dict[str, str]]) -> list[Image.Image]:
-    """Open the pictures of MM-Vet's rows."""
-    found: list[Image.Image] = []
+    """Open the pictures of the rows of MM-Vet."""
+    images: list[Image.Image] = []
     for row in mmvet:
         with Image.open(drawn / "mmvet" / "images" / row["image"], formats=["PNG"]) as image:
             image.load()
-            found.append(image)
-    return found
+            images.append(image)
+    return images
 
 
 def test_the_same_seed_draws_the_same_bytes(drawn: Path, tmp_path: Path) -> None:
@@ -101,10 +101,10 @@ def test_scienceqa_has_the_columns_of_the_hub(science: Any) -> None:
         assert 0.2 < np.mean([hint != "" for hint in rows["hint"]]) < 0.6
 
 
-def test_every_position_is_right_sometimes_and_none_always(science: Any) -> None:
-    every = [row for rows in science.values() for row in rows.remove_columns("image")]
+def test_no_position_is_always_or_never_right(science: Any) -> None:
+    problems = [row for rows in science.values() for row in rows.remove_columns("image")]
     for count in (2, 3, 4, 5):
-        right = Counter(row["answer"] for row in every if len(row["choices"]) == count)
+        right = Counter(row["answer"] for row in problems if len(row["choices"]) == count)
         assert {*right} == {*range(count)}
         assert max(right.values()) < 0.7 * sum(right.values())
 
@@ -122,19 +122,19 @@ def test_splits_share_neither_scans_nor_questions_without_a_picture(science: Any
     assert len(asked) == len({*asked}) == 270
 
 
-def test_no_picture_shows_a_scan_that_trained(
+def test_no_picture_shows_a_training_scan(
     science: Any, tables: dict[str, Any], mmvet: list[dict[str, str]], drawn: Path
 ) -> None:
     images = [image for rows in (*science.values(), *tables.values()) for image in rows["image"]]
     images += pictures(drawn, mmvet)
-    trained, _ = scans()
-    fours = enlarge(trained.pixels).reshape(-1, 4, 16, 16)
-    known = tiles(Image.fromarray(draw(four)) for four in fours)
-    assert len(known) > 1300
-    assert not known & tiles(images)
+    trained, _ = load_scans()
+    groups = upscale(trained.pixels).reshape(-1, 4, 16, 16)
+    training = tiles(Image.fromarray(render_tiles(group)) for group in groups)
+    assert len(training) > 1300
+    assert not training & tiles(images)
 
 
-def test_vizwiz_has_ten_noisy_answers_and_a_test_split_without(tables: dict[str, Any]) -> None:
+def test_vizwiz_has_ten_noisy_answers_except_in_the_test_split(tables: dict[str, Any]) -> None:
     rows, test = tables["val"], tables["test"]
     assert rows.column_names == ["question_id", "image", "question", "answers", "category"]
     assert (len(rows), len(test)) == (300, 96)
@@ -153,19 +153,21 @@ def test_vizwiz_has_ten_noisy_answers_and_a_test_split_without(tables: dict[str,
 
 
 def blanks(*tables: Any) -> list[Image.Image]:
-    """Give the pictures that show nothing."""
+    """Return the pictures without digits."""
     return [image for rows in tables for image in rows["image"] if np.asarray(image).max() < 64]
 
 
-def test_mmvet_joins_parts_and_ways_to_say_them(mmvet: list[dict[str, str]], drawn: Path) -> None:
+def test_references_of_mmvet_have_parts_and_alternatives(
+    mmvet: list[dict[str, str]], drawn: Path
+) -> None:
     assert [row["question_id"] for row in mmvet] == [f"v1_{index}" for index in range(80)]
     assert all(
         [*row] == ["question_id", "image", "question", "answer", "capability"] for row in mmvet
     )
     assert sum("<AND>" in row["answer"] for row in mmvet) > 20
     assert sum("<OR>" in row["answer"] for row in mmvet) > 10
-    known = {capability for row in mmvet for capability in row["capability"].split(",")}
-    assert known == {"rec", "ocr", "know", "gen", "spat", "math"}
+    capabilities = {name for row in mmvet for name in row["capability"].split(",")}
+    assert capabilities == {"rec", "ocr", "know", "gen", "spat", "math"}
     assert len({*(drawn / "mmvet" / "images").iterdir()}) == 70
     assert {picture.size for picture in pictures(drawn, mmvet)} == {(32, 32)}
 
@@ -190,31 +192,31 @@ TASKS = ("scienceqa", "vizwiz", "mmvet", "llava-bench")
 
 
 @pytest.fixture(scope="module")
-def answering() -> Loaded:
+def model() -> LoadedModel:
     return load("drawn-vlm", device="cpu")
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_its_tokenizer_knows_every_word(answering: Loaded, drawn: Path, name: str) -> None:
-    samples = DataTask(name, str(drawn / name)).everything(Split.TEST)
+def test_the_tokenizer_has_every_word(model: LoadedModel, drawn: Path, name: str) -> None:
+    samples = DataTask(name, str(drawn / name)).all_rows(Split.TEST)
     texts = [text for sample in samples for text in (sample.question, *sample.targets[:1])]
-    encoded = answering.processor.tokenizer(texts)["input_ids"]
-    unknown = answering.processor.tokenizer.unk_token_id
+    encoded = model.processor.tokenizer(texts)["input_ids"]
+    unknown = model.processor.tokenizer.unk_token_id
     assert [text for text, ids in zip(texts, encoded, strict=True) if unknown in ids] == []
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_it_answers_as_well_as_its_card_says(answering: Loaded, drawn: Path, name: str) -> None:
-    task = DataTask(name, str(drawn / name), options=Options(new_tokens=40))
-    samples = task.everything(Split.TEST)[:60]
-    answers: list[Answered] = []
-    examine(answering, samples, answers.extend)
+def test_the_model_has_the_scores_of_its_card(model: LoadedModel, drawn: Path, name: str) -> None:
+    task = DataTask(name, str(drawn / name), options=TaskOptions(new_tokens=40))
+    samples = task.all_rows(Split.TEST)[:60]
+    answers: list[GradedAnswer] = []
+    answer_samples(model, samples, answers.extend)
     card = (EMBEDDED / "drawn-vlm" / "README.md").read_text()
     (low,) = re.findall(rf"\| {name} \|.*\| ([\d.]+) to [\d.]+ \|", card)
     assert np.mean([answer.score or 0.0 for answer in answers]) > float(low) - 0.12
 
 
-def test_it_is_small_and_stock(answering: Loaded) -> None:
-    assert type(answering.model).__name__ == "LlavaForConditionalGeneration"
+def test_the_model_is_small_and_stock(model: LoadedModel) -> None:
+    assert type(model.model).__name__ == "LlavaForConditionalGeneration"
     files = (EMBEDDED / "drawn-vlm").iterdir()
     assert sum(file.stat().st_size for file in files) < 6_000_000

@@ -1,4 +1,4 @@
-"""The evidence: its scripts run, and the pages say of the defaults what was measured."""
+"""The scripts that compare studies run, and the pages show what was measured."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from docs import generate
-from effllava_optuna.study import read_spec
-from effllava_optuna.study.spec import StudySpec
+from effllava_optuna.config.schema import StudyConfig
+from effllava_optuna.study import load_config
 from tests.conftest import rows, script
 
 ROOT = Path(__file__).parents[1]
@@ -21,61 +21,65 @@ RECORDS = ROOT / "benchmarks" / "results"
 SCRIPTS = ("overfit", "risk", "projector", "evolution", "ablation", "transfer")
 
 
-def value_of(spec: StudySpec, setting: str) -> Any:
+def value_of(config: StudyConfig, setting: str) -> Any:
     table, _, key = setting.partition(".")
-    return getattr(getattr(spec, table), key)
+    return getattr(getattr(config, table), key)
 
 
 @pytest.fixture(scope="module")
 def learned() -> tuple[Any, Any, Any]:
-    """The module, a runner that only reads records, and all claims."""
+    """Return the module, a runner that only reads records, and all claims."""
     module, evidence = script("learned"), script("_evidence")
     models = {"first": evidence.EMBEDDED, "second": evidence.SECOND}
-    form = evidence.Form("full", 50, models, RECORDS, published=False, report=True)
+    form = evidence.Form(
+        name="full", seeds=50, models=models, folder=RECORDS, published=False, report=True
+    )
     runner = script("_studies").StudyRunner(form)
-    return module, runner, module.claims(runner)
+    return module, runner, module.all_claims(runner)
 
 
-def test_what_was_learned_is_what_the_evidence_says(learned: tuple[Any, Any, Any]) -> None:
+def test_the_page_of_what_was_learned_is_that_of_the_records(
+    learned: tuple[Any, Any, Any],
+) -> None:
     module, runner, claims = learned
-    written = (ROOT / "benchmarks" / "LEARNED.md").read_text(encoding="utf-8")
-    drawn = module.pictures(runner, claims)
-    assert module.page(runner, claims, drawn) == written
-    for name, picture in drawn.items():
+    published = (ROOT / "benchmarks" / "LEARNED.md").read_text(encoding="utf-8")
+    pictures = module.pictures(runner, claims)
+    assert module.page(runner, claims, pictures) == published
+    for name, picture in pictures.items():
         assert (ROOT / "docs" / "images" / name).read_text(encoding="utf-8") == picture
 
 
-def test_each_default_leads_to_what_was_measured_instead_of_it(
+def test_each_default_links_to_the_measurements_of_its_alternatives(
     learned: tuple[Any, Any, Any],
 ) -> None:
     module, _, claims = learned
-    asked = {
-        "search.sampler", "quality.eta", "quality.risk", "pruning.order", "pruning.refit",
-        "search.epochs",
+    measured = {
+        "search.sampler", "quality.eta", "quality.risk", "pruning.importance",
+        "pruning.compensation", "search.epochs",
     }  # fmt: skip
-    assert asked <= set(module.DEFAULTS)
-    spec = read_spec(ROOT / "studies" / "quickstart.toml")
+    assert measured <= set(module.DEFAULTS)
+    config = load_config(ROOT / "studies" / "quickstart.toml")
     keys, page = "\n".join(generate.study_file()), "\n".join(generate.learned())
     for setting, value in module.DEFAULTS.items():
-        followed = module.FOLLOWED.get(setting)
-        assert value_of(spec, setting) == (followed or value), setting
+        changed = module.CHANGED.get(setting)
+        assert value_of(config, setting) == (changed or value), setting
         of_setting = [claim for claim in claims if claim.setting == setting]
         assert of_setting, setting
-        assert all(claim.more.count >= 5 for claim in of_setting), setting
+        assert all(claim.gain.count >= 5 for claim in of_setting), setting
         against = [claim.other for claim in of_setting if claim.verdict == "against the default"]
-        if followed is None:
+        if changed is None:
             assert not against, setting
         else:
-            assert any(followed in other for other in against), setting
+            assert any(changed in other for other in against), setting
         assert f"[why](../learned.md#{setting.replace('.', '')})" in keys
         (section,) = re.findall(rf"\n### `{setting}`\n(.*?)(?=\n### |\Z)", page, re.DOTALL)
         for claim in of_setting:
-            assert f"| {claim.other} | {claim.more.text('+')} | {claim.more.count} |" in section
-            assert f"\n## {claim.where}\n" in RESULTS.read_text(encoding="utf-8")
+            assert f"| {claim.other} | {claim.gain.text('+')} | {claim.gain.count} |" in section
+            assert f"\n## {claim.section}\n" in RESULTS.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_its_tables_are_those_of_the_results(
+def test_published_tables_are_those_of_the_records(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script(name).main(["--report", "--out", str(RECORDS)])
@@ -91,13 +95,13 @@ def test_the_readme_shows_figures_of_the_results() -> None:
     assert len(shown) == 5
     results = RESULTS.read_text(encoding="utf-8")
     for seed, row in shown:
-        (known,) = re.findall(rf"^\| nsga2 \| {seed} \|.*", results, re.MULTILINE)
+        (published,) = re.findall(rf"^\| nsga2 \| {seed} \|.*", results, re.MULTILINE)
         figures = re.findall(r"[+-]?\d\.\d{3}", row)
         assert len(figures) == 13
-        assert set(figures) <= set(re.findall(r"[+-]?\d\.\d{3}", known))
+        assert set(figures) <= set(re.findall(r"[+-]?\d\.\d{3}", published))
 
 
-def test_a_verdict_needs_pairs_and_an_interval_that_leaves_0_out() -> None:
+def test_a_verdict_needs_enough_pairs_and_an_interval_without_0() -> None:
     module, mean = script("_claims"), script("_means").Mean
 
     def verdict(*parts: float) -> str:
@@ -128,39 +132,42 @@ def test_a_picture_of_means_shows_each_with_its_interval() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where all scripts keep their records, since they share some."""
+    """Return the folder of all records; scripts share some."""
     return tmp_path_factory.mktemp("evidence")
 
 
-WAYS = [
+VARIANTS = [
     "no update",
     "one update after the search",
-    "update each epoch, order kept (the default)",
-    "update each epoch, units re-ordered and re-fitted",
+    "update each epoch, ranking kept (the default)",
+    "update each epoch, units ranked and fitted again",
 ]
-SEARCHED = ["dense", "NSGA-II, ours", "CMA-ES, ours", "two numbers", "one number"]
+METHODS = ["dense", "NSGA-II, ours", "CMA-ES, ours", "uniform by kind", "uniform"]
 
 
 @pytest.mark.parametrize(
     ("name", "first"),
     [
         ("overfit", ["16", "32", "64", "128", "256"]),
-        ("risk", ["weight norm (paper)", "refit norm", "sum of norms", "sharpness", "margin"]),
-        ("evolution", SEARCHED),
-        ("projector", WAYS),
+        (
+            "risk",
+            ["weight norm (paper)", "compensated norm", "sum of norms", "sharpness", "margin"],
+        ),
+        ("evolution", METHODS),
+        ("projector", VARIANTS),
         ("ablation", ["the default", "cross-fitting: none", "damping: 0.01 everywhere"]),
         ("transfer", ["all kinds", "one digit", "prefill of 64"]),
     ],
 )
-@pytest.mark.slow
+@pytest.mark.benchmarks
 @pytest.mark.usefixtures("unchanged")
-def test_evidence_is_gathered_in_small_and_goes_on_where_it_stopped(
+def test_a_tiny_form_measures_its_records_once(
     name: str, first: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--tiny", "--out", str(folder)]
+    arguments = ["--tiny", "--out", str(folder)]
     threads = torch.get_num_threads()
     try:
-        script(name).main(words)
+        script(name).main(arguments)
     finally:
         torch.set_num_threads(threads)
     printed = capsys.readouterr().out
@@ -169,59 +176,61 @@ def test_evidence_is_gathered_in_small_and_goes_on_where_it_stopped(
     assert "support no claim about" in printed
     records = {file: file.read_bytes() for file in folder.glob("*.jsonl")}
     assert folder / f"{name}.jsonl" in records
-    script(name).main(words)
+    script(name).main(arguments)
     again = capsys.readouterr().out
     assert " for 0 records." in again
     assert again.partition("Generated")[2] == printed.partition("Generated")[2]
     assert {file: file.read_bytes() for file in folder.glob("*.jsonl")} == records
 
 
-def test_prefixes_that_questions_share_change_no_answer() -> None:
+def test_a_shared_prefix_changes_no_answer() -> None:
     from effllava_optuna import Policy, load, rank_units
-    from effllava_optuna.objectives import answers, ask
-    from effllava_optuna.surgery import Basis, arranged, running
+    from effllava_optuna.objectives import encode_samples, score_policy
+    from effllava_optuna.surgery import WeightState, arranged, policy_network
     from effllava_optuna.tasks import Scores
 
     prefixes = script("_prefixes")
     loaded = load("digits-vlm", device="cpu")
-    order, policy = rank_units(loaded), Policy.uniform(loaded.anatomy, keep=0.5)
-    basis = Basis("plain", order, (None,), (None,))
+    ranking, policy = rank_units(loaded), Policy.uniform(loaded.structure, ratio=0.5)
+    weight_state = WeightState("plain", ranking, (None,), (None,))
     samples = prefixes.questions_of(520)
-    with arranged(loaded, order) as ready:
-        plain = ask(ready, samples)
-        expected = answers(ready, basis, policy, plain)
+    with arranged(loaded, ranking) as ready:
+        plain = encode_samples(ready, samples)
+        expected = score_policy(ready, weight_state, policy, plain)
         batches = prefixes.prefix_batches(ready, samples, 4)
-        with running(ready, basis, policy) as network:
-            scores = Scores.joined([batch.answered(network) for batch in batches])
-    answered = [sample.id for batch in batches for sample in batch.batch.samples]
-    index_of = {name: index for index, name in enumerate(answered)}
+        with policy_network(ready, weight_state, policy) as network:
+            scores = Scores.concatenate([batch.scores(network) for batch in batches])
+    scored = [sample.id for batch in batches for sample in batch.batch.samples]
+    index_of = {sample_id: index for index, sample_id in enumerate(scored)}
     same = [index_of[sample.id] for item in plain for sample in item.batch.samples]
-    assert len({sample.unit for sample in samples}) == 65
+    assert len({sample.group for sample in samples}) == 65
     np.testing.assert_allclose(scores.log_probability[same], expected.log_probability, atol=1e-3)
 
 
-def test_draws_come_from_other_images_than_the_test() -> None:
-    units = np.repeat(np.arange(9), 5)
-    inside, outside = script("_draws").halves(units, np.random.default_rng(0))
+def test_draws_and_test_share_no_images() -> None:
+    groups = np.repeat(np.arange(9), 5)
+    inside, outside = script("_draws").halves(groups, np.random.default_rng(0))
     assert len(inside) + len(outside) == 45
-    assert not set(units[inside]) & set(units[outside])
+    assert not set(groups[inside]) & set(groups[outside])
 
 
-def test_a_risk_that_tells_the_gap_is_found_and_one_that_does_not_is_not() -> None:
+def test_only_a_risk_that_predicts_the_gap_is_correlated_with_it() -> None:
     pool, draws, risks = script("_pool"), script("_draws"), script("_risks")
     rng = np.random.default_rng(0)
     skill = 0.7 + 0.2 * rng.random((80, 1))
     hit = (rng.random((80, 1000)) < skill).astype(float)
     log = np.log(np.where(hit > 0, 0.9, 0.1))
     noise = rng.random(80)
-    forms = dict.fromkeys(risks.STATIC, noise) | {"refit norm": -skill[:, 0]}
-    answers = pool.Pool(hit, log, np.arange(1000) // 10, forms, noise)
-    figures = draws.resample(answers, 32, 60)
+    forms = dict.fromkeys(risks.STATIC, noise) | {"compensated norm": -skill[:, 0]}
+    scores = pool.Pool(
+        hit=hit, log=log, groups=np.arange(1000) // 10, static=forms, keep_ratio=noise
+    )
+    figures = draws.resample(scores, 32, 60)
     assert figures["gap of the pick"][1] > 0  # the pick was lucky on the proxy
     assert figures["gap of all"][1] < 0 < figures["gap of all"][2]
-    assert figures["top refit norm"][1] > 0.2
+    assert figures["top compensated norm"][1] > 0.2
     assert abs(figures["top sum of norms"][0]) < 0.15
-    assert figures["eta refit norm"]["0.05"][1] > 0
+    assert figures["eta compensated norm"]["0.05"][1] > 0
 
 
 def test_an_interval_is_that_of_students_t() -> None:

@@ -1,4 +1,4 @@
-"""What is written is there as a whole or not at all."""
+"""Files and directories appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from threading import Thread
 import pytest
 
 from effllava_optuna.errors import ExportError
-from effllava_optuna.files import DRAFT, scratch_beside, write_atomically, write_errors_as
+from effllava_optuna.files import DRAFT_SUFFIX, scratch_beside, write_atomically, write_errors_as
 
 KILLED = """
 import os, signal, sys
@@ -29,14 +29,16 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("content", ["a\n\r\nü", b"\x00\xff"])
-def test_the_content_is_written_as_it_is(tmp_path: Path, content: str | bytes) -> None:
+def test_the_content_is_written_unchanged(tmp_path: Path, content: str | bytes) -> None:
     write_atomically(tmp_path / "x", content)
     data = content.encode() if isinstance(content, str) else content
     assert (tmp_path / "x").read_bytes() == data
     assert names(tmp_path) == ["x"]
 
 
-def test_a_new_file_has_the_usual_mode_and_an_old_one_keeps_its_own(tmp_path: Path) -> None:
+def test_a_new_file_has_the_default_mode_and_an_existing_one_keeps_its_mode(
+    tmp_path: Path,
+) -> None:
     plain, new, old = (tmp_path / name for name in ("plain", "new", "old"))
     plain.touch()
     old.touch()
@@ -47,7 +49,7 @@ def test_a_new_file_has_the_usual_mode_and_an_old_one_keeps_its_own(tmp_path: Pa
     assert old.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_link_stays_one_and_its_target_is_written(tmp_path: Path) -> None:
+def test_a_link_stays_a_link_and_its_target_is_written(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     link, target = tmp_path / "link", tmp_path / "folder" / "target"
     link.symlink_to(target)
@@ -75,7 +77,7 @@ def test_a_kill_leaves_the_old_content(tmp_path: Path, moment: str) -> None:
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
     (draft,) = (name for name in names(tmp_path) if name != "x")
-    assert (draft.startswith(".x."), draft.endswith(DRAFT)) == (True, True)
+    assert (draft.startswith(".x."), draft.endswith(DRAFT_SUFFIX)) == (True, True)
 
 
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
@@ -110,15 +112,15 @@ def test_an_existing_file_is_kept_if_asked(tmp_path: Path) -> None:
     assert names(tmp_path) == ["x"]
 
 
-@pytest.mark.parametrize("place", [".", "no/folder", "file/x", "x" * 300])
-def test_a_place_where_nothing_can_be_written_is_an_os_error(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("path", [".", "no/folder", "file/x", "x" * 300])
+def test_a_path_that_cannot_be_written_is_an_os_error(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"."):
-        write_atomically(tmp_path / place, "text")
+        write_atomically(tmp_path / path, "text")
     assert names(tmp_path) == ["file"]
 
 
-def test_scratch_is_beside_its_target_and_gone_at_the_end(tmp_path: Path) -> None:
+def test_scratch_is_beside_its_target_and_removed_on_exit(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b" / "target"
     with pytest.raises(IsADirectoryError), scratch_beside(target) as scratch:
         scratch.write_text("half")
@@ -130,7 +132,7 @@ def test_scratch_is_beside_its_target_and_gone_at_the_end(tmp_path: Path) -> Non
     assert names(target.parent) == ["target"]
 
 
-def test_what_cannot_be_written_is_told_with_its_reason(tmp_path: Path) -> None:
+def test_a_write_error_names_the_path_and_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "no" / "x"
     message = f"{path} cannot be written: No such file or directory. Choose another one."
     with (

@@ -1,4 +1,4 @@
-"""Our root logger."""
+"""The root logger of the package."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ def _as_before() -> None:
     ours.set_verbosity(logging.INFO)
 
 
-def test_messages_go_to_whatever_stderr_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_messages_go_to_the_present_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     _logger.info("seen")
     _logger.debug("unseen")
-    told = capsys.readouterr().err
-    assert told.startswith("[I ")
-    assert told.endswith("] seen\n")
+    output = capsys.readouterr().err
+    assert output.startswith("[I ")
+    assert output.endswith("] seen\n")
 
 
-def test_verbosity_is_of_all_our_loggers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbosity_holds_for_all_loggers_of_the_package(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     ours.set_verbosity(logging.WARNING)
     _logger.info("unseen")
     ours.get_logger("elsewhere").warning("seen")
     assert capsys.readouterr().err.endswith("] seen\n")
 
 
-def test_the_handler_can_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_default_handler_can_be_disabled(capsys: pytest.CaptureFixture[str]) -> None:
     ours.disable_default_handler()
     _logger.warning("unseen")
     ours.enable_default_handler()
@@ -40,29 +42,31 @@ def test_the_handler_can_be_left_out(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_messages_reach_pythons_root_if_they_shall() -> None:
-    found: list[str] = []
+def test_messages_reach_pythons_root_logger_if_propagation_is_enabled() -> None:
+    messages: list[str] = []
 
-    class Listening(logging.Handler):
+    class Recorder(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            found.append(record.getMessage())
+            messages.append(record.getMessage())
 
-    listening = Listening()
-    logging.getLogger().addHandler(listening)
+    recorder = Recorder()
+    logging.getLogger().addHandler(recorder)
     try:
         _logger.warning("kept")
         ours.enable_propagation()
-        _logger.warning("handed on")
+        _logger.warning("passed on")
     finally:
         ours.disable_propagation()
-        logging.getLogger().removeHandler(listening)
-    assert found == ["handed on"]
+        logging.getLogger().removeHandler(recorder)
+    assert messages == ["passed on"]
 
 
-def test_a_file_gets_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_file_contains_messages_of_all_levels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "log"
     ours.set_verbosity(logging.WARNING)
-    with ours.written_to(file):
+    with ours.logging_to_file(file):
         assert not file.exists()
         assert ours.get_verbosity() == logging.WARNING
         _logger.debug("in the file")

@@ -1,4 +1,4 @@
-"""Records of the benchmarks: kept once, sorted, and never lost."""
+"""Records of the benchmarks are stored once, sorted, and never lost."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ def records() -> Any:
     return script("_records")
 
 
-def test_lines_are_sorted_by_key_whatever_order_records_come_in(
-    records: Any, tmp_path: Path
-) -> None:
+def test_lines_are_sorted_by_key(records: Any, tmp_path: Path) -> None:
     file = tmp_path / "question.jsonl"
     for draw in (10, 9, 0):
         records.add_records(file, {("study", "first", draw): {"draw": draw}})
@@ -31,14 +29,14 @@ def test_lines_are_sorted_by_key_whatever_order_records_come_in(
     assert records.read_records(file)["study", "first", 9] == {"draw": 9}
 
 
-def test_a_record_that_exists_is_kept(records: Any, tmp_path: Path) -> None:
+def test_an_existing_record_is_not_replaced(records: Any, tmp_path: Path) -> None:
     file = tmp_path / "question.jsonl"
     records.add_records(file, {("a",): {"figure": 1.5}})
     records.add_records(file, {("a",): {"figure": 2.0}, ("b",): {"figure": 3.0}})
     assert records.read_records(file) == {("a",): {"figure": 1.5}, ("b",): {"figure": 3.0}}
 
 
-def test_a_line_that_was_cut_is_ignored_and_replaced(records: Any, tmp_path: Path) -> None:
+def test_a_truncated_last_line_is_ignored_and_replaced(records: Any, tmp_path: Path) -> None:
     file = tmp_path / "question.jsonl"
     records.add_records(file, {("a",): {"figure": 1}, ("b",): {"figure": 2}})
     whole = file.read_text(encoding="utf-8")
@@ -50,7 +48,7 @@ def test_a_line_that_was_cut_is_ignored_and_replaced(records: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", "{}", '{"key": 3}', ""])
-def test_a_complete_line_that_is_no_record_is_refused(
+def test_a_complete_line_that_is_not_a_record_is_refused(
     line: str, records: Any, tmp_path: Path
 ) -> None:
     file = tmp_path / "question.jsonl"
@@ -81,27 +79,27 @@ for number in range(20):
 """
 
 
-def test_several_processes_lose_no_record(records: Any, tmp_path: Path) -> None:
+def test_concurrent_processes_lose_no_record(records: Any, tmp_path: Path) -> None:
     file = tmp_path / "question.jsonl"
-    words = [sys.executable, "-c", WRITER, str(file)]
+    command = [sys.executable, "-c", WRITER, str(file)]
     writers = [
-        subprocess.Popen([*words, str(writer)], cwd=Path(records.__file__).parent)
+        subprocess.Popen([*command, str(writer)], cwd=Path(records.__file__).parent)
         for writer in range(4)
     ]
     assert [writer.wait() for writer in writers] == [0] * 4
     assert [*records.read_records(file)] == [(w, number) for w in range(4) for number in range(20)]
 
 
-def test_a_store_sees_what_another_process_adds(records: Any, tmp_path: Path) -> None:
-    store, place = records.RecordStore(tmp_path), records.RecordId("question", ("a", 1))
-    assert store.get(place) is None
-    records.add_records(tmp_path / "question.jsonl", {place.key: {"figure": 1}})
-    assert store.get(place) == {"figure": 1}
-    assert str(place) == "question a 1"
+def test_a_store_reads_what_another_process_adds(records: Any, tmp_path: Path) -> None:
+    store, record_id = records.RecordStore(tmp_path), records.RecordId("question", ("a", 1))
+    assert store.get(record_id) is None
+    records.add_records(tmp_path / "question.jsonl", {record_id.key: {"figure": 1}})
+    assert store.get(record_id) == {"figure": 1}
+    assert str(record_id) == "question a 1"
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*.jsonl")), ids=lambda file: file.stem)
-def test_published_records_are_as_they_are_written(
+def test_published_records_have_the_format_of_new_ones(
     file: Path, records: Any, tmp_path: Path
 ) -> None:
     published = records.read_records(file)

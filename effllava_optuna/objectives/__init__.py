@@ -1,49 +1,55 @@
 """What a policy is judged by: accuracy, structural risk, latency, size."""
 
 from effllava_optuna.objectives.accuracy import (
-    Asked,
-    answers,
-    ask,
-    ask_crossed,
-    folds_of,
+    EncodedBatch,
+    encode_samples,
+    groups_of,
     samples_of,
-    scored,
-    units_of,
+    score_batch,
+    score_policy,
+    split_folds,
 )
-from effllava_optuna.objectives.examine import LIKELIEST, Answered, compared, examine
-from effllava_optuna.objectives.latency import (
-    LatencyTable,
-    measure_table,
-    origin_of,
-    whole_ms,
+from effllava_optuna.objectives.encoded_proxy import EncodedProxy
+from effllava_optuna.objectives.grading import (
+    LIKELIEST,
+    constant_of,
+    describe_task,
+    number_groups,
+    options_compared,
+    rule_of,
 )
+from effllava_optuna.objectives.latency_measurement import measure_table, origin_of, whole_ms
+from effllava_optuna.objectives.latency_table import LatencyTable
 from effllava_optuna.objectives.risk import FORMS, risk, risk_table
 from effllava_optuna.objectives.size import flops, parameters, peak_memory_mb
-from effllava_optuna.objectives.timing import Stopwatch, Workload
+from effllava_optuna.objectives.stopwatch import Stopwatch
+from effllava_optuna.objectives.timing import Workload
 
 __all__ = [
     "FORMS",
     "LIKELIEST",
-    "Answered",
-    "Asked",
+    "EncodedBatch",
+    "EncodedProxy",
     "LatencyTable",
     "Stopwatch",
     "Workload",
-    "answers",
-    "ask",
-    "ask_crossed",
-    "compared",
-    "examine",
+    "constant_of",
+    "describe_task",
+    "encode_samples",
     "flops",
-    "folds_of",
+    "groups_of",
     "measure_table",
+    "number_groups",
+    "options_compared",
     "origin_of",
     "parameters",
     "peak_memory_mb",
     "risk",
     "risk_table",
+    "rule_of",
     "samples_of",
-    "scored",
-    "units_of",
+    "score_batch",
+    "score_policy",
+    "split_folds",
     "whole_ms",
 ]

@@ -1,149 +1,159 @@
-"""How well a policy answers."""
+"""Accuracy of a policy: encoded batches of samples, and the scores of a network on them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
 
-from effllava_optuna.surgery import WHOLE, answer, look, running, write
-from effllava_optuna.tasks import Scores, encode, graded, prompts, proxy_only, weighed
+from effllava_optuna.surgery import (
+    FULL_FIT,
+    answer_logits,
+    encode_images,
+    generate_text,
+    policy_network,
+)
+from effllava_optuna.tasks import (
+    Scores,
+    encode_prompts,
+    encode_with_answers,
+    grade_answers,
+    score_on_device,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from effllava_optuna.policy import Policy
-    from effllava_optuna.surgery import Basis, Loaded, Seen
+    from effllava_optuna.surgery import EncodedInputs, LoadedModel, WeightState
     from effllava_optuna.tasks import Batch, Sample
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A batch of questions, its pictures already seen by the vision tower.
+class EncodedBatch:
+    """A batch of samples whose pictures have been through the vision tower.
 
     Attributes:
-        batch: The questions and their answers; without answers, the model writes them.
-        seen: The inputs, pictures encoded up to the projector.
-        fit: Which refit and projector of a basis shall answer them.
+        batch: Tokenised samples; without answers, the model generates them.
+        seen: Model inputs, pictures encoded up to the projector.
+        fit: Which compensation table and projector of a weight state scores the batch.
     """
 
     batch: Batch
-    seen: Seen
-    fit: int = WHOLE
+    seen: EncodedInputs
+    fit: int = FULL_FIT
+
+    def rows(self, samples: Sequence[Sample]) -> EncodedBatch | None:
+        """Select ``samples`` of the batch without encoding them again.
+
+        Returns:
+            None if pictures and samples do not correspond one to one (several tiles for each
+            picture, or a vision tower that is pruned), so that rows cannot be selected.
+        """
+        place = {sample.id: index for index, sample in enumerate(self.batch.samples)}
+        index = torch.tensor([place[sample.id] for sample in samples])
+        seen = self.seen.select(index)
+        return None if seen is None else replace(self, batch=self.batch.select(index), seen=seen)
 
 
-def folds_of(samples: Sequence[Sample], folds: int) -> tuple[tuple[Sample, ...], ...]:
-    """Deal ``samples`` into folds, whole units at a time, in order of appearance."""
-    units = list(dict.fromkeys(sample.unit for sample in samples))
-    fold = {unit: index % folds for index, unit in enumerate(units)}
+def split_folds(samples: Sequence[Sample], folds: int) -> tuple[tuple[Sample, ...], ...]:
+    """Split ``samples`` into folds, whole groups at a time, in order of appearance."""
+    groups = list(dict.fromkeys(sample.group for sample in samples))
+    fold_of = {group: index % folds for index, group in enumerate(groups)}
     return tuple(
-        tuple(sample for sample in samples if fold[sample.unit] == mine) for mine in range(folds)
+        tuple(sample for sample in samples if fold_of[sample.group] == fold)
+        for fold in range(folds)
     )
 
 
-def ask(
-    loaded: Loaded,
+def encode_samples(
+    loaded: LoadedModel,
     samples: Sequence[Sample],
     *,
     batch_size: int = 64,
-    fit: int = WHOLE,
-    written: bool = False,
-    kept: str | torch.device | None = None,
-) -> tuple[Asked, ...]:
-    """Encode ``samples`` and run the vision tower over their pictures, once.
+    fit: int = FULL_FIT,
+    generate: bool = False,
+    device: str | torch.device | None = None,
+) -> tuple[EncodedBatch, ...]:
+    """Tokenise ``samples`` and run the vision tower on their pictures, once.
 
     Args:
         loaded: The model.
-        samples: Questions.
-        batch_size: The most that are asked at once.
-        fit: Which refit and projector of a basis shall answer.
-        written: Let the model write the answers of open questions, which are graded by their
-            rules; if not, it reads a right answer. Closed questions are scored by their options.
-        kept: Where tensors wait; None: on the model's device.
+        samples: Samples of any kind.
+        batch_size: Largest number of samples in a batch.
+        fit: Which compensation table and projector of a weight state scores the samples.
+        generate: Whether the model generates the answers of open questions, which are then
+            graded by their rules. If False, the likelihood of a right answer is scored. Closed
+            questions are always scored by comparing their options.
+        device: Where the tensors are stored; None: on the device of the model.
     """
-    where = loaded.device if kept is None else kept
-    shut = [sample for sample in samples if not (written and sample.open)]
-    rest = [sample for sample in samples if written and sample.open]
+    where = loaded.device if device is None else device
+    scored = [sample for sample in samples if not (generate and sample.is_open_ended)]
+    generated = [sample for sample in samples if generate and sample.is_open_ended]
     processor = loaded.processor
     batches = [
-        *(encode(processor, shut, batch_size=batch_size) if shut or not rest else ()),
-        *(prompts(processor, rest, batch_size=batch_size) if rest else ()),
+        *(
+            encode_with_answers(processor, scored, batch_size=batch_size)
+            if scored or not generated
+            else ()
+        ),
+        *(encode_prompts(processor, generated, batch_size=batch_size) if generated else ()),
     ]
     return tuple(
-        Asked(batch.to(where), look(loaded, batch.inputs, batch.positions).to(where), fit)
+        EncodedBatch(
+            batch.to(where), encode_images(loaded, batch.inputs, batch.positions).to(where), fit
+        )
         for batch in batches
     )
 
 
-def ask_crossed(
-    loaded: Loaded,
-    samples: Sequence[Sample],
-    folds: int,
-    *,
-    written: bool = False,
-) -> tuple[Asked, ...]:
-    """Ask proxy samples so that each is answered by the fit that did not see it.
-
-    Args:
-        loaded: The model.
-        samples: All that are dealt into folds.
-        folds: How many.
-        written: See `ask`.
-
-    Raises:
-        LeakError: A sample is not from the proxy.
-    """
-    dealt = folds_of(proxy_only(samples, "The search"), folds)
-    return tuple(
-        asked
-        for fold, mine in enumerate(dealt)
-        if mine
-        for asked in ask(loaded, mine, fit=fold + 1, written=written)
-    )
-
-
 @torch.inference_mode()
-def answers(loaded: Loaded, basis: Basis, policy: Policy, asked: Iterable[Asked]) -> Scores:
-    """Let the network of ``policy`` answer; scores come in the order of ``asked``.
+def score_policy(
+    loaded: LoadedModel,
+    weight_state: WeightState,
+    policy: Policy,
+    batches: Iterable[EncodedBatch],
+) -> Scores:
+    """Score the network of ``policy``; scores are in the order of ``batches``.
 
-    The host waits for the device once, at the end, unless answers are written.
+    The host waits for the device once, at the end, unless answers are generated.
     """
     parts: list[torch.Tensor | Scores] = []
-    for fit, batches in groupby(asked, key=lambda item: item.fit):
-        with running(loaded, basis, policy, fit) as network:
-            parts += [_answered(network, item) for item in batches]
+    for fit, group in groupby(batches, key=lambda encoded: encoded.fit):
+        with policy_network(loaded, weight_state, policy, fit) as network:
+            parts += [_score(network, encoded) for encoded in group]
     return _joined(parts)
 
 
-def scored(network: Loaded, asked: Asked) -> Scores:
-    """Let a network answer one batch."""
-    return _joined([_answered(network, asked)])
+def score_batch(network: LoadedModel, encoded: EncodedBatch) -> Scores:
+    """Score a network on one batch."""
+    return _joined([_score(network, encoded)])
 
 
-def _answered(network: Loaded, asked: Asked) -> torch.Tensor | Scores:
-    """Give the `weighed` answers, or the grades of those that are written."""
-    batch, seen = asked.batch.to(network.device), asked.seen.to(network.device)
+def _score(network: LoadedModel, encoded: EncodedBatch) -> torch.Tensor | Scores:
+    """Return the result of `score_on_device`, or the grades of generated answers."""
+    batch, seen = encoded.batch.to(network.device), encoded.seen.to(network.device)
     if batch.answers is not None:
-        return weighed(answer(network, seen), batch)
-    return graded(write(network, seen, batch.new_tokens), batch.samples)
+        return score_on_device(answer_logits(network, seen), batch)
+    return grade_answers(generate_text(network, seen, batch.new_tokens), batch.samples)
 
 
 def _joined(parts: Sequence[torch.Tensor | Scores]) -> Scores:
     on_device = [part for part in parts if isinstance(part, torch.Tensor)]
     if len(on_device) == len(parts):
-        return Scores.of(on_device)
-    return Scores.joined(
-        [Scores.of([part]) if isinstance(part, torch.Tensor) else part for part in parts]
+        return Scores.from_tensors(on_device)
+    return Scores.concatenate(
+        [Scores.from_tensors([part]) if isinstance(part, torch.Tensor) else part for part in parts]
     )
 
 
-def samples_of(asked: Sequence[Asked]) -> list[Sample]:
-    """Give the samples, in the order of `answers`."""
-    return [sample for item in asked for sample in item.batch.samples]
+def samples_of(batches: Sequence[EncodedBatch]) -> list[Sample]:
+    """Return the samples, in the order of `score_policy`."""
+    return [sample for encoded in batches for sample in encoded.batch.samples]
 
 
-def units_of(asked: Sequence[Asked]) -> list[str]:
-    """Give the unit of each sample, in the order of `answers`."""
-    return [sample.unit for sample in samples_of(asked)]
+def groups_of(batches: Sequence[EncodedBatch]) -> list[str]:
+    """Return the group of each sample, in the order of `score_policy`."""
+    return [sample.group for sample in samples_of(batches)]

@@ -23,32 +23,32 @@ from effllava_optuna.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from effllava_optuna.policy import Order, Policy, SiteId
-    from effllava_optuna.surgery import Handle, Loaded, Refit
+    from effllava_optuna.policy import ComponentId, Policy, Ranking
+    from effllava_optuna.surgery import CompensationTable, ComponentHandle, LoadedModel
 
-    RiskTable = Mapping[SiteId, Mapping[int, float]]
+    RiskTable = Mapping[ComponentId, Mapping[int, float]]
 
-FORMS = ("paper", "refit")
+FORMS = ("paper", "compensated")
 
 
 def risk_table(
-    loaded: Loaded,
-    order: Order,
-    widths: Mapping[SiteId, Sequence[int]],
+    loaded: LoadedModel,
+    ranking: Ranking,
+    widths: Mapping[ComponentId, Sequence[int]],
     *,
     form: str = "paper",
-    refit: Refit | None = None,
-) -> dict[SiteId, dict[int, float]]:
-    """Tabulate each site's share of Omega at each width, in nats.
+    compensation: CompensationTable | None = None,
+) -> dict[ComponentId, dict[int, float]]:
+    """Compute the contribution of each component to Omega at each width, in nats.
 
     Args:
-        loaded: The model, not arranged.
-        order: Which units stay.
-        widths: Numbers of units by site.
-        form: ``paper``: norms of the original weights of the units that stay; 0 for the dense
-            model and growing with every width. ``refit``: the output matrices are those that a
-            trial runs; a refit can raise a norm above the dense one.
-        refit: The fits, for ``refit``.
+        loaded: The model, its units in their original order.
+        ranking: The ranking of the units.
+        widths: Widths by component.
+        form: ``paper``: norms of the original weights of the kept units; 0 for the dense model,
+            increasing with the width. ``compensated``: output matrices as a trial runs them;
+            compensation can raise a norm above the dense one.
+        compensation: The compensation table, for ``compensated``.
 
     Raises:
         ModelError: The form is unknown, or a matrix is all zero.
@@ -60,55 +60,59 @@ def risk_table(
         for handle in loaded.handles
         for name in (*handle.inputs, handle.output)
     )
-    table: dict[SiteId, dict[int, float]] = {}
-    gone: dict[tuple[str, int], float] = {}
+    table: dict[ComponentId, dict[int, float]] = {}
+    removed: dict[tuple[str, int], float] = {}  # by tower and layer
     for handle in loaded.handles:
-        site = handle.site
-        shares = _squared_norms(handle, torch.from_numpy(order.units[site.id].copy()))
-        table[site.id] = {}
-        for width in widths[site.id]:
+        component = handle.component
+        norms = _squared_norms(handle, torch.from_numpy(ranking.units[component.id].copy()))
+        table[component.id] = {}
+        for width in widths[component.id]:
             nats = 0.0
-            for name, squares in shares.items():
+            for name, squares in norms.items():
                 kept = float(squares[:width].sum())
-                fitted = (refit or {}).get((site.id, width))
+                fitted = (compensation or {}).get((component.id, width))
                 matrix = None if fitted is None else fitted.weight
-                if form == "refit" and name == handle.output and matrix is not None:
+                if form == "compensated" and name == handle.output and matrix is not None:
                     kept = float(matrix.double().pow(2).sum())
                 weight = handle.linear(name).weight.numel() / total
                 nats += weight * 0.5 * math.log(kept / float(squares.sum()))
-            table[site.id][width] = nats
-        norms = {name: math.sqrt(float(squares.sum())) for name, squares in shares.items()}
+            table[component.id][width] = nats
         absent = -sum(
-            handle.linear(name).weight.numel() / total * math.log1p(norm)
-            for name, norm in norms.items()
+            handle.linear(name).weight.numel()
+            / total
+            * math.log1p(math.sqrt(float(squares.sum())))
+            for name, squares in norms.items()
         )
-        here = (site.tower, site.layer)
-        # No width may carry less risk than none at all.
-        gone[here] = gone.get(here, 0.0) + min(absent, *table[site.id].values())
+        key = (component.tower, component.layer)
+        # No width may have less risk than a removed component.
+        removed[key] = removed.get(key, 0.0) + min(absent, *table[component.id].values())
     for block in loaded.blocks:
-        here = (block.site.tower, block.site.layer)
-        table[block.site.id] = {0: gone.get(here, 0.0), 1: 0.0}
+        key = (block.component.tower, block.component.layer)
+        table[block.component.id] = {0: removed.get(key, 0.0), 1: 0.0}
     return table
 
 
-def risk(policy: Policy, loaded: Loaded, table: RiskTable) -> float:
-    """Sum Omega of ``policy`` up, in nats; 0 for the dense policy."""
-    kept = policy.working(loaded.anatomy)
-    return sum(table[site][count] for site, count in kept.items() if count in table[site])
+def risk(policy: Policy, loaded: LoadedModel, table: RiskTable) -> float:
+    """Return Omega of ``policy``, in nats; 0 for the dense policy."""
+    return sum(
+        table[component][width]
+        for component, width in policy.active_widths.items()
+        if width in table[component]
+    )
 
 
-def _squared_norms(handle: Handle, units: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Give each matrix's squared norm by unit, in order: shape ``(width,)`` each."""
+def _squared_norms(handle: ComponentHandle, units: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the squared norm of each matrix by unit in ranking order, shape ``(width,)`` each."""
     norms = {}
     for name, rows in handle.inputs.items():
         squares = handle.linear(name).weight.detach().double().pow(2).sum(1).cpu()
-        norms[name] = rows.sums(squares, handle.site.width)[units]
+        norms[name] = rows.sum_by_unit(squares, handle.component.width)[units]
     squares = handle.linear(handle.output).weight.detach().double().pow(2).sum(0).cpu()
     norms[handle.output] = squares.reshape(-1, handle.columns).sum(1)[units]
     for name, squares in norms.items():
         if not float(squares[0]) > 0:
             raise ModelError(
-                f"{handle.site.id}: the first unit of {name} is all zero.",
+                f"{handle.component.id}: the first unit of {name} is all zero.",
                 hint="The structural-risk term needs weights; prune dead units away first.",
             )
     return norms

@@ -1,9 +1,9 @@
-"""The domain: what can be narrowed, by how much, and what is best. Standard library and numpy."""
+"""The domain: what can be pruned, by how much, and which policies are best."""
 
-from effllava_optuna.policy.anatomy import Anatomy, Kind, Site, SiteId
+from effllava_optuna.policy.component import Component, ComponentId, Kind
+from effllava_optuna.policy.cost import CostModel, Costs, latency_costs, parameter_costs
 from effllava_optuna.policy.front import hypervolume, pareto, spread
-from effllava_optuna.policy.interval import bootstrap_interval, bootstrap_means
-from effllava_optuna.policy.order import Order
+from effllava_optuna.policy.importance import Ranking
 from effllava_optuna.policy.policy import Policy
 from effllava_optuna.policy.record import (
     TrialRecord,
@@ -12,16 +12,20 @@ from effllava_optuna.policy.record import (
     hypervolume_by_epoch,
 )
 from effllava_optuna.policy.space import Decoded, Gene, Space
+from effllava_optuna.policy.statistics import bootstrap_interval, bootstrap_means
+from effllava_optuna.policy.structure import ModelStructure
 
 __all__ = [
-    "Anatomy",
+    "Component",
+    "ComponentId",
+    "CostModel",
+    "Costs",
     "Decoded",
     "Gene",
     "Kind",
-    "Order",
+    "ModelStructure",
     "Policy",
-    "Site",
-    "SiteId",
+    "Ranking",
     "Space",
     "TrialRecord",
     "bootstrap_interval",
@@ -30,6 +34,8 @@ __all__ = [
     "front_of",
     "hypervolume",
     "hypervolume_by_epoch",
+    "latency_costs",
+    "parameter_costs",
     "pareto",
     "spread",
 ]

@@ -13,31 +13,33 @@ if TYPE_CHECKING:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> tuple[int, ...]:
-    """Find the points that no other beats: more of the first, less of the second.
+    """Find the Pareto front: maximise the first value, minimise the second.
 
-    Of equal points the first one counts; a point with NaN never does. Indices come back by
-    ascending second value.
+    Among equal points, the first one is on the front; a point with NaN never is.
+
+    Returns:
+        Indices by ascending second value.
 
     Example:
         >>> pareto([(0.9, 10.0), (0.8, 12.0), (0.7, 5.0)])
         (2, 0)
     """
-    found = []
+    front = []
     best = -np.inf
-    known = [index for index, point in enumerate(points) if not np.isnan(point).any()]
-    for index in sorted(known, key=lambda i: (points[i][1], -points[i][0], i)):
+    finite = [index for index, point in enumerate(points) if not np.isnan(point).any()]
+    for index in sorted(finite, key=lambda i: (points[i][1], -points[i][0], i)):
         if points[index][0] > best:
             best = points[index][0]
-            found.append(index)
-    return tuple(found)
+            front.append(index)
+    return tuple(front)
 
 
 def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
-    """Measure the area that ``points`` dominate (Zitzler and Thiele 1998).
+    """Compute the area that ``points`` dominate (Zitzler and Thiele 1998).
 
     Args:
-        points: (more is better, less is better).
-        reference: Worse than every point that shall count, in both.
+        points: Pairs; the first value is maximised, the second minimised.
+        reference: Worse than every point that counts, in both values.
 
     Example:
         >>> hypervolume([(0.9, 10.0)], reference=(0.1, 20.0))
@@ -53,17 +55,24 @@ def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, f
 
 
 def spread(points: NDArray[np.float64], count: int) -> tuple[int, ...]:
-    """Choose ``count`` of a front's points (shape ``(points, 2)``, in order) evenly spaced.
+    """Select ``count`` evenly spaced points of a front.
 
-    Both ends are chosen; distances are taken after scaling each value to [0, 1].
+    Both ends are selected; distances are measured after scaling each value to [0, 1].
+
+    Args:
+        points: Shape ``(points, 2)``, in the order of the front.
+        count: Number of points to select.
+
+    Returns:
+        Indices, ascending.
     """
     if len(points) <= count:
         return tuple(range(len(points)))
     extent = np.ptp(points, axis=0)
     scaled = points / np.where(extent > 0, extent, 1.0)
-    walked = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(scaled, axis=0)).sum(1))])
-    chosen: dict[int, None] = {}
-    for target in np.linspace(0.0, walked[-1], count):
-        free = [index for index in range(len(points)) if index not in chosen]
-        chosen[min(free, key=lambda index: abs(walked[index] - target))] = None
-    return tuple(sorted(chosen))
+    lengths = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(scaled, axis=0)).sum(1))])
+    selected: dict[int, None] = {}
+    for target in np.linspace(0.0, lengths[-1], count):
+        free = [index for index in range(len(points)) if index not in selected]
+        selected[min(free, key=lambda index: abs(lengths[index] - target))] = None
+    return tuple(sorted(selected))

@@ -1,147 +1,162 @@
-"""How many units each site keeps."""
+"""How many units each component of a model keeps."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.errors import PolicyError
-from effllava_optuna.policy.anatomy import Kind
+from effllava_optuna.policy.component import ComponentId, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from effllava_optuna.policy.anatomy import Anatomy, Site, SiteId
+    from effllava_optuna.policy.component import Component
+    from effllava_optuna.policy.structure import ModelStructure
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How many units each site keeps; made by `of`, `uniform` or `dense`, which check it.
+    """A pruning policy; create it with `of`, `uniform` or `dense`, which validate it.
 
     Attributes:
-        anatomy: Digest of the anatomy it belongs to.
-        keep: Units kept, one number for each site of the anatomy, in its order.
+        structure: The structure of the model that the policy prunes.
+        widths: Number of units kept by each component, in the order of the structure.
 
     Example:
-        >>> from effllava_optuna.policy import Anatomy, Kind, Site
-        >>> anatomy = Anatomy(
+        >>> from effllava_optuna.policy import Component, Kind, ModelStructure
+        >>> structure = ModelStructure(
         ...     (
-        ...         Site("language", 0, Kind.ATTN, 4, 100),
-        ...         Site("language", 0, Kind.MLP, 384, 10),
+        ...         Component("language", 0, Kind.ATTN, 4, 100),
+        ...         Component("language", 0, Kind.MLP, 384, 10),
         ...     )
         ... )
-        >>> Policy.uniform(anatomy, keep=0.5).keep
+        >>> Policy.uniform(structure, ratio=0.5).widths
         (2, 192)
-        >>> Policy.uniform(anatomy, keep={"attn": 1.0, "mlp": 0.5}).kept_share(anatomy)
+        >>> Policy.uniform(structure, ratio={"attn": 1.0, "mlp": 0.5}).keep_ratio
         0.5471698113207547
     """
 
-    anatomy: str
-    keep: tuple[int, ...]
+    structure: ModelStructure = field(repr=False, hash=False)
+    widths: tuple[int, ...]
 
     @staticmethod
-    def of(anatomy: Anatomy, keep: Sequence[int] | Mapping[str, int]) -> Policy:
-        """Keep ``keep`` units: one number a site, or by site id (others stay dense).
+    def of(structure: ModelStructure, widths: Sequence[int] | Mapping[Any, int]) -> Policy:
+        """Create a policy from the number of units that each component keeps.
+
+        Args:
+            structure: The structure of the model.
+            widths: One number for each component, or numbers by component id; components that
+                are not named stay dense.
 
         Raises:
-            PolicyError: A number is missing, out of range, or for a site that does not exist.
+            PolicyError: A number is missing or out of range, or a component does not exist.
         """
-        if isinstance(keep, Mapping):
-            unknown = set(keep) - {site.id for site in anatomy.sites}
+        components = structure.components
+        if isinstance(widths, Mapping):
+            unknown = set(widths) - {component.id for component in components}
             if unknown:
                 raise PolicyError(
-                    f"There is no site {sorted(unknown)[0]!r}.",
-                    hint=f"The first site of this model is {anatomy.sites[0].id!r}.",
+                    f"There is no component {min(unknown)!r}.",
+                    hint=f"The first component of this model is {components[0].id!r}.",
                 )
-            keep = [keep.get(site.id, site.width) for site in anatomy.sites]
-        if len(keep) != len(anatomy.sites):
+            widths = [widths.get(component.id, component.width) for component in components]
+        if len(widths) != len(components):
             raise PolicyError(
-                f"The policy has {len(keep)} numbers for {len(anatomy.sites)} sites.",
-                hint="Give one number for each site, in the order of the anatomy.",
+                f"The policy has {len(widths)} widths for {len(components)} components.",
+                hint="Give one width for each component, in the order of the model structure.",
             )
         return Policy(
-            anatomy.digest,
-            tuple(_admitted(site, count) for site, count in zip(anatomy.sites, keep, strict=True)),
+            structure,
+            tuple(
+                _validated(component, width)
+                for component, width in zip(components, widths, strict=True)
+            ),
         )
 
     @staticmethod
-    def uniform(anatomy: Anatomy, *, keep: float | Mapping[str, float]) -> Policy:
-        """Keep the same share everywhere, or one share for each kind of site; and every block.
+    def uniform(structure: ModelStructure, *, ratio: float | Mapping[str, float]) -> Policy:
+        """Create a policy with one width ratio for all components, or one for each kind.
 
         Args:
-            anatomy: The model's.
-            keep: A share in (0, 1], or such shares by kind (``attn``, ``mlp``). Counts are
-                rounded to the nearest unit, and never fall below a site's floor.
+            structure: The structure of the model.
+            ratio: A width ratio in (0, 1], or width ratios by kind (``attn``, ``mlp``). Widths
+                are rounded to the nearest unit and never below the floor of a component. Blocks
+                are always kept.
 
         Raises:
-            PolicyError: A share is outside (0, 1], or a kind is missing.
+            PolicyError: A ratio is outside (0, 1], or a kind is missing.
         """
-        shares = keep if isinstance(keep, Mapping) else dict.fromkeys(Kind, keep)
-        counts = []
-        for site in anatomy.sites:
-            share = 1.0 if site.kind is Kind.BLOCK else shares.get(site.kind)
-            if share is None or not 0 < share <= 1:
+        ratios = ratio if isinstance(ratio, Mapping) else dict.fromkeys(Kind, ratio)
+        widths = []
+        for component in structure.components:
+            one = 1.0 if component.kind is Kind.BLOCK else ratios.get(component.kind)
+            if one is None or not 0 < one <= 1:
                 raise PolicyError(
-                    f"{site.kind} sites cannot keep a share of {share}.",
+                    f"{component.kind} components cannot have a width ratio of {one}.",
                     hint="Use a number above 0, up to 1.",
                 )
-            counts.append(max(site.floor, round(share * site.width)))
-        return Policy.of(anatomy, counts)
+            widths.append(max(component.floor, round(one * component.width)))
+        return Policy.of(structure, widths)
 
     @staticmethod
-    def dense(anatomy: Anatomy) -> Policy:
-        """Keep everything."""
-        return Policy(anatomy.digest, tuple(site.width for site in anatomy.sites))
+    def dense(structure: ModelStructure) -> Policy:
+        """Create the policy that keeps every unit."""
+        return Policy(structure, tuple(component.width for component in structure.components))
 
     @property
     def digest(self) -> str:
-        """Identify the policy."""
-        return hashlib.sha256(f"{self.anatomy} {self.keep}".encode()).hexdigest()[:16]
+        """Return a hash of structure and widths."""
+        content = f"{self.structure.digest} {self.widths}"
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
-    def kept_share(self, anatomy: Anatomy) -> float:
-        """Give the share of the prunable parameters that stay, in (0, 1]."""
-        return self.parameters(anatomy) / anatomy.parameters
+    @property
+    def keep_ratio(self) -> float:
+        """Return the share of the prunable parameters that is kept, in (0, 1]."""
+        return self.parameters / self.structure.parameters
 
-    def parameters(self, anatomy: Anatomy) -> int:
-        """Count the prunable parameters that stay."""
-        kept = self.working(anatomy)
-        return sum(kept[site.id] * site.unit_params for site in anatomy.sites)
+    @property
+    def parameters(self) -> int:
+        """Count the prunable parameters that are kept."""
+        active = self.active_widths
+        return sum(active[c.id] * c.unit_params for c in self.structure.components)
 
-    def working(self, anatomy: Anatomy) -> dict[SiteId, int]:
-        """Give the units that compute, by site: none in a block that is left out."""
-        self.check(anatomy)
-        pairs = list(zip(anatomy.sites, self.keep, strict=True))
-        gone = {
-            (site.tower, site.layer)
-            for site, count in pairs
-            if site.kind is Kind.BLOCK and not count
+    @property
+    def active_widths(self) -> dict[ComponentId, int]:
+        """Return the number of units that run, by component; 0 inside a removed block."""
+        pairs = list(zip(self.structure.components, self.widths, strict=True))
+        removed = {
+            (component.tower, component.layer)
+            for component, width in pairs
+            if component.kind is Kind.BLOCK and not width
         }
-        return {s.id: 0 if (s.tower, s.layer) in gone else count for s, count in pairs}
+        return {c.id: 0 if (c.tower, c.layer) in removed else width for c, width in pairs}
 
-    def check(self, anatomy: Anatomy) -> None:
-        """Refuse another model's anatomy.
+    def check(self, structure: ModelStructure) -> None:
+        """Check that the policy was made for a model of this structure.
 
         Raises:
-            PolicyError: The policy was made for another anatomy.
+            PolicyError: It was made for another one.
         """
-        if self.anatomy != anatomy.digest:
+        if self.structure is not structure and self.structure.digest != structure.digest:
             raise PolicyError(
-                f"The policy belongs to anatomy {self.anatomy}, the model has {anatomy.digest}.",
+                f"The policy belongs to model structure {self.structure.digest}, the model has "
+                f"{structure.digest}.",
                 hint="Use the model that the policy was made for.",
             )
 
 
-def _admitted(site: Site, count: object) -> int:
-    if isinstance(count, bool) or not hasattr(count, "__index__"):
+def _validated(component: Component, width: object) -> int:
+    if isinstance(width, bool) or not hasattr(width, "__index__"):
         raise PolicyError(
-            f"{site.id} cannot keep {count!r} units.", hint="Use a whole number of units."
+            f"{component.id} cannot keep {width!r} units.", hint="Use a whole number of units."
         )
-    number = int(count.__index__())
-    if not site.floor <= number <= site.width:
+    number = int(width.__index__())
+    if not component.floor <= number <= component.width:
         raise PolicyError(
-            f"{site.id} cannot keep {number} of {site.width} units.",
-            hint=f"Use a number from {site.floor} to {site.width}.",
+            f"{component.id} cannot keep {number} of {component.width} units.",
+            hint=f"Use a number from {component.floor} to {component.width}.",
         )
     return number

@@ -1,4 +1,4 @@
-"""What a trial left behind: all that a report needs, nothing that needs a model."""
+"""Records of trials: all that a report needs, without a model."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class TrialRecord:
     Attributes:
         number: Of the trial.
         state: ``complete``, ``running``, ``waiting``, ``pruned`` or ``fail``.
-        epoch: Whose basis and space it has; None: it was never given one.
-        kind: ``anchor``, ``random``, ``child``, ``reeval`` or ``foreign``.
-        origin: The trial that a ``reeval`` measures again.
-        keep: Units kept at each site; empty where the trial has no parameters.
-        quality: Accuracy minus eta times risk; NaN where not measured, as all below.
-        latency_ms: By the latency table.
+        epoch: Epoch of its weight state and space; None: it has none.
+        kind: ``anchor``, ``random``, ``child``, ``reeval`` or ``user`` (enqueued by a user).
+        origin: Number of the trial that a ``reeval`` measures again.
+        widths: Units kept by each component; empty if the trial has no parameters.
+        quality: Accuracy minus eta times risk; NaN if not measured, like all below.
+        latency_ms: Latency from the latency table, in ms.
         accuracy: Share of right answers on the proxy, cross-fitted.
-        expected: Mean probability of the right answer there, cross-fitted.
-        risk: Omega, in nats.
-        kept_share: Share of the prunable parameters that stay.
+        expected: Mean probability of the right answer on the proxy, cross-fitted.
+        risk: Structural-risk term Omega, in nats.
+        keep_ratio: Share of the prunable parameters that is kept.
         feasible: Whether it is within the budget of the study.
-        basis: Digest of the basis that the values belong to.
-        hits: Share of each proxy sample that was answered right, in [0, 1].
+        weight_state: Digest of the weight state that the values belong to.
+        hits: Score of each proxy sample, in [0, 1].
     """
 
     number: int
@@ -40,42 +40,43 @@ class TrialRecord:
     epoch: int | None
     kind: str
     origin: int | None
-    keep: tuple[int, ...]
+    widths: tuple[int, ...]
     quality: float
     latency_ms: float
     accuracy: float
     expected: float
     risk: float
-    kept_share: float
+    keep_ratio: float
     feasible: bool
-    basis: str
+    weight_state: str
     hits: tuple[float, ...]
 
     @property
     def measured(self) -> bool:
-        """Tell whether the trial has values."""
+        """Return whether the trial has values."""
         return self.state == "complete"
 
     @property
-    def foreign(self) -> bool:
-        """Tell whether the trial was enqueued from outside the search."""
-        return self.kind == "foreign"
+    def enqueued_by_user(self) -> bool:
+        """Return whether a user enqueued the trial."""
+        return self.kind == "user"
 
     @property
     def eligible(self) -> bool:
-        """Tell whether the trial may be on a front: measured, feasible, found by the search."""
-        return self.measured and self.feasible and not self.foreign
+        """Return whether the trial may be on a front: measured, feasible, from the search."""
+        return self.measured and self.feasible and not self.enqueued_by_user
 
 
 def front_of(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Give the Pareto front of quality and latency among eligible trials, best quality first."""
-    able = [trial for trial in trials if trial.eligible]
-    front = [able[index] for index in pareto([(t.quality, t.latency_ms) for t in able])]
+    """Return the Pareto front of eligible trials, the best quality first."""
+    eligible = [trial for trial in trials if trial.eligible]
+    points = [(trial.quality, trial.latency_ms) for trial in eligible]
+    front = [eligible[index] for index in pareto(points)]
     return sorted(front, key=lambda trial: (-trial.quality, trial.number))
 
 
 def finalists(front: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
-    """Take ``count`` of a front: the better half by quality, the rest spread along the front."""
+    """Select ``count`` of a front: half by quality, the rest evenly along the front."""
     best = list(front[: (count + 1) // 2])
     rest = sorted(front[len(best) :], key=lambda trial: trial.latency_ms)
     points = np.array([(trial.quality, trial.latency_ms) for trial in rest]).reshape(-1, 2)
@@ -85,20 +86,20 @@ def finalists(front: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
 def hypervolume_by_epoch(
     trials: Sequence[TrialRecord], epochs: int, reference: tuple[float, float], accuracy: str
 ) -> list[float]:
-    """Measure what each epoch dominates, on accuracy and latency, so that eta does not count.
+    """Compute the hypervolume of each epoch, in accuracy and latency, independent of eta.
 
     Args:
-        trials: Of the whole study.
-        epochs: How many epochs have been opened.
-        reference: Accuracy and latency, worse than what shall count.
+        trials: All trials of the study.
+        epochs: Number of epochs that have opened.
+        reference: Reference point: accuracy and latency in ms.
         accuracy: ``expected`` or ``hard``: the accuracy that the quality is made of.
     """
     volumes = []
     for epoch in range(epochs):
-        mine = [trial for trial in trials if trial.epoch == epoch and trial.eligible]
         points = [
             (trial.expected if accuracy == "expected" else trial.accuracy, trial.latency_ms)
-            for trial in mine
+            for trial in trials
+            if trial.epoch == epoch and trial.eligible
         ]
         volumes.append(hypervolume(points, reference))
     return volumes

@@ -16,44 +16,45 @@ from effllava_optuna.policy.policy import Policy
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from effllava_optuna.policy.anatomy import Anatomy, SiteId
+    from effllava_optuna.policy.component import ComponentId
+    from effllava_optuna.policy.structure import ModelStructure
 
 
 @dataclass(frozen=True, slots=True)
 class Gene:
-    """One number of the search: the units that its sites keep.
+    """One parameter of the search: the width of its components.
 
     Attributes:
-        name: Name of the Optuna parameter; the id of its first site.
-        sites: Positions in the anatomy of the sites it narrows, all alike.
-        widths: Allowed numbers of units, ascending; the dense width is the last.
+        name: Name of the Optuna parameter; the id of the first component.
+        components: Positions of its components in the model structure; all are alike.
+        widths: Allowed widths, ascending; the dense width is the last.
     """
 
     name: str
-    sites: tuple[int, ...]
+    components: tuple[int, ...]
     widths: tuple[int, ...]
 
     def __post_init__(self) -> None:
         if not self.widths or list(self.widths) != sorted(set(self.widths)):
             raise PolicyError(
                 f"Gene {self.name} has widths {self.widths}.",
-                hint="Give different widths in ascending order.",
+                hint="Give distinct widths in ascending order.",
             )
 
-    def nearest(self, count: float) -> int:
-        """Give the allowed width that is nearest to ``count``; the smaller one of two."""
-        above = bisect_left(self.widths, count)
+    def nearest(self, width: float) -> int:
+        """Return the allowed width nearest to ``width``; the smaller one of two."""
+        above = bisect_left(self.widths, width)
         around = self.widths[max(above - 1, 0) : above + 1]
-        return min(around, key=lambda width: abs(width - count))
+        return min(around, key=lambda allowed: abs(allowed - width))
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What parameters of a trial stand for.
+    """The policy that the parameters of a trial stand for.
 
     Attributes:
         policy: Always admissible.
-        snapped: The genes whose parameter was no allowed width, and was moved to one.
+        snapped: The genes whose parameter was not an allowed width, and was moved to the nearest.
     """
 
     policy: Policy
@@ -62,64 +63,65 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Space:
-    """The allowed widths of all genes in one epoch. Immutable, identified by its content.
+    """The allowed widths of all genes in one epoch; immutable, identified by its content.
 
     Attributes:
-        epoch: Counted from 0.
-        anatomy: Digest of the anatomy it belongs to.
-        genes: In the order of the anatomy; sites without a gene stay dense.
+        epoch: Number of the epoch, from 0.
+        structure: The structure of the model.
+        genes: In the order of the structure; components without a gene stay dense.
     """
 
     epoch: int
-    anatomy: str
+    structure: ModelStructure
     genes: tuple[Gene, ...]
 
     @staticmethod
     def of(
-        anatomy: Anatomy, widths: Mapping[SiteId, Sequence[int]], *, tied: bool = False
+        structure: ModelStructure,
+        widths: Mapping[ComponentId, Sequence[int]],
+        *,
+        tied: bool = False,
     ) -> Space:
-        """Make the space of epoch 0 from the allowed widths by site id.
+        """Create the space of epoch 0.
 
         Args:
-            anatomy: The model's.
-            widths: Ascending, by site id.
-            tied: One gene for all sites of a tower and kind that are alike, as configurations
-                with one width a tower demand, instead of one a site. Blocks stay single.
+            structure: The structure of the model.
+            widths: Allowed widths by component, ascending.
+            tied: Whether all components of a tower and kind that are alike share one gene, as
+                required by configurations with one width a tower. Blocks always have a gene each.
 
         Raises:
-            PolicyError: A site's widths are not inside its floor and width, or leave out the
-                dense width.
+            PolicyError: The widths of a component are outside its range, or lack the dense width.
         """
-        groups: dict[object, tuple[list[int], tuple[int, ...]]] = {}
-        for index, site in enumerate(anatomy.sites):
-            allowed = tuple(map(operator.index, widths.get(site.id, ())))
-            if not allowed or allowed[-1] != site.width or allowed[0] < site.floor:
+        members: dict[object, tuple[list[int], tuple[int, ...]]] = {}
+        for index, component in enumerate(structure.components):
+            allowed = tuple(map(operator.index, widths.get(component.id, ())))
+            if not allowed or allowed[-1] != component.width or allowed[0] < component.floor:
                 raise PolicyError(
-                    f"{site.id} has allowed widths {allowed}.",
-                    hint=f"Give widths from {site.floor} up, {site.width} among them.",
+                    f"{component.id} has allowed widths {allowed}.",
+                    hint=f"Give widths from {component.floor} up that end in {component.width}.",
                 )
-            like = (site.tower, site.kind, site.width, allowed)
-            key = like if tied and site.width > 1 else index
-            groups.setdefault(key, ([], allowed))[0].append(index)
+            alike = (component.tower, component.kind, component.width, allowed)
+            key = alike if tied and component.width > 1 else index
+            members.setdefault(key, ([], allowed))[0].append(index)
         genes = [
-            Gene(anatomy.sites[members[0]].id, tuple(members), allowed)
-            for members, allowed in groups.values()
+            Gene(structure.components[indices[0]].id, tuple(indices), allowed)
+            for indices, allowed in members.values()
         ]
-        return Space(0, anatomy.digest, tuple(genes))
+        return Space(0, structure, tuple(genes))
 
     @cached_property
     def digest(self) -> str:
-        """Identify the space."""
+        """Return a hash of the content."""
         return hashlib.sha256(json.dumps(self.to_json()).encode()).hexdigest()[:16]
 
-    def decode(self, params: Mapping[str, float], anatomy: Anatomy) -> Decoded:
-        """Read parameters as a policy; what is no allowed width goes to the nearest.
+    def decode(self, params: Mapping[str, float]) -> Decoded:
+        """Convert parameters to a policy; a width that is not allowed moves to the nearest.
 
         Raises:
-            PolicyError: A gene has no parameter, or the anatomy is another one.
+            PolicyError: A gene has no parameter.
         """
-        self._check(anatomy.digest)
-        keep = [site.width for site in anatomy.sites]
+        widths = [component.width for component in self.structure.components]
         snapped = []
         for gene in self.genes:
             if gene.name not in params:
@@ -127,72 +129,82 @@ class Space:
                     f"The trial has no parameter {gene.name!r}.",
                     hint="Suggest or enqueue a number for every gene of the space.",
                 )
-            count = gene.nearest(params[gene.name])
-            if count != params[gene.name]:
+            width = gene.nearest(params[gene.name])
+            if width != params[gene.name]:
                 snapped.append(gene.name)
-            for site in gene.sites:
-                keep[site] = count
-        return Decoded(Policy.of(anatomy, keep), tuple(snapped))
+            for index in gene.components:
+                widths[index] = width
+        return Decoded(Policy.of(self.structure, widths), tuple(snapped))
 
     def encode(self, policy: Policy) -> dict[str, int]:
-        """Give the parameters of ``policy``, moved to allowed widths.
+        """Convert a policy to parameters, moved to allowed widths.
 
         Raises:
-            PolicyError: The policy belongs to another anatomy.
+            PolicyError: The policy belongs to another model structure.
         """
-        self._check(policy.anatomy)
-        return {gene.name: gene.nearest(policy.keep[gene.sites[0]]) for gene in self.genes}
+        policy.check(self.structure)
+        return {gene.name: gene.nearest(policy.widths[gene.components[0]]) for gene in self.genes}
 
-    def around(self, elites: Sequence[Policy], *, margin: int, wide: Space) -> Space:
-        """Make the space of the next epoch: what the elites use, and ``margin`` levels beyond.
+    def around(self, elites: Sequence[Policy], *, margin: int, first: Space) -> Space:
+        """Create the space of the next epoch: the widths of the elites, and a margin.
 
         Args:
-            elites: The best policies of this epoch; none leaves the space as it is.
-            margin: How many levels of ``wide`` are added on both sides.
-            wide: The space of epoch 0; no gene ever leaves it. The dense width stays allowed.
+            elites: The best policies of this epoch; if there are none, the widths stay.
+            margin: Number of levels of ``first`` that are added on both sides.
+            first: The space of epoch 0, which contains all others. The dense width stays allowed.
 
         Raises:
-            PolicyError: An elite or ``wide`` belongs to another anatomy.
+            PolicyError: An elite or ``first`` belongs to another model structure.
         """
-        for anatomy in (wide.anatomy, *(elite.anatomy for elite in elites)):
-            self._check(anatomy)
+        for policy in (*elites, Policy.dense(first.structure)):
+            policy.check(self.structure)
         genes = []
-        for gene, whole in zip(self.genes, wide.genes, strict=True):
-            used = [whole.widths.index(whole.nearest(p.keep[gene.sites[0]])) for p in elites]
+        for gene, whole in zip(self.genes, first.genes, strict=True):
+            used = [
+                whole.widths.index(whole.nearest(policy.widths[gene.components[0]]))
+                for policy in elites
+            ]
             if not used:
                 genes.append(gene)
                 continue
             low, high = max(min(used) - margin, 0), max(used) + margin
             widths = dict.fromkeys([*whole.widths[low : high + 1], whole.widths[-1]])
             genes.append(replace(gene, widths=tuple(widths)))
-        return Space(self.epoch + 1, self.anatomy, tuple(genes))
-
-    def _check(self, anatomy: str) -> None:
-        if self.anatomy != anatomy:
-            raise PolicyError(
-                f"The space belongs to anatomy {self.anatomy}, not to {anatomy}.",
-                hint="Use the model that the space was made for.",
-            )
+        return Space(self.epoch + 1, self.structure, tuple(genes))
 
     def to_json(self) -> dict[str, Any]:
-        """Give the space as JSON."""
+        """Return the space as JSON; of the model structure, only the digest."""
         return {
             "epoch": self.epoch,
-            "anatomy": self.anatomy,
+            "structure": self.structure.digest,
             "genes": [
-                {"name": gene.name, "sites": list(gene.sites), "widths": list(gene.widths)}
+                {
+                    "name": gene.name,
+                    "components": list(gene.components),
+                    "widths": list(gene.widths),
+                }
                 for gene in self.genes
             ],
         }
 
     @staticmethod
-    def from_json(document: Mapping[str, Any]) -> Space:
-        """Read what `to_json` gave."""
+    def from_json(document: Mapping[str, Any], structure: ModelStructure) -> Space:
+        """Read what `to_json` returned.
+
+        Raises:
+            PolicyError: The space belongs to another model structure.
+        """
+        if document["structure"] != structure.digest:
+            raise PolicyError(
+                f"The space belongs to model structure {document['structure']}, not to "
+                f"{structure.digest}.",
+                hint="Use the model that the space was made for.",
+            )
         return Space(
             document["epoch"],
-            document["anatomy"],
+            structure,
             tuple(
-                Gene(gene["name"], tuple(gene["sites"]), tuple(gene["widths"]))
+                Gene(gene["name"], tuple(gene["components"]), tuple(gene["widths"]))
                 for gene in document["genes"]
             ),
         )

@@ -1,24 +1,39 @@
-"""What a study has found; read from records, without a model."""
+"""Documents, tables and figures of a study, built from stored records without a model."""
 
-from effllava_optuna.report.document import StudyFacts, document, entry, trial_entry
-from effllava_optuna.report.marks import by_subset, evaluation, mark, marks
-from effllava_optuna.report.picking import Rule, pick, picked
-from effllava_optuna.report.tables import anatomy_table, compared, policies, summary
+from effllava_optuna.report.document import (
+    StudyFacts,
+    result_row,
+    study_document,
+    trial_result_row,
+)
+from effllava_optuna.report.paired_differences import comparison_sentence
+from effllava_optuna.report.policy_pick import PickRule, pick_policy, pick_table
+from effllava_optuna.report.policy_table import policy_table, summary_lines
+from effllava_optuna.report.structure_table import structure_tables
+from effllava_optuna.report.subset_scores import (
+    accuracy_by_subset,
+    accuracy_with_interval,
+    evaluation_table,
+    subset_table,
+)
+from effllava_optuna.report.text_table import TableRow, TextTable
 
 __all__ = [
-    "Rule",
+    "PickRule",
     "StudyFacts",
-    "anatomy_table",
-    "by_subset",
-    "compared",
-    "document",
-    "entry",
-    "evaluation",
-    "mark",
-    "marks",
-    "pick",
-    "picked",
-    "policies",
-    "summary",
-    "trial_entry",
+    "TableRow",
+    "TextTable",
+    "accuracy_by_subset",
+    "accuracy_with_interval",
+    "comparison_sentence",
+    "evaluation_table",
+    "pick_policy",
+    "pick_table",
+    "policy_table",
+    "result_row",
+    "structure_tables",
+    "study_document",
+    "subset_table",
+    "summary_lines",
+    "trial_result_row",
 ]

@@ -1,4 +1,4 @@
-"""What a study has found, as one JSON document; `status` and `report` print the same one."""
+"""The results of a study as one JSON document, which `status` and `report` print."""
 
 from __future__ import annotations
 
@@ -8,44 +8,53 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.policy import Policy, finalists, front_of, hypervolume_by_epoch
-from effllava_optuna.report.sureness import comparisons
+from effllava_optuna.report.paired_differences import compare_with_baselines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from effllava_optuna.policy import Anatomy, TrialRecord
+    from effllava_optuna.policy import ModelStructure, TrialRecord
 
-SCHEMA = 1
-_STATES = ("complete", "pruned", "running", "waiting", "fail")
+SCHEMA = 2
+STATES = ("complete", "pruned", "running", "waiting", "fail")
+_ROW_FIELDS = (
+    "trial", "epoch", "policy", "quality", "accuracy_proxy", "accuracy_proxy_interval",
+    "accuracy_validation", "accuracy_validation_interval", "accuracy_test",
+    "accuracy_test_interval", "gap", "risk", "latency_ms", "latency_ms_measured",
+    "speedup_predicted", "speedup_measured", "keep_ratio", "parameters", "gflops", "subsets_test",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class StudyFacts:
-    """All that is stored of a study.
+    """Everything that is stored about a study and that a report needs.
 
     Attributes:
-        name: Of the study.
-        epochs: How many it will have.
-        planned: Trials that it will have.
-        opened: Epochs that are published.
-        finalists: How many policies of the front are reported.
-        accuracy: ``expected`` or ``hard``: what the quality is made of.
-        eta: Weight of the structural risk in it.
-        population: Trials of a generation.
-        trials: Those that count.
-        digest: Of what was measured.
-        anatomy: Of the model; None before it was loaded.
-        bundle: What calibration published; None before that.
-        updates: What each projector update published, from epoch 1 on.
-        metric: How answers are graded in the ``search`` and in the ``report``; None if not known.
-        units: Which samples of the hits of a trial belong together; None if not known.
-        results: What the end of the study measured; None before that.
-        scores: What each reported policy scored on each sample, by split; None before that.
-        spec: What the study was told, by table.
-        manifest: What its values depend on beside that: versions, machine, weights, samples.
-        changes: What of the manifest has changed since, and when.
-        times: When its first trial began and its last one ended, in ISO 8601; None: none did.
-        failures: How many trials failed, by reason.
+        name: Name of the study.
+        epochs: Number of planned epochs.
+        planned: Number of planned trials.
+        opened: Number of published epochs.
+        finalists: Number of policies of the front that are reported.
+        accuracy: The accuracy in the quality: ``expected`` or ``hard``.
+        eta: Weight of the structural risk in the quality.
+        population: Number of trials per generation.
+        trials: Records of the trials.
+        digest: Digest of the measured values.
+        structure: Structure of the model; None before the model was loaded.
+        calibration: The published calibration; None before it was published.
+        updates: The published projector updates, from epoch 1 on.
+        metric: Name of the grading rule in the ``search`` and in the ``report``; None before
+            the task was loaded.
+        groups: Group of each proxy sample, in the order of the hits of a trial.
+        results: Values that were measured at the end of the study; None before that.
+        scores: Score of each reported policy on each sample, by split; None before the end of
+            the study.
+        config: The study file, by table.
+        manifest: Versions, machine, and digests of weights and samples.
+        changes: Changes of the manifest since the study began, with their times.
+        times: Start of the first trial and end of the last one, in ISO 8601; None if there is
+            no such trial.
+        failures: Number of failed trials, by reason.
     """
 
     name: str
@@ -58,133 +67,138 @@ class StudyFacts:
     population: int
     trials: Sequence[TrialRecord]
     digest: str
-    anatomy: Anatomy | None = None
-    bundle: Mapping[str, Any] | None = None
-    updates: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    structure: ModelStructure | None = None
+    calibration: Mapping[str, Any] | None = None
+    updates: Sequence[Mapping[str, Any]] = ()
     metric: Mapping[str, str] | None = None
-    units: Sequence[int] | None = None
+    groups: Sequence[int] = ()
     results: Mapping[str, Any] | None = None
     scores: Mapping[str, Any] | None = None
-    spec: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
     manifest: Mapping[str, Any] = field(default_factory=dict)
-    changes: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    changes: Sequence[Mapping[str, Any]] = ()
     times: tuple[str | None, str | None] = (None, None)
     failures: Mapping[str, int] = field(default_factory=dict)
 
 
-def document(facts: StudyFacts) -> dict[str, Any]:
-    """Put what is stored of a study into one document.
+def study_document(facts: StudyFacts) -> dict[str, Any]:
+    """Build the JSON document of a study.
 
-    What was not measured yet is null: before the end of a study, everything about validation and
-    test, and the baselines.
+    Values that are not measured yet are null: before the end of a study, these are the uniform
+    baselines and all values on validation and test.
     """
-    states = Counter(trial.state for trial in facts.trials)
-    found: dict[str, Any] = {
-        "schema": SCHEMA,
-        "study": facts.name,
-        "digest": facts.digest,
-        "epochs": {"planned": facts.epochs, "opened": facts.opened},
-        "trials": {"planned": facts.planned} | {state: states.get(state, 0) for state in _STATES},
-        "metric": facts.metric,
-        "constant": None,
-        "memory": None,
-        "dense": None,
-        "uniform": None,
-        "uniform2": None,
-        "front": [],
-        "chosen": None,
-        "hypervolume": [],
-        "risk_spread": _risk_spread(facts),
-        "projector": [dict(update) for update in facts.updates],
-        "comparisons": [],
-        "failures": dict(facts.failures),
-        "spec": dict(facts.spec),
-        "provenance": {
-            "began": facts.times[0],
-            "ended": facts.times[1],
-            **facts.manifest,
-            "changes": [dict(change) for change in facts.changes],
-        },
-    }
-    if facts.bundle is None or facts.anatomy is None:
-        return found
-    dense = facts.bundle["dense"]
-    reference = facts.bundle["reference"]
-    found["hypervolume"] = hypervolume_by_epoch(
-        facts.trials, facts.opened, (reference[0], reference[1]), facts.accuracy
+    document = _unmeasured_document(facts)
+    if facts.calibration is None or facts.structure is None:
+        return document
+    dense, latency = facts.calibration["dense"], facts.calibration["latency"]
+    accuracy, latency_ms = facts.calibration["reference"]
+    document["hypervolume"] = hypervolume_by_epoch(
+        facts.trials, facts.opened, (accuracy, latency_ms), facts.accuracy
     )
-    found["latency_table"] = {
-        "error": facts.bundle["latency"]["error"],
-        "spread": facts.bundle["latency"]["spread"],
-        "vision_ms": facts.bundle["latency"]["vision_ms"],
-        # Studies of earlier versions have no more than that.
-        "checks": len(facts.bundle["latency"].get("errors", ())) or None,
-        "launched": facts.bundle["latency"].get("launched", []),
-        "origin": facts.bundle["latency"].get("origin"),
+    document["latency_table"] = {
+        "error": latency["error"],
+        "spread": latency["spread"],
+        "vision_ms": latency["vision_ms"],
+        "checks": len(latency["errors"]),
+        "launched": latency["launched"],
+        "origin": latency["origin"],
     }
-    if facts.results is not None:
-        found |= dict(facts.results)
-        found["comparisons"] = comparisons(found["chosen"], facts.scores)
-        return found
-    found["dense"] = entry(
-        policy=Policy.dense(facts.anatomy),
-        anatomy=facts.anatomy,
+    if facts.results is not None and facts.scores is not None:
+        document |= dict(facts.results)
+        document["comparisons"] = compare_with_baselines(document["chosen"], facts.scores)
+        return document
+    document["dense"] = result_row(
+        Policy.dense(facts.structure),
         accuracy_proxy=dense["accuracy"],
         latency_ms=dense["latency_ms"],
         speedup_predicted=1.0,
         parameters=dense["parameters"],
         gflops=dense["gflops"],
     )
-    found["front"] = [
-        trial_entry(trial, facts.anatomy, dense)
+    document["front"] = [
+        trial_result_row(trial, facts.structure, dense)
         for trial in finalists(front_of(facts.trials), facts.finalists)
     ]
-    return found
+    return document
+
+
+def _unmeasured_document(facts: StudyFacts) -> dict[str, Any]:
+    """Return a document with all keys and the values that need no calibration."""
+    states = Counter(trial.state for trial in facts.trials)
+    began, ended = facts.times
+    return {
+        "schema": SCHEMA,
+        "study": facts.name,
+        "digest": facts.digest,
+        "epochs": {"planned": facts.epochs, "opened": facts.opened},
+        "trials": {"planned": facts.planned} | {state: states.get(state, 0) for state in STATES},
+        "metric": facts.metric,
+        "constant": None,
+        "memory": None,
+        "dense": None,
+        "uniform": None,
+        "uniform_by_kind": None,
+        "front": [],
+        "chosen": None,
+        "hypervolume": [],
+        "latency_table": None,
+        "risk_spread": _risk_spread(facts),
+        "projector": [dict(update) for update in facts.updates],
+        "comparisons": [],
+        "failures": dict(facts.failures),
+        "config": dict(facts.config),
+        "provenance": {
+            "began": began,
+            "ended": ended,
+            **facts.manifest,
+            "changes": [dict(change) for change in facts.changes],
+        },
+    }
 
 
 def _risk_spread(facts: StudyFacts) -> float | None:
-    """Give how far eta times risk spreads over the first generation, in accuracy."""
-    first = [trial.risk for trial in facts.trials[: facts.population] if trial.measured]
-    return round(facts.eta * (max(first) - min(first)), 6) if first else None
+    """Return the range of eta * risk over the first generation, in units of accuracy."""
+    risks = [trial.risk for trial in facts.trials[: facts.population] if trial.measured]
+    return round(facts.eta * (max(risks) - min(risks)), 6) if risks else None
 
 
-def entry(*, policy: Policy, anatomy: Anatomy, **known: Any) -> dict[str, Any]:
-    """Describe one policy; what is not given is null.
+def result_row(policy: Policy, **values: Any) -> dict[str, Any]:
+    """Build the result row of a policy: its widths, its keep ratio, and ``values``.
 
-    Accuracies and speed-ups are shares and factors; ``*_interval`` are 95 % intervals;
-    ``gap`` is the accuracy on the proxy minus that on test.
+    Fields that are not in ``values`` are None. Accuracies are in [0, 1], speed-ups are factors,
+    ``*_interval`` are 95 % intervals, and ``gap`` is the accuracy on the proxy minus that on test.
+
+    Raises:
+        KeyError: A result row has no field of that name.
     """
-    found: dict[str, Any] = dict.fromkeys(
-        (
-            "trial", "epoch", "policy", "quality", "accuracy_proxy", "accuracy_proxy_interval",
-            "accuracy_validation", "accuracy_validation_interval", "accuracy_test",
-            "accuracy_test_interval", "gap", "risk", "latency_ms", "latency_ms_measured",
-            "speedup_predicted", "speedup_measured", "kept_share", "parameters", "gflops",
-            "subsets_test",
-        )
-    )  # fmt: skip
-    found["policy"] = {
-        site.id: count for site, count in zip(anatomy.sites, policy.keep, strict=True)
-    }
-    found["kept_share"] = round(policy.kept_share(anatomy), 6)
-    unknown = set(known) - set(found)
+    unknown = set(values) - set(_ROW_FIELDS)
     if unknown:
-        raise KeyError(f"An entry has no {sorted(unknown)}.")
-    return found | {name: _plain(value) for name, value in known.items()}
+        raise KeyError(
+            f"A result row has no field {', '.join(sorted(unknown))}; it has "
+            f"{', '.join(_ROW_FIELDS)}."
+        )
+    row: dict[str, Any] = dict.fromkeys(_ROW_FIELDS)
+    row["policy"] = {
+        component.id: width
+        for component, width in zip(policy.structure.components, policy.widths, strict=True)
+    }
+    row["keep_ratio"] = round(policy.keep_ratio, 6)
+    return row | {name: _to_json(value) for name, value in values.items()}
 
 
-def trial_entry(trial: TrialRecord, anatomy: Anatomy, dense: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe the policy of a trial by what the search knows of it.
+def trial_result_row(
+    trial: TrialRecord, structure: ModelStructure, dense: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Build the result row of a measured trial from the values that the search measured.
 
     Args:
-        trial: Measured.
-        anatomy: Of the model.
-        dense: Of the model: ``latency_ms`` and ``parameters``.
+        trial: The record of the trial.
+        structure: The structure of the model.
+        dense: ``latency_ms`` and ``parameters`` of the dense model.
     """
-    policy = Policy.of(anatomy, trial.keep)
-    return entry(
-        policy=policy,
-        anatomy=anatomy,
+    policy = Policy.of(structure, trial.widths)
+    return result_row(
+        policy,
         trial=trial.number,
         epoch=trial.epoch,
         quality=trial.quality,
@@ -192,13 +206,14 @@ def trial_entry(trial: TrialRecord, anatomy: Anatomy, dense: Mapping[str, Any]) 
         risk=trial.risk,
         latency_ms=trial.latency_ms,
         speedup_predicted=dense["latency_ms"] / trial.latency_ms,
-        parameters=dense["parameters"] - anatomy.parameters + policy.parameters(anatomy),
+        parameters=dense["parameters"] - structure.parameters + policy.parameters,
     )
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
+    """Round floats to six digits, and replace NaN and infinity by None."""
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [_to_json(item) for item in value]
     return value

@@ -1,115 +1,100 @@
-"""A study, or several beside each other, as one HTML page that needs no network."""
+"""One HTML page, which needs no network, for a study or for a comparison of studies."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import tomli_w
 from jinja2 import Environment, PackageLoader
 from plotly.offline import get_plotlyjs
 
-from effllava_optuna.report.marks import subset_rows
-from effllava_optuna.report.tables import (
-    COLUMNS,
-    notes,
-    number,
-    policy_rows,
-    standing,
-)
+from effllava_optuna.report.accuracy_figures import finalists_by_study
+from effllava_optuna.report.policy_table import policy_table, status_lines
+from effllava_optuna.report.study_comparison import comparison_tables
+from effllava_optuna.report.subset_scores import subset_table
+from effllava_optuna.report.text_table import TableRow, TextTable, format_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import plotly.graph_objects as go
 
+_COMMAND = "effllava-optuna"
+
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A line of a table of the page.
+class PageSection:
+    """A section of the page; empty parts are left out.
 
     Attributes:
-        cells: What it says.
-        marked: Whether it stands out.
-    """
-
-    cells: Sequence[str]
-    marked: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """A table of the page."""
-
-    columns: Sequence[str]
-    rows: Sequence[Row]
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A part of the page; what is empty is left out.
-
-    Attributes:
-        title: Its heading.
-        table: A table.
+        title: The heading.
+        table: A table; its notes become paragraphs.
         notes: Paragraphs.
-        charts: HTML of figures.
+        charts: Figures as HTML.
         pairs: Names and values.
-        code: What can be copied.
-        hidden: A heading, and what it hides until it is opened.
+        code: Commands that can be copied.
+        collapsed: A heading, and a text that is hidden until the heading is clicked.
     """
 
     title: str
-    table: Grid | None = None
+    table: TextTable | None = None
     notes: Sequence[str] = ()
     charts: Sequence[str] = ()
     pairs: Sequence[tuple[str, str]] = ()
-    code: Sequence[str] = field(default_factory=tuple)
-    hidden: tuple[str, str] | None = None
+    code: Sequence[str] = ()
+    collapsed: tuple[str, str] | None = None
 
 
-def page(document: Mapping[str, Any], charts: Mapping[str, go.Figure], again: str) -> str:
-    """Write the page of one study.
+def study_page(
+    document: Mapping[str, Any], figures: Mapping[str, go.Figure], study_arguments: str
+) -> str:
+    """Return the HTML page of one study.
 
     Args:
-        document: Of the study, see `effllava_optuna.report.document`.
-        charts: Its figures by name.
-        again: How a command names the study: its file, or ``--storage`` and ``--study-name``.
+        document: The document of the study, see `effllava_optuna.report.study_document`.
+        figures: Its figures by id, see `effllava_optuna.report.figures.study_figures`.
+        study_arguments: The study in a command: its file, or ``--storage`` and ``--study-name``.
+    """
+    subsets = subset_table(document)
+    sections = [
+        PageSection("Policies", policy_table(document)),
+        PageSection("Figures", charts=_charts(figures)),
+        _risk_section(document),
+        _projector_section(document),
+        None if subsets is None else PageSection(subsets.title, subsets),
+        _failure_section(document),
+        _provenance_section(document),
+        _command_section(document, study_arguments),
+    ]
+    title = f"Study {document['study']}"
+    return _render(title, status_lines(document), sections, with_plotly=bool(figures))
+
+
+def comparison_page(comparison: Mapping[str, Any], documents: Sequence[Mapping[str, Any]]) -> str:
+    """Return the HTML page of a comparison of studies.
+
+    Args:
+        comparison: The result of `effllava_optuna.report.study_comparison.compare_studies`.
+        documents: The documents of the studies.
     """
     sections = [
-        Section("Policies", _policies(document), notes(document)),
-        Section("Figures", charts=drawn(charts)),
-        _risk(document),
-        _projector(document),
-        _by_subset(document),
-        _failures(document),
-        _provenance(document),
-        _commands(document, again),
+        *(PageSection(table.title, table) for table in comparison_tables(comparison)),
+        PageSection("Finalists on test", charts=_charts({"tests": finalists_by_study(documents)})),
     ]
-    return rendered(
-        f"Study {document['study']}", standing(document), sections, scripts=bool(charts)
-    )
+    keys = ", ".join(comparison["differing_keys"]) or "nothing but their names"
+    lead = [f"They differ in: {keys}."]
+    return _render(f"{len(documents)} studies", lead, sections, with_plotly=True)
 
 
-def _policies(document: Mapping[str, Any]) -> Grid:
-    lines = []
-    for row in policy_rows(document):
-        label = f"{row.label} (chosen)" if row.chosen else row.label
-        lines.append(Row((label, *row.cells), row.chosen))
-    return Grid(("policy", *COLUMNS), lines)
-
-
-def rendered(
-    title: str, lead: Sequence[str], sections: Sequence[Section | None], *, scripts: bool
+def _render(
+    title: str,
+    lead: Sequence[str],
+    sections: Sequence[PageSection | None],
+    *,
+    with_plotly: bool,
 ) -> str:
-    """Fill the template.
-
-    Args:
-        title: Of the page.
-        lead: What is said first.
-        sections: What follows; None is left out.
-        scripts: Whether there are figures, which need plotly's script.
-    """
+    """Fill the template; sections that are None are left out."""
     environment = Environment(
         loader=PackageLoader("effllava_optuna", "report"),
         autoescape=True,
@@ -120,13 +105,12 @@ def rendered(
         title=title,
         lead=lead,
         sections=[section for section in sections if section is not None],
-        charts=scripts,
-        plotly=get_plotlyjs() if scripts else "",
+        plotly=get_plotlyjs() if with_plotly else "",
     )
 
 
-def drawn(charts: Mapping[str, go.Figure]) -> list[str]:
-    """Give figures as HTML that needs plotly's script on the page."""
+def _charts(figures: Mapping[str, go.Figure]) -> list[str]:
+    """Return figures as HTML that needs the script of plotly on the page."""
     return [
         figure.to_html(
             full_html=False,
@@ -134,113 +118,114 @@ def drawn(charts: Mapping[str, go.Figure]) -> list[str]:
             div_id=name,
             config={"displaylogo": False, "responsive": True},
         )
-        for name, figure in charts.items()
+        for name, figure in figures.items()
     ]
 
 
-def _risk(document: Mapping[str, Any]) -> Section | None:
-    """Show what the structural-risk bound adds to accuracy, term by term."""
-    quality = document["spec"].get("quality")
+def _risk_section(document: Mapping[str, Any]) -> PageSection | None:
+    """Show the terms of the quality: accuracy and structural risk."""
+    config = document["config"]
     rows = [row for row in document["front"] if row["risk"] is not None]
-    if quality is None or not rows:
+    if not rows:
         return None
+    quality, proxy_samples = config["quality"], config["task"]["proxy"]
     eta = quality["eta"]
-    lines = []
+    table_rows = []
     for row in rows:
-        price = eta * row["risk"]
+        penalty = eta * row["risk"]
         cells = (
             f"trial {row['trial']}",
-            number(row["quality"] + price, ".4f"),
-            number(row["risk"], "+.4f"),
-            number(price, "+.4f"),
-            number(row["quality"], ".4f"),
+            format_number(row["quality"] + penalty, ".4f"),
+            format_number(row["risk"], "+.4f"),
+            format_number(penalty, "+.4f"),
+            format_number(row["quality"], ".4f"),
         )
-        lines.append(Row(cells))
-    told = [
+        table_rows.append(TableRow(cells))
+    notes = [
         f"quality = accuracy ({quality['accuracy']}, cross-fitted on the proxy) - eta * Omega, "
         f"with eta = {eta:g} per nat. Omega is the mean over the weight matrices, weighted by "
-        "their parameters, of log(Frobenius norm of what stays / of all), form "
-        f"{quality['risk']!r}: 0 for the dense model. That the term of the paper looks like this "
-        "is inferred."
+        "their parameters, of log(Frobenius norm of the kept weights / of all weights), form "
+        f"{quality['risk']!r}; it is 0 for the dense model. The paper does not state the term "
+        "in this form: it is inferred."
     ]
     if document["risk_spread"] is not None:
-        told.append(
-            f"eta * Omega spreads over {document['risk_spread']:.4f} in the first generation; one "
-            f"answer of the {document['spec']['task']['proxy']} on the proxy is worth "
-            f"{1 / document['spec']['task']['proxy']:.4f}."
+        notes.append(
+            f"eta * Omega has a range of {document['risk_spread']:.4f} in the first generation; "
+            f"one of the {proxy_samples} proxy samples is {1 / proxy_samples:.4f}."
         )
     columns = ("policy", "quality + eta * Omega", "Omega", "eta * Omega", "quality")
-    return Section("Structural risk", Grid(columns, lines), told)
+    return PageSection("Structural risk", TextTable(columns, table_rows, notes=notes))
 
 
-def _projector(document: Mapping[str, Any]) -> Section | None:
-    """Show what each projector update did, on what it was trained on and on what it was not."""
+def _projector_section(document: Mapping[str, Any]) -> PageSection | None:
+    """Show the effect of each projector update on held-out and on training samples."""
     if not document["projector"]:
         return None
     keys = ("crossfit_accuracy", "crossfit_loss", "proxy_accuracy")
-    lines = []
+    rows = []
     for epoch, update in enumerate(document["projector"], start=1):
-        moved = [f"{update[f'{key}_before']:.3f} to {update[f'{key}_after']:.3f}" for key in keys]
-        cells = (str(epoch), str(update["steps"]), f"{update['seconds']:.0f}", *moved)
-        lines.append(Row(cells))
+        changes = [
+            f"{update[f'{key}_before']:.3f} to {update[f'{key}_after']:.3f}" for key in keys
+        ]
+        cells = (str(epoch), str(update["steps"]), f"{update['seconds']:.0f}", *changes)
+        rows.append(TableRow(cells))
     columns = (
         "for epoch", "steps", "seconds", "held-out accuracy", "held-out loss",
-        "trained-on accuracy",
+        "accuracy on training samples",
     )  # fmt: skip
-    told = [
-        "The number of steps is what held-out proxy samples approve of, zero included. Accuracy "
-        "is the mean over the policies that it was trained for."
+    notes = [
+        "The number of steps is chosen on held-out proxy samples, zero included. Accuracy and "
+        "loss are means over the elites, for which the projector was trained."
     ]
-    return Section("Projector updates", Grid(columns, lines), told)
+    return PageSection("Projector updates", TextTable(columns, rows, notes=notes))
 
 
-def _by_subset(document: Mapping[str, Any]) -> Section | None:
-    columns, rows = subset_rows(document)
-    if not rows:
-        return None
-    return Section("Test, by subset", Grid(("subset", *columns), [Row(cells) for cells in rows]))
-
-
-def _failures(document: Mapping[str, Any]) -> Section | None:
+def _failure_section(document: Mapping[str, Any]) -> PageSection | None:
     if not document["failures"]:
         return None
-    rows = [Row((reason, str(count))) for reason, count in document["failures"].items()]
-    return Section("Trials that failed", Grid(("reason", "trials"), rows))
+    rows = [TableRow((reason, str(count))) for reason, count in document["failures"].items()]
+    return PageSection("Failed trials", TextTable(("reason", "trials"), rows))
 
 
-def _provenance(document: Mapping[str, Any]) -> Section:
-    """Say what the figures were measured on."""
-    known = dict(document["provenance"])
-    changes = known.pop("changes")
-    pairs = [(name.replace("_", " "), str(value)) for name, value in known.items() if value]
-    pairs.append(("digest of what was measured", document["digest"]))
-    told = []
+def _provenance_section(document: Mapping[str, Any]) -> PageSection:
+    """Show what the values were measured on."""
+    provenance = dict(document["provenance"])
+    changes = provenance.pop("changes")
+    pairs = [(name.replace("_", " "), str(value)) for name, value in provenance.items() if value]
+    pairs.append(("digest of the measured values", document["digest"]))
+    notes = []
     for change in changes:
-        moved = (f"{name} from {x[0]} to {x[1]}" for name, x in change.items() if name != "at")
-        told.append(f"Changed at {change['at']}: {', '.join(moved)}")
-    return Section("Provenance", notes=told, pairs=pairs)
+        entries = (
+            f"{name} from {values[0]} to {values[1]}"
+            for name, values in change.items()
+            if name != "at"
+        )
+        notes.append(f"Changed at {change['at']}: {', '.join(entries)}")
+    return PageSection("Provenance", notes=notes, pairs=pairs)
 
 
-def _commands(document: Mapping[str, Any], again: str) -> Section:
-    """Give what reproduces the study, and what exports its choice."""
-    command = "python -m effllava_optuna.study"
-    code = [f"{command} run {again}" if "--" not in again else f"{command} run study.toml"]
+def _command_section(document: Mapping[str, Any], study_arguments: str) -> PageSection:
+    """Show the commands that repeat the study, and those that continue or export it."""
+    file = "study.toml" if "--" in study_arguments else study_arguments
+    code = [f"{_COMMAND} run {file}"]
     if document["chosen"] is None:
-        code.append(f"{command} resume {again}")
+        code.append(f"{_COMMAND} resume {study_arguments}")
     else:
         trial = document["chosen"]["trial"]
-        code.append(f"{command} export {again} --trial {trial} --out pruned")
-    return Section(
+        code.append(f"{_COMMAND} export {study_arguments} --trial {trial} --out pruned")
+    return PageSection(
         "Commands",
-        notes=["The study from its beginning (in another directory, or under another name); then "
-               "what it leads to. The study file, defaults written out, is below."],
+        notes=[
+            "The first command repeats the study (in another directory, or under another name). "
+            "The study file with all defaults is below."
+        ],
         code=code,
-        hidden=("The study file", tomli_w.dumps(_without_none(document["spec"]))),
-    )  # fmt: skip
+        collapsed=("The study file", tomli_w.dumps(_without_none(document["config"]))),
+    )
 
 
 def _without_none(value: Any) -> Any:
-    """Leave out what TOML has no word for."""
+    """Remove None from nested tables, because TOML has no null."""
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     return value

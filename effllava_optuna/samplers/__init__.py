@@ -1,4 +1,4 @@
-"""Epoch-aware samplers for Optuna; they know genes, levels and costs, and nothing of models.
+"""Epoch-aware samplers for Optuna: they know genes, levels and costs, but no models.
 
 A space is any object with the attributes of `SpaceView`:
 
@@ -27,57 +27,57 @@ A space is any object with the attributes of `SpaceView`:
 True
 """
 
-from effllava_optuna.samplers._cma import EpochCMASampler
-from effllava_optuna.samplers._compat import write_user_attrs
-from effllava_optuna.samplers._nsgaii import EpochNSGAIISampler
-from effllava_optuna.samplers._operators import Variation, repair, switch
-from effllava_optuna.samplers._owner import (
-    beat,
-    give_back,
-    lost_among,
+from effllava_optuna.samplers._cma_es._cma_sampler import CmaOptions, EpochCMASampler
+from effllava_optuna.samplers._lease import (
+    fail_lost_trials,
+    leases_of,
+    lost_trials,
     owner_alive,
-    pulses_of,
-    reap,
+    release_trial,
+    renew_lease,
     this_process,
 )
-from effllava_optuna.samplers._sampler import EpochSampler
-from effllava_optuna.samplers._slots import (
-    Slot,
-    counted,
-    duplicate_of,
-    epoch_finished,
-    finished_slots,
-    slot_of,
+from effllava_optuna.samplers._level_grid import LevelGrid, Seed, SpaceProvider, SpaceView
+from effllava_optuna.samplers._nsgaii import EpochNSGAIISampler
+from effllava_optuna.samplers._operators import Variation, repair, switch
+from effllava_optuna.samplers._optuna_internals import (
+    storage_of,
+    study_id_of,
+    trial_id_of,
+    write_user_attrs,
 )
-from effllava_optuna.samplers._space import Grid, Seed, SpaceProvider, SpaceView
+from effllava_optuna.samplers._sampler import EpochSampler
+from effllava_optuna.samplers._slots import duplicate_of, effective_trials, epoch_finished, slot_of
 from effllava_optuna.samplers._stock import EpochStockSampler, MakeSampler, Stock
 
 __all__ = [
+    "CmaOptions",
     "EpochCMASampler",
     "EpochNSGAIISampler",
     "EpochSampler",
     "EpochStockSampler",
-    "Grid",
+    "LevelGrid",
     "MakeSampler",
     "Seed",
-    "Slot",
     "SpaceProvider",
     "SpaceView",
     "Stock",
     "Variation",
-    "beat",
-    "counted",
     "duplicate_of",
+    "effective_trials",
     "epoch_finished",
-    "finished_slots",
-    "give_back",
-    "lost_among",
+    "fail_lost_trials",
+    "leases_of",
+    "lost_trials",
     "owner_alive",
-    "pulses_of",
-    "reap",
+    "release_trial",
+    "renew_lease",
     "repair",
     "slot_of",
+    "storage_of",
+    "study_id_of",
     "switch",
     "this_process",
+    "trial_id_of",
     "write_user_attrs",
 ]

@@ -1,4 +1,4 @@
-"""What every epoch-aware sampler does: slots, signatures, parameters; only breeding differs."""
+"""What all epoch samplers share: slots, owners and parameters; strategies propose genomes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from optuna.samplers import BaseSampler, RandomSampler
 
-from effllava_optuna.samplers import _compat
-from effllava_optuna.samplers._desk import Desk
-from effllava_optuna.samplers._owner import sign
-from effllava_optuna.samplers._slots import (
-    FOREIGN,
-    WITHDRAWN,
-    epoch_finished,
-    is_foreign,
-    ticket_of,
+from effllava_optuna.samplers._lease import write_owner
+from effllava_optuna.samplers._optuna_internals import (
+    FIXED_PARAMS,
+    GENOME,
+    fail_trial,
+    set_user_attrs,
+    trial_id_of,
 )
+from effllava_optuna.samplers._queue import SlotQueue
+from effllava_optuna.samplers._slots import USER_KIND, WITHDRAWN, attempt_of, is_enqueued_by_user
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,122 +26,109 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial, TrialState
 
-    from effllava_optuna.samplers._breeding import Breeder
-    from effllava_optuna.samplers._space import SpaceProvider
+    from effllava_optuna.samplers._generation_strategy import GenerationStrategy
+    from effllava_optuna.samplers._level_grid import SpaceProvider
 
 
 class EpochSampler(BaseSampler):
     """Search integer widths in epochs whose space may differ, reproducibly.
 
-    A generation is written into the study at once, as WAITING trials; the next one follows when
-    all of it has ended. Every genome is a function of the seed, its slot and the trials that
-    completed before: a study that was killed and resumed goes on as if nothing had happened, and
-    so do several threads or processes.
+    A generation is queued in the study at once, as WAITING trials; the next one follows when all
+    of it has ended. Every genome is a function of the seed, its slot and the trials that completed
+    before: a study that was killed and resumed continues as if it had not been interrupted, and so
+    does a study with several threads or processes.
 
-    * No genome of an epoch is measured twice if that can be helped.
+    * No genome of an epoch is measured twice if that can be avoided.
+    * An epoch has as many generations as its space lasts.
     * A failed slot is tried once more with the same genome.
-    * A pruned trial finishes its slot: it ranks behind every trial that completed (nobody breeds
-      from it), and its genome is not proposed again in its epoch.
-    * A trial that a user enqueues is measured beside the slots. It gets the attributes ``kind``
-      (``"foreign"``), ``epoch`` and the stamp of the space, and is no parent.
-    * The objective must suggest every gene with the distribution of the space. It should ask
-      `duplicate_of` before it evaluates, where several processes work on one study.
-    * Give a study no other sampler at the same time. A trial that was asked for must be told, or
-      the generation never ends.
+    * A pruned trial finishes its slot: it ranks behind every complete trial, is not a parent, and
+      its genome is not proposed again in its epoch.
+    * A trial that a user enqueues is measured in addition to the slots. It gets the attributes
+      ``kind`` (``"user"``), ``epoch`` and the stamp of the space, and is not a parent.
+    * The objective must suggest every gene with the distribution of the space. If several
+      processes work on one study, it should call `duplicate_of` before it evaluates.
+    * Do not use another sampler on the study at the same time. Pass every trial that was asked for
+      to `Study.tell`, or the generation never ends.
 
     Args:
-        space: Tells the space of the current epoch. None for a plain random sampler.
-        breeder: Proposes generations.
-        generations: Planned generations in an epoch. Where the space stays the same after them,
-            the search goes on in the same epoch.
+        space: Returns the space of the current epoch. None for a plain random sampler.
+        strategy: Proposes generations.
 
     Raises:
         ValueError: A number is out of its range.
     """
 
-    def __init__(
-        self,
-        space: SpaceProvider | None,
-        breeder: Breeder,
-        *,
-        generations: int,
-    ) -> None:
-        if breeder.population_size < 2:
-            raise ValueError(f"population_size must be at least 2, not {breeder.population_size}.")
-        if generations < 1:
-            raise ValueError(f"generations must be at least 1, not {generations}.")
-        if breeder.seed < 0:
-            raise ValueError(f"seed must not be negative, not {breeder.seed}.")
-        self.population_size = breeder.population_size
-        self.generations = generations
-        self.seed = breeder.seed
+    def __init__(self, space: SpaceProvider | None, strategy: GenerationStrategy) -> None:
+        size = strategy.population_size
+        if size < 2:
+            raise ValueError(f"population_size must be at least 2, not {size}.")
+        if strategy.seed < 0:
+            raise ValueError(f"seed must not be negative, not {strategy.seed}.")
+        self.seed = strategy.seed
         self._space = space
-        self._breeder = breeder
+        self._strategy = strategy
         self._params: dict[int, dict[str, int]] = {}  # by trial id, of trials that run here
 
-    def write_due(self, study: Study) -> int:
-        """Write all slots that are due as WAITING trials, without waiting for anything.
+    def queue_due_trials(self, study: Study) -> int:
+        """Queue all slots that are due as WAITING trials, without waiting for other workers.
 
-        For a loop that wants every trial created in one transaction; ``study.optimize`` works
-        without it.
+        For a loop that creates every trial in one transaction; ``study.optimize`` works without
+        this method.
 
         Returns:
-            How many trials were written; 0 where the current generation is still at work.
+            The number of queued trials; 0 while the current generation is unfinished.
         """
-        return 0 if self._space is None else self._desk(self._space).fill(study)
+        return 0 if self._space is None else self._queue(self._space).fill(study)
 
-    def _desk(self, space: SpaceProvider) -> Desk:
-        return Desk(space, self._breeder)
-
-    def slots_of_epoch_finished(self, study: Study, epoch: int) -> bool:
-        """Tell whether every slot of the planned generations of an epoch is finished."""
-        return epoch_finished(
-            study.get_trials(deepcopy=False),
-            epoch,
-            population_size=self.population_size,
-            generations=self.generations,
-        )
+    def _queue(self, space: SpaceProvider) -> SlotQueue:
+        return SlotQueue(space, self._strategy)
 
     def reseed_rng(self) -> None:
-        """Do nothing: there is no random state."""
+        """Do nothing: the sampler has no random state."""
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Sign a trial, and see to it that it holds a slot."""
-        sign(study, trial)
+        """Store the owner of a trial, and assign a slot to it unless it has one."""
+        write_owner(study, trial)
         if self._space is None:
             return
-        if ticket_of(trial) is not None:
-            if _compat.GENOME in trial.system_attrs:
-                self._params[_compat.trial_id(trial)] = trial.system_attrs[_compat.GENOME]
+        if attempt_of(trial) is not None:
+            if GENOME in trial.system_attrs:
+                self._params[trial_id_of(trial)] = trial.system_attrs[GENOME]
             return
         try:
-            if is_foreign(trial):
-                view = self._space(study)
-                attrs = {**view.stamp, "kind": FOREIGN, "epoch": view.epoch}
-                _compat.set_user_attrs(study, trial, attrs)
-                fixed = trial.system_attrs.get(_compat.FIXED_PARAMS, {}) | trial.params
-                params = self._breeder.foreign(view, trial.number, fixed)
+            if is_enqueued_by_user(trial):
+                params = self._prepare_user_trial(study, trial, self._space)
             else:
-                params = self._desk(self._space).serve(study, trial)
+                params = self._queue(self._space).assign_slot(study, trial)
         except BaseException:
-            # Optuna leaves it RUNNING, and everybody would wait for it.
-            _compat.fail(study, trial, void=WITHDRAWN)
+            # Optuna leaves the trial RUNNING, and all other workers would wait for it.
+            fail_trial(study, trial, void=WITHDRAWN)
             raise
-        self._params[_compat.trial_id(trial)] = params
+        self._params[trial_id_of(trial)] = params
+
+    def _prepare_user_trial(
+        self, study: Study, trial: FrozenTrial, space: SpaceProvider
+    ) -> dict[str, int]:
+        """Describe a trial that a user enqueued, and return all of its parameters."""
+        view = space(study)
+        attrs = {**view.stamp, "kind": USER_KIND, "epoch": view.epoch}
+        set_user_attrs(study, trial, attrs)
+        fixed = trial.system_attrs.get(FIXED_PARAMS, {}) | trial.params
+        return self._strategy.complete_user_genome(view, trial.number, fixed)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Give the genes with their distributions."""
-        if self._space is None or _compat.trial_id(trial) not in self._params:
+        """Return the genes with their distributions."""
+        if self._space is None or trial_id_of(trial) not in self._params:
             return {}
         return dict(self._space(study).distributions)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Give the genome that the trial's slot demands."""
-        params = self._params.get(_compat.trial_id(trial), {})
+        """Return the genome of the trial's slot."""
+        params = self._params.get(trial_id_of(trial), {})
         return {name: params[name] for name in search_space if name in params}
 
     def sample_independent(
@@ -151,17 +138,13 @@ class EpochSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Draw a parameter that is no gene uniformly, from the trial's number and its name."""
+        """Draw a parameter that is not a gene uniformly, from the trial number and its name."""
         words = [self.seed, trial.number, zlib.crc32(param_name.encode())]
         seed = int(np.random.SeedSequence(words).generate_state(1)[0])
         return RandomSampler(seed).sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        """Forget the genome of a trial that has ended."""
-        self._params.pop(_compat.trial_id(trial), None)
+        """Remove the genome of a trial that has ended from memory."""
+        self._params.pop(trial_id_of(trial), None)

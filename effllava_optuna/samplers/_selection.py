@@ -1,8 +1,8 @@
-"""Who survives and who mates: constrained non-dominated sorting and crowding distance.
+"""Survival and mating of NSGA-II: constrained non-dominated sorting and crowding distance.
 
 Deb et al. 2002, "A fast and elitist multiobjective genetic algorithm: NSGA-II",
-https://doi.org/10.1109/4235.996017, sections III and VI. Everything here is deterministic: ties go
-to whoever comes first, and the callers sort by slot.
+https://doi.org/10.1109/4235.996017, sections III and VI. All functions are deterministic: the
+first of several equal points wins, and the callers sort points by slot.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Elite:
     """The survivors of a selection, best first.
 
     Args:
-        members: Shape ``(survivors,)``, indices into what was selected from.
+        members: Shape ``(survivors,)``, indices into the points that were selected from.
         ranks: Shape ``(survivors,)``, 0 for the first front; non-decreasing.
-        crowding: Shape ``(survivors,)``, distance to the neighbours in the own front; larger is
-            lonelier and better; infinite at the ends.
+        crowding: Shape ``(survivors,)``, distance to the neighbours in the same front; a larger
+            one is better; infinite at the ends.
     """
 
     members: IntArray
@@ -46,48 +46,49 @@ def domination_ranks(losses: FloatArray, penalties: FloatArray) -> IntArray:
     infeasible = penalties > 0
     ranks = np.empty(len(losses), dtype=np.int64)
     ranks[~infeasible] = _fronts(losses[~infeasible])
-    worst = ranks[~infeasible].max(initial=-1)
-    ranks[infeasible] = np.unique(penalties[infeasible], return_inverse=True)[1] + worst + 1
+    last_feasible = ranks[~infeasible].max(initial=-1)
+    penalty_ranks = np.unique(penalties[infeasible], return_inverse=True)[1]
+    ranks[infeasible] = penalty_ranks + last_feasible + 1
     return ranks
 
 
 def _fronts(losses: FloatArray) -> IntArray:
-    """Peel fronts off feasible points, one after the other."""
-    points, places = np.unique(losses, axis=0, return_inverse=True)
+    """Return the front of each feasible point, removing one front after the other."""
+    points, point_indices = np.unique(losses, axis=0, return_inverse=True)
     ranks = np.empty(len(points), dtype=np.int64)
-    left, front = np.arange(len(points)), 0
-    while len(left):
-        mine = _undominated(points[left])
-        ranks[left[mine]] = front
-        left, front = left[~mine], front + 1
-    return ranks[places.reshape(-1)]
+    remaining, front = np.arange(len(points)), 0
+    while len(remaining):
+        in_front = _undominated(points[remaining])
+        ranks[remaining[in_front]] = front
+        remaining, front = remaining[~in_front], front + 1
+    return ranks[point_indices.reshape(-1)]
 
 
 def _undominated(points: FloatArray) -> NDArray[np.bool_]:
-    """Mark the points that no other one dominates; they differ, and are sorted by all columns."""
+    """Mark the undominated ones of distinct points that are sorted by all columns."""
     if points.shape[1] > 2:
         no_worse = np.asarray((points[:, None, :] <= points[None, :, :]).all(axis=2))
         np.fill_diagonal(no_worse, val=False)
         return np.asarray(~no_worse.any(axis=0))
-    # Whoever comes before is no worse in the first column, so only the last one decides.
+    # All earlier points are no worse in the first column, so only the last column decides.
     last = points[:, -1]
     best_before = np.concatenate([[np.inf], np.minimum.accumulate(last)[:-1]])
-    mine = np.asarray(last < best_before)
-    mine[0] = True
-    return mine
+    undominated = np.asarray(last < best_before)
+    undominated[0] = True
+    return undominated
 
 
 def crowding_distances(losses: FloatArray) -> FloatArray:
-    """Measure how far apart the neighbours of each point of one front are.
+    """Compute how far apart the neighbours of each point of one front are.
 
     Args:
-        losses: Shape ``(points, objectives)``; no NaN. Infinite values lie at the ends and take no
-            part in the scale.
+        losses: Shape ``(points, objectives)``; no NaN. Infinite values lie at the ends and do not
+            count for the scale.
 
     Returns:
         Shape ``(points,)``; the sum over objectives of the gap between both neighbours, relative
         to the range of that objective; infinite for the two ends of each objective. An objective
-        in which all points agree adds nothing.
+        that is equal for all points adds nothing.
     """
     distances = np.zeros(len(losses))
     for column in losses.T:
@@ -104,12 +105,12 @@ def crowding_distances(losses: FloatArray) -> FloatArray:
 
 
 def select(losses: FloatArray, penalties: FloatArray, size: int) -> Elite:
-    """Keep the best points: whole fronts first, of the last one the loneliest.
+    """Select the best points: whole fronts first, then the least crowded of the last front.
 
     Args:
         losses: Shape ``(points, objectives)``; smaller is better.
         penalties: Shape ``(points,)``; positive for infeasible points.
-        size: How many points survive at most.
+        size: Largest number of survivors.
     """
     ranks = domination_ranks(losses, penalties)
     crowding = np.zeros(len(losses))

@@ -1,16 +1,16 @@
-"""Which slots there are, which are finished and which are due: pure functions over trials.
+"""Slots of a search and the trials that fill them: pure functions over trials.
 
-A slot is one place in the search: the ``index``-th genome of a generation of an epoch. The trials
-that carry a slot are attempts at it; what counts is told here and nowhere else:
+A slot is one position in the search: the ``index``-th genome of a generation of an epoch. A trial
+that carries a slot is one attempt at it. Which trial counts for a slot is decided by these rules:
 
 1. The latest attempt counts.
-2. Of several trials with one slot and attempt, the lowest number that has not failed counts; where
-   all of them have failed, the attempt has.
+2. If several trials carry the same slot and attempt number, the lowest-numbered one that has not
+   failed counts. If all of them have failed, the attempt has failed.
 3. COMPLETE and PRUNED finish a slot. A failed attempt is repeated once; after that the slot is
    finished without a result.
-4. A trial whose process was killed, or that was withdrawn before it ran, is no attempt at all: its
-   ticket is open again. Only a ticket that has cost several processes counts as failed, as its
-   genome may be what kills them.
+4. A trial whose process was killed, or that was withdrawn before it ran, is not counted as an
+   attempt: its attempt is due again. An attempt that has cost several processes counts as failed,
+   because its genome may be what kills them.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial, TrialState
 
-from effllava_optuna.samplers._compat import FIXED_PARAMS, VOID
+from effllava_optuna.samplers._optuna_internals import FIXED_PARAMS, VOID
 
 if TYPE_CHECKING:
     from optuna.study import Study
 
-FOREIGN = "foreign"
-LAST_ATTEMPT = 1
+USER_KIND = "user"  # kind of a trial that a user enqueued
 LOST, WITHDRAWN = "lost", "withdrawn"  # why a trial is void
-_MOST_LOST = 3  # processes that may die over one ticket
+_LAST_ATTEMPT = 1
+_MAX_LOST_PROCESSES = 3  # that one attempt may cost
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Slot:
-    """One place in the search, in the order in which the search fills them."""
+    """One position in the search; slots are filled in ascending order."""
 
     epoch: int
     generation: int
@@ -44,159 +44,168 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Ticket:
-    """The right to try one slot."""
+class Attempt:
+    """One attempt at a slot; attempts are numbered from 0."""
 
     slot: Slot
-    attempt: int
+    number: int
 
 
-def ticket_of(trial: FrozenTrial) -> Ticket | None:
-    """Read which attempt at which slot a trial is; None where it holds no slot (yet)."""
+def attempt_of(trial: FrozenTrial) -> Attempt | None:
+    """Return the attempt that a trial is; None if it has no slot (yet)."""
     attrs = trial.user_attrs
-    # `attempt` is written last: whoever was killed while writing holds nothing.
+    # "attempt" is written last: a trial whose process was killed while writing has no slot.
     if "attempt" not in attrs or "index" not in attrs:
         return None
-    return Ticket(Slot(attrs["epoch"], attrs["generation"], attrs["index"]), attrs["attempt"])
+    return Attempt(Slot(attrs["epoch"], attrs["generation"], attrs["index"]), attrs["attempt"])
 
 
 def slot_of(trial: FrozenTrial) -> Slot | None:
-    """Read the slot of a trial; None where it holds none (yet)."""
-    ticket = ticket_of(trial)
-    return None if ticket is None else ticket.slot
+    """Return the slot of a trial; None if it has none (yet)."""
+    attempt = attempt_of(trial)
+    return None if attempt is None else attempt.slot
 
 
-def is_foreign(trial: FrozenTrial) -> bool:
-    """Tell whether somebody else chose (some of) the parameters of a trial without a slot."""
-    if ticket_of(trial) is not None:
+def is_enqueued_by_user(trial: FrozenTrial) -> bool:
+    """Return whether a trial has no slot because a user chose (some of) its parameters."""
+    if attempt_of(trial) is not None:
         return False
     return (
         FIXED_PARAMS in trial.system_attrs
         or bool(trial.params)
-        or trial.user_attrs.get("kind") == FOREIGN
+        or trial.user_attrs.get("kind") == USER_KIND
     )
 
 
-def seekers(trials: Iterable[FrozenTrial]) -> list[int]:
-    """List the RUNNING trials that still look for a slot by number; the first one leads."""
+def trials_without_slot(trials: Iterable[FrozenTrial]) -> list[int]:
+    """Return the numbers of the RUNNING trials that need a slot, ascending."""
     return sorted(
         trial.number
         for trial in trials
-        if trial.state == TrialState.RUNNING and ticket_of(trial) is None and not is_foreign(trial)
+        if trial.state == TrialState.RUNNING
+        and attempt_of(trial) is None
+        and not is_enqueued_by_user(trial)
     )
 
 
-def counted(trials: Iterable[FrozenTrial]) -> dict[Slot, FrozenTrial]:
-    """Give each slot the one trial that counts for it, in the order of the slots."""
+def effective_trials(trials: Iterable[FrozenTrial]) -> dict[Slot, FrozenTrial]:
+    """Return the one trial that counts for each slot, in the order of the slots."""
     best: dict[Slot, tuple[tuple[int, bool, int], FrozenTrial]] = {}
-    lost: Counter[Ticket] = Counter()
+    lost: Counter[Attempt] = Counter()
     for trial in sorted(trials, key=lambda trial: trial.number):
-        ticket = ticket_of(trial)
-        if ticket is None:
+        attempt = attempt_of(trial)
+        if attempt is None:
             continue
         if trial.state == TrialState.FAIL and VOID in trial.system_attrs:
-            lost[ticket] += trial.system_attrs[VOID] == LOST
-            if lost[ticket] < _MOST_LOST:
+            lost[attempt] += trial.system_attrs[VOID] == LOST
+            if lost[attempt] < _MAX_LOST_PROCESSES:
                 continue
-        merit = (-ticket.attempt, trial.state == TrialState.FAIL, trial.number)
-        if ticket.slot not in best or merit < best[ticket.slot][0]:
-            best[ticket.slot] = (merit, trial)
+        precedence = (-attempt.number, trial.state == TrialState.FAIL, trial.number)
+        if attempt.slot not in best or precedence < best[attempt.slot][0]:
+            best[attempt.slot] = (precedence, trial)
     return {slot: best[slot][1] for slot in sorted(best)}
 
 
-def of_epoch(trials: Iterable[FrozenTrial], epoch: int | None) -> list[FrozenTrial]:
-    """Keep the trials of one epoch: a long study has many others, and each look at them costs."""
+def trials_of_epoch(trials: Iterable[FrozenTrial], epoch: int | None) -> list[FrozenTrial]:
+    """Select the trials of one epoch: reading the slots of all trials of a long study is slow."""
     return [trial for trial in trials if trial.user_attrs.get("epoch") == epoch]
 
 
-def next_attempt(trial: FrozenTrial | None) -> int | None:
-    """Tell which attempt a slot is due for, given the trial that counts for it; None for none."""
+def next_attempt_number(trial: FrozenTrial | None) -> int | None:
+    """Return the number of the attempt that a slot is due for; None if it is not due.
+
+    Args:
+        trial: The effective trial of the slot; None if it has none.
+    """
     if trial is None:
         return 0
-    ticket = ticket_of(trial)
-    if ticket is None or trial.state != TrialState.FAIL or ticket.attempt >= LAST_ATTEMPT:
+    attempt = attempt_of(trial)
+    if attempt is None or trial.state != TrialState.FAIL or attempt.number >= _LAST_ATTEMPT:
         return None
-    return ticket.attempt + 1
+    return attempt.number + 1
 
 
-def is_finished(trial: FrozenTrial) -> bool:
-    """Tell whether the slot is finished for which a trial counts."""
-    return trial.state.is_finished() and next_attempt(trial) is None
+def finishes_slot(trial: FrozenTrial) -> bool:
+    """Return whether the slot of an effective trial is finished."""
+    return trial.state.is_finished() and next_attempt_number(trial) is None
 
 
 def finished_slots(trials: Iterable[FrozenTrial], epoch: int) -> set[Slot]:
-    """List the finished slots of an epoch."""
-    table = counted(of_epoch(trials, epoch)).items()
-    return {slot for slot, trial in table if is_finished(trial)}
+    """Return the finished slots of an epoch."""
+    effective = effective_trials(trials_of_epoch(trials, epoch))
+    return {slot for slot, trial in effective.items() if finishes_slot(trial)}
 
 
 def epoch_finished(
     trials: Iterable[FrozenTrial], epoch: int, *, population_size: int, generations: int
 ) -> bool:
-    """Tell whether every slot of the planned generations of an epoch is finished."""
-    plan = itertools.product(range(generations), range(population_size))
-    return {Slot(epoch, *place) for place in plan} <= finished_slots(trials, epoch)
+    """Return whether every slot of the planned generations of an epoch is finished."""
+    planned = itertools.product(range(generations), range(population_size))
+    return {Slot(epoch, *position) for position in planned} <= finished_slots(trials, epoch)
 
 
-def due(table: Mapping[Slot, FrozenTrial], epoch: int, *, population_size: int) -> list[Ticket]:
-    """List what must be tried now: the gaps of the unfinished generation, or a whole new one.
+def due_attempts(
+    effective: Mapping[Slot, FrozenTrial], epoch: int, *, population_size: int
+) -> list[Attempt]:
+    """Return the attempts to start next: gaps of the unfinished generation, or a whole new one.
 
-    Empty while every slot of the unfinished generation is in somebody's hands: nothing of the next
-    generation is known before this one is finished.
+    The list is empty while a trial is queued or running for every unfinished slot: the next
+    generation depends on all results of this one.
 
     Args:
-        table: The trials of the epoch that are `counted`.
-        epoch: Which one is open.
+        effective: The `effective_trials` of the epoch.
+        epoch: The current epoch.
         population_size: Slots in a generation.
     """
     generation = 0
     while True:
         slots = [Slot(epoch, generation, index) for index in range(population_size)]
-        attempts = [next_attempt(table.get(slot)) for slot in slots]
-        pairs = zip(slots, attempts, strict=True)
-        tickets = [Ticket(slot, attempt) for slot, attempt in pairs if attempt is not None]
-        if tickets or not all(is_finished(table[slot]) for slot in slots):
-            return tickets
+        numbers = [next_attempt_number(effective.get(slot)) for slot in slots]
+        pairs = zip(slots, numbers, strict=True)
+        attempts = [Attempt(slot, number) for slot, number in pairs if number is not None]
+        if attempts or not all(finishes_slot(effective[slot]) for slot in slots):
+            return attempts
         generation += 1
 
 
-def is_open(table: Mapping[Slot, FrozenTrial], ticket: Ticket) -> bool:
-    """Tell whether nobody has taken a ticket yet, given the trials that are `counted`."""
-    return next_attempt(table.get(ticket.slot)) == ticket.attempt
+def is_due(effective: Mapping[Slot, FrozenTrial], attempt: Attempt) -> bool:
+    """Return whether no trial carries an attempt yet, given the `effective_trials`."""
+    return next_attempt_number(effective.get(attempt.slot)) == attempt.number
 
 
-def firsts(trials: Iterable[FrozenTrial]) -> dict[Ticket, int]:
-    """Give each ticket the lowest-numbered trial that holds it and has not failed."""
-    found: dict[Ticket, int] = {}
+def first_trials(trials: Iterable[FrozenTrial]) -> dict[Attempt, int]:
+    """Return the lowest number of the trials of each attempt that have not failed."""
+    first: dict[Attempt, int] = {}
     for trial in trials:
-        ticket = ticket_of(trial)
-        if ticket is not None and trial.state != TrialState.FAIL:
-            found[ticket] = min(trial.number, found.get(ticket, trial.number))
-    return found
+        attempt = attempt_of(trial)
+        if attempt is not None and trial.state != TrialState.FAIL:
+            first[attempt] = min(trial.number, first.get(attempt, trial.number))
+    return first
 
 
-def twin_of(firsts: Mapping[Ticket, int], trial: FrozenTrial) -> int | None:
-    """Find the trial that counts instead of one that has the same ticket; see `firsts`.
+def earlier_duplicate(first: Mapping[Attempt, int], trial: FrozenTrial) -> int | None:
+    """Return the number of an earlier trial of the same attempt, given the `first_trials`.
 
-    Returns:
-        Its number, or None where there is none before ``trial``.
+    None if there is no such trial before ``trial``.
     """
-    ticket = ticket_of(trial)
-    first = None if ticket is None else firsts.get(ticket)
-    return None if first is None or first >= trial.number else first
+    attempt = attempt_of(trial)
+    number = None if attempt is None else first.get(attempt)
+    return None if number is None or number >= trial.number else number
 
 
 def duplicate_of(study: Study, number: int) -> int | None:
-    """Ask before an evaluation whether another trial already measures this slot.
+    """Return the number of the other trial that already measures the slot of a trial.
+
+    An objective calls this before an evaluation, and fails its trial if there is such a trial.
 
     Args:
         study: The study.
-        number: The trial that is about to be evaluated.
+        number: Number of the trial that is about to be evaluated.
 
     Returns:
-        The number of the trial that counts instead; the asking one should then fail. None where
-        the asking trial is the one that counts.
+        None if trial ``number`` itself is the one that counts.
     """
     trials = study.get_trials(deepcopy=False)
-    mine = trials[number]
-    return twin_of(firsts(of_epoch(trials, mine.user_attrs.get("epoch"))), mine)
+    trial = trials[number]
+    same_epoch = trials_of_epoch(trials, trial.user_attrs.get("epoch"))
+    return earlier_duplicate(first_trials(same_epoch), trial)

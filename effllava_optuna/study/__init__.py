@@ -1,4 +1,8 @@
-"""Studies: spec, loop, storage, command line. Names are loaded when they are first used."""
+"""Search policies from Python, in a plain Optuna script.
+
+``python -m effllava_optuna.study`` runs the command line. Names are imported when they are first
+used (PEP 562).
+"""
 
 from __future__ import annotations
 
@@ -6,26 +10,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from effllava_optuna.study.evolution import Epochs as Epochs
-    from effllava_optuna.study.evolution import ProjectorEvolution as ProjectorEvolution
-    from effllava_optuna.study.objective import PruningObjective as PruningObjective
-    from effllava_optuna.study.plain import prepare as prepare
-    from effllava_optuna.study.spec import StudySpec as StudySpec
-    from effllava_optuna.study.spec import read_spec as read_spec
+    from effllava_optuna.config.loading import load_config as load_config
+    from effllava_optuna.config.schema import StudyConfig as StudyConfig
+    from effllava_optuna.search.objective import PruningObjective as PruningObjective
+    from effllava_optuna.search.preparation import prepare as prepare
+    from effllava_optuna.search.runner import EpochCallback as EpochCallback
+    from effllava_optuna.search.session import SearchSession as SearchSession
 
-_HOMES = {
-    "Epochs": "evolution",
-    "ProjectorEvolution": "evolution",
-    "PruningObjective": "objective",
-    "StudySpec": "spec",
-    "prepare": "plain",
-    "read_spec": "spec",
+_MODULES = {
+    "EpochCallback": "search.runner",
+    "PruningObjective": "search.objective",
+    "SearchSession": "search.session",
+    "StudyConfig": "config.schema",
+    "load_config": "config.loading",
+    "prepare": "search.preparation",
 }
 
-__all__ = [*_HOMES]
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"effllava_optuna.{_MODULES[name]}"), name)

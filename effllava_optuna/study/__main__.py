@@ -1,8 +1,9 @@
-"""Run the command line."""
+"""Run the command line ``effllava-optuna``."""
 
 try:
-    from effllava_optuna.study.cli import main
-except KeyboardInterrupt:  # so early that nothing was begun
+    from effllava_optuna.cli import PROGRAM
+    from effllava_optuna.cli.program import main
+except KeyboardInterrupt:  # during the imports; nothing has begun
     raise SystemExit(130) from None
 
-main(prog_name="python -m effllava_optuna.study")
+main(prog_name=PROGRAM)

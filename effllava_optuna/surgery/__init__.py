@@ -1,94 +1,113 @@
-"""Everything that touches a model: load, rank, narrow, refit, slice, export."""
+"""Inspect, load, rank, compensate, narrow, slice and export models."""
 
-from effllava_optuna.surgery.basis import WHOLE, Basis, running
-from effllava_optuna.surgery.calibrate import Probe, Survey, survey
-from effllava_optuna.surgery.card import Card, Metric
-from effllava_optuna.surgery.compensate import Compensation, Recipe, compensate
-from effllava_optuna.surgery.discover import Discovery, discover, projector
-from effllava_optuna.surgery.examine import examined
-from effllava_optuna.surgery.export import Verified, export, load_pruned
-from effllava_optuna.surgery.features import (
-    Seen,
-    answer,
-    look,
-    projecting,
-    projector_state,
-    read_into,
-    write,
+from effllava_optuna.surgery.apply.arrangement import arranged
+from effllava_optuna.surgery.apply.compensation_table import CompensationTable, FittedOutput
+from effllava_optuna.surgery.apply.encoded_inputs import (
+    EncodedInputs,
+    answer_logits,
+    encode_images,
+    generate_text,
+    prefill,
 )
-from effllava_optuna.surgery.handle import Block, Handle, Refusal, Rows
-from effllava_optuna.surgery.load import fingerprint, load, outline
-from effllava_optuna.surgery.loaded import Loaded
-from effllava_optuna.surgery.moments import Moments, Sums
-from effllava_optuna.surgery.narrow import arranged, masked, narrowed, sliced
-from effllava_optuna.surgery.onnx import VerifiedOnnx, export_onnx, verify_onnx
-from effllava_optuna.surgery.portable import portable, sayable
-from effllava_optuna.surgery.probe import probe
-from effllava_optuna.surgery.rank import ORDERS, rank_units
-from effllava_optuna.surgery.refit import (
-    Fitted,
-    Refit,
+from effllava_optuna.surgery.apply.masking import masked
+from effllava_optuna.surgery.apply.narrowing import narrowed
+from effllava_optuna.surgery.apply.projector_weights import projector_state, use_projector
+from effllava_optuna.surgery.apply.slicing import sliced
+from effllava_optuna.surgery.apply.weight_state import FULL_FIT, WeightState, policy_network
+from effllava_optuna.surgery.compensation.fitting import (
+    CompensatedRanking,
+    PruningOptions,
+    rank_and_compensate,
+)
+from effllava_optuna.surgery.compensation.least_squares import (
     choose_damping,
     least_squares,
     mean_biases,
 )
-from effllava_optuna.surgery.sequence import refit_in_sequence
-from effllava_optuna.surgery.sketch import Sketch, sketch
+from effllava_optuna.surgery.compensation.sequential import (
+    SequentialOptions,
+    compensate_in_sequence,
+)
+from effllava_optuna.surgery.export.checkpoint import VerifiedExport, export, load_pruned
+from effllava_optuna.surgery.export.model_card import CardMetric, ModelCard
+from effllava_optuna.surgery.export.onnx_export import VerifiedOnnxExport, export_onnx, verify_onnx
+from effllava_optuna.surgery.export.stock_sizes import pad_to_stock_sizes, restrict_to_stock_sizes
+from effllava_optuna.surgery.importance.calibration_batch import CalibrationBatch
+from effllava_optuna.surgery.importance.moments import Moments, WeightedSums
+from effllava_optuna.surgery.importance.ranking import IMPORTANCES, rank_units
+from effllava_optuna.surgery.importance.unit_statistics import UnitStatistics, collect_statistics
+from effllava_optuna.surgery.loading.checkpoint_outline import (
+    CheckpointOutline,
+    outline_checkpoint,
+)
+from effllava_optuna.surgery.loading.example_inputs import build_example_inputs
+from effllava_optuna.surgery.loading.loader import fingerprint, inspect_checkpoint, load
+from effllava_optuna.surgery.loading.structure_verification import verify_structure
+from effllava_optuna.surgery.structure.component_handle import (
+    BlockHandle,
+    ComponentHandle,
+    UnitRows,
+)
+from effllava_optuna.surgery.structure.inspection import inspect_model, projector
+from effllava_optuna.surgery.structure.loaded_model import LoadedModel, PruningRecord
+from effllava_optuna.surgery.structure.prunable_parts import PrunableParts, UnprunablePart
 
 __all__ = [
-    "ORDERS",
-    "WHOLE",
-    "Basis",
-    "Block",
-    "Card",
-    "Compensation",
-    "Discovery",
-    "Fitted",
-    "Handle",
-    "Loaded",
-    "Metric",
+    "FULL_FIT",
+    "IMPORTANCES",
+    "BlockHandle",
+    "CalibrationBatch",
+    "CardMetric",
+    "CheckpointOutline",
+    "CompensatedRanking",
+    "CompensationTable",
+    "ComponentHandle",
+    "EncodedInputs",
+    "FittedOutput",
+    "LoadedModel",
+    "ModelCard",
     "Moments",
-    "Probe",
-    "Recipe",
-    "Refit",
-    "Refusal",
-    "Rows",
-    "Seen",
-    "Sketch",
-    "Sums",
-    "Survey",
-    "Verified",
-    "VerifiedOnnx",
-    "answer",
+    "PrunableParts",
+    "PruningOptions",
+    "PruningRecord",
+    "SequentialOptions",
+    "UnitRows",
+    "UnitStatistics",
+    "UnprunablePart",
+    "VerifiedExport",
+    "VerifiedOnnxExport",
+    "WeightState",
+    "WeightedSums",
+    "answer_logits",
     "arranged",
+    "build_example_inputs",
     "choose_damping",
-    "compensate",
-    "discover",
-    "examined",
+    "collect_statistics",
+    "compensate_in_sequence",
+    "encode_images",
     "export",
     "export_onnx",
     "fingerprint",
+    "generate_text",
+    "inspect_checkpoint",
+    "inspect_model",
     "least_squares",
     "load",
     "load_pruned",
-    "look",
     "masked",
     "mean_biases",
     "narrowed",
-    "outline",
-    "portable",
-    "probe",
-    "projecting",
+    "outline_checkpoint",
+    "pad_to_stock_sizes",
+    "policy_network",
+    "prefill",
     "projector",
     "projector_state",
+    "rank_and_compensate",
     "rank_units",
-    "read_into",
-    "refit_in_sequence",
-    "running",
-    "sayable",
-    "sketch",
+    "restrict_to_stock_sizes",
     "sliced",
-    "survey",
+    "use_projector",
     "verify_onnx",
-    "write",
+    "verify_structure",
 ]

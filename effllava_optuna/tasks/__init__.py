@@ -1,63 +1,54 @@
-"""Samples, prompts, batches and scores."""
+"""Tasks: samples in three splits, their prompts, and the scores of answers."""
 
-from effllava_optuna.tasks._task import (
-    Rule,
-    Sample,
-    Split,
-    Task,
-    checked,
-    digest_of,
-    proxy_only,
-)
-from effllava_optuna.tasks.batches import Batch, encode, prompts
-from effllava_optuna.tasks.chat import OpenAIJudge
-from effllava_optuna.tasks.data import DataTask
-from effllava_optuna.tasks.digits import Digits
-from effllava_optuna.tasks.judge import (
-    LlavaBenchRow,
-    MMVetRow,
+from effllava_optuna.tasks.data.digits import Digits
+from effllava_optuna.tasks.data.row_task import DataTask
+from effllava_optuna.tasks.judging.benchmark_judges import (
+    AnsweredQuestion,
     judge_llava_bench,
     judge_mmvet,
 )
-from effllava_optuna.tasks.schemas import Options
-from effllava_optuna.tasks.scoring import (
+from effllava_optuna.tasks.judging.judgements import JudgedScore
+from effllava_optuna.tasks.judging.openai_judge import OpenAIJudge
+from effllava_optuna.tasks.prompts import Batch, encode_prompts, encode_with_answers
+from effllava_optuna.tasks.sample import GradingRule, Sample, Split
+from effllava_optuna.tasks.schemas import TaskOptions
+from effllava_optuna.tasks.scoring.scores import (
     Scores,
     answer_divergence,
     answer_loss,
-    grade,
-    graded,
-    score,
+    grade_answer,
+    grade_answers,
+    score_logits,
+    score_on_device,
     target_logits,
-    weighed,
 )
-from effllava_optuna.tasks.verdict import Judged
+from effllava_optuna.tasks.task import Task, digest_samples, require_proxy, validate_task
 
 __all__ = [
+    "AnsweredQuestion",
     "Batch",
     "DataTask",
     "Digits",
-    "Judged",
-    "LlavaBenchRow",
-    "MMVetRow",
+    "GradingRule",
+    "JudgedScore",
     "OpenAIJudge",
-    "Options",
-    "Rule",
     "Sample",
     "Scores",
     "Split",
     "Task",
+    "TaskOptions",
     "answer_divergence",
     "answer_loss",
-    "checked",
-    "digest_of",
-    "encode",
-    "grade",
-    "graded",
+    "digest_samples",
+    "encode_prompts",
+    "encode_with_answers",
+    "grade_answer",
+    "grade_answers",
     "judge_llava_bench",
     "judge_mmvet",
-    "prompts",
-    "proxy_only",
-    "score",
+    "require_proxy",
+    "score_logits",
+    "score_on_device",
     "target_logits",
-    "weighed",
+    "validate_task",
 ]

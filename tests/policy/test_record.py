@@ -23,22 +23,22 @@ TRIAL = TrialRecord(
     epoch=0,
     kind="child",
     origin=None,
-    keep=(4, 32),
+    widths=(4, 32),
     quality=0.5,
     latency_ms=10.0,
     accuracy=0.6,
     expected=0.55,
     risk=0.1,
-    kept_share=1.0,
+    keep_ratio=1.0,
     feasible=True,
-    basis="b",
+    weight_state="b",
     hits=(1.0, 0.0),
 )
 
 VALUES = st.integers(0, 9).map(float)
 LEFT_OUT: list[dict[str, Any]] = [
     {"state": "fail", "quality": nan},
-    {"kind": "foreign"},
+    {"kind": "user"},
     {"feasible": False},
 ]
 FATES = st.sampled_from([{}, {}, {}, *LEFT_OUT])
@@ -55,7 +55,7 @@ def test_the_front_holds_eligible_trials_that_no_eligible_one_beats(
     trials: list[TrialRecord],
 ) -> None:
     front = front_of(trials)
-    able = [t for t in trials if t.state == "complete" and t.feasible and t.kind != "foreign"]
+    able = [t for t in trials if t.state == "complete" and t.feasible and t.kind != "user"]
     assert all(trial in able for trial in front)
     values = {(t.quality, t.latency_ms) for t in front}
     assert len(values) == len(front)
@@ -86,7 +86,7 @@ def test_hypervolume_goes_by_epoch_and_by_the_accuracy_that_is_asked_for() -> No
         TRIAL,
         replace(TRIAL, epoch=1, accuracy=0.9, expected=0.7, quality=-5.0),
         replace(TRIAL, epoch=1, accuracy=1.0, latency_ms=1.0, feasible=False),
-        replace(TRIAL, epoch=1, accuracy=1.0, latency_ms=1.0, kind="foreign"),
+        replace(TRIAL, epoch=1, accuracy=1.0, latency_ms=1.0, kind="user"),
         replace(TRIAL, epoch=None, accuracy=1.0, latency_ms=1.0),
     ]
     reference = (0.1, 20.0)

@@ -9,21 +9,21 @@ from html import unescape
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
-from effllava_optuna.report import document
-from effllava_optuna.report.figures import figures
-from effllava_optuna.report.page import page
-from tests.report.made import BUNDLE, SPEC, facts, finished, record
+from effllava_optuna.report import study_document
+from effllava_optuna.report.figures import study_figures
+from effllava_optuna.report.page import study_page
+from tests.report.study_samples import CALIBRATION, CONFIG, facts, finished, record
 
 if TYPE_CHECKING:
-    from effllava_optuna.policy import Anatomy
+    from effllava_optuna.policy import ModelStructure
     from effllava_optuna.report import StudyFacts
 
-HITS = {"dense": [1] * 40, "uniform2": [1] * 20 + [0] * 20, "4": [1] * 38 + [0] * 2}
+HITS = {"dense": [1] * 40, "uniform_by_kind": [1] * 20 + [0] * 20, "4": [1] * 38 + [0] * 2}
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
 class Reader(HTMLParser):
-    """Collects what a page has, and whether its tags close in order."""
+    """Collects headings and addresses, and checks that tags close in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,68 +44,68 @@ class Reader(HTMLParser):
             self.headings.append(data.strip())
 
 
-def read(study: StudyFacts, again: str = "a.toml") -> tuple[str, Reader]:
-    found = document(study)
-    text = page(found, figures(study, found), again)
+def read(study: StudyFacts, study_arguments: str = "a.toml") -> tuple[str, Reader]:
+    document = study_document(study)
+    text = study_page(document, study_figures(study, document), study_arguments)
     reader = Reader()
     reader.feed(text)
     assert reader.open == []
-    assert reader.addresses == []  # nothing is fetched from anywhere
+    assert reader.addresses == []  # the page loads nothing
     return text, reader
 
 
-def test_a_finished_study_is_told_as_a_whole(anatomy: Anatomy) -> None:
+def test_the_page_of_a_finished_study_has_all_sections(structure: ModelStructure) -> None:
     study = finished(
-        anatomy, HITS, manifest={"torch": "9.9", "model": "abc"},
+        structure, HITS, manifest={"torch": "9.9", "model": "abc"},
         changes=[{"at": "today", "torch": ["9.8", "9.9"]}], failures={"out of memory": 3},
         updates=[_update()],
     )  # fmt: skip
     text, reader = read(study)
     assert reader.headings == [
-        "Policies", "Figures", "Structural risk", "Projector updates", "Trials that failed",
+        "Policies", "Figures", "Structural risk", "Projector updates", "Failed trials",
         "Provenance", "Commands",
     ]  # fmt: skip
     assert "trial 4 (chosen)" in text
     assert "torch from 9.8 to 9.9" in text
     assert "export a.toml --trial 4" in text
-    # accuracy = quality + eta * risk, and the risk of the made-up rows is -0.5
+    # accuracy = quality + eta * risk, and the risk of the rows is -0.5
     assert ">0.9400<" in text
     assert ">-0.0100<" in text
 
 
-def test_a_study_that_has_just_begun_has_a_page_too(anatomy: Anatomy) -> None:
+def test_a_study_that_has_just_begun_has_a_page(structure: ModelStructure) -> None:
     for study in (
-        facts(None, spec=SPEC),
-        facts(anatomy, bundle=BUNDLE, spec=SPEC),
+        facts(None),
+        facts(structure, calibration=CALIBRATION),
         facts(
-            anatomy, record(anatomy, 0, math.nan, math.nan, state="running"), bundle=BUNDLE,
-            spec=SPEC,
+            structure,
+            record(structure, 0, math.nan, math.nan, state="running"),
+            calibration=CALIBRATION,
         ),
-        facts(anatomy, record(anatomy, 0, 0.5, 20.0), bundle=BUNDLE, spec=SPEC),
+        facts(structure, record(structure, 0, 0.5, 20.0), calibration=CALIBRATION),
     ):  # fmt: skip
         text, _ = read(study)
         assert "resume a.toml" in text
 
 
-def test_the_study_file_on_the_page_says_the_same(anatomy: Anatomy) -> None:
-    text, _ = read(finished(anatomy, HITS))
+def test_the_study_file_on_the_page_equals_the_config(structure: ModelStructure) -> None:
+    text, _ = read(finished(structure, HITS))
     (file,) = re.findall(r"<summary>The study file</summary><pre>(.*?)</pre>", text, re.DOTALL)
-    said: dict[str, Any] = tomllib.loads(unescape(file))
-    told = {
-        table: {k: v for k, v in keys.items() if v is not None} for table, keys in SPEC.items()
+    assert tomllib.loads(unescape(file)) == {
+        table: {key: value for key, value in values.items() if value is not None}
+        for table, values in CONFIG.items()
     }
-    assert said == told
 
 
-def test_names_are_no_markup(anatomy: Anatomy) -> None:
-    text, _ = read(finished(anatomy, HITS, name="<script>alert(1)</script>"), again="<b>.toml")
+def test_names_are_escaped(structure: ModelStructure) -> None:
+    text, _ = read(finished(structure, HITS, name="<script>alert(1)</script>"), "<b>.toml")
     assert "<script>alert" not in text
     assert "<b>.toml" not in text
     assert "&lt;b&gt;.toml" in text
 
 
 def _update() -> dict[str, Any]:
-    found: dict[str, Any] = {"steps": 4, "seconds": 20.0, "crossfit_curve": []}
+    update: dict[str, Any] = {"steps": 4, "seconds": 20.0, "crossfit_curve": []}
     for name in ("proxy_accuracy", "crossfit_accuracy", "crossfit_loss"):
-        found |= {f"{name}_before": 0.5, f"{name}_after": 0.75}
-    return found
+        update |= {f"{name}_before": 0.5, f"{name}_after": 0.75}
+    return update

@@ -1,4 +1,4 @@
-"""The samplers are publishable as they stand: with Optuna, numpy, cmaes and psutil alone."""
+"""The samplers need no other part of the package: only Optuna, numpy, cmaes and psutil."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pytest
 ALONE = """
 import sys
 
-class Absent:
+class Blocker:
     def find_spec(self, name, path=None, target=None):
-        foreign = ("torch", "transformers", "datasets", "sklearn", "pydantic", "click", "rich",
+        blocked = ("torch", "transformers", "datasets", "sklearn", "pydantic", "click", "rich",
                    "plotly", "safetensors", "PIL", "optuna_dashboard")
-        if name.partition(".")[0] in foreign:
+        if name.partition(".")[0] in blocked:
             raise ModuleNotFoundError(name)
         if name.startswith("effllava_optuna.") and ".samplers" not in name:
             raise ModuleNotFoundError(name)
 
-sys.meta_path.insert(0, Absent())
+sys.meta_path.insert(0, Blocker())
 import optuna
 from types import SimpleNamespace
 from optuna.distributions import IntDistribution
@@ -44,9 +44,9 @@ assert [t.user_attrs["generation"] for t in study.trials] == [0] * 5 + [1] * 5 +
 
 
 @pytest.mark.parametrize("sampler", ["EpochNSGAIISampler", "EpochCMASampler"])
-def test_a_sampler_runs_without_anything_of_ours(sampler: str) -> None:
-    done = subprocess.run(
+def test_a_sampler_runs_without_the_rest_of_the_package(sampler: str) -> None:
+    completed = subprocess.run(
         [sys.executable, "-c", ALONE.format(sampler=sampler)],
         capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert completed.returncode == 0, completed.stderr

@@ -1,15 +1,15 @@
 """Optuna's contract suite for samplers, run on ours with a fixed space.
 
 Every trial that the suite asks for suggests the genes of the space beside the suite's own
-parameters. So each trial holds a slot, and later generations are bred from earlier results. A
-generation is written in advance; its trials that wait are hidden from the suite.
+parameters. So each trial has a slot, and later generations depend on earlier results. A generation
+is queued in advance; its waiting trials are hidden from the suite.
 
-What cannot apply:
+Not applicable:
 
 * The space is fixed, and genes are integers. Parameters of other kinds, conditional ones and those
-  whose range changes are no genes: Optuna draws them with ``sample_independent``.
+  whose range changes are not genes: Optuna draws them with ``sample_independent``.
 * `RelativeSamplerTestCase` calls ``sample_relative`` for trials that ``before_trial`` never saw,
-  with distributions of its own. Our samplers give genomes only to trials that hold a slot.
+  with distributions of its own. Our samplers assign genomes only to trials that have a slot.
 * `SingleOnlySamplerTestCase` is for samplers that refuse two objectives.
 """
 
@@ -53,13 +53,13 @@ class TestContract(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
 
     @pytest.fixture(autouse=True)
     def _genes_are_suggested(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let ``Study.ask``, which ``Study.optimize`` calls too, suggest the genes."""
+        """Make ``Study.ask``, which ``Study.optimize`` calls too, suggest the genes."""
         ask = optuna.Study.ask
 
         def ask_for_genes(
             study: optuna.Study, fixed_distributions: dict[str, BaseDistribution] | None = None
         ) -> optuna.Trial:
-            with monkeypatch.context() as patch:  # the stock sampler asks a study of its own
+            with monkeypatch.context() as patch:  # the stock sampler asks another study
                 patch.setattr(optuna.Study, "ask", ask)
                 trial = ask(study, {**SPACE.distributions, **(fixed_distributions or {})})
             slot = slot_of(study.get_trials(deepcopy=False)[trial.number])
@@ -73,8 +73,8 @@ class TestContract(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
         monkeypatch.setattr(optuna.Study, "ask", ask_for_genes)
 
     @pytest.fixture(autouse=True)
-    def _waiting_trials_are_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Hide the trials that wait: the suite counts trials, and reads the last one."""
+    def _waiting_trials_are_hidden(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Hide the waiting trials: the suite counts trials, and reads the last one."""
         started = [state for state in TrialState if state != TrialState.WAITING]
         trials = property(lambda study: study.get_trials(states=started))
         monkeypatch.setattr(optuna.Study, "trials", trials)

@@ -11,9 +11,10 @@ from optuna.trial import TrialState
 from effllava_optuna.samplers import (
     EpochNSGAIISampler,
     Seed,
-    counted,
     duplicate_of,
-    reap,
+    effective_trials,
+    epoch_finished,
+    fail_lost_trials,
     slot_of,
 )
 from tests.samplers.toy import (
@@ -40,14 +41,14 @@ def run(n_trials: int, space: ToySpace = SPACE, **options: Any) -> optuna.Study:
     return study
 
 
-def places(study: optuna.Study) -> list[tuple[int, int]]:
+def positions(study: optuna.Study) -> list[tuple[int, int]]:
     slots = [slot_of(trial) for trial in study.trials]
     return [(slot.generation, slot.index) for slot in slots if slot is not None]
 
 
 def test_plain_optimize_fills_generations_in_order() -> None:
     study = run(18)
-    assert places(study) == [(g, i) for g in range(3) for i in range(6)]
+    assert positions(study) == [(g, i) for g in range(3) for i in range(6)]
     assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
     assert [trial.user_attrs["kind"] for trial in study.trials] == ["random"] * 6 + ["child"] * 12
 
@@ -77,12 +78,12 @@ def test_same_seed_same_search() -> None:
     assert digest(run(18)) != digest(run(18, seed=1))
 
 
-def test_written_ahead_or_on_demand_is_the_same_search() -> None:
+def test_a_queue_filled_ahead_or_on_demand_gives_the_same_search() -> None:
     sampler = sampler_of(SPACE)
     study = study_of(sampler)
     for _ in range(3):
-        assert sampler.write_due(study) == 6
-        assert sampler.write_due(study) == 0
+        assert sampler.queue_due_trials(study) == 6
+        assert sampler.queue_due_trials(study) == 0
         study.optimize(objective_of(SPACE), n_trials=6)
     assert digest(study) == digest(run(18))
 
@@ -91,7 +92,7 @@ def test_the_order_of_completion_does_not_matter() -> None:
     sampler = sampler_of(SPACE)
     study = study_of(sampler)
     for turn in range(3):
-        sampler.write_due(study)
+        sampler.queue_due_trials(study)
         trials = [study.ask() for _ in range(6)]
         for i in np.random.default_rng(turn).permutation(6):
             study.tell(trials[i], measure(suggest(trials[i], SPACE)))
@@ -108,20 +109,18 @@ def test_a_failed_slot_is_tried_once_more_with_the_same_genome() -> None:
         return float("nan") if once or always else inner(trial)
 
     study.optimize(objective, n_trials=9)
-    tries = [
-        t for t in study.trials if (t.user_attrs["generation"], t.user_attrs["index"])[0] == 0
-    ]
-    by_index = {i: [t for t in tries if t.user_attrs["index"] == i] for i in range(6)}
+    attempts = [t for t in study.trials if t.user_attrs["generation"] == 0]
+    by_index = {i: [t for t in attempts if t.user_attrs["index"] == i] for i in range(6)}
     assert {i: len(group) for i, group in by_index.items()} == {0: 1, 1: 1, 2: 2, 3: 1, 4: 2, 5: 1}
     for group in by_index.values():
         assert len({tuple(sorted(trial.params.items())) for trial in group}) == 1
         assert [trial.user_attrs["attempt"] for trial in group] == list(range(len(group)))
-    table = counted(study.trials)
-    assert {s.index for s, t in table.items() if t.state == TrialState.FAIL} == {4}
-    assert max(table).generation == 1  # a slot that failed twice does not hold up the search
+    effective = effective_trials(study.trials)
+    assert {s.index for s, t in effective.items() if t.state == TrialState.FAIL} == {4}
+    assert max(effective).generation == 1  # the search continues after a slot that failed twice
 
 
-def test_a_retried_failure_leaves_no_trace_in_the_search() -> None:
+def test_a_retried_failure_does_not_change_the_search() -> None:
     study, inner, failed = study_of(sampler_of(SPACE)), objective_of(SPACE), set()
 
     def objective(trial: optuna.Trial) -> Any:
@@ -135,7 +134,7 @@ def test_a_retried_failure_leaves_no_trace_in_the_search() -> None:
     assert digest(study) == digest(run(18))
 
 
-def test_pruned_trials_finish_their_slot_and_are_no_parents() -> None:
+def test_pruned_trials_finish_their_slot_and_are_not_parents() -> None:
     study, inner = study_of(sampler_of(SPACE)), objective_of(SPACE)
 
     def objective(trial: optuna.Trial) -> Any:
@@ -145,7 +144,7 @@ def test_pruned_trials_finish_their_slot_and_are_no_parents() -> None:
 
     study.optimize(objective, n_trials=12)
     kinds = [trial.user_attrs["kind"] for trial in study.trials]
-    assert kinds == ["random"] * 12  # one complete trial is no pair
+    assert kinds == ["random"] * 12  # one complete trial has no partner
 
 
 def test_an_interrupted_wait_leaves_nothing_running() -> None:
@@ -161,42 +160,39 @@ def test_an_interrupted_wait_leaves_nothing_running() -> None:
     assert digest(study) == digest(run(6))
 
 
-def test_a_lost_trial_is_reaped_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_trial_is_failed_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of(sampler_of(SPACE))
     with monkeypatch.context() as patch:
-        patch.setattr("effllava_optuna.samplers._sampler.sign", lambda study, trial: None)
-        study.ask()  # asked by a process that dies before it signs
-    assert reap(study, grace_seconds=0) == [0]
+        patch.setattr("effllava_optuna.samplers._sampler.write_owner", lambda study, trial: None)
+        study.ask()  # asked by a process that dies before it is the owner
+    assert fail_lost_trials(study, grace_seconds=0) == [0]
     study.optimize(objective_of(SPACE), n_trials=18)
     assert digest(study) == digest(run(18))
 
 
-def test_enqueued_trials_are_measured_and_are_no_parents() -> None:
+def test_enqueued_trials_are_measured_and_are_not_parents() -> None:
     study = study_of(sampler_of(SPACE))
     best = {"g0": 1, "g1": 1, "g2": 1, "g3": 1}
     study.enqueue_trial(best)
-    study.enqueue_trial({"g1": 3}, user_attrs={"note": "mine"})
+    study.enqueue_trial({"g1": 3}, user_attrs={"note": "own"})
     study.optimize(objective_of(SPACE), n_trials=14)
     first, second = study.trials[:2]
     assert first.params == best
     assert second.params["g1"] == 3
-    assert second.user_attrs == {"note": "mine", "space": "toy", "kind": "foreign", "epoch": 0}
+    assert second.user_attrs == {"note": "own", "space": "toy", "kind": "user", "epoch": 0}
     assert sum(second.params.values()) <= 40
     assert slot_of(first) is slot_of(second) is None
     assert digest(study) == digest(run(12))
 
 
-def test_an_epoch_follows_when_the_space_says_so() -> None:
+def test_an_epoch_follows_when_the_space_changes() -> None:
     spaces = [SPACE]
-    study = study_of(
-        EpochNSGAIISampler(lambda study: spaces[-1], population_size=6, generations=2)
-    )
-    sampler = study.sampler
-    assert isinstance(sampler, EpochNSGAIISampler)
+    study = study_of(EpochNSGAIISampler(lambda study: spaces[-1], population_size=6))
 
     def hook(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         epoch = spaces[-1].epoch
-        if sampler.slots_of_epoch_finished(study, epoch):
+        trials = study.get_trials(deepcopy=False)
+        if epoch_finished(trials, epoch, population_size=6, generations=2):
             elites = [t for t in study.best_trials if t.user_attrs["epoch"] == epoch][:2]
             levels = dict.fromkeys(SPACE.levels, (2, 5, 9, 16))
             seeds = [Seed(elite.params, "reeval", elite.number) for elite in elites]
@@ -212,22 +208,24 @@ def test_an_epoch_follows_when_the_space_says_so() -> None:
     assert reeval.params == study.trials[reeval.user_attrs["origin"]].params
 
 
-def test_templates_of_an_epoch_that_is_over_are_withdrawn() -> None:
+def test_queued_trials_of_an_earlier_epoch_are_withdrawn() -> None:
     spaces = [SPACE]
     sampler = EpochNSGAIISampler(lambda study: spaces[-1], population_size=6)
     study = study_of(sampler)
-    sampler.write_due(study)
+    sampler.queue_due_trials(study)
     spaces.append(replace(SPACE, epoch=1))
-    assert sampler.write_due(study) == 6
+    assert sampler.queue_due_trials(study) == 6
     assert [trial.state.name for trial in study.trials] == ["FAIL"] * 6 + ["WAITING"] * 6
 
 
-def test_a_seeker_takes_over_a_template_that_nobody_pops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_without_a_slot_takes_over_a_queued_one(monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = sampler_of(SPACE)
     study = study_of(sampler)
     with monkeypatch.context() as patch:
-        # Somebody else writes the generation after `ask` found nothing waiting.
-        patch.setattr(study, "_pop_waiting_trial_id", lambda: sampler.write_due(study) and None)
+        # Another worker queues the generation after `ask` has read the queue.
+        patch.setattr(
+            study, "_pop_waiting_trial_id", lambda: sampler.queue_due_trials(study) and None
+        )
         trial = study.ask()
     study.tell(trial, measure(suggest(trial, SPACE)))
     states = [t.state.name for t in study.trials]
@@ -236,10 +234,10 @@ def test_a_seeker_takes_over_a_template_that_nobody_pops(monkeypatch: pytest.Mon
     assert digest(study) == digest(run(18))
 
 
-def test_a_duplicate_is_named_before_it_is_evaluated() -> None:
+def test_a_duplicate_is_known_before_it_is_evaluated() -> None:
     sampler = sampler_of(SPACE)
     study = study_of(sampler)
-    sampler.write_due(study)
+    sampler.queue_due_trials(study)
     study.add_trial(study.trials[2])
     assert [duplicate_of(study, number) for number in range(7)] == [None] * 6 + [2]
     study.optimize(objective_of(SPACE), n_trials=7, catch=(RuntimeError,))
@@ -252,7 +250,6 @@ def test_a_duplicate_is_named_before_it_is_evaluated() -> None:
     ("options", "message"),
     [
         ({"population_size": 1}, "population_size must be at least 2, not 1."),
-        ({"generations": 0}, "generations must be at least 1, not 0."),
         ({"seed": -1}, "seed must not be negative, not -1."),
     ],
 )

@@ -1,4 +1,4 @@
-"""A pruned trial finishes its slot, is not repeated, and ranks behind all that completed."""
+"""A pruned trial finishes its slot, is not repeated, and ranks behind every complete trial."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from effllava_optuna.samplers import (
+    CmaOptions,
     EpochCMASampler,
     EpochNSGAIISampler,
     EpochSampler,
     EpochStockSampler,
-    counted,
+    effective_trials,
     epoch_finished,
 )
-from effllava_optuna.samplers._breeding import History
-from effllava_optuna.samplers._cma import CMABreeder
+from effllava_optuna.samplers._cma_es._cma_sampler import CMAStrategy
+from effllava_optuna.samplers._history import History
+from effllava_optuna.samplers._level_grid import LevelGrid
 from effllava_optuna.samplers._operators import Variation
-from effllava_optuna.samplers._space import Grid
-from effllava_optuna.samplers._stock import _told
+from effllava_optuna.samplers._stock import _measured
 from tests.samplers.toy import DIRECTIONS, digest, measure, suggest, toy_space
 
 SPACE = toy_space(genes=4, budget=40.0)
-SIZES: Any = {"population_size": 6, "generations": 4}
+SIZES: Any = {"population_size": 6}
 MAKE: dict[str, Callable[[], EpochSampler]] = {
     "nsga2": lambda: EpochNSGAIISampler(lambda _: SPACE, **SIZES),
     "cma": lambda: EpochCMASampler(lambda _: SPACE, **SIZES),
-    "sep-cma": lambda: EpochCMASampler(lambda _: SPACE, limit=20.0, **SIZES),
+    "sep-cma": lambda: EpochCMASampler(lambda _: SPACE, options=CmaOptions(limit=20.0), **SIZES),
     "stock-nsga2": lambda: EpochStockSampler(lambda _: SPACE, "nsga2", **SIZES),
     "tpe": lambda: EpochStockSampler(lambda _: SPACE, "tpe", **SIZES),
     "random": lambda: EpochStockSampler(lambda _: SPACE, "random", **SIZES),
@@ -76,13 +77,13 @@ def test_a_pruned_trial_finishes_its_slot_and_its_genome_is_not_proposed_again(n
 
 
 @EVERY
-def test_a_search_with_pruned_trials_goes_on_as_if_nothing_had_happened(name: str) -> None:
+def test_a_resumed_search_with_pruned_trials_is_the_same_search(name: str) -> None:
     assert digest(run(name, some, 5, 9, 10)) == digest(run(name, some))
 
 
 @EVERY
 @pytest.mark.parametrize("generation", [0, 1])
-def test_a_generation_that_is_pruned_as_a_whole_does_not_break_the_next(
+def test_a_completely_pruned_generation_does_not_break_the_next(
     name: str, generation: int
 ) -> None:
     study = run(name, lambda attrs: attrs["generation"] == generation)
@@ -92,58 +93,60 @@ def test_a_generation_that_is_pruned_as_a_whole_does_not_break_the_next(
 
 
 def history_of(study: optuna.Study) -> History:
-    return History.of(Grid.of(SPACE), list(counted(study.trials).values()), DIRECTIONS)
+    return History.of(
+        LevelGrid.of(SPACE), list(effective_trials(study.trials).values()), DIRECTIONS
+    )
 
 
-def test_nobody_breeds_from_a_pruned_trial() -> None:
-    """It has no losses, so no elite can hold it: only what completed is selected from."""
+def test_a_pruned_trial_is_not_a_parent() -> None:
+    """It has no losses: the elite is selected among complete trials."""
     study = run("nsga2", some)
-    history, grid = history_of(study), Grid.of(SPACE)
+    history, grid = history_of(study), LevelGrid.of(SPACE)
     rows, elite = history.elite(24)
-    bred = {history.genomes[rows[member]].tobytes() for member in elite.members}
-    stopped = {
+    parents = {history.genomes[rows[member]].tobytes() for member in elite.members}
+    pruned = {
         grid.genome(trial.params).tobytes()
         for trial in study.trials
         if trial.state == TrialState.PRUNED
     }
-    assert bred.isdisjoint(stopped)
-    assert stopped == {genome.tobytes() for genome in history.stopped.values()}
-    assert len(history.before(2).stopped) == 3
-    assert history.before(2).key != history.before(3).key
+    assert parents.isdisjoint(pruned)
+    assert pruned == {genome.tobytes() for genome in history.pruned.values()}
+    assert len(history.before(2).pruned) == 3
+    assert history.before(2).digest != history.before(3).digest
 
 
 @pytest.mark.parametrize("limit", [None, 20.0])
-def test_cma_is_told_what_was_pruned_with_its_genome_and_a_penalty(
+def test_cma_gets_pruned_trials_with_their_genome_and_a_penalty(
     limit: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = run("cma" if limit is None else "sep-cma", some)
     history = history_of(study)
-    breeder = CMABreeder(0, 6, Variation(), 3, 0.2, limit)
-    optimiser = breeder.replayed(Grid.of(SPACE), 0, 1, history)
+    strategy = CMAStrategy(0, 6, Variation(), CmaOptions(limit=limit))
+    optimiser = strategy.replay(LevelGrid.of(SPACE), 0, 1, history)
     assert optimiser is not None
-    told: list[Any] = []
+    received: list[Any] = []
     tell = optimiser.tell
 
-    def heard(measured: Any) -> None:
-        told.append(measured)
+    def recorded_tell(measured: Any) -> None:
+        received.append(measured)
         tell(measured)
 
-    monkeypatch.setattr(optimiser, "tell", heard)
-    breeder.replayed(Grid.of(SPACE), 0, 4, history)
-    assert len(told) == 3
-    for generation, measured in enumerate(told, start=1):
+    monkeypatch.setattr(optimiser, "tell", recorded_tell)
+    strategy.replay(LevelGrid.of(SPACE), 0, 4, history)
+    assert len(received) == 3
+    for generation, measured in enumerate(received, start=1):
         known = history.before(generation + 1)
-        stopped = {s.index: g for s, g in known.stopped.items() if s.generation == generation}
-        for index in set(stopped) & set(range(len(measured))):
+        pruned = {s.index: g for s, g in known.pruned.items() if s.generation == generation}
+        for index in set(pruned) & set(range(len(measured))):
             genome, losses = measured[index]
-            assert genome.tolist() == stopped[index].tolist()
+            assert genome.tolist() == pruned[index].tolist()
             assert (losses > known.losses.max(axis=0)).all()
 
 
-def test_stock_samplers_see_what_was_pruned_behind_all_that_completed() -> None:
+def test_stock_samplers_see_pruned_trials_behind_all_complete_ones() -> None:
     history = history_of(run("tpe", some))
-    told = list(_told(history, Grid.of(SPACE)))
-    assert len(told) == 24
+    measured = list(_measured(history, LevelGrid.of(SPACE)))
+    assert len(measured) == 24
     worst = history.losses.max(axis=0)
-    assert all((losses > worst).all() for _, _, losses, _ in told[15:])
-    assert all(penalty == 0 for *_, penalty in told)
+    assert all((losses > worst).all() for _, _, losses, _ in measured[15:])
+    assert all(penalty == 0 for *_, penalty in measured)

@@ -26,7 +26,7 @@ penalty_of_points = st.lists(st.sampled_from([0.0, 0.0, 0.5, 2.0]), min_size=12,
 
 
 def slow_ranks(losses: list[list[float]], penalties: list[float]) -> list[int]:
-    """Peel front after front, comparing points one by one."""
+    """Remove one front after the other, comparing points one by one."""
 
     def dominates(i: int, j: int) -> bool:
         if penalties[i] != penalties[j]:
@@ -40,8 +40,8 @@ def slow_ranks(losses: list[list[float]], penalties: list[float]) -> list[int]:
     ranks = [-1] * len(losses)
     front = 0
     while -1 in ranks:
-        left = [i for i, rank in enumerate(ranks) if rank == -1]
-        for i in [i for i in left if not any(dominates(j, i) for j in left)]:
+        unranked = [i for i, rank in enumerate(ranks) if rank == -1]
+        for i in [i for i in unranked if not any(dominates(j, i) for j in unranked)]:
             ranks[i] = front
         front += 1
     return ranks
@@ -49,7 +49,7 @@ def slow_ranks(losses: list[list[float]], penalties: list[float]) -> list[int]:
 
 @few
 @given(points, penalty_of_points)
-def test_ranks_agree_with_slow_twin_and_with_optuna(
+def test_ranks_agree_with_a_slow_implementation_and_with_optuna(
     losses: FloatArray, penalties: list[float]
 ) -> None:
     penalty = np.array(penalties[: len(losses)])
@@ -59,17 +59,17 @@ def test_ranks_agree_with_slow_twin_and_with_optuna(
 
 
 def slow_crowding(losses: list[list[float]]) -> list[float]:
-    """Walk along each objective and add up the gaps between the two neighbours."""
+    """Add up the gaps between the two neighbours along each objective."""
     result = [0.0] * len(losses)
     for column in zip(*losses, strict=True):
         if len(set(column)) == 1:
             continue
         order = sorted(range(len(column)), key=lambda i: column[i])
-        for place, i in enumerate(order):
-            if place in (0, len(order) - 1):
+        for position, i in enumerate(order):
+            if position in (0, len(order) - 1):
                 result[i] = float("inf")
             else:
-                gap = column[order[place + 1]] - column[order[place - 1]]
+                gap = column[order[position + 1]] - column[order[position - 1]]
                 result[i] += gap / (max(column) - min(column))
     return result
 
@@ -79,13 +79,13 @@ finite_points = arrays(np.float64, shapes, elements=st.integers(-5, 5).map(float
 
 @few
 @given(finite_points)
-def test_crowding_agrees_with_slow_twin(losses: FloatArray) -> None:
+def test_crowding_agrees_with_a_slow_implementation(losses: FloatArray) -> None:
     np.testing.assert_allclose(crowding_distances(losses), slow_crowding(losses.tolist()))
 
 
 @few
 @given(st.permutations(range(8)), st.permutations(range(8)))
-def test_crowding_agrees_with_optuna_where_nothing_ties(xs: list[int], ys: list[int]) -> None:
+def test_crowding_agrees_with_optuna_without_ties(xs: list[int], ys: list[int]) -> None:
     losses = np.array([xs, ys], dtype=float).T
     population = [create_trial(values=row.tolist()) for row in losses]
     for number, trial in enumerate(population):
@@ -94,7 +94,7 @@ def test_crowding_agrees_with_optuna_where_nothing_ties(xs: list[int], ys: list[
     np.testing.assert_allclose(crowding_distances(losses), [expected[i] for i in range(8)])
 
 
-def test_infinite_values_take_no_part_in_the_scale() -> None:
+def test_infinite_values_do_not_count_for_the_scale() -> None:
     losses = np.array([[0.0], [1.0], [2.0], [np.inf]])
     assert crowding_distances(losses).tolist() == [np.inf, 1.0, np.inf, np.inf]
     assert crowding_distances(np.array([[np.inf], [np.inf]])).tolist() == [0.0, 0.0]

@@ -35,7 +35,7 @@ def test_genomes_are_new_admissible_within_the_budget_and_reproducible(name: Sto
         assert all(width in SPACE.levels[gene] for gene, width in trial.params.items())
 
 
-def test_stock_nsga2_breeds_from_the_generations_before() -> None:
+def test_stock_nsga2_takes_parents_from_earlier_generations() -> None:
     """Its children share genes with the front; without parents they would be drawn uniformly."""
     study = study_of("nsga2", population_size=12)
     study.optimize(objective_of(SPACE), n_trials=60)
@@ -48,21 +48,23 @@ def test_stock_nsga2_breeds_from_the_generations_before() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_failures_do_not_stop_it(name: Stock) -> None:
+def test_failures_do_not_stop_the_search(name: Stock) -> None:
     study = study_of(name)
 
-    def fussy(trial: optuna.Trial) -> tuple[float, float]:
+    def failing(trial: optuna.Trial) -> tuple[float, float]:
         params = suggest(trial, SPACE)
         if trial.user_attrs["index"] == 1:
             raise RuntimeError("out of memory")
         return measure(params)
 
-    study.optimize(fussy, n_trials=28, catch=(RuntimeError,))
+    study.optimize(failing, n_trials=28, catch=(RuntimeError,))
     assert sum(trial.state == TrialState.COMPLETE for trial in study.trials) == 20
     assert study.trials[-1].user_attrs["generation"] == 3
 
 
 def test_an_unknown_sampler_is_refused() -> None:
     name: Any = "cma"
-    with pytest.raises(ValueError, match="no sampler 'cma': use one of nsga2, tpe, random"):
+    with pytest.raises(
+        ValueError, match="must be one of nsga2, tpe, random or a function, not 'cma'"
+    ):
         EpochStockSampler(None, name)

@@ -1,4 +1,4 @@
-"""Threads, processes and kill -9 on one study, in every storage."""
+"""Threads, processes and killed processes on one study, in every storage."""
 
 from __future__ import annotations
 
@@ -17,12 +17,22 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from effllava_optuna.samplers import counted, finished_slots, slot_of
+from effllava_optuna.samplers import effective_trials, slot_of
+from effllava_optuna.samplers._slots import finished_slots
 from tests.samplers import worker
 from tests.samplers.toy import DIRECTIONS, digest, objective_of, sampler_of
 from tests.samplers.worker import POPULATION, SPACE, study_at, work
 
 SLOTS = 3 * POPULATION
+WITH_PROCESSES = pytest.mark.parametrize(
+    "storage_url",
+    [
+        "sqlite",
+        pytest.param("journal", marks=pytest.mark.kill),
+        pytest.param("postgresql", marks=pytest.mark.servers),
+    ],
+    indirect=True,
+)
 
 
 def memory_study() -> optuna.Study:
@@ -51,17 +61,17 @@ def process(
 
 
 def complete(study: optuna.Study) -> None:
-    """Measure what is missing; a worker's last trials may have failed as duplicates."""
+    """Measure the missing slots; the last trials of a worker may have failed as duplicates."""
     while missing := SLOTS - len(finished_slots(study.trials, 0)):
         study.optimize(objective_of(SPACE), n_trials=missing)
 
 
 def check(study: optuna.Study, expected: str) -> None:
-    """No slot is missing, none was measured twice, and nothing is left over."""
+    """Check that every slot was measured once and that no trial is unfinished."""
     measured = Counter(slot_of(t) for t in study.trials if t.state == TrialState.COMPLETE)
     assert set(measured) == finished_slots(study.trials, 0)
     assert set(measured.values()) == {1}
-    assert {t.state for t in counted(study.trials).values()} == {TrialState.COMPLETE}
+    assert {t.state for t in effective_trials(study.trials).values()} == {TrialState.COMPLETE}
     assert not [t for t in study.trials if not t.state.is_finished()]
     assert digest(study) == expected
 
@@ -74,6 +84,7 @@ def test_threads_measure_every_slot_once(expected: str, n_jobs: int) -> None:
     check(study, expected)
 
 
+@WITH_PROCESSES
 def test_processes_measure_every_slot_once(
     expected: str, storage_url: str, tmp_path: Path
 ) -> None:
@@ -81,20 +92,21 @@ def test_processes_measure_every_slot_once(
     with process(storage_url, tmp_path, SLOTS // 2) as child:
         while not (tmp_path / "ready").exists():
             time.sleep(0.01)
-        ours = work(storage_url, SLOTS // 2)
+        n_own = len(work(storage_url, SLOTS // 2))
         assert child.wait(timeout=120) == 0
-    theirs = int((tmp_path / "measured").read_text())
-    assert min(len(ours), theirs) > 0
-    assert len(ours) + theirs == len(finished_slots(study.trials, 0))
+    n_other = int((tmp_path / "measured").read_text())
+    assert min(n_own, n_other) > 0
+    assert n_own + n_other == len(finished_slots(study.trials, 0))
     complete(study)
     check(study, expected)
 
 
-def test_resume_after_kill_ends_where_an_uninterrupted_run_does(
+@WITH_PROCESSES
+def test_a_killed_and_resumed_search_equals_an_uninterrupted_one(
     expected: str, storage_url: str, tmp_path: Path
 ) -> None:
     study_at(storage_url)
-    kill_at = POPULATION + 1  # the first trial of generation 1, whose templates wait
+    kill_at = POPULATION + 1  # the first trial of generation 1, whose other trials are queued
     with process(storage_url, tmp_path, SLOTS, kill_at) as child:
         assert child.wait(timeout=120) == -signal.SIGKILL
     study = study_at(storage_url)
@@ -105,7 +117,7 @@ def test_resume_after_kill_ends_where_an_uninterrupted_run_does(
     check(study, expected)
 
 
-def test_fresh_objects_go_on_where_others_stopped(expected: str, storage_url: str) -> None:
+def test_new_objects_continue_a_search(expected: str, storage_url: str) -> None:
     for n_trials in (3, SLOTS - 3):
         work(storage_url, n_trials)
     check(study_at(storage_url), expected)
@@ -113,14 +125,14 @@ def test_fresh_objects_go_on_where_others_stopped(expected: str, storage_url: st
 
 @contextmanager
 def proxy(url: str) -> Iterator[str]:
-    """Run Optuna's gRPC proxy in front of a database, in a process of its own."""
+    """Run Optuna's gRPC proxy in front of a database, in another process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     script = (
         "import sys, warnings; warnings.simplefilter('ignore')\n"
         "from optuna.storages import run_grpc_proxy_server\n"
-        "from effllava_optuna.study.storage import open_storage\n"
+        "from effllava_optuna.storage.connection import open_storage\n"
         "storage = open_storage(sys.argv[1], create=True)\n"
         "run_grpc_proxy_server(storage, host='127.0.0.1', port=int(sys.argv[2]))\n"
     )
@@ -139,7 +151,10 @@ def proxy(url: str) -> Iterator[str]:
             server.terminate()
 
 
-def test_a_proxy_in_front_of_a_database_changes_nothing(expected: str, tmp_path: Path) -> None:
+@pytest.mark.kill
+def test_a_proxy_in_front_of_a_database_does_not_change_the_search(
+    expected: str, tmp_path: Path
+) -> None:
     with proxy(f"sqlite:///{tmp_path / 'a.db'}") as address:
         work(address, 3)
         work(address, SLOTS - 3)

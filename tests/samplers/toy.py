@@ -13,8 +13,8 @@ import optuna
 from optuna.distributions import IntDistribution
 from optuna.study import StudyDirection
 
-from effllava_optuna.samplers import EpochNSGAIISampler, Seed, counted, duplicate_of
-from effllava_optuna.study.storage import open_storage
+from effllava_optuna.samplers import EpochNSGAIISampler, Seed, duplicate_of, effective_trials
+from effllava_optuna.storage.connection import open_storage
 
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
 
@@ -48,9 +48,9 @@ def sampler_of(space: ToySpace, **options: Any) -> EpochNSGAIISampler:
 
 
 def measure(params: Mapping[str, int]) -> tuple[float, float]:
-    """Quality (up, saturating, later genes matter more, neighbours help) and size (down)."""
+    """Compute quality (up, saturating, later genes and neighbours help) and size (down)."""
     widths = [params[name] for name in sorted(params)]
-    gains = [(i + 1) * w / (w + 4) for i, w in enumerate(widths)]
+    gains = [(i + 1) * width / (width + 4) for i, width in enumerate(widths)]
     pairs = itertools.pairwise(gains)
     return sum(gains) + sum(min(pair) for pair in pairs), float(sum(widths))
 
@@ -65,19 +65,19 @@ def suggest(trial: optuna.Trial, space: ToySpace) -> dict[str, int]:
 def objective_of(space: ToySpace) -> Any:
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         params = suggest(trial, space)
-        twin = duplicate_of(trial.study, trial.number)
-        if twin is not None:
-            raise RuntimeError(f"duplicate of {twin}")
+        duplicate = duplicate_of(trial.study, trial.number)
+        if duplicate is not None:
+            raise RuntimeError(f"duplicate of {duplicate}")
         return measure(params)
 
     return objective
 
 
 def digest(study: optuna.Study) -> str:
-    """Digest slot, kind, parameters and values of every slot's trial."""
+    """Digest slot, kind, parameters and values of every slot's effective trial."""
     rows = [
         [str(slot), trial.user_attrs["kind"], dict(sorted(trial.params.items())), trial.values]
-        for slot, trial in counted(study.get_trials(deepcopy=False)).items()
+        for slot, trial in effective_trials(study.get_trials(deepcopy=False)).items()
     ]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 

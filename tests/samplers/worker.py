@@ -21,12 +21,12 @@ def study_at(url: str) -> optuna.Study:
 
 
 def work(url: str, n_trials: int, *, kill_at: int = 0) -> list[int]:
-    """Measure and return the numbers of the trials measured; die in the ``kill_at``-th."""
-    inner, begun, measured = objective_of(SPACE), [0], []
+    """Measure trials and return their numbers; kill this process in the ``kill_at``-th trial."""
+    inner, started, measured = objective_of(SPACE), [0], []
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
-        begun.append(trial.number)
-        if len(begun) - 1 == kill_at:
+        started.append(trial.number)
+        if len(started) - 1 == kill_at:
             trial.suggest_int("g0", 1, 16)
             os.kill(os.getpid(), signal.SIGKILL)
         values: tuple[float, float] = inner(trial)

@@ -1,4 +1,4 @@
-"""What the tests of surgery share."""
+"""Fixtures that the tests of surgery share."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from effllava_optuna.policy import SiteId
-    from effllava_optuna.surgery import Loaded
+    from effllava_optuna.policy import ComponentId
+    from effllava_optuna.surgery import LoadedModel
     from effllava_optuna.tasks import Batch
-    from tests.surgery.twins import Told
+    from tests.surgery.twins import ReferenceObservation
 
 
 @pytest.fixture(scope="session")
-def twin(tiny: Loaded, singles: list[Batch]) -> dict[SiteId, Told]:
-    """What `singles` tell about every site of `tiny`, one sample and one token at a time."""
-    from tests.surgery.twins import told
+def twin(tiny: LoadedModel, singles: list[Batch]) -> dict[ComponentId, ReferenceObservation]:
+    """Reference observations of every component of `tiny` on `singles`."""
+    from tests.surgery.twins import observe_each_sample
 
-    return told(tiny, tiny.handles, singles)
+    return observe_each_sample(tiny, tiny.handles, singles)

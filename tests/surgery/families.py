@@ -1,4 +1,4 @@
-"""Small models of many families, with random weights that make outputs differ, and inputs."""
+"""Small models of many families with random weights, and inputs for them."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ _QWEN_IDS = {
     "image_token_id": _IMAGE, "video_token_id": 4,
     "vision_start_token_id": _START, "vision_end_token_id": _END,
 }  # fmt: skip
+_QWEN3 = {"out_hidden_size": 64, "intermediate_size": 48, "num_position_embeddings": 16}
 _MIXED = ["sliding_attention", "sliding_attention", "full_attention"]
 _PLAIN_ROPE = {"rope_type": "default", "rope_theta": 1e4}
 
@@ -49,7 +50,8 @@ def _pixels(*shape: int, **more: Any) -> dict[str, Any]:
     return {"pixel_values": torch.randn(*shape, generator=generator), **more}
 
 
-_ONE = _pixels(1, 3, _SIZE, _SIZE)
+_ONE_IMAGE = _pixels(1, 3, _SIZE, _SIZE)
+_TWO_IMAGES = _pixels(1, 2, 3, _SIZE, _SIZE)
 _TILES = _pixels(1, 3, 3, _SIZE, _SIZE, image_sizes=torch.tensor([[28, 50]]))
 _GRID = torch.tensor([[1, 4, 4]])
 _PATCHES_14 = _pixels(16, 3 * 2 * 14 * 14, image_grid_thw=_GRID)
@@ -61,47 +63,47 @@ class Family(NamedTuple):
 
     Attributes:
         config: Name of the configuration class.
-        parts: What it is made with.
-        pictures: Keyword arguments of the model that carry a picture; none: it reads text only.
-        tokens: Image tokens in the prompt.
-        marks: Names of the arguments that mark image tokens.
+        settings: Arguments of the configuration class.
+        image: Keyword arguments of the model that contain an image; empty for text decoders.
+        image_tokens: Image tokens in the prompt.
+        masks: Names of the arguments that are 1 at image tokens and 0 elsewhere.
     """
 
     config: str
-    parts: Mapping[str, Any]
-    pictures: Mapping[str, Any]
-    tokens: int = 0
-    marks: tuple[str, ...] = ()
+    settings: Mapping[str, Any]
+    image: Mapping[str, Any]
+    image_tokens: int = 0
+    masks: tuple[str, ...] = ()
 
     def build(self) -> Any:
-        """Make the model."""
-        config = getattr(transformers, self.config)(**self.parts)
+        """Create the model."""
+        config = getattr(transformers, self.config)(**self.settings)
         factory = (
             transformers.AutoModelForImageTextToText
-            if self.pictures
+            if self.image
             else transformers.AutoModelForCausalLM
         )
         model = factory.from_config(config)
-        # The stock initialisation (std 0.02) makes logits nearly constant: any two would agree.
+        # The stock initialisation (std 0.02) makes logits nearly constant: any two models agree.
         generator = torch.Generator().manual_seed(0)
         for name, weight in model.named_parameters():
             if weight.dim() >= 2:
                 nn.init.normal_(weight, std=0.12, generator=generator)
             elif name.endswith("bias"):
                 nn.init.normal_(weight, std=0.1, generator=generator)
-            elif "gate" in name:  # closed at first, in the cross-attention of mllama
+            elif "gate" in name:  # initially 0 in the cross-attention of mllama
                 nn.init.constant_(weight, 0.3)
         return model.eval()
 
     def inputs(self) -> dict[str, torch.Tensor]:
-        """Make a prompt with a picture."""
-        before = [1, _START] if "mm_token_type_ids" in self.marks else [1]
-        after = [_END] if "mm_token_type_ids" in self.marks else []
-        prompt = [*before, *[_IMAGE] * self.tokens, *after, 7, 9, 11, 13, 20, 31]
+        """Create a prompt, with an image if the family takes one."""
+        before = [1, _START] if "mm_token_type_ids" in self.masks else [1]
+        after = [_END] if "mm_token_type_ids" in self.masks else []
+        prompt = [*before, *[_IMAGE] * self.image_tokens, *after, 7, 9, 11, 13, 20, 31]
         ids = torch.tensor([prompt])
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.pictures}
-        inputs |= dict.fromkeys(self.marks, (ids == _IMAGE).long())
-        if "aspect_ratio_ids" in self.pictures:
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.image}
+        inputs |= dict.fromkeys(self.masks, (ids == _IMAGE).long())
+        if "aspect_ratio_ids" in self.image:
             inputs["cross_attention_mask"] = torch.ones(1, len(prompt), 1, 2, dtype=torch.long)
         return inputs
 
@@ -122,11 +124,15 @@ def _internvl(*, norm: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
+_IDEFICS = {
+    "vision_config": _VISION, "text_config": _text("llama"), "image_token_id": _IMAGE,
+    "scale_factor": 2,
+}  # fmt: skip
 _TILED = {"image_grid_pinpoints": [[28, 28], [28, 56], [56, 28]]}
 
 FAMILIES: Mapping[str, Family] = {
     "llava": Family(
-        *_llava_like("LlavaConfig", _CLIP, _text("llama"), vision_feature_layer=-2), _ONE, 4
+        *_llava_like("LlavaConfig", _CLIP, _text("llama"), vision_feature_layer=-2), _ONE_IMAGE, 4
     ),
     "llava_next": Family(
         *_llava_like("LlavaNextConfig", _CLIP, _text("llama"), **_TILED), _TILES, 14
@@ -147,7 +153,7 @@ FAMILIES: Mapping[str, Family] = {
             ),
             **_QWEN_IDS,
         },
-        _PATCHES_14, 4, ("mm_token_type_ids",),
+        _PATCHES_14, 4, masks=("mm_token_type_ids",),
     ),
     "qwen2_5_vl": Family(
         "Qwen2_5_VLConfig",
@@ -159,19 +165,16 @@ FAMILIES: Mapping[str, Family] = {
             ),
             **_QWEN_IDS,
         },
-        _PATCHES_14, 4, ("mm_token_type_ids",),
+        _PATCHES_14, 4, masks=("mm_token_type_ids",),
     ),
     "qwen3_vl": Family(
         "Qwen3VLConfig",
         {
             "text_config": _TEXT | {"head_dim": 16} | _rope(4, 2, 2, mrope_interleaved=True),
-            "vision_config": _qwen_tower(
-                out_hidden_size=64, intermediate_size=48, num_position_embeddings=16,
-                deepstack_visual_indexes=[0, 1],
-            ),
+            "vision_config": _qwen_tower(**_QWEN3, deepstack_visual_indexes=[0, 1]),
             **_QWEN_IDS,
         },
-        _PATCHES_16, 4, ("mm_token_type_ids",),
+        _PATCHES_16, 4, masks=("mm_token_type_ids",),
     ),
     "qwen3_5": Family(
         "Qwen3_5Config",
@@ -184,38 +187,22 @@ FAMILIES: Mapping[str, Family] = {
                 "linear_num_key_heads": 2, "linear_num_value_heads": 4,
             }
             | _rope(2, 1, 1, mrope_interleaved=True, partial_rotary_factor=0.5),
-            "vision_config": _qwen_tower(
-                out_hidden_size=64, intermediate_size=48, num_position_embeddings=16
-            ),
+            "vision_config": _qwen_tower(**_QWEN3),
             **_QWEN_IDS,
         },
-        _PATCHES_16, 4, ("mm_token_type_ids",),
+        _PATCHES_16, 4, masks=("mm_token_type_ids",),
     ),
-    "internvl": Family("InternVLConfig", _internvl(norm=False), _ONE, 1),
-    "internvl (6B tower)": Family("InternVLConfig", _internvl(norm=True), _ONE, 1),
-    "idefics3": Family(
-        "Idefics3Config",
-        {
-            "vision_config": _VISION, "text_config": _text("llama"), "image_token_id": _IMAGE,
-            "scale_factor": 2,
-        },
-        _pixels(1, 2, 3, _SIZE, _SIZE), 2,
-    ),
-    "smolvlm": Family(
-        "SmolVLMConfig",
-        {
-            "vision_config": _VISION, "text_config": _text("llama"), "image_token_id": _IMAGE,
-            "scale_factor": 2,
-        },
-        _pixels(1, 2, 3, _SIZE, _SIZE), 2,
-    ),
+    "internvl": Family("InternVLConfig", _internvl(norm=False), _ONE_IMAGE, 1),
+    "internvl (6B tower)": Family("InternVLConfig", _internvl(norm=True), _ONE_IMAGE, 1),
+    "idefics3": Family("Idefics3Config", _IDEFICS, _TWO_IMAGES, 2),
+    "smolvlm": Family("SmolVLMConfig", _IDEFICS, _TWO_IMAGES, 2),
     "paligemma": Family(
         *_llava_like(
             "PaliGemmaConfig", _SIGLIP | {"projection_dim": 64},
             _text("gemma", head_dim=16, num_key_value_heads=1),
             projection_dim=64, hidden_size=64,
         ),
-        _ONE, 4, ("token_type_ids",),
+        _ONE_IMAGE, 4, masks=("token_type_ids",),
     ),
     "gemma3": Family(
         *_llava_like(
@@ -223,7 +210,7 @@ FAMILIES: Mapping[str, Family] = {
             _text("gemma3_text", head_dim=16, sliding_window=8, layer_types=_MIXED),
             mm_tokens_per_image=4,
         ),
-        _ONE, 4, ("token_type_ids",),
+        _ONE_IMAGE, 4, masks=("token_type_ids",),
     ),
     "gemma4": Family(
         "Gemma4Config",
@@ -245,7 +232,7 @@ FAMILIES: Mapping[str, Family] = {
             1, 16, 3 * 16,
             image_position_ids=torch.cartesian_prod(torch.arange(4), torch.arange(4))[None],
         ),
-        4, ("mm_token_type_ids",),
+        4, masks=("mm_token_type_ids",),
     ),
     "mistral3": Family(
         *_llava_like(
@@ -282,7 +269,7 @@ FAMILIES: Mapping[str, Family] = {
             "AyaVisionConfig", _SIGLIP, _text("cohere2", head_dim=16, layer_types=_MIXED),
             downsample_factor=2,
         ),
-        _ONE, 1,
+        _ONE_IMAGE, 1,
     ),
     "blip-2": Family(
         "Blip2Config",
@@ -301,7 +288,7 @@ FAMILIES: Mapping[str, Family] = {
             },
             "num_query_tokens": 4, "image_token_index": _IMAGE,
         },
-        _ONE, 4,
+        _ONE_IMAGE, 4,
     ),
     "llama": Family("LlamaConfig", _TEXT, {}),
     "qwen2": Family("Qwen2Config", _TEXT, {}),

@@ -1,27 +1,24 @@
-"""What the rows of a benchmark say, and how its authors ask and grade."""
+"""Row schemas: the columns, prompts and grading rules of each benchmark."""
 
-from effllava_optuna.tasks.schemas._schema import Entry, Options, Schema
-from effllava_optuna.tasks.schemas.freeform import LlavaBench, MMVet
-from effllava_optuna.tasks.schemas.own import Own
+from effllava_optuna.tasks.schemas.open_ended import LlavaBench, MMVet
+from effllava_optuna.tasks.schemas.row_schema import ParsedRow, RowSchema, TaskOptions
 from effllava_optuna.tasks.schemas.scienceqa import ScienceQA
+from effllava_optuna.tasks.schemas.user_rows import UserRows
 from effllava_optuna.tasks.schemas.vizwiz import VizWiz
 
-SCHEMAS: dict[str, type[Schema]] = {
-    "scienceqa": ScienceQA,
-    "vizwiz": VizWiz,
-    "mmvet": MMVet,
-    "llava-bench": LlavaBench,
-    "qa": Own,
+SCHEMAS: dict[str, type[RowSchema]] = {
+    schema.name: schema for schema in (ScienceQA, VizWiz, MMVet, LlavaBench, UserRows)
 }
+"""The schemas by the name of the task in a study file."""
 
 __all__ = [
     "SCHEMAS",
-    "Entry",
     "LlavaBench",
     "MMVet",
-    "Options",
-    "Own",
-    "Schema",
+    "ParsedRow",
+    "RowSchema",
     "ScienceQA",
+    "TaskOptions",
+    "UserRows",
     "VizWiz",
 ]

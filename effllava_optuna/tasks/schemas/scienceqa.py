@@ -1,22 +1,22 @@
-"""ScienceQA (Lu et al. 2022): multiple choice, with and without pictures."""
+"""ScienceQA (Lu et al. 2022): multiple choice, with and without images."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from effllava_optuna.tasks._task import Rule, Split
-from effllava_optuna.tasks.choice import HARNESSES
-from effllava_optuna.tasks.schemas._schema import (
-    DIRECTLY,
+from effllava_optuna.tasks.sample import GradingRule, Split
+from effllava_optuna.tasks.schemas.row_schema import (
+    LETTER_INSTRUCTION,
     LETTERS,
-    Entry,
-    Schema,
-    id_of,
+    ParsedRow,
+    RowSchema,
+    format_choices,
     letter_rule,
-    lettered,
-    text_of,
-    texts_of,
+    read_id,
+    read_text,
+    read_texts,
 )
+from effllava_optuna.tasks.scoring.multiple_choice import HARNESSES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 _SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
 
 
-class ScienceQA(Schema):
+class ScienceQA(RowSchema):
     """Rows of derek-thomas/ScienceQA and of lmms-lab/ScienceQA.
 
-    The prompt is LLaVA's: the hint as context, the question, an option a line, and the order to
-    answer with a letter. Subsets are those of the benchmark's own script (tools/evaluate_acc.py
-    of lupantech/ScienceQA): by subject; TXT with a hint, IMG with a picture (many have both), NO
-    with neither; by grade.
+    The prompt is that of LLaVA: the hint as context, the question, one option per line, and the
+    instruction to answer with a letter. Subsets are those of the official script
+    (tools/evaluate_acc.py of lupantech/ScienceQA): by subject; TXT with a hint, IMG with an image
+    (many rows have both), NO with neither; by grade.
     """
 
     name = "scienceqa"
@@ -44,38 +44,38 @@ class ScienceQA(Schema):
     optional = ("image", "hint", "subject", "grade", "id")
     harnesses = HARNESSES
 
-    def read(self, row: Mapping[str, Any], *, pictured: bool) -> Entry:
-        """Say what a row says."""
-        choices = texts_of(row, "choices", 2)
+    def parse(self, row: Mapping[str, Any], *, has_image: bool) -> ParsedRow:
+        """Parse a row."""
+        choices = read_texts(row, "choices", 2)
         answer = row["answer"]
         if not isinstance(answer, int) or not 0 <= answer < len(choices):
             raise ValueError(f"answer {answer!r} is outside its {len(choices)} choices")
-        hint = text_of(row, "hint", empty=True)
+        hint = read_text(row, "hint", empty=True)
         context = [f"Context: {hint}"] if hint else []
-        question = lettered(text_of(row, "question"), choices)
-        subject = _SUBJECTS.get(text_of(row, "subject", empty=True), "")
-        kinds = [
+        question = format_choices(read_text(row, "question"), choices)
+        subject = _SUBJECTS.get(read_text(row, "subject", empty=True), "")
+        subsets = [
             subject,
             "TXT" if hint else "",
-            "IMG" if pictured else "",
-            "" if hint or pictured else "NO",
-            _grades(text_of(row, "grade", empty=True)),
+            "IMG" if has_image else "",
+            "" if hint or has_image else "NO",
+            _grade_subset(read_text(row, "grade", empty=True)),
         ]
-        return Entry(
-            id_of(row, "id"),
-            self.asked("\n".join([*context, question]), DIRECTLY),
-            tuple(LETTERS[: len(choices)]),
-            answer,
-            tuple(kind for kind in kinds if kind),
-            f"{subject} {'picture' if pictured else 'text'}",
+        return ParsedRow(
+            id=read_id(row, "id"),
+            question=self.add_instruction("\n".join([*context, question]), LETTER_INSTRUCTION),
+            targets=tuple(LETTERS[: len(choices)]),
+            answer=answer,
+            subsets=tuple(subset for subset in subsets if subset),
+            stratum=f"{subject} {'picture' if has_image else 'text'}",
         )
 
-    def rule(self, *, closed: bool) -> Rule:
-        """Give the rule that reads a letter."""
-        return letter_rule("ScienceQA accuracy", self.harness, self.tokens(16))
+    def grading_rule(self, *, closed: bool) -> GradingRule:
+        """Return the rule that parses a letter."""
+        return letter_rule("ScienceQA accuracy", self.harness, self.generation_length(16))
 
 
-def _grades(grade: str) -> str:
+def _grade_subset(grade: str) -> str:
     number = grade.removeprefix("grade")
     if not number.isdecimal():
         return ""

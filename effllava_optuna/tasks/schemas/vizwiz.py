@@ -1,4 +1,4 @@
-"""VizWiz-VQA (Gurari et al. 2018): pictures by blind people, ten answers each."""
+"""VizWiz-VQA (Gurari et al. 2018): images by blind people, with ten answers each."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from effllava_optuna.tasks._task import Rule, Split
-from effllava_optuna.tasks.schemas._schema import Entry, Schema, id_of, text_of, texts_of
-from effllava_optuna.tasks.vqa import NORMALISATIONS, vizwiz_accuracy
+from effllava_optuna.tasks.sample import GradingRule, Split
+from effllava_optuna.tasks.schemas.row_schema import (
+    ParsedRow,
+    RowSchema,
+    read_id,
+    read_text,
+    read_texts,
+)
+from effllava_optuna.tasks.scoring.short_answers import NORMALISATIONS, vizwiz_accuracy
 
 if TYPE_CHECKING:
-    from effllava_optuna.tasks._task import Sample
+    from effllava_optuna.tasks.sample import Sample
 
 _INSTRUCTION = (
     "When the provided information is insufficient, respond with 'Unanswerable'.\n"
@@ -19,11 +25,11 @@ _INSTRUCTION = (
 )
 
 
-class VizWiz(Schema):
-    """Rows of lmms-lab/VizWiz-VQA; its test split has no answers, its train split is not there.
+class VizWiz(RowSchema):
+    """Rows of lmms-lab/VizWiz-VQA, which has no train split and no answers in its test split.
 
-    The prompt is LLaVA's. Of the ten answers the most frequent one is read where an answer is
-    read; all of them grade what is written.
+    The prompt is that of LLaVA. The most frequent of the ten answers is the target of likelihood
+    and training; all ten grade a generated answer.
     """
 
     name = "vizwiz"
@@ -33,30 +39,32 @@ class VizWiz(Schema):
     optional = ("answers", "question_id", "category")
     harnesses = NORMALISATIONS
 
-    def read(self, row: Mapping[str, Any], *, pictured: bool) -> Entry:
-        """Say what a row says."""
+    def parse(self, row: Mapping[str, Any], *, has_image: bool) -> ParsedRow:
+        """Parse a row; the answers are sorted by frequency."""
         answers = row.get("answers")
         if answers and all(isinstance(answer, Mapping) for answer in answers):
-            # As in the files of vizwiz.org: each with a confidence beside it.
+            # The files of vizwiz.org have a mapping of answer and confidence for each person.
             row = {**row, "answers": [answer.get("answer") for answer in answers]}
-        known = texts_of(row, "answers", 1) if answers else ()
-        category = text_of(row, "category", empty=True)
-        counts = Counter(answer.lower() for answer in known)
-        best = sorted(known, key=lambda answer: -counts[answer.lower()])
-        return Entry(
-            id_of(row, "question_id"),
-            self.asked(text_of(row, "question"), _INSTRUCTION),
-            tuple(best),
-            None,
-            (category,) if category else (),
-            category,
+        texts = read_texts(row, "answers", 1) if answers else ()
+        counts = Counter(text.lower() for text in texts)
+        category = read_text(row, "category", empty=True)
+        return ParsedRow(
+            id=read_id(row, "question_id"),
+            question=self.add_instruction(read_text(row, "question"), _INSTRUCTION),
+            targets=tuple(sorted(texts, key=lambda text: -counts[text.lower()])),
+            subsets=(category,) if category else (),
+            stratum=category,
         )
 
-    def rule(self, *, closed: bool) -> Rule:
-        """Give the rule that compares with the ten answers."""
+    def grading_rule(self, *, closed: bool) -> GradingRule:
+        """Return the rule that compares a text with the ten answers."""
 
         def grade(sample: Sample, text: str) -> float:
             return vizwiz_accuracy(text, sample.targets, self.harness)
 
-        name = f"VizWiz accuracy ({self.harness} normalisation)"
-        return Rule(name, grade, self.tokens(10), constant="unanswerable")
+        return GradingRule(
+            f"VizWiz accuracy ({self.harness} normalisation)",
+            grade,
+            self.generation_length(10),
+            baseline_answer="unanswerable",
+        )

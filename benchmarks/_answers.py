@@ -1,0 +1,198 @@
+"""The sentences of LEARNED.md that answer its questions, from the figures."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+import ablation
+import projector
+import risk
+import transfer
+from _cases import KINDS
+from _claims import SAME, search_cpu
+from _draws import ETA, SAMPLES, resampled
+from _means import Mean, by_pair, difference, markdown, mean
+from _pool import pool_record
+from _risks import DRAWN, STATIC
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from _claims import Claim
+    from _studies import StudyRunner
+
+
+def paragraph(text: str) -> str:
+    """Fill a paragraph to the width of a line."""
+    return textwrap.fill(" ".join(text.split()), 99, break_on_hyphens=False)
+
+
+def points(value: float) -> str:
+    """Format the size of an accuracy difference in percentage points."""
+    return f"{100 * abs(value):.1f} points"
+
+
+def in_words(gain: Mean) -> str:
+    """Format a difference in words."""
+    if max(abs(gain.low), abs(gain.high)) < SAME:
+        return f"is no different ({gain.text('+')})"
+    if not gain.decided:
+        return f"cannot be distinguished from it ({gain.text('+')})"
+    return f"is {points(gain.value)} {'better' if gain.value > 0 else 'worse'} ({gain.text('+')})"
+
+
+def joined(names: Iterable[str]) -> str:
+    """Join names to a list in a sentence."""
+    *most, last = names
+    return f"{'; '.join(most)}; and {last}" if most else last
+
+
+def overfitting(runner: StudyRunner) -> str:
+    """Answer whether choosing overfits."""
+    sizes = {size: record for size in SAMPLES if (record := resampled(runner, size))}
+    count = pool_record(runner)["policies"]
+    gaps = {size: Mean(*record["gap of the pick"]) for size, record in sizes.items()}
+    losses = {
+        size: record["best on test"][0] - record["test of the pick"][0]
+        for size, record in sizes.items()
+    }
+    size, fewest, most = risk.N, min(sizes), max(sizes)
+    gap_of_all = Mean(*sizes[size]["gap of all"])
+    return paragraph(f"""
+        **{"Yes" if gaps[size].low > 0 else "That is not decided"}.** Of {count} policies of one
+        cost, the one that is best on {size} samples is {points(gaps[size].value)} less accurate on
+        other images than on those {size} ({gaps[size].text("+")}); with {fewest} samples it is
+        {points(gaps[fewest].value)}, with {most} {points(gaps[most].value)}. All policies
+        together, without a choice, have a gap of {gap_of_all.text("+")}. The cost of this is
+        smaller: the pick is {points(losses[size])} below the best of the {count} on test with
+        {size} samples, {points(losses[most])} with {most}. So do not trust the accuracy of the
+        best policy of a search on its own proxy; `report` shows test beside it.""")
+
+
+def structural_risk(runner: StudyRunner) -> str:
+    """Answer whether the risk term helps."""
+    record = resampled(runner, risk.N)
+    forms = {name: Mean(*record[f"top {name}"]) for name in (*STATIC, *DRAWN)}
+    gains = {name: Mean(*record[f"eta {name}"]["chosen"][1:]) for name in forms}
+    paper, nats = forms[STATIC[0]], Mean(*record["eta in nats"][f"{ETA:g}"])
+    finding = f"is not correlated with the gap between proxy and test ({paper.text('+')})"
+    if paper.decided:
+        way = "a larger" if paper.value > 0 else "a smaller"
+        finding = f"goes with {way} gap between proxy and test ({paper.text('+')})"
+    helpful = [name for name, gain in gains.items() if gain.low > 0 and gain.value > SAME]
+    by_correlation = sorted(forms, key=lambda name: -forms[name].value)
+    lines = [[name, forms[name].text("+"), gains[name].text("+")] for name in by_correlation]
+    head = [
+        "form of risk", "Spearman with the gap, among the best tenth",
+        "gain in test accuracy of the pick by the form",
+    ]  # fmt: skip
+    text = f"""
+        **{f"By {joined(helpful)}" if helpful else "No form of it does, here"}.** Among the tenth
+        of the pool that is best on {risk.N} samples, a large norm in the paper's form {finding}.
+        Subtracting a form pays only if the pick is then more accurate; below, eta was chosen on
+        half of the draws and evaluated on the others. (The margin is counted on the proxy itself,
+        whose barely right answers are luck in part, so that it goes with the gap and does not
+        help.) The default, {ETA} per nat of the paper's form, changes the pick by
+        {nats.text("+")}: among policies of one cost the norms hardly differ."""
+    return f"{paragraph(text)}\n\n{markdown(head, lines)}\n"
+
+
+def projector_training(runner: StudyRunner) -> str:
+    """Answer whether training the projector inside the loop helps."""
+    rows = projector.gather(runner)
+    tests = {name: by_pair(records, "chosen", "test") for name, records in rows.items()}
+    gains = {name: difference(tests[name], tests["none"]) for name in ("after", "each", "again")}
+    uniform = difference(tests[projector.UNIFORM_TRAINED], tests[projector.UNIFORM])
+    cost = (search_cpu(rows["each"]) or 0.0) / (search_cpu(rows["none"]) or 1.0)
+    helps = any(gain.low > 0 for gain in gains.values())
+    return paragraph(f"""
+        **{"It does" if helps else "No gain is visible here"}.** Against the same search without
+        any update, over {gains["each"].count} pairs of model and draw: one update after the search
+        {in_words(gains["after"])}; an update each epoch {in_words(gains["each"])}, for {cost:.1f}
+        times the CPU seconds; an update each epoch with all units ranked and fitted again
+        {in_words(gains["again"])}. The best policy that is uniform by kind, with the same training
+        against without: {uniform.text("+")}. Both models were trained, with their projector, on
+        the task that they are pruned for, so that the projector has little to learn. The gain of a
+        model whose projector has not seen the task was not measured.""")
+
+
+def by_verdict(claims: Sequence[Claim], words: Mapping[str, str]) -> str:
+    """List the alternatives to the default by verdict, each list after its words."""
+    sentences = []
+    for verdict, start in words.items():
+        others = [f"{c.other} ({c.gain.value:+.3f})" for c in claims if c.verdict == verdict]
+        if others:
+            sentences.append(f"{start}: {joined(others)}.")
+    return " ".join(sentences)
+
+
+def evolutionary_search(claims: Sequence[Claim]) -> str:
+    """Answer whether evolution helps."""
+    of_search = [claim for claim in claims if claim.setting == "search.sampler"]
+    simple = [c for c in of_search if c.other in ("random", "uniform", "uniform by kind")]
+    helps = all(claim.verdict == "for the default" for claim in simple)
+    words = {
+        "for the default": "Worse than our NSGA-II",
+        "against the default": "Better than it",
+        "the same": "The same",
+        "undecided": "Not distinguishable from it",
+        "too few": "With too few pairs",
+    }
+    return paragraph(f"""
+        **{"Against random and uniform policies it does" if helps else "That is not decided"}.**
+        {by_verdict(of_search, words)} (Differences in test accuracy; intervals below.) Sensitivity
+        curves need fewer measured policies (95 of 240 here), one component at a time, but lead to
+        one policy for one budget, whereas a search leads to a front. All methods have the same
+        budget, a share of the weights; the measured latencies of their choices are in the table of
+        results.""")
+
+
+def parts(claims: Sequence[Claim]) -> str:
+    """Answer what the parts contribute."""
+    words = {
+        "for the default": "**Worse than the default**",
+        "against the default": "**Better than the default**",
+        "the same": "The same",
+        "undecided": "Not distinguishable from the default",
+        "too few": "With too few draws",
+    }
+    verdicts = by_verdict([claim for claim in claims if claim.section == ablation.TITLE], words)
+    return paragraph(f"""
+        {verdicts} A search finds policies that suit its ranking and compensation. Without a
+        search, importance and compensation matter more: see [Importance, compensation and token
+        weights](RESULTS.md#importance-compensation-and-token-weights).""")
+
+
+def transfer_between(runner: StudyRunner) -> str:
+    """Answer what a search for one kind of question gains on it, and loses on the others."""
+    rows, of_workloads = transfer.gather(runner)
+    own: list[float] = []
+    others: list[float] = []
+    for name, records in rows.items():
+        if name == transfer.ALL:
+            continue
+        for kind in KINDS:
+            tests = by_pair(records, "chosen", "kinds", kind)
+            of_all = by_pair(rows[transfer.ALL], "chosen", "kinds", kind)
+            pairs = [tests[key] - of_all[key] for key in tests if key in of_all]
+            (own if kind == name else others).extend(pairs)
+    moved = mean(
+        [
+            record["volumes"][f"{searched} > {measured}"]
+            - record["volumes"][f"{measured} > {measured}"]
+            for record in of_workloads
+            for searched in transfer.WORKLOADS
+            for measured in transfer.WORKLOADS
+            if searched != measured
+        ]
+    )
+    loss = mean(others)
+    return paragraph(f"""
+        **Between kinds of question {"no" if loss.high < 0 else "that is not decided"}; between
+        latency workloads {"not quite" if moved.high < 0 else "yes, as far as can be seen"}.** The
+        accuracy of a policy and projector that were searched for one kind of question differs on
+        that kind by {mean(own).text("+")} from those that were searched for all kinds, and on the
+        other kinds by {loss.text("+")}: put the questions into the proxy that the pruned model
+        will be asked. The hypervolume of a front that was searched at one workload and is measured
+        at another, minus that of the front searched there: {moved.text("+")}.""")

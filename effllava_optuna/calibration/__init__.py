@@ -1,0 +1,1 @@
+"""What a study measures and publishes once, before trial 0."""

@@ -1,0 +1,194 @@
+"""The calibration of a study: what is published once, before trial 0."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from effllava_optuna.calibration.latency_file import by_width, facts_of, restored_table
+from effllava_optuna.errors import StudyError
+from effllava_optuna.policy import ComponentId, Kind, Policy, Ranking
+from effllava_optuna.storage.names import CALIBRATION_FORMAT
+from effllava_optuna.surgery import FittedOutput, WeightState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from effllava_optuna.config.schema import StudyConfig
+    from effllava_optuna.objectives import LatencyTable
+    from effllava_optuna.policy import ModelStructure
+    from effllava_optuna.surgery import CompensationTable
+
+_PARTS = ("weight", "bias")
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Values of the dense model.
+
+    Attributes:
+        accuracy: Share of right answers on the proxy.
+        expected: Mean probability of the right answer on the proxy.
+        latency_ms: Milliseconds of the workload, from the latency table.
+        parameters: Number of parameters of the whole model.
+        gflops: GFLOPs of projector and decoder for the prefill of the workload.
+        memory_mb: Memory of the compensation tables.
+    """
+
+    accuracy: float
+    expected: float
+    latency_ms: float
+    parameters: int
+    gflops: float
+    memory_mb: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Ranking, compensation tables, latency and risk tables, and the values of the dense model.
+
+    Attributes:
+        structure: The structure of the model.
+        ranking: The ranking of the units.
+        compensations: Compensation tables: fitted on the whole proxy, then without each fold.
+            None if the study file asks for no compensation.
+        widths: Allowed widths of epoch 0, by component.
+        risk: Contribution of each component to Omega, by width.
+        latency: The latency table.
+        damping: Damping chosen for each component.
+        effective_tokens: Effective number of tokens of each component, under its token weights.
+        dense: Values of the dense model.
+        reference: Reference point of the hypervolume: chance accuracy, and 1.05 times the dense
+            latency.
+    """
+
+    structure: ModelStructure
+    ranking: Ranking
+    compensations: tuple[CompensationTable | None, ...]
+    widths: Mapping[ComponentId, tuple[int, ...]]
+    risk: Mapping[ComponentId, Mapping[int, float]]
+    latency: LatencyTable
+    damping: Mapping[ComponentId, float]
+    effective_tokens: Mapping[ComponentId, float]
+    dense: Dense
+    reference: tuple[float, float]
+
+    @property
+    def narrowest(self) -> Policy:
+        """Return the policy with the narrowest allowed width everywhere."""
+        return Policy.of(self.structure, {c: widths[0] for c, widths in self.widths.items()})
+
+    def weight_state(self, digest: str) -> WeightState:
+        """Return the weight state of epoch 0, with the projector of the model as it was loaded.
+
+        Args:
+            digest: Hash of the calibration.
+        """
+        projectors = (None,) * len(self.compensations)
+        return WeightState(digest, self.ranking, self.compensations, projectors)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the part that is stored as tensors."""
+        stored = {
+            f"ranking/{component}": torch.from_numpy(units)
+            for component, units in self.ranking.units.items()
+        }
+        for fit, compensation in enumerate(self.compensations):
+            for (component, count), fitted in (compensation or {}).items():
+                for part in _PARTS:
+                    tensor = getattr(fitted, part)
+                    if tensor is not None:
+                        stored[f"compensation/{fit}/{component}/{count}/{part}"] = tensor
+        return stored
+
+    def facts(self) -> dict[str, Any]:
+        """Return the part that is stored as JSON."""
+        return {
+            "format": CALIBRATION_FORMAT,
+            "method": self.ranking.method,
+            "fits": [compensation is not None for compensation in self.compensations],
+            "widths": {component: list(widths) for component, widths in self.widths.items()},
+            "risk": self.risk,
+            "latency": facts_of(self.latency),
+            "damping": self.damping,
+            "effective_tokens": self.effective_tokens,
+            "dense": asdict(self.dense),
+            "reference": list(self.reference),
+        }
+
+    @staticmethod
+    def restored(
+        structure: ModelStructure, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+    ) -> Calibration:
+        """Read what `facts` and `tensors` returned.
+
+        Raises:
+            StudyError: Another version of the package wrote it.
+        """
+        if facts.get("format") != CALIBRATION_FORMAT:
+            raise StudyError(
+                f"The calibration of this study has format {facts.get('format', 1)}, this version "
+                f"reads {CALIBRATION_FORMAT}.",
+                hint="Use the version that began the study, or start a new study.",
+            )
+        units = {
+            component.id: tensors[f"ranking/{component.id}"].numpy().astype(np.int64)
+            for component in structure.components
+        }
+        compensations: list[dict[tuple[ComponentId, int], FittedOutput] | None] = [
+            {} if fitted else None for fitted in facts["fits"]
+        ]
+        for name, tensor in tensors.items():
+            kind, *rest = name.split("/")
+            if kind == "compensation":
+                fit, component, count, part = rest
+                table = compensations[int(fit)]
+                if table is not None:
+                    key = ComponentId(component), int(count)
+                    table[key] = replace(table.get(key, FittedOutput()), **{part: tensor})
+        return Calibration(
+            structure=structure,
+            ranking=Ranking(structure.digest, facts["method"], units),
+            compensations=tuple(compensations),
+            widths={
+                ComponentId(component): tuple(widths)
+                for component, widths in facts["widths"].items()
+            },
+            risk=by_width(facts["risk"]),
+            latency=restored_table(facts["latency"]),
+            damping=facts["damping"],
+            effective_tokens=facts["effective_tokens"],
+            dense=Dense(**facts["dense"]),
+            reference=(facts["reference"][0], facts["reference"][1]),
+        )
+
+
+def widths_of(
+    structure: ModelStructure, config: StudyConfig
+) -> dict[ComponentId, tuple[int, ...]]:
+    """Return the allowed widths of each component; the dense width is always among them."""
+    return {
+        component.id: (0, 1)
+        if component.kind is Kind.BLOCK
+        else _widths(
+            component.width,
+            component.floor,
+            _step(component.kind, config),
+            config.pruning.width_ratios,
+        )
+        for component in structure.components
+    }
+
+
+def _step(kind: Kind, config: StudyConfig) -> int:
+    return config.pruning.multiple_of if kind is Kind.MLP else 1
+
+
+def _widths(width: int, floor: int, step: int, width_ratios: Sequence[float]) -> tuple[int, ...]:
+    counts = {
+        max(floor, min(step, width), round(share * width / step) * step) for share in width_ratios
+    }
+    return tuple(sorted({count for count in counts if count < width} | {width}))

@@ -1,0 +1,152 @@
+"""Calibrate a study: measure what is published once, before trial 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from effllava_optuna.calibration.calibration import Calibration, Dense, widths_of
+from effllava_optuna.calibration.latency_file import find_table, store_table
+from effllava_optuna.errors import StudyError
+from effllava_optuna.logging import get_logger
+from effllava_optuna.objectives import (
+    flops,
+    measure_table,
+    origin_of,
+    parameters,
+    risk_table,
+    score_policy,
+)
+from effllava_optuna.policy import Policy
+from effllava_optuna.surgery import (
+    FULL_FIT,
+    CalibrationBatch,
+    PruningOptions,
+    WeightState,
+    arranged,
+    rank_and_compensate,
+    rank_units,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from effllava_optuna.calibration.inputs import StudyInputs
+    from effllava_optuna.calibration.stages import StageCallback
+    from effllava_optuna.objectives import LatencyTable, Stopwatch
+    from effllava_optuna.policy import ComponentId
+    from effllava_optuna.surgery import CompensatedRanking
+    from effllava_optuna.tasks import Batch
+
+_logger = get_logger(__name__)
+_HEADROOM = 1.05  # reference latency of the hypervolume, as a multiple of the dense latency
+
+
+def calibrate(
+    inputs: StudyInputs, stopwatch: Stopwatch, report_stage: StageCallback
+) -> Calibration:
+    """Measure latency, rank the units, fit the output matrices, and score the dense model.
+
+    Args:
+        inputs: The model, the task and the encoded proxy set.
+        stopwatch: Runs and times the workload.
+        report_stage: Called with the current stage and its finished share.
+    """
+    config, loaded, structure = inputs.config, inputs.loaded, inputs.structure
+    latency = _latency_table(inputs, stopwatch, widths_of(structure, config), report_stage)
+    widths = {component: tuple(friendly) for component, friendly in latency.friendly.items()}
+    ranked = _rank_and_fit(inputs, widths, report_stage)
+    report_stage("measuring the dense model", 0.0)
+    unfitted = (None,) * (config.pruning.folds + 1)
+    plain = WeightState("dense", ranked.ranking, unfitted, unfitted)
+    scores = score_policy(loaded, plain, Policy.dense(structure), inputs.proxy.scored)
+    return Calibration(
+        structure=structure,
+        ranking=ranked.ranking,
+        compensations=ranked.compensations,
+        widths=widths,
+        risk=risk_table(
+            loaded,
+            ranked.ranking,
+            widths,
+            form=config.quality.risk,
+            compensation=ranked.compensations[FULL_FIT],
+        ),
+        latency=latency,
+        damping=ranked.damping,
+        effective_tokens=ranked.effective_tokens,
+        dense=Dense(
+            accuracy=float(scores.hit.mean()),
+            expected=float(scores.probability.mean()),
+            latency_ms=latency.dense_total_ms,
+            parameters=parameters(loaded),
+            gflops=flops(loaded, stopwatch.seen) / 1e9,
+            memory_mb=ranked.nbytes / 1e6,
+        ),
+        reference=(inputs.task.chance, _HEADROOM * latency.dense_total_ms),
+    )
+
+
+def _latency_table(
+    inputs: StudyInputs,
+    stopwatch: Stopwatch,
+    widths: Mapping[ComponentId, Sequence[int]],
+    report_stage: StageCallback,
+) -> LatencyTable:
+    """Time every width, unless this was done before on the same machine."""
+    config = inputs.config
+    file = None if config.latency.table is None else Path(config.latency.table)
+    if file is not None:
+        stored = find_table(file, origin_of(stopwatch, widths, config.latency.checks), widths)
+        if stored is not None:
+            report_stage("reading latencies from latency.table", 1.0)
+            return stored
+    report_stage("timing widths", 0.0)
+    # The latency of a width does not depend on which units are kept: any ranking is good enough.
+    ranking = rank_units(inputs.loaded)
+    with arranged(inputs.loaded, ranking) as loaded:
+        table = measure_table(
+            stopwatch.on(loaded),
+            ranking,
+            widths,
+            checks=config.latency.checks,
+            seed=config.study.seed,
+            progress=lambda share: report_stage("timing widths", share),
+        )
+    if file is not None:
+        try:
+            store_table(file, table)
+        except StudyError as error:  # the study has its table nevertheless
+            _logger.warning(str(error))
+    return table
+
+
+def _rank_and_fit(
+    inputs: StudyInputs,
+    widths: Mapping[ComponentId, Sequence[int]],
+    report_stage: StageCallback,
+) -> CompensatedRanking:
+    """Rank the units and fit the output matrices, on the whole proxy and without each fold."""
+    table = inputs.config.pruning
+    report_stage("ranking and fitting", 0.0)
+    return rank_and_compensate(
+        inputs.loaded,
+        [
+            [calibration_batch(encoded.batch) for encoded in batches]
+            for batches in inputs.proxy.folds
+        ],
+        widths,
+        PruningOptions(
+            importance=table.importance,
+            compensation=table.compensation,
+            tokens=table.tokens,
+            seed=inputs.config.study.seed,
+            table_gb=table.table_gb,
+        ),
+        lambda share: report_stage("ranking and fitting", share),
+    )
+
+
+def calibration_batch(batch: Batch) -> CalibrationBatch:
+    """Return a batch of samples in the form that ranking and fitting expect."""
+    return CalibrationBatch(batch.inputs, batch.targets, batch.answers)

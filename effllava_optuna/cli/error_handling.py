@@ -1,0 +1,70 @@
+"""Show errors as one line, with exit code 2."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from effllava_optuna.cli import PROGRAM
+from effllava_optuna.errors import EffllavaError
+from effllava_optuna.logging import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+EXIT_ERROR = 2
+_logger = get_logger(__name__)
+
+
+def one_line_errors(function: Callable[..., None]) -> Callable[..., None]:
+    """Show the errors of this package and of databases as one line, and exit with code 2."""
+
+    @functools.wraps(function)
+    def wrapped(*arguments: Any, **options: Any) -> None:
+        try:
+            function(*arguments, **options)
+        except EffllavaError as error:
+            _exit_with(str(error), error)
+        except Exception as error:
+            if not _is_database_error(error):
+                raise
+            cause = getattr(error.__cause__ or error, "orig", None) or error
+            _exit_with(
+                f"The database failed: {cause}. No stored trial is lost. Free disk space or end "
+                "the process that locks the database, then continue with `resume`.",
+                error,
+            )
+
+    return wrapped
+
+
+def usage_error_line(error: click.ClickException, words: Sequence[str]) -> str:
+    """Return the line that shows an error of click in the command line ``words``."""
+    message = error.format_message() if words else "No command is given."
+    message = message if message.endswith((".", "?", "?)")) else f"{message}."
+    if isinstance(error, click.UsageError):
+        context = error.ctx
+        verb = "" if context is None or context.parent is None else f" {context.info_name}"
+        message += f" See: {PROGRAM}{verb} --help"
+    return one_line(message)
+
+
+def one_line(message: str) -> str:
+    """Return a message without line breaks and characters that cannot be printed."""
+    printable = "".join(char if char.isprintable() else " " for char in message)
+    return " ".join(printable.split())
+
+
+def _is_database_error(error: Exception) -> bool:
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return isinstance(error, (StorageInternalError, SQLAlchemyError))
+
+
+def _exit_with(message: str, error: Exception) -> None:
+    _logger.debug("Traceback of the error:", exc_info=error)
+    click.echo(one_line(message), err=True)
+    raise SystemExit(EXIT_ERROR) from error

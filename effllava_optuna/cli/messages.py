@@ -1,0 +1,130 @@
+"""Summaries that the commands print: of a calibration, a search, an export and a recovery."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from effllava_optuna.evaluation.checkpoint_recovery import RecoveryReport
+    from effllava_optuna.search.session import SearchSession
+    from effllava_optuna.search.trial_export import ExportedTrial
+
+_MAX_LATENCY_ERROR = 0.2  # mean relative error of a latency table, above which it is doubtful
+_MIN_SPEEDUP = 1.5  # of the narrowest policy, below which pruning hardly pays
+
+
+def calibration_summary(session: SearchSession) -> str:
+    """Return the values of the dense model, the errors of the latency table, and warnings."""
+    from effllava_optuna.storage.names import TASK
+
+    calibration, structure = session.evaluator.calibration, session.evaluator.structure
+    dense, latency = calibration.dense, calibration.latency
+    metric = session.study.user_attrs[TASK]["metric"]["search"]
+    lines = [
+        f"dense model: {dense.parameters:,} parameters, proxy accuracy {dense.accuracy:.3f} "
+        f"({metric}), {dense.latency_ms:.1f} ms; {len(structure.components)} prunable components "
+        f"have {structure.parameters / dense.parameters:.0%} of the parameters",
+        f"latency table: mean error {latency.error:.1%} on {len(latency.errors)} random policies "
+        f"that were timed as a whole ({latency.rounds} rounds); compensation tables: "
+        f"{dense.memory_mb:.1f} MB",
+    ]
+    if latency.error > _MAX_LATENCY_ERROR:
+        lines.append(
+            "warning: the error of the latency table is large, because the machine was busy or "
+            "the workload is too short; use an idle machine or increase latency.seconds"
+        )
+    if latency.launched:
+        lines.append(
+            f"warning: {' and '.join(latency.launched)} could not be captured as a CUDA graph: "
+            "the latency table includes the time to launch kernels"
+        )
+    if calibration.effective_tokens:
+        tokens = sorted(calibration.effective_tokens.values())
+        lines.append(
+            f"token weights: {tokens[0]:.0f} to {tokens[-1]:.0f} effective tokens per component"
+        )
+    if calibration.damping:
+        dampings = sorted(calibration.damping.values())
+        lines.append(f"damping of the compensation tables: {dampings[0]:g} to {dampings[-1]:g}")
+    speedup = dense.latency_ms / latency.predict(calibration.narrowest)
+    if speedup < _MIN_SPEEDUP:
+        lines.append(
+            f"warning: the narrowest policy is only {speedup:.2f}x faster: fixed costs dominate "
+            "this workload; use a larger latency.batch or longer prompts"
+        )
+    return "\n".join(lines)
+
+
+def search_summary(session: SearchSession, epoch: int, finished: int) -> str:
+    """Return progress, best quality and hypervolume of an epoch after ``finished`` trials."""
+    from optuna.trial import TrialState
+
+    from effllava_optuna.policy import hypervolume_by_epoch
+    from effllava_optuna.storage.names import REASON
+    from effllava_optuna.storage.trial_records import effective_records
+
+    records = effective_records(session.study)
+    failures = session.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    failed = sum(REASON in trial.user_attrs for trial in failures)
+    best = max((record.quality for record in records if record.eligible), default=float("nan"))
+    hypervolume = hypervolume_by_epoch(
+        records,
+        session.epochs.latest + 1,
+        session.evaluator.calibration.reference,
+        session.config.quality.accuracy,
+    )[epoch]
+    return (
+        f"{finished}/{session.config.search.trials} trials, {failed} failed, best quality "
+        f"{best:.4f}, hypervolume {hypervolume:.4g}"
+    )
+
+
+def export_summary(exported: ExportedTrial) -> str:
+    """Return where an export is, its verification, and the effect of fitting it in sequence."""
+    from effllava_optuna.surgery import VerifiedOnnxExport
+
+    verified, before, after = exported.verified, exported.before, exported.after
+    if isinstance(verified, VerifiedOnnxExport):
+        line = (
+            f"language part of trial {exported.trial} exported to {verified.path}: "
+            f"{verified.parameters:,} parameters; in onnxruntime logits differ by "
+            f"{verified.logit_difference:.1e}"
+        )
+    else:
+        padding = f" ({verified.padded:.0%} of them padding)" if verified.padded else ""
+        line = (
+            f"trial {exported.trial} exported to {verified.directory}: "
+            f"{verified.parameters:,} parameters{padding}; "
+            f"{_reload_summary(verified.logit_difference, same=verified.generation_equal)}"
+        )
+    if before is None or after is None:
+        return line
+    return (
+        f"{line}\nfitted in sequence: accuracy {before.proxy:.3f} -> {after.proxy:.3f} on the "
+        f"proxy set, which it was fitted to, and {before.validation:.3f} -> "
+        f"{after.validation:.3f} on the validation set"
+    )
+
+
+def recovery_summary(report: RecoveryReport) -> str:
+    """Return what a recovery changed, on samples that it was not trained on."""
+    recovery, verified = report.recovery, report.verified
+    accuracies = [
+        f"{accuracy:.3f} [{low:.3f}, {high:.3f}]"
+        for accuracy, (low, high) in (report.before, report.after)
+    ]
+    return (
+        f"{recovery.steps} steps on {recovery.samples} samples, {recovery.weights:,} weights: "
+        f"divergence from the dense model {recovery.before:.3f} -> {recovery.after:.3f} nats on "
+        "held-out samples\n"
+        f"validation accuracy {' -> '.join(accuracies)}\n"
+        f"written to {verified.directory}; "
+        f"{_reload_summary(verified.logit_difference, same=verified.generation_equal)}"
+    )
+
+
+def _reload_summary(logit_difference: float, *, same: bool) -> str:
+    return (
+        f"reloaded in a fresh process: logits differ by {logit_difference:.1e}, same generation: "
+        f"{'yes' if same else 'no'}"
+    )

@@ -1,0 +1,201 @@
+"""The commands that work on a model: ``inspect``, ``export``, ``recover``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from effllava_optuna.cli.messages import export_summary, recovery_summary
+from effllava_optuna.cli.options import OutputFormat, format_option, study_options
+from effllava_optuna.cli.output import console, print_json, quiet_transformers
+from effllava_optuna.cli.progress import ProgressDisplay
+from effllava_optuna.errors import ConfigError
+from effllava_optuna.storage.location import StudyLocation
+
+
+@click.command()
+@click.argument("model")
+@click.option("--device", default="auto", show_default=True, help="Device of the model.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Read only the configuration; no weights are loaded, and no component is tested.",
+)
+@format_option
+def inspect(model: str, device: str, *, quick: bool, output_format: OutputFormat) -> None:
+    """Show which parts of a MODEL can be pruned.
+
+    Also shows why other parts cannot. MODEL is a directory, a hub id, or digits-vlm.
+
+    \b
+    Example:
+      effllava-optuna inspect llava-hf/llava-1.5-7b-hf --quick
+    """
+    quiet_transformers()
+    from effllava_optuna.cli.rendering import render_tables
+    from effllava_optuna.report import structure_tables
+    from effllava_optuna.surgery import inspect_checkpoint, load
+
+    if quick:
+        parts = inspect_checkpoint(model)
+    else:
+        parts = load(model, device=device, towers=None, depth=True).parts
+    unprunable = [(part.id, part.reason) for part in parts.unprunable]
+    if output_format == "json":
+        print_json({"components": parts.structure.to_json(), "refused": dict(unprunable)})
+        return
+    console().print(render_tables(*structure_tables(parts.structure, unprunable)))
+
+
+@click.command("export")
+@study_options()
+@click.option(
+    "--trial", metavar="N", type=int, help="Number of the trial; by default the chosen one."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Directory of the checkpoint, or file of the ONNX model.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("native", "portable", "onnx")),
+    help="native: each layer has its own width. portable: loads wherever the base model does. "
+    "onnx: a file with the language part. By default as the study file says.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
+@click.option(
+    "--sequential",
+    is_flag=True,
+    help="Fit the output matrices again, layer by layer, to the pruned layers before each, and "
+    "measure the accuracy before and after.",
+)
+def export_(
+    location: StudyLocation,
+    trial: int | None,
+    out: Path | None,
+    form: Literal["native", "portable", "onnx"] | None,
+    *,
+    overwrite: bool,
+    sequential: bool,
+) -> None:
+    """Export a policy as a checkpoint, and verify it.
+
+    The checkpoint is loaded in a fresh process, and its logits and generations are compared.
+
+    \b
+    Example:
+      effllava-optuna export studies/quickstart.toml --trial 17 --out pruned
+      effllava-optuna export studies/quickstart.toml --format onnx --out a.onnx
+    """
+    from effllava_optuna.storage.names import CHOSEN
+    from effllava_optuna.storage.studies import config_of
+
+    study = location.open()
+    config = config_of(study)
+    number = trial if trial is not None else study.user_attrs.get(CHOSEN)
+    if number is None:
+        raise ConfigError(
+            f"Study {study.study_name!r} has not chosen a trial yet.",
+            hint="Finish it with `resume`, or use --trial N.",
+        )
+    path = out or location.export_directory(config)
+    if path is None:
+        raise ConfigError("No directory for the export is given.", hint="Use --out DIR.")
+    if form == "onnx" and out is None:
+        path = path.with_suffix(".onnx")
+    quiet_transformers()
+    from effllava_optuna.search.runner import resume
+    from effllava_optuna.search.trial_export import export_trial
+
+    with (
+        ProgressDisplay(f"resume {location.arguments}") as display,
+        resume(study, location.url, display.report_stage) as session,
+    ):
+        display.report_stage("exporting and verifying", 0.0)
+        exported = export_trial(
+            session,
+            number,
+            path,
+            form=form or config.form,
+            overwrite=overwrite,
+            sequential=sequential or config.export.sequential,
+        )
+        display.print(export_summary(exported))
+
+
+@click.command()
+@study_options()
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Directory of the new checkpoint.",
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="Checkpoint to recover; by default the export of the study.",
+)
+@click.option(
+    "--part",
+    type=click.Choice(("projector", "lora")),
+    default="lora",
+    show_default=True,
+    help="Weights that are trained: the projector, or adapters of the decoder, merged at the end.",
+)
+@click.option(
+    "--data",
+    metavar="TASK",
+    help="Task whose proxy split is the training data, as task.name; by default that of the "
+    "study.",
+)
+@click.option(
+    "--samples",
+    metavar="N",
+    type=click.IntRange(8, 4096),
+    help="Number of training samples; by default that of the study's proxy set.",
+)
+@click.option(
+    "--steps",
+    metavar="N",
+    default=300,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Maximum number of training steps.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
+def recover(
+    location: StudyLocation, out: Path, checkpoint: Path | None, *, overwrite: bool, **options: Any
+) -> None:
+    """Distil the dense model into an exported checkpoint.
+
+    The result is exported again. Validation and test samples are not used for training; the
+    accuracy on validation is printed.
+
+    \b
+    Example:
+      effllava-optuna recover studies/quickstart.toml --out recovered
+    """
+    from effllava_optuna.storage.studies import config_of
+
+    config = config_of(location.open())
+    source = checkpoint or location.export_directory(config)
+    if source is None:
+        raise ConfigError("No checkpoint to recover is given.", hint="Use --checkpoint DIR.")
+    quiet_transformers()
+    from effllava_optuna.evaluation.checkpoint_recovery import RecoveryOptions, recover_checkpoint
+
+    with ProgressDisplay(f"resume {location.arguments}") as display:
+        report = recover_checkpoint(
+            config,
+            RecoveryOptions(**options),
+            source,
+            out,
+            display.report_stage,
+            overwrite=overwrite,
+        )
+        display.print(recovery_summary(report))

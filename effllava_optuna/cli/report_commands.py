@@ -1,0 +1,210 @@
+"""The commands that read the results of a study: ``status``, ``report``, ``pick``."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from effllava_optuna.cli import PROGRAM
+from effllava_optuna.cli.options import (
+    OutputFormat,
+    format_option,
+    several_study_options,
+    study_options,
+)
+from effllava_optuna.cli.output import console, print_json
+from effllava_optuna.errors import ConfigError, StudyError
+from effllava_optuna.files import write_atomically, write_errors_as
+from effllava_optuna.storage.location import StudyLocation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from optuna import Study
+
+
+@click.command()
+@study_options()
+@format_option
+def status(location: StudyLocation, *, output_format: OutputFormat) -> None:
+    """Show the progress of a study.
+
+    \b
+    Example:
+      effllava-optuna status studies/quickstart.toml -f json
+    """
+    document = document_of(location.open())
+    if output_format == "json":
+        print_json(document)
+        return
+    from effllava_optuna.cli.rendering import render_summary
+
+    console().print(render_summary(document))
+
+
+@click.command()
+@several_study_options
+@click.option(
+    "--compare",
+    is_flag=True,
+    help="Compare several studies, such as those with different seeds, samplers or eta.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File of the HTML page; by default beside the study file or the database.",
+)
+@format_option
+def report(
+    locations: Sequence[StudyLocation],
+    *,
+    compare: bool,
+    out: Path | None,
+    output_format: OutputFormat,
+) -> None:
+    """Report the results of a study, or compare studies.
+
+    Prints a table of the dense model, uniform policies, the Pareto front and the chosen policy,
+    and writes an HTML page with all results, which needs no network. A report reads only the
+    database, and is available at any time. With -f json, the page is written only with --out.
+
+    \b
+    Example:
+      effllava-optuna report studies/quickstart.toml
+      effllava-optuna report --compare a.toml b.toml --out seeds.html
+    """
+    if compare:
+        _compare(locations, out, output_format)
+        return
+    if len(locations) > 1:
+        raise ConfigError(
+            f"{len(locations)} studies are given.", hint="Add --compare, or use one study."
+        )
+    from effllava_optuna.cli.rendering import render_report
+    from effllava_optuna.report import study_document
+    from effllava_optuna.report.figures import study_figures
+    from effllava_optuna.report.page import study_page
+    from effllava_optuna.storage.study_facts import read_study_facts
+
+    (location,) = locations
+    facts = read_study_facts(location.open())
+    document = study_document(facts)
+    show_table = output_format == "table"
+    if show_table:
+        console().print(*render_report(document))
+        out = out or _page_path(location, ".html")
+    else:
+        print_json(document)
+    if out is not None:
+        html = study_page(document, study_figures(facts, document), location.arguments)
+        _write_page(out, html, announce=show_table)
+
+
+@click.command()
+@study_options()
+@click.option(
+    "--latency-ms", type=click.FloatRange(0, min_open=True), help="Maximum latency, in ms."
+)
+@click.option(
+    "--speedup",
+    type=click.FloatRange(0, min_open=True),
+    help="Minimum speed-up relative to the dense model.",
+)
+@click.option(
+    "--accuracy-drop",
+    type=click.FloatRange(0, 1),
+    help="Maximum loss of accuracy relative to the dense model; picks the fastest such policy.",
+)
+@click.option(
+    "--params",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Maximum share of the dense model's parameters.",
+)
+@format_option
+def pick(location: StudyLocation, *, output_format: OutputFormat, **limits: float | None) -> None:
+    """Pick a policy from the Pareto front by limits.
+
+    Picks the most accurate finalist within all limits (with --accuracy-drop the fastest one), and
+    shows how certain the choice is. Accuracy is that on validation, or the cross-fitted accuracy
+    on the proxy set if the study is not finished; accuracy on test is only shown. Nothing is
+    written.
+
+    \b
+    Example:
+      effllava-optuna pick studies/quickstart.toml --speedup 1.5
+    """
+    from effllava_optuna.cli.rendering import render_tables
+    from effllava_optuna.report import PickRule, pick_policy, pick_table
+    from effllava_optuna.storage.study_facts import read_study_facts
+
+    for name, value in limits.items():
+        if value is not None and math.isnan(value):
+            raise ConfigError(f"--{name.replace('_', '-')} is not a number.", hint="Use a number.")
+    document = pick_policy(read_study_facts(location.open()), PickRule(**limits))
+    if output_format == "json":
+        print_json(document)
+        return
+    console().print(render_tables(pick_table(document)))
+    console().print(
+        f"\n{PROGRAM} export {location.arguments} --trial {document['picked']['trial']} "
+        "--out pruned",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def document_of(study: Study) -> dict[str, Any]:
+    """Return the results of a study as a document for programs."""
+    from effllava_optuna.report import study_document
+    from effllava_optuna.storage.study_facts import read_study_facts
+
+    return study_document(read_study_facts(study))
+
+
+def _compare(
+    locations: Sequence[StudyLocation], out: Path | None, output_format: OutputFormat
+) -> None:
+    from effllava_optuna.cli.rendering import render_tables
+    from effllava_optuna.report.page import comparison_page
+    from effllava_optuna.report.study_comparison import compare_studies, comparison_tables
+
+    if len(locations) < 2:
+        raise ConfigError(
+            "--compare needs at least two studies.", hint="Add a study file or a --study-name."
+        )
+    documents = [document_of(location.open()) for location in locations]
+    result = compare_studies(documents)
+    show_table = output_format == "table"
+    if show_table:
+        console().print(render_tables(*comparison_tables(result)))
+        out = out or _page_path(locations[0], ".compared.html")
+    else:
+        print_json(result)
+    if out is not None:
+        _write_page(out, comparison_page(result, documents), announce=show_table)
+
+
+def _page_path(location: StudyLocation, suffix: str) -> Path:
+    """Return the path of a page: beside the study file, the database, or in this directory."""
+    if location.file is not None:
+        return location.file.with_suffix(suffix)
+    from effllava_optuna.storage.urls import file_of
+
+    database = file_of(location.url)
+    name = f"{location.name.replace('/', '-')}{suffix}"
+    return Path(name) if database is None else database.with_name(name)
+
+
+def _write_page(path: Path, html: str, *, announce: bool) -> None:
+    """Write a page atomically.
+
+    Raises:
+        StudyError: It cannot be written.
+    """
+    with write_errors_as(StudyError, path, hint="Use another --out."):
+        write_atomically(path, html)
+    if announce:
+        console().print(f"\npage: {path}", highlight=False, soft_wrap=True)

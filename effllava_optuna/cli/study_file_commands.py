@@ -1,0 +1,189 @@
+"""The commands that write and check a study file: ``init``, ``check``."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from effllava_optuna.cli import PROGRAM
+from effllava_optuna.cli.options import OutputFormat, format_option, study_file_argument
+from effllava_optuna.cli.output import print_json, quiet_transformers
+from effllava_optuna.cli.progress import ProgressDisplay
+from effllava_optuna.errors import ConfigError
+from effllava_optuna.files import write_atomically, write_errors_as
+from effllava_optuna.storage.location import locate_file, without_password
+
+if TYPE_CHECKING:
+    from effllava_optuna.config.schema import StudyConfig
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--task",
+    required=True,
+    metavar="NAME",
+    help="Task, as task.name of a study file: digits, scienceqa, qa, ...",
+)
+@click.option("--data", help="Rows of the task: a file, a directory, or a hub id.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Path of the study file; by default named after model and task.",
+)
+@click.option(
+    "--keep-ratio",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Budget: the maximum share of the prunable weights that a policy keeps.",
+)
+@click.option(
+    "--speedup",
+    type=click.FloatRange(1),
+    help="Budget, instead: the minimum speed-up relative to the dense model.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+def init(
+    model: str,
+    task: str,
+    data: str | None,
+    out: Path | None,
+    keep_ratio: float | None,
+    speedup: float | None,
+    *,
+    overwrite: bool,
+) -> None:
+    """Write a study file for a MODEL and a task.
+
+    Reads the configuration of the model, but no weights. The time and memory that the study needs
+    are estimated by a cost model.
+
+    \b
+    Example:
+      effllava-optuna init digits-vlm --task digits --out mine.toml
+    """
+    file = out or Path(f"{_file_name(model)}-{_file_name(task)}.toml")
+    _check_path(file, overwrite=overwrite)
+    quiet_transformers()
+    from effllava_optuna.config.proposal import StudyRequest, propose_study
+
+    proposal = propose_study(
+        StudyRequest(
+            model=model, task=task, out=file, data=data, keep_ratio=keep_ratio, speedup=speedup
+        )
+    )
+    with write_errors_as(ConfigError, file, hint="Use another --out."):
+        write_atomically(file, proposal.text, overwrite=overwrite)
+    for line in proposal.summary:
+        click.echo(line)
+    click.echo(f"Written to {file}. Next: {shlex.join([PROGRAM, 'check', str(file)])}")
+
+
+def _file_name(name: str) -> str:
+    """Return the last part of a path or hub id, without characters that need quotes."""
+    last = name.rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^\w.-]+", "-", last).strip("-.") or "study"
+
+
+def _check_path(file: Path, *, overwrite: bool) -> None:
+    """Refuse a path that cannot be written, before the model is read.
+
+    Raises:
+        ConfigError: The path is not that of a new file in an existing directory.
+    """
+    if "\0" in str(file) or not file.name:
+        raise ConfigError(f"--out {str(file)!r} is not a file name.", hint="Use a file name.")
+    try:
+        if file.is_dir():
+            raise ConfigError(f"{file} is a directory.", hint="Use --out FILE.")
+        if not file.absolute().parent.is_dir():
+            raise ConfigError(
+                f"{file}: there is no directory {str(file.parent)!r}.",
+                hint="Create it, or use another --out.",
+            )
+        if file.exists() and not overwrite:
+            raise ConfigError(f"{file} exists already.", hint="Use another --out, or --overwrite.")
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}.", hint="Use another --out.") from error
+
+
+@click.command()
+@study_file_argument
+@click.option(
+    "--deep", is_flag=True, help="Load the model and the samples, too, and open every picture."
+)
+@format_option
+def check(file: Path, *, deep: bool, output_format: OutputFormat) -> None:
+    """Check a study file; nothing is created.
+
+    \b
+    Example:
+      effllava-optuna check studies/quickstart.toml --deep
+    """
+    from effllava_optuna.config.loading import load_config
+
+    config = load_config(file)
+    location = locate_file(file, config)
+    search = config.search
+    show_table = output_format == "table"
+    if show_table:
+        click.echo(
+            f"{file}: study {config.study.name!r}, {search.epochs} epochs x {search.generations} "
+            f"generations x {search.population} policies = {search.trials} trials, in "
+            f"{without_password(location.url)}"
+        )
+    document = config.document() | {"trials": search.trials, "url": location.url}
+    if deep:
+        quiet_transformers()
+        with ProgressDisplay(
+            f"check --deep {location.arguments}", stderr=not show_table
+        ) as display:
+            document["deep"], lines = _check_deep(config, display)
+        if show_table:
+            display.print(*lines)
+    if not show_table:
+        print_json(document)
+
+
+def _check_deep(config: StudyConfig, display: ProgressDisplay) -> tuple[dict[str, Any], list[str]]:
+    """Load the model and check every sample; return the result as JSON values and as lines."""
+    from effllava_optuna.calibration.inputs import load_model
+    from effllava_optuna.config.task_factory import make_task
+    from effllava_optuna.config.user_functions import user_functions
+    from effllava_optuna.objectives import describe_task
+    from effllava_optuna.tasks import DataTask, Split
+    from effllava_optuna.tasks.sample_check import check_samples
+
+    user_functions(config)
+    loaded, task = load_model(config), make_task(config)
+    sizes = {str(split): len(task.samples(split)) for split in Split}
+    generate = config.task.measure == "generation"
+    check_samples(
+        task,
+        loaded.processor,
+        generate=generate,
+        progress=lambda share: display.report_stage("checking the samples", share),
+    )
+    metric = describe_task(task, generate=generate)["metric"]
+    components = len(loaded.structure.components)
+    lines = [
+        f"model {config.model.path!r}: {components} components on {loaded.device}; "
+        f"task {task.name!r}: {', '.join(f'{size} {role}' for role, size in sizes.items())}",
+        f"metric: {metric['report']}; in the search: {metric['search']}",
+    ]
+    if isinstance(task, DataTask):
+        unused, rows = task.unused_rows
+        lines.append(
+            f"{unused:,} of {rows:,} rows are in no split, because the splits are full or the "
+            "picture is in another split"
+        )
+    facts = {
+        "components": components,
+        "device": str(loaded.device),
+        "samples": sizes,
+        "metric": metric,
+    }
+    return facts, lines

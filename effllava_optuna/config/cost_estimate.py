@@ -1,0 +1,171 @@
+"""Estimate the time and memory of a study by a cost model, without a measurement.
+
+The time is that of the floating-point operations of all forward and backward passes, at the rate
+that the hardware is expected to reach; the memory is that of the largest step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from effllava_optuna.config.schema import StudyConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """Hardware that runs a study.
+
+    Attributes:
+        name: Name, as in "hours on {name}".
+        flops: Floating-point operations per second.
+        bandwidth: Bytes per second from its memory.
+        calibration_seconds: Time of loading, ranking and factoring; a guess.
+        number_bytes: Bytes of a number.
+        activation_bytes: Memory beside weights and compensation tables.
+        trial_seconds: Time of a trial beside its forward passes.
+    """
+
+    name: str
+    flops: float
+    bandwidth: float
+    calibration_seconds: float
+    number_bytes: int
+    activation_bytes: float
+    trial_seconds: float = 0.0
+
+
+H200 = Hardware(
+    "one H200",
+    flops=0.4 * 989e12,  # dense bfloat16, at 40 %
+    bandwidth=0.5 * 4.8e12,
+    calibration_seconds=600.0,
+    number_bytes=2,
+    activation_bytes=8e9,  # for batches of 64
+)
+
+
+def cpu(threads: int) -> Hardware:
+    """Return a CPU on which ``threads`` threads run the model."""
+    return Hardware(
+        f"a CPU with {threads} thread{'' if threads == 1 else 's'}",
+        flops=2e10 * threads,
+        bandwidth=5e9,
+        calibration_seconds=25.0,
+        number_bytes=4,
+        activation_bytes=1e9,
+        trial_seconds=0.02,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """The size of a vision-language model.
+
+    Attributes:
+        layers: Blocks of the decoder.
+        hidden_size: Width of the decoder's hidden states.
+        mlp_width: Hidden channels of a decoder MLP.
+        group_ratio: Key/value heads as a share of the query heads.
+        other_parameters: Parameters outside the linear layers of the decoder.
+        prompt_tokens: Tokens of a prompt, with those of its picture.
+        vision_flops: Floating-point operations of the vision tower for one picture.
+    """
+
+    layers: int
+    hidden_size: int
+    mlp_width: int
+    group_ratio: float
+    other_parameters: float
+    prompt_tokens: int
+    vision_flops: float
+
+    @property
+    def prunable(self) -> float:
+        """Return the number of parameters in the decoder's linear layers."""
+        attention = 2 * self.hidden_size**2 * (1 + self.group_ratio)
+        return self.layers * (attention + 3 * self.hidden_size * self.mlp_width)
+
+
+@dataclass(frozen=True, slots=True)
+class CostEstimate:
+    """The estimated cost of a study.
+
+    Attributes:
+        memory_gb: Memory of the device, if calibration uses all of ``pruning.table_gb``.
+        table_gb: The smallest ``pruning.table_gb`` that suffices.
+        hours: Time of the study.
+    """
+
+    memory_gb: int
+    table_gb: float
+    hours: float
+
+
+def estimate_cost(config: StudyConfig, size: ModelSize, hardware: Hardware = H200) -> CostEstimate:
+    """Estimate the cost of a study for a model of ``size`` on ``hardware``."""
+    memory = (size.prunable + size.other_parameters) * hardware.number_bytes
+    memory += config.pruning.table_gb * 1e9
+    memory += hardware.activation_bytes
+    return CostEstimate(
+        memory_gb=max(1, round(memory / 1e9)),
+        table_gb=round(_table_bytes(config, size, hardware) / 1e9, 1),
+        hours=_seconds(config, size, hardware) / 3600,
+    )
+
+
+def _seconds(config: StudyConfig, size: ModelSize, hardware: Hardware) -> float:
+    search, projector, task = config.search, config.projector, config.task
+    keep_ratio = search.keep_ratio or 1.0 / (search.speedup or 1.0)
+    widths = len(config.pruning.width_ratios)
+    sample_flops = 2 * size.prunable * size.prompt_tokens
+    proxy_flops = task.proxy * sample_flops
+    new_tokens = task.new_tokens or 16
+    generation_seconds = (
+        new_tokens * size.prunable * hardware.number_bytes * keep_ratio / hardware.bandwidth
+    )
+    trials = search.trials * (hardware.trial_seconds + keep_ratio * proxy_flops / hardware.flops)
+    if task.measure == "generation":
+        batches = -(-task.proxy // 64)
+        trials += search.trials * batches * generation_seconds
+    trainings = projector.parts + config.pruning.folds + 1
+    steps = (search.epochs - 1) * trainings * projector.steps
+    updates = steps * 3 * keep_ratio * proxy_flops / hardware.flops
+    baselines = (widths**2 + widths) * keep_ratio * proxy_flops / hardware.flops
+    held_out = task.validation + task.test
+    finalists = (config.report.finalists + 3) * held_out
+    final = finalists * (keep_ratio * sample_flops / hardware.flops + generation_seconds / 64)
+    vision = (held_out + task.proxy) * size.vision_flops / hardware.flops
+    timing = _timing_seconds(config, sample_flops, hardware)
+    return hardware.calibration_seconds + trials + updates + timing + baselines + final + vision
+
+
+def _timing_seconds(config: StudyConfig, sample_flops: float, hardware: Hardware) -> float:
+    """Estimate the time of measuring the latency table."""
+    latency = config.latency
+    runs = 2 * len(config.pruning.width_ratios) + latency.checks
+    rounds = latency.warmup + latency.repeats
+    # 1.25: the dense model is timed around every four runs.
+    seconds = 1.25 * runs * rounds * latency.batch * sample_flops / hardware.flops
+    return max(seconds, latency.seconds)
+
+
+def _table_bytes(config: StudyConfig, size: ModelSize, hardware: Hardware) -> float:
+    widths = sum(config.pruning.width_ratios) - 1.0
+    outputs = size.layers * size.hidden_size * (size.hidden_size + size.mlp_width)
+    folds = config.pruning.folds
+    # Beside the tables, calibration holds the moments of a component in float64, of each fold
+    # twice, and works on copies: see `effllava_optuna.surgery.compensation.fitting`.
+    moments = (2 * folds + 7) * 8 * size.mlp_width**2
+    return (folds + 1) * widths * outputs * hardware.number_bytes + moments
+
+
+def describe_cost(cost: CostEstimate, hardware: Hardware = H200) -> str:
+    """Return a cost as text, as in the header of a study file."""
+    memory = "GPU memory" if hardware is H200 else "memory"
+    if hardware is H200 or cost.hours >= 0.95:
+        time = f"{cost.hours:.1f} hours"
+    else:
+        time = f"{max(1, round(cost.hours * 60))} minutes"
+    return f"about {cost.memory_gb} GB of {memory} and {time} on {hardware.name}"

@@ -1,0 +1,53 @@
+"""Create the task of a study file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from effllava_optuna.config.schema import ROWS
+from effllava_optuna.config.user_functions import import_function
+from effllava_optuna.tasks import DataTask, Digits, TaskOptions, validate_task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from effllava_optuna.config.schema import StudyConfig
+    from effllava_optuna.tasks import Task
+
+
+def make_task(config: StudyConfig) -> Task:
+    """Create the task of a study, and check that it can be searched.
+
+    Raises:
+        ConfigError: ``task.name`` is a function that cannot be imported.
+        TaskError: The data cannot be read, rows cannot be used, or two splits share a group.
+    """
+    return validate_task(make_unchecked_task(config))
+
+
+def make_unchecked_task(config: StudyConfig) -> Task:
+    """Create the task of a study; its rows may have no answers.
+
+    Raises:
+        ConfigError: ``task.name`` is a function that cannot be imported.
+        TaskError: The data cannot be read, or rows cannot be used.
+    """
+    settings = config.task
+    sizes = {"proxy": settings.proxy, "validation": settings.validation, "test": settings.test}
+    if settings.name in ROWS:
+        return DataTask(
+            schema=settings.name,
+            data=settings.data,
+            config=settings.config,
+            sources={role: split for role, split in settings.splits if split is not None},
+            columns=settings.columns,
+            options=TaskOptions(
+                settings.harness, settings.instruction, settings.system, settings.new_tokens
+            ),
+            seed=config.task_seed,
+            **sizes,
+        )
+    create: Callable[..., Task] = Digits
+    if ":" in settings.name:
+        create = import_function("task.name", settings.name)
+    return create(seed=config.task_seed, **sizes)

@@ -1,0 +1,67 @@
+"""Convert a validation error of pydantic to one line that names key, value and cure."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+from effllava_optuna.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+
+_MAX_VALUE_LENGTH = 120  # characters of a value in a message
+RENAMED_KEYS = {  # of study files of older versions
+    "pruning.order": "pruning.importance",
+    "pruning.refit": "pruning.compensation",
+    "pruning.shares": "pruning.width_ratios",
+    "search.kept_share": "search.keep_ratio",
+}
+RENAMED_VALUES = {("quality.risk", "refit"): "compensated"}
+
+
+def config_error(error: ValidationError, place: str, model: type[BaseModel]) -> ConfigError:
+    """Return the error about the first fault of ``place``, which was validated by ``model``."""
+    fault = error.errors()[0]
+    key = ".".join(str(part) for part in fault["loc"])
+    value = _shortened(repr(fault.get("input")))
+    others = error.error_count() - 1
+    more = f" ({others} more fault{'s' if others > 1 else ''}.)" if others else ""
+    if fault["type"] == "extra_forbidden":
+        return ConfigError(
+            f"{place}: {key} = {value} is not a known key.{more}",
+            hint=_key_hint(key, _keys_of(model, fault["loc"][:-1])),
+        )
+    if fault["type"] == "missing":
+        return ConfigError(f"{place}: {key} is missing.{more}", hint="Add it.")
+    if fault["type"] == "value_error":
+        return ConfigError(f"{place}: {fault['ctx']['error']}.{more}", hint="Fix the study file.")
+    if not key:
+        return ConfigError(f"{place}: {fault['msg']}.", hint="Use text in Unicode.")
+    return ConfigError(
+        f"{place}: {key} = {value}: {fault['msg']}.{more}", hint=_value_hint(key, fault["input"])
+    )
+
+
+def _key_hint(key: str, known_keys: list[str]) -> str:
+    if key in RENAMED_KEYS:
+        return f"It is called {RENAMED_KEYS[key]} now."
+    close = difflib.get_close_matches(key.rpartition(".")[2], known_keys, n=1)
+    if close:
+        return f"Did you mean {close[0]}?"
+    return f"Known keys: {', '.join(sorted(known_keys))}."
+
+
+def _value_hint(key: str, value: Any) -> str:
+    renamed = RENAMED_VALUES.get((key, value)) if isinstance(value, str) else None
+    return "Change the value." if renamed is None else f"It is called {renamed!r} now."
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_VALUE_LENGTH else f"{text[: _MAX_VALUE_LENGTH - 3]}..."
+
+
+def _keys_of(model: Any, path: tuple[int | str, ...]) -> list[str]:
+    for part in path:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)

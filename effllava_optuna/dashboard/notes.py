@@ -1,0 +1,135 @@
+"""The notes of a study and of its control study in optuna-dashboard, in Markdown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from effllava_optuna.report import comparison_sentence
+from effllava_optuna.report.policy_table import is_chosen, labelled_rows
+from effllava_optuna.storage.location import storage_arguments
+from effllava_optuna.storage.studies import config_of
+from effllava_optuna.storage.urls import shareable_url
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from optuna import Study
+
+_MAX_REASONS = 3
+_PADDING = "\u00a0\u00a0"  # the dashboard draws tables without padding
+_COLUMNS = (
+    ("epoch", "epoch", 0),
+    ("kept", "keep_ratio", 3),
+    ("proxy", "accuracy_proxy", 3),
+    ("validation", "accuracy_validation", 3),
+    ("test", "accuracy_test", 3),
+    ("ms", "latency_ms", 1),
+    ("speed-up", "speedup_predicted", 2),
+)  # heading, key of the result row, digits
+_WARNING = (
+    "Quality is accuracy minus eta times the structural risk; accuracy is cross-fitted on the "
+    "proxy. **The dashboard's own Pareto front and best trials mix epochs**, whose values belong "
+    "to different projectors: the figure `front_by_epoch` shows the front of each epoch."
+)
+_CONTROL_NOTE = """# Epochs of `{name}`
+
+Each trial is one attempt to publish an epoch: epoch 0 publishes the calibration (ranking,
+compensation tables, latency and risk tables), each later epoch a trained projector and a new
+search space; the page of the trial has the file. The value is the cross-fitted accuracy on the
+proxy. The complete attempt with the lowest number counts. The attempt after the last epoch is the
+final selection.
+"""
+
+
+def control_note(study_name: str) -> str:
+    """Return the note of the control study of ``study_name``."""
+    return _CONTROL_NOTE.format(name=study_name)
+
+
+def study_note(study: Study, document: Mapping[str, Any]) -> str:
+    """Return the note of a study: its progress, its best policies, and how to export one.
+
+    Args:
+        study: The study.
+        document: Its document, see `effllava_optuna.report.study_document`.
+    """
+    lines = [f"# {document['study']}", "", _state(document), "", *_facts(study, document)]
+    lines += ["", _WARNING, "", "## Dense, uniform, front", "", *_table(document), ""]
+    if document["front"]:
+        best = document["chosen"] or document["front"][0]
+        lines += ["## Export", "", *_export_command(study, best["trial"])]
+    return "\n".join(lines)
+
+
+def _state(document: Mapping[str, Any]) -> str:
+    trials, epochs = document["trials"], document["epochs"]
+    if document["chosen"] is not None:
+        trial = document["chosen"]["trial"]
+        return f"**Finished**: trial {trial} was chosen on validation, before test was opened."
+    if trials["complete"] + trials["pruned"] + trials["fail"] < trials["planned"]:
+        return (
+            f"**Searching**, epoch {max(epochs['opened'] - 1, 0)} (last epoch: "
+            f"{epochs['planned'] - 1}). Nothing was measured on validation or test yet."
+        )
+    return "**The search is over**; its finalists are not measured on validation yet."
+
+
+def _facts(study: Study, document: Mapping[str, Any]) -> list[str]:
+    """Return model, task, budget, progress, failures and comparisons as list items."""
+    config, trials = config_of(study), document["trials"]
+    facts = [f"Model `{config.model.path}`, task `{config.task.name}`"]
+    if config.search.keep_ratio is not None:
+        facts.append(f"Budget: at most {config.search.keep_ratio:.4g} of the prunable weights")
+    elif config.search.speedup is not None:
+        facts.append(f"Budget: a predicted speed-up of at least {config.search.speedup:g}")
+    done = trials["complete"] + trials["pruned"]
+    facts.append(f"Trials: {done} of {trials['planned']} measured")
+    failures = Counter(document["failures"])
+    if failures:
+        reasons = "; ".join(
+            f"{reason} ({count})" for reason, count in failures.most_common(_MAX_REASONS)
+        )
+        facts.append(f"Failed: {failures.total()} (attribute `reason`): {reasons}")
+    facts += [
+        comparison_sentence(comparison)
+        for comparison in document["comparisons"]
+        if comparison["split"] == "test"
+    ]
+    return [f"- {fact}" for fact in facts]
+
+
+def _table(document: Mapping[str, Any]) -> list[str]:
+    """Return the table of policies; columns without a value are left out."""
+    rows = labelled_rows(document)
+    columns = [
+        (heading, key, digits)
+        for heading, key, digits in _COLUMNS
+        if any(row[key] is not None for _, row in rows)
+    ]
+    lines = [
+        f"| policy | {' | '.join(f'{_PADDING}{heading}' for heading, _, _ in columns)} |",
+        f"|---|{'---:|' * len(columns)}",
+    ]
+    for label, row in rows:
+        cells = [label] + [
+            "" if row[key] is None else f"{row[key]:.{digits}f}" for _, key, digits in columns
+        ]
+        if is_chosen(document, row):
+            cells = [f"**{cell}**" for cell in (f"{label} (chosen)", *cells[1:])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _export_command(study: Study, trial: int) -> list[str]:
+    url = shareable_url(study)
+    directory = ", in the directory of the database" if "///" in url else ""
+    return [
+        f"Write a policy as a checkpoint{directory}:",
+        "",
+        "```sh",
+        f"effllava-optuna export {storage_arguments(url, study.study_name)} "
+        f"--trial {trial} --out trial-{trial}.pruned",
+        "```",
+        "",
+    ]

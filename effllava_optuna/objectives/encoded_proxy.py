@@ -1,0 +1,99 @@
+"""The proxy set, encoded once for calibration, search and projector training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from effllava_optuna.objectives.accuracy import EncodedBatch, encode_samples, split_folds
+from effllava_optuna.tasks import require_proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from effllava_optuna.surgery import LoadedModel
+    from effllava_optuna.tasks import Sample
+
+
+@dataclass(frozen=True)
+class EncodedProxy:
+    """The samples that calibration, search and projector training may use, encoded once.
+
+    The samples are split into folds, whole groups at a time. What is fitted on the proxy is
+    fitted once on all of it, and once without each fold; a batch of fold ``f`` is scored by fit
+    ``f + 1``, which has not seen it (cross-fitting).
+
+    Attributes:
+        samples: The proxy set.
+        folds: For each fold its batches, open questions with a right answer to read.
+        scored: What the search scores: the same, or open questions to be answered by generation.
+        graded: What the report scores: open questions are always answered by generation.
+    """
+
+    samples: tuple[Sample, ...]
+    folds: tuple[tuple[EncodedBatch, ...], ...]
+    scored: tuple[EncodedBatch, ...]
+    graded: tuple[EncodedBatch, ...]
+
+    @staticmethod
+    def of(
+        loaded: LoadedModel, samples: Sequence[Sample], folds: int, *, generate: bool
+    ) -> EncodedProxy:
+        """Encode the proxy set.
+
+        Args:
+            loaded: The model as it was loaded.
+            samples: The proxy set.
+            folds: Number of folds.
+            generate: Whether the search scores open questions by generated answers.
+
+        Raises:
+            LeakError: A sample is not from the proxy split.
+            TaskError: A sample cannot be encoded.
+        """
+        proxy = require_proxy(tuple(samples), "Calibration")
+        parts = split_folds(proxy, folds)
+        read = tuple(encode_samples(loaded, part, fit=fold + 1) for fold, part in enumerate(parts))
+        likelihood = tuple(encoded for fold in read for encoded in fold)
+        if not any(sample.is_open_ended for sample in proxy):
+            return EncodedProxy(proxy, read, likelihood, likelihood)
+        generated = tuple(
+            encoded
+            for fold, part in enumerate(parts)
+            for encoded in encode_samples(loaded, part, fit=fold + 1, generate=True)
+        )
+        return EncodedProxy(proxy, read, generated if generate else likelihood, generated)
+
+    def parts(self, loaded: LoadedModel, count: int) -> list[tuple[int, EncodedBatch]]:
+        """Divide every fold into ``count`` parts, whole groups at a time.
+
+        Args:
+            loaded: The model, for batches whose rows cannot be selected.
+            count: Parts of each fold.
+
+        Returns:
+            Pairs of part and batch; parts are numbered through all folds. Batches have the fit
+            that scores them.
+        """
+        return [
+            (fold * count + part, encoded)
+            for fold, batches in enumerate(self.folds)
+            for part, samples in enumerate(
+                split_folds([s for encoded in batches for s in encoded.batch.samples], count)
+            )
+            for encoded in _select(loaded, batches, samples, fit=fold + 1)
+        ]
+
+
+def _select(
+    loaded: LoadedModel, batches: Sequence[EncodedBatch], samples: Sequence[Sample], *, fit: int
+) -> list[EncodedBatch]:
+    """Select ``samples`` from encoded batches; encode again only where rows cannot be selected."""
+    selected: list[EncodedBatch] = []
+    for encoded in batches:
+        wanted = [sample for sample in samples if sample in encoded.batch.samples]
+        if not wanted:
+            continue
+        rows = encoded.rows(wanted)
+        selected += [rows] if rows is not None else encode_samples(loaded, wanted, fit=fit)
+    return [replace(encoded, fit=fit) for encoded in selected]

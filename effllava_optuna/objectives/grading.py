@@ -1,0 +1,73 @@
+"""The rules by which the samples of a study are graded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from effllava_optuna.tasks import Split, digest_samples, grade_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from effllava_optuna.tasks import Sample, Task
+
+LIKELIEST = "likeliest option"  # name of the rule that compares options in one forward pass
+LIKELIHOOD = "likelihood of a right answer"
+
+
+def options_compared(sample: Sample, *, letters: bool = False) -> bool:
+    """Return whether the options of a sample are compared instead of generating an answer.
+
+    Args:
+        sample: A sample.
+        letters: Whether the options of all closed questions are compared.
+    """
+    return not sample.is_open_ended and (letters or sample.rule is None)
+
+
+def rule_of(samples: Sequence[Sample], *, letters: bool) -> str:
+    """Return the names of the rules that grade ``samples``, the most frequent first.
+
+    Args:
+        samples: The samples.
+        letters: Whether the options of all closed questions are compared.
+    """
+    names = Counter(
+        LIKELIEST if options_compared(s, letters=letters) or s.rule is None else s.rule.name
+        for s in samples
+    )
+    return "; ".join(name for name, _ in names.most_common())
+
+
+def constant_of(samples: Sequence[Sample]) -> dict[str, Any] | None:
+    """Return the score of always giving the constant answer of the rules; None: they have none."""
+    labelled = [sample for sample in samples if sample.targets]
+    constants = {sample.rule.baseline_answer for sample in labelled if sample.rule is not None}
+    if len(constants) != 1 or None in constants:
+        return None
+    (text,) = constants
+    score = sum(grade_answer(sample, str(text)) for sample in labelled) / len(labelled)
+    return {"text": text, "accuracy": round(score, 6)}
+
+
+def number_groups(groups: Sequence[str]) -> list[int]:
+    """Number the groups by first appearance: which samples belong together, and no more."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(group, len(numbers)) for group in groups]
+
+
+def describe_task(task: Task, *, generate: bool) -> dict[str, Any]:
+    """Describe what a study is measured on: proxy samples by id and hash, names of the metrics.
+
+    Args:
+        task: The task of the study.
+        generate: Whether the search scores open questions by generated answers.
+    """
+    proxy = task.samples(Split.PROXY)
+    graded = rule_of(proxy, letters=True)
+    likelihood = not generate and any(sample.is_open_ended for sample in proxy)
+    return {
+        "proxy": {"ids": [sample.id for sample in proxy], "digest": digest_samples(proxy)},
+        "metric": {"search": LIKELIHOOD if likelihood else graded, "report": graded},
+    }

@@ -1,0 +1,92 @@
+"""The latency table: milliseconds of the workload by component and width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from effllava_optuna.policy import ComponentId
+
+if TYPE_CHECKING:
+    from effllava_optuna.policy import Policy
+
+LEAST = 0.02  # of the dense decoder's time; no policy is predicted to be faster
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Milliseconds of the workload, by component and width.
+
+    The latency of a policy is ``vision + prefill + (new_tokens - 1) * decode``; the last two are
+    the dense latency plus the (negative) changes of all components.
+
+    Attributes:
+        new_tokens: Tokens that the workload generates.
+        vision_ms: Time of the vision tower; 0 if policies prune it, so that it is in the prefill.
+        dense_ms: Time of the dense decoder by phase (``prefill``; ``decode``: one token).
+        saved_ms: By phase, component and width: change against the dense component, at most 0.
+        friendly: Widths by component that no wider one clearly beats; always the dense one.
+        errors: Relative errors of random policies that were run whole: prediction over
+            measurement, minus 1; each predicted with the factor fitted to the others.
+        spread: Half the 95 % interval of a typical timing, relative to it; None if there were too
+            few rounds.
+        factor: By phase, the factor that is already in ``saved_ms``; fitted to whole runs.
+        rounds: How often everything was run.
+        launched: Phases that include the time to launch kernels, because they could not be
+            captured as a CUDA graph.
+        origin: What the table depends on; equal for the same model on the same machine.
+    """
+
+    new_tokens: int
+    vision_ms: float
+    dense_ms: Mapping[str, float]
+    saved_ms: Mapping[str, Mapping[ComponentId, Mapping[int, float]]]
+    friendly: Mapping[ComponentId, tuple[int, ...]]
+    errors: tuple[float, ...]
+    spread: float | None
+    factor: Mapping[str, float] = field(default_factory=dict)
+    rounds: int = 0
+    launched: tuple[str, ...] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def error(self) -> float:
+        """Return the mean absolute error on the random policies that were run whole."""
+        return float(np.mean(np.abs(self.errors))) if self.errors else 0.0
+
+    @property
+    def dense_total_ms(self) -> float:
+        """Return the latency of the dense model for the whole workload, in ms."""
+        decode = (self.new_tokens - 1) * self.dense_ms.get("decode", 0.0)
+        return self.vision_ms + self.dense_ms["prefill"] + decode
+
+    def predict(self, policy: Policy) -> float:
+        """Predict the latency of ``policy`` for the whole workload, in ms."""
+        phases = self.phases(policy)
+        total = self.vision_ms + phases["prefill"]
+        return total + (self.new_tokens - 1) * phases.get("decode", 0.0)
+
+    def phases(self, policy: Policy) -> dict[str, float]:
+        """Predict the latency of ``policy`` by phase, in ms."""
+        latencies = {}
+        for phase, dense in self.dense_ms.items():
+            # What a removed block saves is in the row of the block, not of its components.
+            saved = sum(
+                self.saved_ms[phase][component][width]
+                for component, width in policy.active_widths.items()
+                if width in self.saved_ms[phase][component]
+            )
+            # Components are timed one kind at a time: on a machine under load, the sum of the
+            # savings can exceed the whole.
+            latencies[phase] = max(dense + saved, LEAST * dense)
+        return latencies
+
+    def saved(self, component: ComponentId, width: int) -> float:
+        """Return the change of latency for the whole workload at a width, in ms, at most 0."""
+        saved = self.saved_ms["prefill"][component][width]
+        if self.new_tokens > 1:
+            saved += (self.new_tokens - 1) * self.saved_ms["decode"][component][width]
+        return saved

@@ -1,0 +1,169 @@
+"""The table of policies of a study, its notes, and the summary that is printed above it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from effllava_optuna.report.document import STATES
+from effllava_optuna.report.paired_differences import comparison_sentence
+from effllava_optuna.report.text_table import (
+    TableRow,
+    TextTable,
+    format_accuracy,
+    format_interval,
+    format_number,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_COLUMNS = (
+    "policy", "epoch", "kept", "proxy", "validation", "test", "gap", "ms", "ms\nmeasured",
+    "speed-up", "speed-up\nmeasured", "params", "GFLOPs",
+)  # fmt: skip
+
+
+def status_lines(document: Mapping[str, Any]) -> list[str]:
+    """Return the progress of a study and, after its end, the chosen policy."""
+    trials, epochs = document["trials"], document["epochs"]
+    states = ", ".join(f"{trials[state]} {state}" for state in STATES if trials[state])
+    progress = (
+        f"study {document['study']}: epoch {max(epochs['opened'] - 1, 0)} "
+        f"(last epoch: {epochs['planned'] - 1}), {trials['planned']} trials planned"
+    )
+    lines = [f"{progress} ({states})" if states else progress]
+    chosen, dense = document["chosen"], document["dense"]
+    if chosen is not None:
+        accuracy, dense_accuracy = (
+            f"{row['accuracy_test']:.3f} {format_interval(row['accuracy_test_interval'])}"
+            for row in (chosen, dense)
+        )
+        lines.append(
+            f"Chosen: trial {chosen['trial']}, accuracy {accuracy} on test (dense "
+            f"{dense_accuracy}), {chosen['speedup_measured']:.2f}x as fast, "
+            f"{chosen['parameters'] / dense['parameters']:.0%} of the parameters."
+        )
+    return lines
+
+
+def summary_lines(document: Mapping[str, Any]) -> list[str]:
+    """Return `status_lines`, and a line each on hypervolume, risk and projector updates."""
+    lines = status_lines(document)
+    if document["hypervolume"]:
+        volumes = "  ".join(f"{volume:.4g}" for volume in document["hypervolume"])
+        lines.append(f"hypervolume by epoch: {volumes}")
+    if document["risk_spread"] is not None and document["chosen"] is not None:
+        samples = document["config"]["task"]["proxy"]
+        lines.append(
+            f"structural risk: eta * risk has a range of {document['risk_spread']:.4f} in the "
+            f"first generation (one of {samples} proxy samples is {1 / samples:.4f})"
+        )
+    for epoch, update in enumerate(document["projector"], start=1):
+        lines.append(
+            f"projector of epoch {epoch}: {update['steps']} steps, {update['seconds']:.0f} s, "
+            f"held-out accuracy {update['crossfit_accuracy_before']:.3f} to "
+            f"{update['crossfit_accuracy_after']:.3f} (training samples: "
+            f"{update['proxy_accuracy_before']:.3f} to {update['proxy_accuracy_after']:.3f})"
+        )
+    return lines
+
+
+def labelled_rows(document: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the result rows of a document with their labels, those that were measured."""
+    named = [
+        ("dense", document["dense"]),
+        ("uniform", document["uniform"]),
+        ("uniform by kind", document["uniform_by_kind"]),
+        *((f"trial {row['trial']}", row) for row in document["front"]),
+    ]
+    return [(label, row) for label, row in named if row is not None]
+
+
+def is_chosen(document: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    """Return whether ``row`` is the result row of the chosen policy."""
+    chosen = document["chosen"]
+    return chosen is not None and row["trial"] is not None and row["trial"] == chosen["trial"]
+
+
+def policy_table(document: Mapping[str, Any]) -> TextTable:
+    """Compare the dense model, the uniform baselines, the finalists and the chosen policy."""
+    rows = []
+    for label, row in labelled_rows(document):
+        chosen = is_chosen(document, row)
+        cells = (
+            f"{label} (chosen)" if chosen else label,
+            format_number(row["epoch"], "d"),
+            format_number(row["keep_ratio"], ".3f"),
+            format_accuracy(row, "proxy"),
+            format_accuracy(row, "validation"),
+            format_accuracy(row, "test"),
+            format_number(row["gap"], "+.3f"),
+            format_number(row["latency_ms"], ".1f"),
+            format_number(row["latency_ms_measured"], ".1f"),
+            format_number(row["speedup_predicted"], ".2f"),
+            format_number(row["speedup_measured"], ".2f"),
+            format_number(row["parameters"], ",d"),
+            format_number(row["gflops"], ".2f"),
+        )
+        rows.append(TableRow(cells, emphasized=chosen))
+    return TextTable(_COLUMNS, rows, notes=_notes(document))
+
+
+def _notes(document: Mapping[str, Any]) -> list[str]:
+    notes = _grading_notes(document)
+    if document["latency_table"] is not None:
+        notes.append(_latency_note(document["latency_table"]))
+        table_file = document["config"]["latency"]["table"]
+        if table_file is not None:
+            notes.append(
+                f"The latency table comes from {table_file}: an earlier study may have measured "
+                "it."
+            )
+    memory = document["memory"]
+    if memory is not None:
+        owner = "this process" if memory["device"] == "cpu" else "torch on the GPU"
+        notes.append(
+            f"Peak memory of {owner}: {memory['peak_mb']:,.0f} MB, including "
+            f"{memory['dense_mb']:,.0f} MB of dense weights and {memory['table_mb']:,.0f} MB of "
+            "compensation tables."
+        )
+    if document["chosen"] is None:
+        notes.append("The search is not over: nothing was measured on validation or test yet.")
+        return notes
+    notes.append(
+        "kept: fraction of the prunable parameters; proxy: cross-fitted, on the samples of the "
+        "search; gap: proxy minus test; [..]: 95 % intervals. The policy was chosen on "
+        "validation, before the test set was opened."
+    )
+    on_test = [pair for pair in document["comparisons"] if pair["split"] == "test"]
+    return notes + [comparison_sentence(pair) for pair in on_test]
+
+
+def _latency_note(table: Mapping[str, Any]) -> str:
+    """Describe the timed workload and the error of the latency table."""
+    origin = table["origin"]
+    threads = f", {origin['threads']} threads" if origin["threads"] else ""
+    note = (
+        f"ms: latency of {origin['batch']} prompts of {origin['prompt_tokens']} tokens and "
+        f"{origin['new_tokens']} new tokens, in {origin['dtype']} on {origin['device']}{threads}. "
+        f"The predicted latency of {table['checks']} random policies is off by "
+        f"{table['error']:.1%} (mean)."
+    )
+    if table["launched"]:
+        note += f" It includes the time to launch kernels: {', '.join(table['launched'])}."
+    return note
+
+
+def _grading_notes(document: Mapping[str, Any]) -> list[str]:
+    """Describe the metric, and the accuracy of the best constant answer."""
+    notes = []
+    metric, constant = document["metric"], document["constant"]
+    if metric is not None:
+        notes.append(f"Accuracy: {metric['report']}.")
+        if metric["search"] != metric["report"]:
+            notes.append(f"The search used another metric: {metric['search']}.")
+    if constant is not None:
+        notes.append(
+            f"The constant answer {constant['text']!r} scores {constant['accuracy']:.3f} on test."
+        )
+    return notes

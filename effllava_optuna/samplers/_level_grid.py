@@ -1,0 +1,178 @@
+"""The search space of one epoch: the levels of each gene, and what they cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import IntDistribution
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+
+Genome: TypeAlias = NDArray[np.int64]
+"""Shape ``(genes,)``: per gene the index of its level, 0 the narrowest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """A genome that generation 0 of an epoch measures before all others.
+
+    Args:
+        params: One value for every gene; measured unchanged, even if it lies between two levels.
+        kind: ``"anchor"`` for a reference policy, ``"reeval"`` for an elite of the epoch before
+            that is measured again.
+        origin: Number of the trial that it repeats.
+    """
+
+    params: Mapping[str, int]
+    kind: str = "anchor"
+    origin: int | None = None
+
+
+class SpaceView(Protocol):
+    """The space of one epoch; immutable, and the same for every worker."""
+
+    @property
+    def epoch(self) -> int:
+        """Return the number of the epoch, from 0."""
+
+    @property
+    def distributions(self) -> Mapping[str, IntDistribution]:
+        """Return the distribution of each gene (step 1), the same for the life of the study."""
+
+    @property
+    def levels(self) -> Mapping[str, Sequence[int]]:
+        """Return the allowed values of each gene, ascending; the highest is the dense width.
+
+        The order of the names is the order of the genes.
+        """
+
+    @property
+    def costs(self) -> Mapping[str, Sequence[float]]:
+        """Return the cost of each level, non-decreasing; a genome costs the sum over its genes."""
+
+    @property
+    def budget(self) -> float | None:
+        """Return the largest cost of a feasible genome; None: no limit.
+
+        Sums of costs have rounding errors: include a tolerance.
+        """
+
+    @property
+    def seeds(self) -> Sequence[Seed]:
+        """Return the genomes that the epoch measures first; at most one population of them."""
+
+    @property
+    def stamp(self) -> Mapping[str, Any]:
+        """Return the user attributes of every trial of the epoch."""
+
+    def describe(self, params: Mapping[str, int]) -> Mapping[str, Any]:
+        """Return the user attributes of a genome that are known before it is measured."""
+
+
+SpaceProvider: TypeAlias = "Callable[[Study], SpaceView]"
+"""Returns the space of the current epoch.
+
+It is called often, also while a worker waits, so it should be cheap. If all slots of an epoch are
+finished and a callback is about to open the next one, it should return only when that epoch is
+published: the sampler reads the trials first and calls the provider afterwards, so that no worker
+continues an epoch that has ended. It must not wait for the thread that calls it.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class LevelGrid:
+    """A `SpaceView` in arrays: genomes are level indices, and every gene has its own scale.
+
+    Args:
+        names: Names of the genes, in order.
+        levels: Values of each gene, ascending.
+        costs: Cost of each value, by gene.
+        top_levels: Shape ``(genes,)``, the index of the dense level of each gene.
+        budget: Largest cost of a feasible genome; infinite without a limit.
+        level_indices: Index of each value, by gene.
+    """
+
+    names: tuple[str, ...]
+    levels: tuple[NDArray[np.int64], ...]
+    costs: tuple[NDArray[np.float64], ...]
+    top_levels: Genome
+    budget: float
+    level_indices: tuple[Mapping[int, int], ...]
+
+    @classmethod
+    def of(cls, view: SpaceView) -> LevelGrid:
+        """Check a view and convert it to arrays.
+
+        Raises:
+            ValueError: Levels, costs and distributions do not fit together.
+        """
+        for name in view.levels:
+            _check_gene(view, name)
+        return cls(
+            names=tuple(view.levels),
+            levels=tuple(np.asarray(view.levels[name], dtype=np.int64) for name in view.levels),
+            costs=tuple(np.asarray(view.costs[name], dtype=np.float64) for name in view.levels),
+            top_levels=np.array(
+                [len(levels) - 1 for levels in view.levels.values()], dtype=np.int64
+            ),
+            budget=math.inf if view.budget is None else view.budget,
+            level_indices=tuple(
+                {int(value): index for index, value in enumerate(levels)}
+                for levels in view.levels.values()
+            ),
+        )
+
+    @property
+    def free_genes(self) -> NDArray[np.int64]:
+        """Return the indices of the genes that have more than one level."""
+        return np.flatnonzero(self.top_levels > 0)
+
+    def params(self, genome: Genome) -> dict[str, int]:
+        """Convert a genome to Optuna parameters, in plain Python numbers."""
+        rows = zip(self.names, self.levels, genome, strict=True)
+        return {name: int(levels[index]) for name, levels, index in rows}
+
+    def genome(self, params: Mapping[str, int]) -> Genome:
+        """Convert parameters to the nearest levels; the lower of two that are equally near."""
+        values = [params[name] for name in self.names]
+        genome = [
+            indices[value] if value in indices else int(np.abs(levels - value).argmin())
+            for value, indices, levels in zip(values, self.level_indices, self.levels, strict=True)
+        ]
+        return np.array(genome, dtype=np.int64)
+
+    def cost(self, genome: Genome) -> float:
+        """Return the sum of the costs of a genome's levels."""
+        return math.fsum(costs[index] for costs, index in zip(self.costs, genome, strict=True))
+
+    def violation(self, genome: Genome) -> float:
+        """Return the cost above the budget: positive only for an infeasible genome."""
+        return self.cost(genome) - self.budget
+
+    def constraint(self, genome: Genome) -> float | None:
+        """Return the violation of a genome; None if there is no budget."""
+        return self.violation(genome) if math.isfinite(self.budget) else None
+
+
+def _check_gene(view: SpaceView, name: str) -> None:
+    levels, costs = view.levels[name], view.costs.get(name, ())
+    distribution = view.distributions.get(name)
+    if distribution is None or distribution.step != 1:
+        raise ValueError(f"Gene {name!r} needs an IntDistribution of step 1, not {distribution}.")
+    if not levels or list(levels) != sorted(set(levels)):
+        raise ValueError(f"Gene {name!r} needs ascending levels, not {list(levels)}.")
+    if levels[0] < distribution.low or levels[-1] != distribution.high:
+        raise ValueError(
+            f"Gene {name!r} needs levels from {distribution.low} up that end at "
+            f"{distribution.high}, not {list(levels)}."
+        )
+    if len(costs) != len(levels) or list(costs) != sorted(costs):
+        raise ValueError(
+            f"Gene {name!r} needs {len(levels)} non-decreasing costs, not {list(costs)}."
+        )

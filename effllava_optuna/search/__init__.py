@@ -1,0 +1,1 @@
+"""The search: evaluator, epochs, runner and final selection."""

@@ -1,0 +1,58 @@
+"""The cost model of a study: the budget that its file states."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from effllava_optuna.errors import ConfigError
+from effllava_optuna.policy import CostModel, latency_costs, parameter_costs
+
+if TYPE_CHECKING:
+    from effllava_optuna.calibration.calibration import Calibration
+    from effllava_optuna.config.schema import StudyConfig
+
+
+def budget_of(config: StudyConfig, calibration: Calibration) -> CostModel:
+    """Return the costs of policies, and their limit: a share of the weights, or of the latency.
+
+    Raises:
+        ConfigError: No policy is within the limit.
+    """
+    if config.search.speedup is not None:
+        return _latency_budget(config.search.speedup, calibration)
+    keep_ratio, structure = config.search.keep_ratio, calibration.structure
+    budget = CostModel(
+        costs=parameter_costs(structure, calibration.widths),
+        limit=keep_ratio,
+        unit="of the weights",
+        setting=f"search.keep_ratio = {keep_ratio}",
+    )
+    if not budget.allows(calibration.narrowest):
+        raise ConfigError(
+            f"search.keep_ratio = {keep_ratio}: the narrowest policy keeps "
+            f"{calibration.narrowest.keep_ratio:.3f}.",
+            hint="Use a larger keep ratio, or smaller pruning.width_ratios.",
+        )
+    return budget
+
+
+def _latency_budget(speedup: float, calibration: Calibration) -> CostModel:
+    latency, dense_ms = calibration.latency, calibration.dense.latency_ms
+    saved_ms = {
+        component: {width: latency.saved(component, width) for width in widths}
+        for component, widths in calibration.widths.items()
+    }
+    budget = CostModel(
+        costs=latency_costs(calibration.structure, saved_ms),
+        limit=dense_ms / speedup - dense_ms,
+        unit="ms",
+        setting=f"search.speedup = {speedup}",
+    )
+    if not budget.allows(calibration.narrowest):
+        reach = dense_ms / latency.predict(calibration.narrowest)
+        raise ConfigError(
+            f"search.speedup = {speedup}: the narrowest policy is {reach:.2f} times as fast as "
+            "the dense model.",
+            hint="Use a smaller speedup, smaller pruning.width_ratios or a larger latency.batch.",
+        )
+    return budget

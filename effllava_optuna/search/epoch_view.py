@@ -1,0 +1,95 @@
+"""The search space of an epoch in the form that the samplers expect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from optuna.distributions import IntDistribution
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from effllava_optuna.policy import CostModel, Policy, Space
+    from effllava_optuna.samplers import Seed, SpaceView
+
+
+@dataclass(frozen=True)
+class EpochView:
+    """An epoch as a sampler sees it; implements `effllava_optuna.samplers.SpaceView`.
+
+    Attributes:
+        space: The allowed widths.
+        cost_model: What policies cost, and the limit.
+        seeds: What generation 0 measures first.
+        weight_state: Digest of the weight state that the values of this epoch belong to.
+        describe_policy: Returns the user attributes of a policy that are known before it is
+            measured.
+    """
+
+    space: Space
+    cost_model: CostModel
+    seeds: Sequence[Seed]
+    weight_state: str
+    describe_policy: Callable[[Policy], Mapping[str, Any]]
+
+    @property
+    def epoch(self) -> int:
+        """Return the number of the epoch, from 0."""
+        return self.space.epoch
+
+    @cached_property
+    def distributions(self) -> dict[str, IntDistribution]:
+        """Return the distribution of each gene, the same for the life of the study."""
+        return distributions_of(self.space)
+
+    @cached_property
+    def levels(self) -> dict[str, tuple[int, ...]]:
+        """Return the allowed widths of each gene."""
+        return {gene.name: gene.widths for gene in self.space.genes}
+
+    @cached_property
+    def costs(self) -> dict[str, tuple[float, ...]]:
+        """Return the cost of each width of a gene, all its components together."""
+        costs, components = self.cost_model.costs, self.space.structure.components
+        return {
+            gene.name: tuple(
+                sum(costs[components[index].id][width] for index in gene.components)
+                for width in gene.widths
+            )
+            for gene in self.space.genes
+        }
+
+    @property
+    def budget(self) -> float | None:
+        """Return the largest feasible cost, rounding errors tolerated; None: no limit."""
+        return self.cost_model.tolerated
+
+    @cached_property
+    def stamp(self) -> dict[str, Any]:
+        """Return the user attributes of every trial of the epoch."""
+        return {"space": self.space.digest, "weight_state": self.weight_state}
+
+    def describe(self, params: Mapping[str, int]) -> Mapping[str, Any]:
+        """Return the user attributes of a genome that are known before it is measured."""
+        return self.describe_policy(self.space.decode(params).policy)
+
+
+def distributions_of(space: Space) -> dict[str, IntDistribution]:
+    """Return the distribution of each gene: from the floor to the width of its components.
+
+    The step is 1: a larger one would exclude a dense width that is not a multiple of it, and
+    Optuna says so only in a warning.
+    """
+    distributions = {}
+    for gene in space.genes:
+        component = space.structure.components[gene.components[0]]
+        distributions[gene.name] = IntDistribution(component.floor, component.width)
+    return distributions
+
+
+if TYPE_CHECKING:
+
+    def _conforms(view: EpochView) -> SpaceView:
+        return view

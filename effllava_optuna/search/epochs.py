@@ -1,0 +1,165 @@
+"""Published epochs of a study: the search space, the weight state and the first policies."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from effllava_optuna.errors import StudyError
+from effllava_optuna.policy import Space
+from effllava_optuna.samplers import Seed
+from effllava_optuna.storage.control_study import EpochPublication
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import torch
+
+    from effllava_optuna.storage.artifact_store import ArtifactStore
+    from effllava_optuna.storage.control_study import ControlStudy
+    from effllava_optuna.surgery import WeightState
+    from effllava_optuna.training import ProjectorUpdate
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of a search.
+
+    Attributes:
+        space: The allowed widths.
+        weight_state: Ranking, compensation tables and projector of its policies.
+        seeds: Policies that generation 0 measures first.
+    """
+
+    space: Space
+    weight_state: WeightState
+    seeds: tuple[Seed, ...]
+
+
+@dataclass(frozen=True)
+class NextEpoch:
+    """A new epoch, and the projector training that led to it.
+
+    Attributes:
+        epoch: The epoch.
+        update: The trained projectors and how they were trained.
+    """
+
+    epoch: Epoch
+    update: ProjectorUpdate
+
+    def publication(self, artifact_store: ArtifactStore) -> EpochPublication:
+        """Store the projectors, and return what the control study publishes."""
+        update = self.update
+        first, best = update.held_out[0], update.best
+        facts: dict[str, Any] = {
+            "weight_state": self.epoch.weight_state.digest,
+            "space": self.epoch.space.to_json(),
+            "elites": [
+                {"params": dict(seed.params), "origin": seed.origin} for seed in self.epoch.seeds
+            ],
+            "steps": update.steps,
+            "seconds": update.seconds,
+            "proxy_accuracy_before": update.before.accuracy,
+            "proxy_accuracy_after": update.after.accuracy,
+            "proxy_loss_before": update.before.loss,
+            "proxy_loss_after": update.after.loss,
+            "crossfit_accuracy_before": first.accuracy,
+            "crossfit_accuracy_after": best.accuracy,
+            "crossfit_loss_before": first.loss,
+            "crossfit_loss_after": best.loss,
+            "crossfit_curve": [asdict(loss) for loss in update.held_out],
+        }
+        tensors = {
+            f"{fit}/{name}": tensor
+            for fit, state in enumerate(update.projectors)
+            for name, tensor in state.items()
+        }
+        return EpochPublication(
+            best.accuracy, facts, artifact_store.write_tensors(tensors), "projector.safetensors"
+        )
+
+
+class EpochRegistry:
+    """The published epochs of a study. What this process has made or read stays in memory.
+
+    Args:
+        control_study: Where epochs are published.
+        artifact_store: Where projectors are stored.
+        first: Epoch 0.
+    """
+
+    def __init__(
+        self, control_study: ControlStudy, artifact_store: ArtifactStore, first: Epoch
+    ) -> None:
+        self.control_study = control_study
+        self.artifact_store = artifact_store
+        self._epochs: dict[int, Epoch] = {0: first}
+
+    @property
+    def latest(self) -> int:
+        """Return the number of the latest published epoch."""
+        return len(self.control_study.published_epochs()) - 1
+
+    def epoch(self, number: int) -> Epoch:
+        """Return a published epoch.
+
+        Raises:
+            StudyError: It is not published, or its projectors are missing.
+        """
+        if number not in self._epochs:
+            attempt = self.control_study.published_attempt(number)
+            if attempt is None:
+                raise StudyError(
+                    f"Epoch {number} is not published.", hint="Continue with `resume`."
+                )
+            self._epochs[number] = self._read(attempt.user_attrs)
+        return self._epochs[number]
+
+    def weight_state(self, digest: str) -> WeightState:
+        """Return the weight state that the values of a trial belong to.
+
+        Raises:
+            StudyError: No published epoch has it.
+        """
+        for epoch in self._epochs.values():  # without a look at the storage
+            if epoch.weight_state.digest == digest:
+                return epoch.weight_state
+        for number in range(self.latest + 1):
+            if self.epoch(number).weight_state.digest == digest:
+                return self.epoch(number).weight_state
+        raise StudyError(
+            f"No epoch of this study has weight state {digest}.",
+            hint="Keep the control study and the artifacts together with the database.",
+        )
+
+    def publish(self, number: int, make: Callable[[], NextEpoch]) -> None:
+        """Publish an epoch, unless another process does; ``make`` it if this process leads."""
+        made: list[Epoch] = []
+
+        def publication() -> EpochPublication:
+            following = make()
+            made.append(following.epoch)
+            return following.publication(self.artifact_store)
+
+        published = self.control_study.publish_once(number, publication).user_attrs["weight_state"]
+        if made and made[0].weight_state.digest == published:
+            self._epochs[number] = made[0]
+
+    def _read(self, facts: Mapping[str, Any]) -> Epoch:
+        first = self._epochs[0]
+        projectors = _by_fit(self.artifact_store.read_tensors(facts["artifact"]))
+        return Epoch(
+            Space.from_json(facts["space"], first.space.structure),
+            first.weight_state.with_projectors(projectors),
+            tuple(Seed(seed["params"], "reeval", seed["origin"]) for seed in facts["elites"]),
+        )
+
+
+def _by_fit(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Group stored projector weights by the fit that they belong to."""
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        fit, _, weight = name.partition("/")
+        states.setdefault(int(fit), {})[weight] = tensor
+    return [states[fit] for fit in sorted(states)]

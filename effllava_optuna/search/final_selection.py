@@ -1,0 +1,295 @@
+"""The end of a study: finalists, the choice among them, and the report on test data.
+
+The order matters. Finalists come from the Pareto front, by proxy scores. Validation chooses among
+them, and the choice is stored. Only then is the test split opened; it ranks nothing. The baselines
+are chosen in the same way, under the weight state of the choice: the whole grid by proxy scores,
+the best of it by validation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from effllava_optuna.allocation import uniform_by_kind, uniform_policies
+from effllava_optuna.errors import StudyError
+from effllava_optuna.objectives import (
+    constant_of,
+    groups_of,
+    number_groups,
+    peak_memory_mb,
+    samples_of,
+    whole_ms,
+)
+from effllava_optuna.policy import Policy, bootstrap_interval, finalists, front_of
+from effllava_optuna.report import accuracy_by_subset, result_row
+from effllava_optuna.storage.names import CHOSEN, RESULTS, SCORES
+from effllava_optuna.storage.trial_records import effective_records
+from effllava_optuna.surgery import policy_network
+from effllava_optuna.tasks import Split
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from effllava_optuna.objectives import EncodedBatch
+    from effllava_optuna.policy import TrialRecord
+    from effllava_optuna.search.evaluator import Evaluator, Measurement
+    from effllava_optuna.search.session import SearchSession
+    from effllava_optuna.surgery import WeightState
+    from effllava_optuna.tasks import Scores
+
+
+@dataclass(frozen=True, slots=True)
+class Finalist:
+    """A policy that is measured on validation and test.
+
+    Attributes:
+        name: Name in the stored results: ``dense``, a baseline, or the number of a trial.
+        policy: The policy.
+        weight_state: Ranking, compensation tables and projector that it runs with.
+        measured: Its values on the proxy set.
+        epoch: The epoch of the weight state.
+        trial: Number of its trial; None for the dense model and the baselines.
+    """
+
+    name: str
+    policy: Policy
+    weight_state: WeightState
+    measured: Measurement
+    epoch: int
+    trial: int | None = None
+
+
+class _ScoreCache:
+    """Scores of finalists; each policy is scored once on each split."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
+        self.batches: dict[Split, tuple[EncodedBatch, ...]] = {}
+        self._scores: dict[tuple[str, Policy, Split], Scores] = {}
+
+    def open(self, split: Split) -> None:
+        """Encode a split; before that, nothing can be scored on it."""
+        self.batches[split] = self.evaluator.encode(split)
+
+    def scores(self, finalist: Finalist, split: Split) -> Scores:
+        key = (finalist.weight_state.digest, finalist.policy, split)
+        if key not in self._scores:
+            self._scores[key] = self.evaluator.score(
+                finalist.policy, finalist.weight_state, self.batches[split]
+            )
+        return self._scores[key]
+
+    def hits(self, finalist: Finalist, split: Split) -> list[float]:
+        """Return the score of each sample; on the proxy as the report grades, cross-fitted."""
+        proxy = self.evaluator.proxy
+        if split is not Split.PROXY:
+            return [float(hit) for hit in self.scores(finalist, split).hit]
+        if proxy.graded is proxy.scored:
+            return list(finalist.measured.hits)
+        self.batches.setdefault(Split.PROXY, proxy.graded)
+        return [float(hit) for hit in self.scores(finalist, split).hit]
+
+    def groups(self, split: Split) -> list[str]:
+        batches = self.evaluator.proxy.graded if split is Split.PROXY else self.batches[split]
+        return groups_of(batches)
+
+
+class FinalSelection:
+    """Chooses a finalist by validation, and measures all of them on test.
+
+    Args:
+        session: A study whose search is over.
+    """
+
+    def __init__(self, session: SearchSession) -> None:
+        self.session = session
+        self.evaluator = session.evaluator
+        self.count = session.config.report.finalists
+        self.cache = _ScoreCache(session.evaluator)
+
+    def run(self) -> dict[str, Any]:
+        """Choose, open the test split, time all finalists, and store the results.
+
+        Raises:
+            StudyError: No trial of the study is feasible and complete.
+        """
+        study = self.session.study
+        front = front_of(effective_records(study))
+        if not front:
+            raise StudyError(
+                f"Study {study.study_name!r} has no feasible trial that completed.",
+                hint="Allow a larger budget, or run more trials.",
+            )
+        self.session.report_stage("choosing by validation", 0.0)
+        self.cache.open(Split.VALIDATION)
+        candidates = [self._from_trial(trial) for trial in finalists(front, self.count)]
+        chosen = self._best(candidates)
+        study.set_user_attr(CHOSEN, chosen.trial)
+        structure, widths = self.evaluator.structure, self.evaluator.calibration.widths
+        baselines = [
+            self._baseline(name, grid, chosen)
+            for name, grid in (
+                ("uniform", uniform_policies(structure, widths)),
+                ("uniform_by_kind", uniform_by_kind(structure, widths)),
+            )
+        ]
+        dense = self._dense()
+        everyone = [dense, *(b for b in baselines if b is not None), *candidates]
+        self.cache.open(Split.TEST)
+        latencies = measure_latencies(self.session, everyone)
+        rows = {}
+        for number, finalist in enumerate(everyone):
+            self.session.report_stage("opening the test split", number / len(everyone))
+            rows[finalist.name] = _row(self.cache, finalist, latencies[number], latencies[0])
+        study.set_user_attr(SCORES, _scores_by_sample(self.cache, everyone))
+        results = {
+            "constant": constant_of(samples_of(self.cache.batches[Split.TEST])),
+            "memory": _memory(self.evaluator),
+            "dense": rows[dense.name],
+            "uniform": rows.get("uniform"),
+            "uniform_by_kind": rows.get("uniform_by_kind"),
+            "front": [rows[candidate.name] for candidate in candidates],
+            "chosen": rows[chosen.name],
+        }
+        study.set_user_attr(RESULTS, results)
+        return results
+
+    def _from_trial(self, trial: TrialRecord) -> Finalist:
+        policy = Policy.of(self.evaluator.structure, trial.widths)
+        weight_state = self.session.epochs.weight_state(trial.weight_state)
+        return Finalist(
+            name=str(trial.number),
+            policy=policy,
+            weight_state=weight_state,
+            measured=self.evaluator.measure(policy, weight_state),
+            epoch=trial.epoch or 0,
+            trial=trial.number,
+        )
+
+    def _dense(self) -> Finalist:
+        policy = Policy.dense(self.evaluator.structure)
+        weight_state = self.session.epochs.epoch(0).weight_state
+        return Finalist(
+            name="dense",
+            policy=policy,
+            weight_state=weight_state,
+            measured=self.evaluator.measure(policy, weight_state),
+            epoch=0,
+        )
+
+    def _baseline(self, name: str, grid: Sequence[Policy], chosen: Finalist) -> Finalist | None:
+        """Choose from ``grid`` as the choice was made, under the same weight state."""
+        tried = [
+            Finalist(
+                name=name,
+                policy=policy,
+                weight_state=chosen.weight_state,
+                measured=self.evaluator.measure(policy, chosen.weight_state),
+                epoch=chosen.epoch,
+            )
+            for policy in grid
+            if self.session.costs.allows(policy)
+        ]
+        tried.sort(key=lambda finalist: -finalist.measured.quality)
+        return self._best(tried[: self.count]) if tried else None
+
+    def _best(self, candidates: Sequence[Finalist]) -> Finalist:
+        """Choose by accuracy on validation; among equals, by quality on the proxy."""
+
+        def merit(finalist: Finalist) -> tuple[float, float]:
+            scores = self.cache.scores(finalist, Split.VALIDATION)
+            return float(scores.hit.mean()), finalist.measured.quality
+
+        return max(candidates, key=merit)
+
+
+def measure_latencies(session: SearchSession, finalists: Sequence[Finalist]) -> list[float]:
+    """Time the networks of all finalists in turn; the first one is the reference.
+
+    Returns:
+        Milliseconds of the whole workload, for each finalist.
+    """
+    evaluator = session.evaluator
+    stopwatch, table = evaluator.stopwatch, evaluator.calibration.latency
+
+    def runner(finalist: Finalist) -> Any:
+        def run() -> dict[str, float]:
+            with policy_network(
+                evaluator.loaded, finalist.weight_state, finalist.policy
+            ) as network:
+                return stopwatch.decoder(network)
+
+        return run
+
+    with evaluator.loaded.lock:
+        timings = stopwatch.race(
+            {number: runner(finalist) for number, finalist in enumerate(finalists)},
+            0,
+            progress=lambda share: session.report_stage("timing the finalists", share),
+        )
+    return [whole_ms(table, timings[0], phases) for phases in timings.values()]
+
+
+def _memory(evaluator: Evaluator) -> dict[str, Any]:
+    """Return the peak memory of this process, and what weights and tables take of it."""
+    loaded = evaluator.loaded
+    dense = sum(weight.nbytes for weight in loaded.model.parameters())
+    return {
+        "device": loaded.device.type,
+        "peak_mb": round(peak_memory_mb(loaded.device), 1),
+        "dense_mb": round(dense / 1e6, 1),
+        "table_mb": round(evaluator.calibration.dense.memory_mb, 1),
+    }
+
+
+def _row(
+    cache: _ScoreCache, finalist: Finalist, latency_ms: float, dense_ms: float
+) -> dict[str, Any]:
+    """Return what the report says of a finalist."""
+    evaluator, measured = cache.evaluator, finalist.measured
+    accuracies: dict[str, Any] = {}
+    for split in (Split.VALIDATION, Split.TEST):
+        scores, groups = cache.scores(finalist, split), cache.groups(split)
+        accuracies[f"accuracy_{split}"] = float(scores.hit.mean())
+        accuracies[f"accuracy_{split}_interval"] = bootstrap_interval(scores.hit, groups)
+    subsets = [sample.subsets for sample in samples_of(cache.batches[Split.TEST])]
+    accuracies["subsets_test"] = accuracy_by_subset(
+        cache.hits(finalist, Split.TEST), cache.groups(Split.TEST), subsets
+    )
+    hits = cache.hits(finalist, Split.PROXY)
+    accuracies["accuracy_proxy"] = sum(hits) / len(hits)
+    accuracies["accuracy_proxy_interval"] = bootstrap_interval(hits, cache.groups(Split.PROXY))
+    size, gflops = evaluator.size(finalist.policy)
+    return result_row(
+        policy=finalist.policy,
+        trial=finalist.trial,
+        epoch=finalist.epoch,
+        quality=measured.quality,
+        gap=accuracies["accuracy_proxy"] - accuracies["accuracy_test"],
+        risk=measured.risk,
+        latency_ms=measured.latency_ms,
+        latency_ms_measured=latency_ms,
+        speedup_predicted=evaluator.calibration.dense.latency_ms / measured.latency_ms,
+        speedup_measured=dense_ms / latency_ms,
+        parameters=size,
+        gflops=gflops,
+        **accuracies,
+    )
+
+
+def _scores_by_sample(cache: _ScoreCache, everyone: Sequence[Finalist]) -> dict[str, Any]:
+    """Return the score of each finalist on each sample, and which samples form a group."""
+    return {
+        str(split): {
+            "groups": number_groups(cache.groups(split)),
+            "hits": {
+                finalist.name: [
+                    int(hit) if hit in (0, 1) else round(hit, 6)
+                    for hit in cache.hits(finalist, split)
+                ]
+                for finalist in everyone
+            },
+        }
+        for split in (Split.PROXY, Split.VALIDATION, Split.TEST)
+    }

@@ -1,0 +1,117 @@
+"""The objective: one trial measures one policy."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from effllava_optuna.errors import EffllavaError
+from effllava_optuna.logging import get_logger
+from effllava_optuna.samplers import duplicate_of, release_trial, write_user_attrs
+from effllava_optuna.storage.names import REASON
+from effllava_optuna.storage.storage_internals import set_constraint
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+    from effllava_optuna.policy import Policy
+    from effllava_optuna.search.evaluator import Measurement
+    from effllava_optuna.search.session import SearchSession
+
+_LONGEST_REASON = 300  # characters
+_logger = get_logger(__name__)
+
+
+class TrialFailed(RuntimeError):
+    """A policy could not be measured; the attribute ``reason`` of its trial says why."""
+
+
+class PruningObjective:
+    """The objective of a study: ``(quality, latency_ms)``, to be maximized and minimized.
+
+    A policy is measured in the space and under the weight state that its trial carries, not in
+    the current ones. Threads (``n_jobs > 1``) take turns at the model. A policy that cannot be
+    measured (out of memory, say) raises `TrialFailed`.
+
+    Args:
+        session: The open study.
+    """
+
+    def __init__(self, session: SearchSession) -> None:
+        self.session = session
+        self._warned = False
+
+    def __call__(self, trial: Trial) -> tuple[float, float]:
+        """Measure the policy of ``trial``.
+
+        Returns:
+            Quality and latency in ms; NaN, so that the trial fails, if another trial has its slot.
+
+        Raises:
+            TrialFailed: The policy cannot be measured.
+        """
+        session, attrs = self.session, trial.user_attrs
+        twin = duplicate_of(trial.study, trial.number)
+        if twin is not None:
+            trial.set_user_attr("duplicate", twin)
+            return math.nan, math.nan
+        view = session.schedule.view_of(attrs["epoch"])
+        params = {
+            name: trial.suggest_int(name, distribution.low, distribution.high)
+            for name, distribution in view.distributions.items()
+        }
+        decoded = view.space.decode(params)
+        described = {} if "widths" in attrs else self._describe_enqueued(trial, decoded.policy)
+        if decoded.snapped:
+            described["snapped"] = ", ".join(decoded.snapped)
+        measured = self._measure(trial, decoded.policy)
+        write_user_attrs(
+            trial.study,
+            trial,
+            described
+            | {
+                "accuracy": round(measured.accuracy, 6),
+                "expected": round(measured.expected, 6),
+                "log_probability": round(measured.log_probability, 6),
+                "hits": [int(hit) if hit in (0, 1) else hit for hit in measured.hits],
+            },
+        )
+        return measured.quality, measured.latency_ms
+
+    def _measure(self, trial: Trial, policy: Policy) -> Measurement:
+        session = self.session
+        self._warn_if_busy()
+        try:
+            with session.evaluator.loaded.lock:
+                weight_state = session.epochs.weight_state(trial.user_attrs["weight_state"])
+                measured = session.evaluator.measure(policy, weight_state)
+        except (KeyboardInterrupt, EffllavaError):
+            release_trial(trial)
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST_REASON]}"
+            trial.set_user_attr(REASON, reason)
+            raise TrialFailed(reason) from error
+        if math.isnan(measured.quality) or math.isnan(measured.latency_ms):
+            reason = f"quality is {measured.quality}, latency {measured.latency_ms} ms"
+            trial.set_user_attr(REASON, reason)
+            raise TrialFailed(reason)
+        return measured
+
+    def _describe_enqueued(self, trial: Trial, policy: Policy) -> dict[str, Any]:
+        """Describe a policy that a user enqueued as the sampler describes its own."""
+        session = self.session
+        if session.costs.limit is not None:
+            set_constraint(trial, [session.costs.excess(policy)])
+        return session.schedule.describe(policy)
+
+    def _warn_if_busy(self) -> None:
+        """Warn once that trials of this process wait for each other."""
+        lock = self.session.evaluator.loaded.lock
+        if self._warned:
+            return
+        if lock.acquire(blocking=False):
+            lock.release()
+            return
+        self._warned = True
+        _logger.warning("Trials of one process share one model: n_jobs > 1 measures in turn.")

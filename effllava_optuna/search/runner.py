@@ -1,0 +1,260 @@
+"""Run a study from its current state to its end."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optuna.trial import TrialState
+
+from effllava_optuna.calibration.inputs import study_inputs
+from effllava_optuna.calibration.latency_file import check_file
+from effllava_optuna.calibration.stages import silent
+from effllava_optuna.errors import StudyError
+from effllava_optuna.samplers import fail_lost_trials, slot_of
+from effllava_optuna.search.final_selection import FinalSelection
+from effllava_optuna.search.objective import PruningObjective, TrialFailed
+from effllava_optuna.search.schedule import SearchOver
+from effllava_optuna.search.session import open_session
+from effllava_optuna.storage.artifact_store import ArtifactStore, artifact_backend_of
+from effllava_optuna.storage.connection import open_storage
+from effllava_optuna.storage.control_study import EpochPublication
+from effllava_optuna.storage.names import RESULTS
+from effllava_optuna.storage.studies import config_of, create_study, refuse_existing
+from effllava_optuna.storage.trial_records import failure_counts, record_of
+from effllava_optuna.storage.urls import file_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+    from effllava_optuna.calibration.stages import StageCallback
+    from effllava_optuna.config.schema import StudyConfig
+    from effllava_optuna.policy import TrialRecord
+    from effllava_optuna.search.session import SearchSession
+
+_FEWEST_FAILURES = 4  # below, the share of failures is not checked
+_NEAR_END = 8  # slots of a generation; more workers than this would idle before it
+_REDRAW_SECONDS = 30.0  # between two drawings of the dashboard's pages within an epoch
+_POLL_SECONDS = 0.2  # between two looks at what other processes do
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What a runner calls while it works; all of it is optional.
+
+    Attributes:
+        on_trial: Called after each trial of this process.
+        draw_pages: Draws the pages of the dashboard.
+        attach_results: Attaches files to the finalists' trials.
+    """
+
+    on_trial: Callable[[SearchSession, TrialRecord], None] = lambda *_: None
+    draw_pages: Callable[[SearchSession], None] = lambda _: None
+    attach_results: Callable[[SearchSession], None] = lambda _: None
+
+
+@contextmanager
+def begin(
+    config: StudyConfig,
+    url: str,
+    report_stage: StageCallback = silent,
+    *,
+    device: str | None = None,
+) -> Iterator[SearchSession]:
+    """Create a study and open it; nothing is written before its model and samples are loaded.
+
+    Args:
+        config: The study file.
+        url: URL of the storage, created if necessary; artifacts are stored beside it.
+        report_stage: Called with the current stage and its finished share.
+        device: Device of this process; None: as the study file says.
+
+    Raises:
+        StudyError: A study of that name exists, or ``latency.table`` cannot be used.
+    """
+    file = file_of(url)
+    if file is None or file.is_file():
+        refuse_existing(open_storage(url), config.study.name)
+    if config.latency.table is not None:
+        check_file(Path(config.latency.table))
+    report_stage("loading the model", 0.0)
+    with study_inputs(config, device=device) as inputs:
+        study = create_study(open_storage(url, create=True), config)
+        artifact_store = ArtifactStore(artifact_backend_of(url, config))
+        with open_session(study, inputs, artifact_store, report_stage) as session:
+            yield session
+
+
+@contextmanager
+def resume(
+    study: Study,
+    url: str,
+    report_stage: StageCallback = silent,
+    *,
+    device: str | None = None,
+    force: bool = False,
+) -> Iterator[SearchSession]:
+    """Open a study that exists, with its published calibration.
+
+    Args:
+        study: The study.
+        url: URL of its storage.
+        report_stage: Called with the current stage and its finished share.
+        device: Device of this process; None: as the study file says.
+        force: Whether to continue although versions, machine, weights or samples have changed.
+
+    Raises:
+        StudyError: What the study depends on has changed.
+    """
+    report_stage("loading the model", 0.0)
+    config = config_of(study)
+    artifact_store = ArtifactStore(artifact_backend_of(url, config))
+    with (
+        study_inputs(config, device=device) as inputs,
+        open_session(study, inputs, artifact_store, report_stage, force=force) as session,
+    ):
+        yield session
+
+
+class EpochCallback:
+    """Opens epochs during ``study.optimize(objective, callbacks=[EpochCallback(session)])``.
+
+    After the last trial of an epoch it trains the projector and opens the next epoch; after the
+    last trial of the study it stops the study.
+
+    Args:
+        session: The open study.
+    """
+
+    def __init__(self, session: SearchSession) -> None:
+        self.session = session
+
+    def __call__(self, study: Study, trial: FrozenTrial) -> None:
+        """Check whether an epoch is finished: never before a trial of its last generation is."""
+        schedule, slot = self.session.schedule, slot_of(trial)
+        if slot is not None:
+            if slot.generation < self.session.config.search.generations - 1:
+                return
+            if not schedule.is_finished(slot.epoch):
+                return
+        schedule.advance()
+        if schedule.finished:
+            study.stop()
+
+
+def search(session: SearchSession, callbacks: Callbacks | None = None) -> None:
+    """Measure what is left to measure, epoch by epoch.
+
+    Args:
+        session: The open study.
+        callbacks: Called while the search runs.
+
+    Raises:
+        StudyError: Too many trials fail.
+    """
+    study, schedule = session.study, session.schedule
+    fail_lost_trials(study)
+    after_trial = _AfterTrial(session, callbacks or Callbacks())
+    schedule.advance()
+    while not schedule.finished:
+        with suppress(SearchOver):  # another process may finish the last slot at any moment
+            written = session.sampler.queue_due_trials(study)
+            if not written and not _waiting(study):
+                time.sleep(_POLL_SECONDS)
+                schedule.advance()
+                continue
+            study.optimize(
+                PruningObjective(session), callbacks=[after_trial], catch=(TrialFailed,)
+            )
+
+
+class _AfterTrial:
+    """All that follows a trial, in one callback: Optuna copies the trial for each callback."""
+
+    def __init__(self, session: SearchSession, callbacks: Callbacks) -> None:
+        self.session = session
+        self.callbacks = callbacks
+        self.open_epochs = EpochCallback(session)
+        self.drawn = time.monotonic()
+
+    def __call__(self, study: Study, trial: FrozenTrial) -> None:
+        self.open_epochs(study, trial)
+        if trial.state == TrialState.FAIL:
+            _check_failures(study, self.session.config.search.failures)
+        self.callbacks.on_trial(self.session, record_of(trial))
+        self._draw(trial)
+        self._stop_early(study, trial)
+
+    def _draw(self, trial: FrozenTrial) -> None:
+        """Draw the pages in one process: the one that measures the first slot of a generation."""
+        slot = slot_of(trial)
+        if slot is None or slot.index != 0:
+            return
+        if slot.generation == 0 or time.monotonic() - self.drawn > _REDRAW_SECONDS:
+            self.callbacks.draw_pages(self.session)
+            self.drawn = time.monotonic()
+
+    def _stop_early(self, study: Study, trial: FrozenTrial) -> None:
+        """Stop `Study.optimize` if no queued trial is left: it would create a trial of its own.
+
+        Such a trial is stored gene by gene, and at the end of the study it is one too many.
+        """
+        slot, population = slot_of(trial), self.session.config.search.population
+        if slot is not None and slot.index < population - _NEAR_END:
+            return
+        if not _waiting(study):
+            study.stop()
+
+
+def _waiting(study: Study) -> bool:
+    return bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
+
+def _check_failures(study: Study, allowed: float) -> None:
+    """Stop a study in which too many trials fail.
+
+    Raises:
+        StudyError: With the reasons, counted.
+    """
+    reasons = failure_counts(study)
+    trials = study.get_trials(deepcopy=False)
+    failed, finished = reasons.total(), sum(trial.state.is_finished() for trial in trials)
+    if failed >= _FEWEST_FAILURES and failed > allowed * finished:
+        listed = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
+        raise StudyError(
+            f"{failed} of {finished} trials failed: {listed}.",
+            hint="Fix the cause, then continue with `resume`; search.failures sets the limit.",
+        )
+
+
+def conclude(session: SearchSession, callbacks: Callbacks | None = None) -> None:
+    """Choose and measure the finalists, unless that is done; one of several processes does it.
+
+    Args:
+        session: A study whose search is over.
+        callbacks: Draw the pages of the dashboard.
+    """
+    callbacks = callbacks or Callbacks()
+    if RESULTS not in session.study.user_attrs:
+
+        def publication() -> EpochPublication:
+            callbacks.draw_pages(session)
+            results = FinalSelection(session).run()
+            _show(session, callbacks)
+            return EpochPublication(float(results["chosen"]["accuracy_proxy"]), {}, None)
+
+        # An attempt of the control study, numbered so that no epoch directly precedes it.
+        session.epochs.control_study.publish_once(session.config.search.epochs + 1, publication)
+        return
+    _show(session, callbacks)  # the process that measured them may have been killed before this
+
+
+def _show(session: SearchSession, callbacks: Callbacks) -> None:
+    callbacks.attach_results(session)
+    callbacks.draw_pages(session)

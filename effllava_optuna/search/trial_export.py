@@ -1,0 +1,180 @@
+"""Export the policy of a trial as a checkpoint, under its own weight state."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from effllava_optuna.calibration.procedure import calibration_batch
+from effllava_optuna.objectives import LIKELIEST
+from effllava_optuna.policy import Policy
+from effllava_optuna.storage.names import EXPORTED, RESULTS, TASK
+from effllava_optuna.storage.trial_records import measured_record
+from effllava_optuna.surgery import (
+    FULL_FIT,
+    CardMetric,
+    ModelCard,
+    SequentialOptions,
+    WeightState,
+    compensate_in_sequence,
+    export,
+    export_onnx,
+    sliced,
+    use_projector,
+)
+from effllava_optuna.tasks import Split
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from effllava_optuna.search.session import SearchSession
+    from effllava_optuna.surgery import VerifiedExport, VerifiedOnnxExport
+
+    Form = Literal["native", "portable", "onnx"]
+
+
+@dataclass(frozen=True, slots=True)
+class FitAccuracy:
+    """Accuracies of one network.
+
+    Attributes:
+        proxy: On the samples that it was fitted to.
+        validation: On samples that neither the fit nor the search has seen.
+    """
+
+    proxy: float
+    validation: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedTrial:
+    """An export, and the effect of fitting it in sequence.
+
+    Attributes:
+        trial: Number of the trial.
+        verified: What the verification in a fresh process measured.
+        before: Accuracies under the weight state of the trial; None: not fitted again.
+        after: Accuracies as exported.
+    """
+
+    trial: int
+    verified: VerifiedExport | VerifiedOnnxExport
+    before: FitAccuracy | None = None
+    after: FitAccuracy | None = None
+
+
+def export_trial(
+    session: SearchSession,
+    number: int,
+    path: str | Path,
+    *,
+    form: Form,
+    overwrite: bool,
+    sequential: bool = False,
+) -> ExportedTrial:
+    """Export the policy of a trial under its own weight state, and verify it.
+
+    Args:
+        session: The open study.
+        number: Number of the trial.
+        path: The directory; for ``onnx`` the file.
+        form: ``native``, ``portable``, or ``onnx``: the language part alone.
+        overwrite: Whether an earlier export is replaced.
+        sequential: Whether to fit the output matrices again, layer after layer on the proxy, and
+            to measure the policy before and after.
+
+    Raises:
+        StudyError: There is no such trial, or it was not measured.
+        ExportError: The directory cannot be used, or the checkpoint does not reload.
+    """
+    trial = measured_record(session.study, number)
+    policy = Policy.of(session.evaluator.structure, trial.widths)
+    own = session.epochs.weight_state(trial.weight_state)
+    weight_state = _in_sequence(session, policy, own) if sequential else own
+    with use_projector(session.evaluator.loaded, weight_state.projectors[FULL_FIT]) as loaded:
+        pruned = sliced(loaded, policy, weight_state.ranking, weight_state.compensations[FULL_FIT])
+    if form == "onnx":
+        verified: VerifiedExport | VerifiedOnnxExport = export_onnx(
+            pruned, path, overwrite=overwrite
+        )
+    else:
+        card = _card(session, number, sequential=sequential)
+        verified = export(pruned, path, form=form, card=card, overwrite=overwrite)
+    exported = ExportedTrial(number, verified)
+    if sequential:
+        before, after = (_accuracy(session, policy, each) for each in (own, weight_state))
+        exported = replace(exported, before=before, after=after)
+    facts = {"trial": number, "directory": str(path), "form": form}
+    if exported.before is not None and exported.after is not None:
+        facts |= {"before": asdict(exported.before), "after": asdict(exported.after)}
+    session.study.set_user_attr(EXPORTED, facts)
+    return exported
+
+
+def _card(session: SearchSession, number: int, *, sequential: bool) -> ModelCard:
+    """Return what the model card says; measurements only if the export is what was measured."""
+    config, task = session.config, session.evaluator.inputs.task
+    data = (
+        f"Calibration, search and projector training used {config.task.proxy} samples of "
+        f"{task.name} ({task.digest[:16]}). Validation chose the policy; test was only measured."
+    )
+    results = session.study.user_attrs.get(RESULTS)
+    rows = [row for row in (results or {}).get("front", ()) if row["trial"] == number]
+    if not rows or sequential:
+        return ModelCard(data)
+    described = session.study.user_attrs.get(TASK)
+    rule = described["metric"]["report"] if described else LIKELIEST
+    metric = "accuracy" if rule == LIKELIEST else rule
+    metrics = [
+        CardMetric(f"{metric}, {split}", rows[0][f"accuracy_{split}"], *_interval(rows[0], split))
+        for split in ("validation", "test")
+    ]
+    dense = (results or {})["dense"]
+    metrics += [
+        CardMetric(
+            f"{metric} of the dense model, test",
+            dense["accuracy_test"],
+            *_interval(dense, "test"),
+        ),
+        CardMetric("speed-up, measured", rows[0]["speedup_measured"]),
+        CardMetric("share of the prunable weights kept", rows[0]["keep_ratio"]),
+    ]
+    return ModelCard(data, metrics)
+
+
+def _interval(row: Mapping[str, Any], split: str) -> tuple[float, float]:
+    low, high = row[f"accuracy_{split}_interval"]
+    return low, high
+
+
+def _in_sequence(session: SearchSession, policy: Policy, own: WeightState) -> WeightState:
+    """Fit ``policy`` alone, layer after layer on the whole proxy set."""
+    evaluator = session.evaluator
+    with use_projector(evaluator.loaded, own.projectors[FULL_FIT]) as loaded:
+        compensation = compensate_in_sequence(
+            loaded,
+            policy,
+            own.ranking,
+            [calibration_batch(e.batch) for fold in evaluator.proxy.folds for e in fold],
+            options=SequentialOptions(
+                tokens=session.config.pruning.tokens, damping=evaluator.calibration.damping
+            ),
+            progress=lambda share: session.report_stage("fitting in sequence", share),
+        )
+    return WeightState(
+        digest=f"{own.digest}-sequential",
+        ranking=own.ranking,
+        compensations=(compensation,),
+        projectors=(own.projectors[FULL_FIT],),
+    )
+
+
+def _accuracy(session: SearchSession, policy: Policy, weight_state: WeightState) -> FitAccuracy:
+    evaluator = session.evaluator
+    graded = [replace(encoded, fit=FULL_FIT) for encoded in evaluator.proxy.graded]
+    proxy, validation = (
+        float(evaluator.score(policy, weight_state, batches).hit.mean())
+        for batches in (graded, evaluator.encode(Split.VALIDATION))
+    )
+    return FitAccuracy(proxy, validation)

@@ -1,0 +1,1 @@
+"""Optuna storages, artifacts, the control study and trial records."""

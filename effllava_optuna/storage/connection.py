@@ -1,0 +1,126 @@
+"""Opening of storages: SQLite, PostgreSQL, journal files and gRPC proxies."""
+
+from __future__ import annotations
+
+import sqlite3
+import warnings
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import ExperimentalWarning
+
+from effllava_optuna.errors import StudyError, describe
+from effllava_optuna.storage.database import Database, configure_sqlite
+from effllava_optuna.storage.storage_internals import with_cache
+from effllava_optuna.storage.urls import GRPC, JOURNAL, check_url, file_of, sqlite_file
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+
+def open_storage(url: str, *, create: bool = False) -> BaseStorage:
+    """Open the storage at ``url``.
+
+    Args:
+        url: ``sqlite:///FILE``, ``journal:///FILE``, ``postgresql+psycopg://HOST/NAME``, or
+            ``grpc://HOST:PORT`` of Optuna's proxy in front of a database.
+        create: Create a file that does not exist. Missing tables on a server are always created.
+
+    Raises:
+        StudyError: The URL has another form, the file or server does not exist, or it is not an
+            Optuna database of a version that this Optuna reads.
+    """
+    check_url(url)
+    file = file_of(url)
+    if file is not None and not create and not file.is_file():
+        raise StudyError(f"{file}: there is no such database.", hint="Start with `run`.")
+    if file is not None and not create and sqlite_file(url) is not None:
+        _refuse_other_database(file)
+    if url.startswith(JOURNAL):
+        return _open_journal(Path(url.removeprefix(JOURNAL)))
+    if url.startswith(GRPC):
+        return _open_proxy(url)
+    return with_cache(_open_database(url, file))
+
+
+def _open_database(url: str, file: Path | None) -> Database:
+    is_sqlite = sqlalchemy.make_url(url).get_backend_name() == "sqlite"
+    options = {"connect_args": {"timeout": 60}} if is_sqlite else {"pool_pre_ping": True}
+    try:
+        database = Database(url, engine_kwargs=options)
+        configure_sqlite(database)
+        database.get_all_studies()
+    except ImportError as error:
+        raise StudyError(
+            f"{url!r}: its driver is missing: {error}.",
+            hint="Install effllava-optuna[postgresql], and write postgresql+psycopg://.",
+        ) from error
+    except (
+        RuntimeError,
+        sqlalchemy.exc.SQLAlchemyError,
+        optuna.exceptions.StorageInternalError,
+    ) as error:
+        cause = error.__cause__ or error  # Optuna's own message hides that of the database
+        reason = describe(getattr(cause, "orig", None) or cause)
+        raise StudyError(
+            f"{file or url}: cannot be opened as an Optuna database: {reason}.",
+            hint=f"Use another one, or `optuna storage upgrade --storage {url}`.",
+        ) from error
+    return database
+
+
+def _refuse_other_database(file: Path) -> None:
+    """Refuse a SQLite file without studies: Optuna would add its tables to it.
+
+    Raises:
+        StudyError: The file has no table of studies.
+    """
+    try:
+        uri = f"{file.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True, timeout=60)) as connection:
+            query = "SELECT count(*) FROM sqlite_master WHERE name = 'studies'"
+            (n_tables,) = connection.execute(query).fetchone()
+        reason = "there are no studies in it"
+    except sqlite3.Error as error:
+        n_tables, reason = 0, str(error)
+    if not n_tables:
+        raise StudyError(
+            f"{file}: cannot be opened as an Optuna database: {reason}.",
+            hint="Use another file, or start with `run`.",
+        )
+
+
+def _open_journal(file: Path) -> BaseStorage:
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
+
+    try:
+        lock = JournalFileOpenLock(str(file))
+        return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
+    except (OSError, ValueError, KeyError) as error:
+        raise StudyError(
+            f"{file}: cannot be opened as an Optuna journal: {error}", hint="Use another file."
+        ) from error
+
+
+def _open_proxy(url: str) -> BaseStorage:
+    host, _, port = url.removeprefix(GRPC).partition(":")
+    if not host or not port.isdigit():
+        raise StudyError(f"{url!r} has no host or no port.", hint="Use grpc://HOST:PORT.")
+    try:
+        from optuna.storages import GrpcStorageProxy
+    except ImportError as error:
+        raise StudyError(f"{url!r}: {error}.", hint="Install effllava-optuna[grpc].") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        proxy = GrpcStorageProxy(host=host, port=int(port))
+    try:
+        proxy.wait_server_ready(timeout=10)
+    except Exception as error:  # errors of gRPC cannot be named without gRPC
+        raise StudyError(
+            f"{url!r} does not answer: {type(error).__name__}.",
+            hint="Start optuna.storages.run_grpc_proxy_server in front of a database.",
+        ) from error
+    return proxy

@@ -1,0 +1,204 @@
+"""The control study: what belongs to each epoch, published exactly once.
+
+Epoch 0 is the calibration; every later epoch has a projector, a weight state and a space. An
+attempt to publish an epoch is a trial of the control study, created in one transaction together
+with its owner. The lowest-numbered running attempt of an epoch leads, and the others wait.
+COMPLETE publishes, and every worker reads the lowest-numbered COMPLETE attempt. An attempt whose
+process has died, or whose lease has run out, is failed and replaced by a worker that waits for it.
+If that process was only slow, it publishes nothing: a failed trial cannot be completed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
+
+from effllava_optuna.logging import get_logger
+from effllava_optuna.samplers import leases_of, owner_alive, renew_lease, this_process
+from effllava_optuna.storage.artifact_store import attach_artifact
+from effllava_optuna.storage.names import control_name
+from effllava_optuna.storage.storage_internals import (
+    complete_trial,
+    create_running_trial,
+    fail_trial,
+    storage_of,
+    write_user_attrs,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from optuna import Study
+    from optuna.storages import BaseStorage
+
+_logger = get_logger(__name__)
+_MIN_PAUSE, _MAX_PAUSE = 0.05, 1.0  # seconds between two reads
+
+
+@dataclass(frozen=True, slots=True)
+class EpochPublication:
+    """What an attempt publishes for an epoch.
+
+    Attributes:
+        value: Value of the control trial: cross-fitted accuracy on the proxy, in [0, 1].
+        attributes: User attributes of the control trial, JSON by name.
+        artifact: Name of the tensors in the artifact store; None if the epoch has none.
+        label: Name of the artifact on the dashboard.
+    """
+
+    value: float
+    attributes: Mapping[str, Any]
+    artifact: str | None
+    label: str = ""
+
+
+def load_control_study(study: Study) -> Study | None:
+    """Load the control study of a study; None if it does not exist."""
+    name = control_name(study.study_name)
+    sampler = optuna.samplers.RandomSampler()
+    try:
+        return optuna.load_study(storage=storage_of(study), study_name=name, sampler=sampler)
+    except KeyError:
+        return None
+
+
+def published_epochs(control: Study) -> list[FrozenTrial]:
+    """Return the effective attempt of each epoch, from 0, up to the first gap."""
+    return _until_gap(_first_complete(control))
+
+
+def _until_gap(attempts: Mapping[int, FrozenTrial]) -> list[FrozenTrial]:
+    return [
+        attempts[epoch] for epoch in itertools.takewhile(attempts.__contains__, itertools.count())
+    ]
+
+
+def _first_complete(control: Study) -> dict[int, FrozenTrial]:
+    """Return the lowest-numbered COMPLETE attempt by epoch."""
+    first: dict[int, FrozenTrial] = {}
+    for attempt in control.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        first.setdefault(int(attempt.params["epoch"]), attempt)
+    return first
+
+
+def dead_attempts(control: Study) -> list[FrozenTrial]:
+    """Return the running attempts whose process has died, without changing them."""
+    running = control.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return _dead(control, running) if running else []
+
+
+def _dead(control: Study, running: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    leases = leases_of(control)
+    return [
+        attempt for attempt in running if owner_alive(attempt.user_attrs["owner"], leases) is False
+    ]
+
+
+class ControlStudy:
+    """Publishes and reads the epochs of one study.
+
+    Args:
+        storage: Storage of the study.
+        study_name: Name of the study, not of its control study.
+    """
+
+    def __init__(self, storage: BaseStorage, study_name: str) -> None:
+        self._study = optuna.create_study(
+            storage=storage,
+            study_name=control_name(study_name),
+            direction="maximize",
+            sampler=optuna.samplers.RandomSampler(),
+            load_if_exists=True,
+        )
+        self._published: dict[int, FrozenTrial] = {}  # a cache: published epochs never change
+
+    @property
+    def study(self) -> Study:
+        """Return the control study."""
+        return self._study
+
+    def published_epochs(self) -> list[FrozenTrial]:
+        """Return the effective attempt of each epoch, from 0, up to the first gap."""
+        self._published |= _first_complete(self._study)
+        return _until_gap(self._published)
+
+    def published_attempt(self, epoch: int) -> FrozenTrial | None:
+        """Return the attempt that published an epoch; None before that."""
+        if epoch not in self._published:
+            self._published |= _first_complete(self._study)
+        return self._published.get(epoch)
+
+    def publish_once(self, epoch: int, create: Callable[[], EpochPublication]) -> FrozenTrial:
+        """Return the attempt that published an epoch, publishing it if no other worker does.
+
+        Args:
+            epoch: The epoch.
+            create: Creates what is published; called only by the attempt that leads.
+        """
+        pause = _MIN_PAUSE
+        while (published := self.published_attempt(epoch)) is None:
+            attempt = self._start_attempt(epoch)
+            if attempt is None:
+                time.sleep(pause)
+                pause = min(2 * pause, _MAX_PAUSE)
+                continue
+            try:
+                self._complete(attempt, create())
+            except UpdateFinishedTrialError:
+                _logger.warning(
+                    f"Epoch {epoch} was taken over by another process: the lease of this one "
+                    "had run out."
+                )
+            except BaseException:
+                fail_trial(self._study, attempt)
+                raise
+        return published
+
+    def fail_dead_attempts(self) -> list[int]:
+        """Fail the attempts whose process has died, and return their numbers."""
+        dead = dead_attempts(self._study)
+        for attempt in dead:
+            fail_trial(self._study, attempt)
+        return [attempt.number for attempt in dead]
+
+    def _attempts(self, epoch: int) -> list[FrozenTrial]:
+        trials = self._study.get_trials(deepcopy=False)
+        return [trial for trial in trials if trial.params.get("epoch") == epoch]
+
+    def _start_attempt(self, epoch: int) -> FrozenTrial | None:
+        """Start an attempt at an epoch; None if another process has a running one."""
+        attempts = self._attempts(epoch)
+        running = [attempt for attempt in attempts if attempt.state == TrialState.RUNNING]
+        if running:
+            dead = _dead(self._study, running)
+            for attempt in dead:
+                fail_trial(self._study, attempt)
+            if len(dead) < len(running):
+                return None
+        renew_lease(self._study)
+        params = {"epoch": epoch, "attempt": len(attempts)}
+        started = create_running_trial(self._study, params, {"owner": this_process()})
+        rivals = [
+            attempt.number
+            for attempt in self._attempts(epoch)
+            if attempt.state in (TrialState.RUNNING, TrialState.COMPLETE)
+        ]
+        if started.number != min(rivals):
+            fail_trial(self._study, started)
+            return None
+        return started
+
+    def _complete(self, attempt: FrozenTrial, publication: EpochPublication) -> None:
+        attributes, artifact = dict(publication.attributes), publication.artifact
+        if artifact is not None:
+            attributes["artifact"] = artifact
+        write_user_attrs(self._study, attempt, attributes)
+        if artifact is not None:
+            attach_artifact(self._study, attempt, artifact, publication.label)
+        complete_trial(self._study, attempt, publication.value)

@@ -1,0 +1,92 @@
+"""Check whether a storage opens, is intact and can be written."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from optuna.storages import RDBStorage
+
+from effllava_optuna.errors import EffllavaError
+from effllava_optuna.storage.connection import open_storage
+from effllava_optuna.storage.integrity.check_result import CheckResult
+from effllava_optuna.storage.location import without_password
+from effllava_optuna.storage.storage_internals import backend_of
+from effllava_optuna.storage.urls import file_of, sqlite_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from optuna.storages import BaseStorage
+
+    from effllava_optuna.storage.location import StudyLocation
+
+_LOCK_TIMEOUT = 5.0  # seconds to wait for a process that writes
+
+
+def check_storage(location: StudyLocation) -> list[CheckResult]:
+    """Check whether the storage of a study opens, is intact and can be written.
+
+    The storage is not changed.
+    """
+    try:
+        file = file_of(location.url)
+    except EffllavaError as error:
+        return [CheckResult("storage", "fault", error.message, error.hint)]
+    if file is not None and not file.exists():
+        if location.file is not None:
+            return [CheckResult("storage", "ok", f"{location.name!r} has not begun")]
+        cure = "Use the URL of an existing database."
+        return [CheckResult("storage", "fault", f"{file}: there is no such database", cure)]
+    if sqlite_file(location.url) is not None and file is not None:
+        problem = _sqlite_problem(file)
+        if problem is not None:
+            return [problem]
+    try:
+        storage = open_storage(location.url)
+    except EffllavaError as error:
+        return [CheckResult("storage", "fault", error.message, error.hint)]
+    url = without_password(location.url)
+    if file is not None and not os.access(file, os.W_OK):
+        cure = "Grant yourself write access, or only read with `status` and `report`."
+        result = CheckResult("storage", "warning", f"{file} cannot be written", cure)
+    else:
+        result = CheckResult("storage", "ok", f"{url} opens and can be written")
+    return [result, *_check_schema(storage, url)]
+
+
+def _check_schema(storage: BaseStorage, url: str) -> list[CheckResult]:
+    """Check the version of the tables of a relational storage."""
+    backend = backend_of(storage)
+    if not isinstance(backend, RDBStorage):
+        return []
+    version, newest = backend.get_current_version(), backend.get_head_version()
+    detail = f"{version}; this Optuna writes {newest}"
+    if version == newest:
+        return [CheckResult("schema", "ok", detail)]
+    cure = f"Run `optuna storage upgrade --storage {url}`."
+    return [CheckResult("schema", "fault", detail, cure)]
+
+
+def _sqlite_problem(file: Path) -> CheckResult | None:
+    """Return a fault if a SQLite file is damaged, or locked by another process."""
+    cure = "Restore it from a copy, or start a new study."
+    mode = "rw" if os.access(file, os.W_OK) else "ro"
+    uri = f"{file.absolute().as_uri()}?mode={mode}"
+    try:
+        with closing(sqlite3.connect(uri, uri=True, timeout=_LOCK_TIMEOUT)) as connection:
+            (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+            if verdict != "ok":
+                return CheckResult("storage", "fault", f"{file}: {verdict}", cure)
+            if mode == "rw":
+                connection.execute("BEGIN IMMEDIATE")
+                connection.rollback()
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            cure = "End the process that holds it, or wait."
+        return CheckResult("storage", "fault", f"{file}: {error}", cure)
+    except sqlite3.DatabaseError as error:
+        return CheckResult("storage", "fault", f"{file}: {error}", cure)
+    return None

@@ -1,0 +1,72 @@
+"""Reading everything that a report needs of a study, without a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from effllava_optuna.policy import ModelStructure
+from effllava_optuna.report import StudyFacts
+from effllava_optuna.storage.control_study import load_control_study, published_epochs
+from effllava_optuna.storage.names import CHANGES, MANIFEST, RESULTS, SCORES, STRUCTURE, TASK
+from effllava_optuna.storage.studies import config_of
+from effllava_optuna.storage.trial_records import effective_records, failure_counts, search_digest
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+_UPDATE_ATTRS = (  # of a published projector update, for the report
+    "steps",
+    "seconds",
+    "proxy_accuracy_before",
+    "proxy_accuracy_after",
+    "proxy_loss_before",
+    "proxy_loss_after",
+    "crossfit_accuracy_before",
+    "crossfit_accuracy_after",
+    "crossfit_loss_before",
+    "crossfit_loss_after",
+    "crossfit_curve",
+)
+
+
+def read_study_facts(study: Study) -> StudyFacts:
+    """Read what a report needs of ``study``."""
+    config = config_of(study)
+    attrs = study.user_attrs
+    control = load_control_study(study)
+    epochs = [] if control is None else published_epochs(control)
+    return StudyFacts(
+        name=study.study_name,
+        epochs=config.search.epochs,
+        planned=config.search.trials,
+        opened=len(epochs),
+        finalists=config.report.finalists,
+        accuracy=config.quality.accuracy,
+        eta=config.quality.eta,
+        population=config.search.population,
+        trials=effective_records(study),
+        digest=search_digest(study),
+        structure=ModelStructure.from_json(attrs[STRUCTURE]) if STRUCTURE in attrs else None,
+        calibration=epochs[0].user_attrs["calibration"] if epochs else None,
+        updates=[{name: epoch.user_attrs[name] for name in _UPDATE_ATTRS} for epoch in epochs[1:]],
+        metric=attrs.get(TASK, {}).get("metric"),
+        groups=attrs.get(TASK, {}).get("groups"),
+        results=attrs.get(RESULTS),
+        scores=attrs.get(SCORES),
+        config=config.document(),
+        manifest=attrs.get(MANIFEST, {}),
+        changes=attrs.get(CHANGES, ()),
+        times=_search_times(study),
+        failures=dict(failure_counts(study).most_common()),
+    )
+
+
+def _search_times(study: Study) -> tuple[str | None, str | None]:
+    """Return the start of the first trial and the end of the last one, in ISO 8601."""
+    trials = study.get_trials(deepcopy=False)
+    starts = [trial.datetime_start for trial in trials if trial.datetime_start is not None]
+    ends = [trial.datetime_complete for trial in trials if trial.datetime_complete is not None]
+    return (
+        min(starts).isoformat(timespec="seconds") if starts else None,
+        max(ends).isoformat(timespec="seconds") if ends else None,
+    )

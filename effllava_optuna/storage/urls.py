@@ -1,0 +1,104 @@
+"""URLs of storages, and the files that they name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sqlalchemy
+from optuna.storages import RDBStorage
+
+from effllava_optuna.errors import StudyError
+from effllava_optuna.storage.storage_internals import (
+    backend_of,
+    grpc_address_of,
+    journal_file_of,
+    storage_of,
+)
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+JOURNAL = "journal:///"
+GRPC = "grpc://"
+_HINT = (
+    "Use sqlite:///FILE.db, journal:///FILE.log, postgresql+psycopg://HOST/NAME or "
+    "grpc://HOST:PORT."
+)
+# Why a kind of database cannot be used; empty for those that can.
+_REASONS = {
+    "sqlite": "",
+    "postgresql": "",
+    "mysql": "MySQL keeps 64 kB of an attribute, and calibration needs more",
+    "mariadb": "MariaDB keeps 64 kB of an attribute, and calibration needs more",
+}
+
+
+def file_of(url: str) -> Path | None:
+    """Return the file of a SQLite or journal URL; None for servers.
+
+    Raises:
+        StudyError: The URL is not valid.
+    """
+    if url.startswith(JOURNAL):
+        return Path(url.removeprefix(JOURNAL))
+    if url.startswith(GRPC):
+        return None
+    return sqlite_file(url)
+
+
+def sqlite_file(url: str) -> Path | None:
+    """Return the file of a SQLite URL; None for other storages.
+
+    Raises:
+        StudyError: The URL is not valid.
+    """
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except sqlalchemy.exc.ArgumentError as error:
+        raise StudyError(f"{url!r} is not a database URL.", hint=_HINT) from error
+    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+        return None
+    return Path(parsed.database)
+
+
+def check_url(url: str) -> None:
+    """Check that a URL names a supported storage, without opening it.
+
+    Raises:
+        StudyError: The URL is not valid, or its kind of storage is not supported.
+    """
+    if url.startswith((JOURNAL, GRPC)):
+        if not url.removeprefix(JOURNAL).removeprefix(GRPC):
+            raise StudyError(f"{url!r} has no file or host.", hint=_HINT)
+        return
+    file = sqlite_file(url)
+    kind = sqlalchemy.make_url(url).get_backend_name()
+    if kind not in _REASONS:
+        raise StudyError(f"{url!r}: {kind} is not supported.", hint=_HINT)
+    if _REASONS[kind]:
+        raise StudyError(f"{url!r}: {_REASONS[kind]}.", hint=_HINT)
+    if kind == "sqlite" and (file is None or str(file) == ":memory:"):
+        raise StudyError(f"{url!r} has no file.", hint=_HINT)
+
+
+def sqlite_url_of(study: Study) -> str | None:
+    """Return the URL of the SQLite database of a study; None for other storages."""
+    url = getattr(backend_of(storage_of(study)), "url", None)
+    return url if isinstance(url, str) and sqlite_file(url) is not None else None
+
+
+def shareable_url(study: Study) -> str:
+    """Return the storage of a study without directories and passwords, for a public page."""
+    storage = storage_of(study)
+    backend = backend_of(storage)
+    if isinstance(backend, RDBStorage):
+        url = sqlalchemy.make_url(backend.url)
+        if url.get_backend_name() == "sqlite" and url.database:
+            url = url.set(database=Path(url.database).name)
+        return url.render_as_string(hide_password=True)
+    file = journal_file_of(storage)
+    if file is not None:
+        return f"{JOURNAL}{file.name}"
+    address = grpc_address_of(storage)
+    return "URL" if address is None else f"{GRPC}{address}"

@@ -1,0 +1,1 @@
+"""Run a policy on a loaded model: masked, narrowed or sliced."""

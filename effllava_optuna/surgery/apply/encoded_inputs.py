@@ -1,0 +1,169 @@
+"""Compute logits and text from vision features that were computed once.
+
+The vision tower does not change during a search, so its output for an image is computed once and
+stored. The projector, whose weights change between epochs, runs every time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from effllava_optuna.surgery.structure.inspection import connector, projector
+from effllava_optuna.surgery.structure.prunable_parts import LANGUAGE, PROJECTOR
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from transformers import Cache
+
+    from effllava_optuna.surgery.structure.loaded_model import LoadedModel
+
+_VISION_INPUTS = ("pixel_values", "image_sizes")
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedInputs:
+    """Inputs of the model whose images are encoded by the vision tower.
+
+    Attributes:
+        inputs: Keyword arguments of the model without images, on the model's device.
+        features: Input of the projector, shape ``(images, tokens, channels)``. None: there are no
+            images, or they are among ``inputs`` and the tower encodes them in every forward pass.
+        positions: Number of positions at the end whose logits are computed.
+    """
+
+    inputs: Mapping[str, Any]
+    features: torch.Tensor | None
+    positions: int = 1
+
+    @property
+    def has_images(self) -> bool:
+        """Return whether there are images."""
+        return self.features is not None or "pixel_values" in self.inputs
+
+    def select(self, index: torch.Tensor) -> EncodedInputs | None:
+        """Select samples by row; None if the samples do not have one image each."""
+        tensors = [*self.inputs.values(), *(() if self.features is None else (self.features,))]
+        if len({len(tensor) for tensor in tensors}) > 1:
+            return None
+        features = self.features
+        return replace(
+            self,
+            inputs={name: value[index.to(value.device)] for name, value in self.inputs.items()},
+            features=None if features is None else features[index.to(features.device)],
+        )
+
+    def to(self, device: torch.device | str) -> EncodedInputs:
+        """Copy the tensors to ``device``."""
+        return replace(
+            self,
+            inputs={name: value.to(device) for name, value in self.inputs.items()},
+            features=None if self.features is None else self.features.to(device),
+        )
+
+
+@torch.no_grad()
+def encode_images(
+    loaded: LoadedModel, inputs: Mapping[str, Any], positions: int = 1
+) -> EncodedInputs:
+    """Run the vision tower on the images of ``inputs``, up to the projector.
+
+    The images remain among the inputs if the tower itself is pruned, or if no single module
+    carries features from the tower to the decoder.
+
+    Args:
+        loaded: The model.
+        inputs: Keyword arguments of the model.
+        positions: Number of positions at the end for which `answer_logits` returns logits.
+    """
+    moved = {name: value.to(loaded.device) for name, value in inputs.items()}
+    if "pixel_values" in moved:
+        moved["pixel_values"] = moved["pixel_values"].to(loaded.model.dtype)
+    module = connector(loaded.model)
+    tower_is_fixed = set(loaded.towers) <= {LANGUAGE, PROJECTOR}
+    if "pixel_values" not in moved or module is None or not tower_is_fixed:
+        return EncodedInputs(moved, None, positions)
+    images = {name: moved.pop(name) for name in _VISION_INPUTS if name in moved}
+    features: list[torch.Tensor] = []
+    with loaded.lock:
+        hook = module.register_forward_pre_hook(
+            lambda _, arguments: features.append(arguments[0].detach())
+        )
+        try:
+            loaded.model.get_image_features(**images)
+        finally:
+            hook.remove()
+    return EncodedInputs(moved, features[0], positions)
+
+
+def answer_logits(loaded: LoadedModel, encoded: EncodedInputs) -> torch.Tensor:
+    """Compute the logits of the last positions: shape ``(samples, positions, vocabulary)``.
+
+    Gradients flow to the projector if its weights require them.
+    """
+    # A cache would copy the keys and values of all blocks without being read.
+    output = loaded.model(
+        **_model_inputs(loaded, encoded), logits_to_keep=encoded.positions, use_cache=False
+    )
+    logits: torch.Tensor = output.logits
+    return logits[:, -encoded.positions :]
+
+
+def prefill(
+    loaded: LoadedModel, encoded: EncodedInputs, cache: Cache | None = None
+) -> tuple[torch.Tensor, Cache]:
+    """Run the prompts and fill a cache.
+
+    Args:
+        loaded: The model.
+        encoded: The prompts.
+        cache: An empty cache; None: the model creates its default one.
+
+    Returns:
+        The most likely next tokens, shape ``(samples, 1)``, and the cache.
+    """
+    cache_argument = {} if cache is None else {"past_key_values": cache}
+    output = loaded.model(
+        **_model_inputs(loaded, encoded), **cache_argument, use_cache=True, logits_to_keep=1
+    )
+    return output.logits[:, -1:].argmax(-1), output.past_key_values
+
+
+@torch.no_grad()
+def generate_text(loaded: LoadedModel, encoded: EncodedInputs, new_tokens: int) -> list[str]:
+    """Generate the continuation of each prompt greedily, until the end token.
+
+    Args:
+        loaded: The model.
+        encoded: The prompts, padded on the left.
+        new_tokens: Maximum number of tokens to generate.
+    """
+    model, tokenizer = loaded.model, loaded.processor.tokenizer
+    shipped = model.generation_config
+    end = tokenizer.eos_token_id if shipped.eos_token_id is None else shipped.eos_token_id
+    # Not the configuration of the checkpoint, which may have a temperature and penalties.
+    greedy = GenerationConfig(
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        eos_token_id=end,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end,
+        bos_token_id=shipped.bos_token_id,
+    )
+    tokens = model.generate(**_model_inputs(loaded, encoded), generation_config=greedy)
+    generated = tokens[:, encoded.inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
+
+
+def _model_inputs(loaded: LoadedModel, encoded: EncodedInputs) -> dict[str, Any]:
+    """Return keyword arguments of the model, with the projected features of the images."""
+    inputs = dict(encoded.inputs)
+    if encoded.features is not None:
+        projected = projector(loaded.model)(encoded.features)
+        output = BaseModelOutputWithPooling(pooler_output=list(projected))
+        inputs["mm_encoder_outputs"] = {"image": output}
+    return inputs

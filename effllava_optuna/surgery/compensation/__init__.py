@@ -1,0 +1,1 @@
+"""Fit output matrices to the kept units."""

@@ -1,0 +1,1 @@
+"""Export a pruned model as a checkpoint or ONNX file, and verify it."""

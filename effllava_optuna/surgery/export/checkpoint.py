@@ -1,0 +1,140 @@
+"""Export a pruned model as a checkpoint that is verified in a fresh process, and load it back.
+
+A ``native`` checkpoint has safetensors under the stock names, the stock ``model_type``, the layer
+sizes as a plan in config.json, and a small modelling file for ``trust_remote_code=True``;
+`load_pruned` loads it without running that file. A ``portable`` checkpoint is padded to sizes
+that a stock configuration can express, and loads wherever the base model loads.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from effllava_optuna.errors import ExportError
+from effllava_optuna.files import scratch_beside, write_errors_as
+from effllava_optuna.surgery.export.checkpoint_files import (
+    size_plan,
+    write_checkpoint,
+    write_description,
+)
+from effllava_optuna.surgery.export.comparison import verify_in_fresh_process
+from effllava_optuna.surgery.export.model_card import ModelCard
+from effllava_optuna.surgery.export.stock_sizes import pad_to_stock_sizes
+from effllava_optuna.surgery.loading.checksums import write_checksums
+from effllava_optuna.surgery.loading.example_inputs import build_example_inputs
+from effllava_optuna.surgery.loading.loader import load
+from effllava_optuna.surgery.loading.policy_file import is_export
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from effllava_optuna.surgery.structure.loaded_model import LoadedModel
+
+    Form = Literal["native", "portable"]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedExport:
+    """The result of verifying an exported checkpoint in a fresh process.
+
+    Attributes:
+        directory: The checkpoint.
+        parameters: Parameters of the whole model, padding included.
+        logit_difference: Largest absolute difference of logits to the exported model.
+        generation_equal: Whether greedy generation returns the same tokens.
+        loader: How it was loaded: ``load_pruned``, ``trust_remote_code`` or the name of the stock
+            ``Auto`` class.
+        padded: Fraction of the parameters that is padding.
+    """
+
+    directory: str
+    parameters: int
+    logit_difference: float
+    generation_equal: bool
+    loader: tuple[str, ...]
+    padded: float = 0.0
+
+
+def export(
+    pruned: LoadedModel,
+    directory: str | Path,
+    *,
+    form: Form = "native",
+    card: ModelCard | None = None,
+    inputs: Mapping[str, torch.Tensor] | None = None,
+    overwrite: bool = False,
+) -> VerifiedExport:
+    """Write ``pruned`` to ``directory`` and verify it in a fresh process.
+
+    Args:
+        pruned: A result of `sliced`.
+        directory: Created with its parents. It appears complete or not at all.
+        form: ``native``: each layer has its own size. ``portable``: padded with zeros to one
+            width for each tower and kind if the stock configuration has a field for it, else to
+            the dense width; loads in stock transformers and in engines that load the base model.
+        card: Data and measurements of the model card.
+        inputs: Keyword arguments of the model to compare outputs on; by default a picture and
+            two questions, which need a processor.
+        overwrite: Replace an earlier export.
+
+    Raises:
+        ExportError: The directory is not empty or cannot be written, there are no inputs to
+            compare outputs on, the model is narrowed instead of sliced, its sizes are not
+            portable, or the reloaded checkpoint has other keys, logits or tokens.
+    """
+    target = Path(directory).resolve()
+    occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    if occupied and not (overwrite and is_export(target)):
+        raise ExportError(
+            f"{directory} is not empty.",
+            hint="Choose another directory, or allow overwriting an earlier export.",
+        )
+    if inputs is None:
+        if pruned.processor is None:
+            raise ExportError(
+                f"{pruned.source} has no processor to create example inputs.",
+                hint="Use inputs=... to compare outputs on.",
+            )
+        inputs = build_example_inputs(pruned.processor)
+    written = pad_to_stock_sizes(pruned) if form == "portable" else pruned
+    plan = size_plan(written)
+    if form == "portable" and (plan["linears"] or plan["counts"]):
+        raise ExportError(
+            f"{pruned.source} has sizes or biases that its configuration cannot express, such as "
+            f"{next(iter(plan['linears'] or plan['counts']))}.",
+            hint="Export it as native.",
+        )
+    hint = "Choose a directory on a disk with room for the checkpoint."
+    with write_errors_as(ExportError, target, hint=hint), scratch_beside(target) as scratch:
+        draft = scratch / "checkpoint"
+        write_checkpoint(written, draft, plan if form == "native" else None)
+        measured = verify_in_fresh_process(pruned, draft, scratch, inputs)
+        padded = 1 - pruned.model.num_parameters() / written.model.num_parameters()
+        verified = VerifiedExport(str(directory), **measured, padded=round(padded, 6))
+        write_description(pruned, draft, form, card or ModelCard(), verified)
+        write_checksums(draft)
+        if target.exists():
+            shutil.rmtree(target)
+        draft.rename(target)
+    return verified
+
+
+def load_pruned(
+    directory: str | Path, *, device: str = "auto", dtype: str = "auto"
+) -> LoadedModel:
+    """Load a checkpoint that `export` wrote, without running code from the directory.
+
+    Raises:
+        ModelError: The directory holds no such checkpoint, or a damaged one.
+    """
+    if not is_export(directory):
+        raise ExportError(
+            f"{directory} holds no checkpoint that effllava_optuna wrote.",
+            hint="Use a directory that `export` wrote, or load() for other checkpoints.",
+        )
+    return load(directory, device=device, dtype=dtype)

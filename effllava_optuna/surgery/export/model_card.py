@@ -1,0 +1,122 @@
+"""Render the model card of an exported checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from effllava_optuna.policy import ComponentId
+    from effllava_optuna.surgery.structure.loaded_model import LoadedModel
+
+
+@dataclass(frozen=True, slots=True)
+class CardMetric:
+    """One measurement on a model card.
+
+    Attributes:
+        name: The quantity and its data, such as ``accuracy, test``.
+        value: The measured number.
+        low: Lower end of the 95 % interval; None if there is no interval.
+        high: Upper end of the interval.
+    """
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        interval = "" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.value:.3f}{interval}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """The parts of a model card that come from a study.
+
+    Attributes:
+        data: Description of the samples that calibration, search and training used.
+        metrics: The measurements.
+    """
+
+    data: str = ""
+    metrics: Sequence[CardMetric] = ()
+
+
+def render_model_card(pruned: LoadedModel, card: ModelCard, form: str) -> str:
+    """Return the text of the model card, in the format of the Hugging Face hub."""
+    record = pruned.pruning_record
+    base = pruned.source if record is None else record.base_model
+    task = "image-text-to-text" if hasattr(pruned.processor, "image_processor") else None
+    lines = [
+        "---",
+        "library_name: transformers",
+        *([f"pipeline_tag: {task}"] if task else []),
+        f"base_model: {json.dumps(base)}",
+        "base_model_relation: finetune",
+        "tags: [effllava-optuna, pruned]",
+        "---",
+        "",
+        f"# {base}, pruned",
+        "",
+        f"{pruned.model.num_parameters():,} parameters. Structured pruning: the removed units are "
+        "not in the checkpoint.",
+        "",
+        "## How to load it",
+        "",
+        "```python",
+        *(_LOADING[form] if task else map(_for_text_model, _LOADING[form])),
+        "```",
+        "",
+    ]
+    if card.metrics:
+        lines += ["## Measured", "", "| quantity | value [95 % interval] |", "|---|---|"]
+        lines += [f"| {metric.name} | {metric} |" for metric in card.metrics]
+        lines.append("")
+    if card.data:
+        lines += ["## Data", "", card.data, ""]
+    if record is not None:
+        lines += ["## Policy", "", "Units kept in each block, of those in the base model.", ""]
+        lines += _policy_table(record.kept)
+    return "\n".join(lines)
+
+
+_LOADING: Mapping[str, Sequence[str]] = {
+    "native": (
+        "import effllava_optuna",
+        "",
+        'loaded = effllava_optuna.load_pruned("DIRECTORY")  # model and processor',
+        "# or, without effllava_optuna: from_pretrained(DIRECTORY, trust_remote_code=True)",
+    ),
+    "portable": (
+        "from transformers import AutoModelForImageTextToText, AutoProcessor",
+        "",
+        'model = AutoModelForImageTextToText.from_pretrained("DIRECTORY")',
+        'processor = AutoProcessor.from_pretrained("DIRECTORY")',
+    ),
+}
+
+
+def _for_text_model(line: str) -> str:
+    """Convert a line for a vision-language model into one for a text decoder."""
+    line = line.replace("AutoModelForImageTextToText", "AutoModelForCausalLM")
+    return line.replace("AutoProcessor", "AutoTokenizer").replace("processor", "tokenizer")
+
+
+def _policy_table(widths: Mapping[ComponentId, tuple[int, int]]) -> list[str]:
+    """Format the kept and dense widths as a Markdown table, one row per block."""
+    rows: dict[str, dict[str, str]] = defaultdict(dict)
+    for component, (kept, width) in widths.items():
+        block, _, kind = component.rpartition(".")
+        rows[block][kind] = f"{kept} of {width}"
+    kinds = list(dict.fromkeys(kind for row in rows.values() for kind in row))
+    head = [f"| block | {' | '.join(kinds)} |", f"|{'---|' * (len(kinds) + 1)}"]
+    return head + [
+        f"| {block} | {' | '.join(row.get(kind, '') for kind in kinds)} |"
+        for block, row in rows.items()
+    ]

@@ -1,0 +1,1 @@
+"""Score and rank the units of every component."""

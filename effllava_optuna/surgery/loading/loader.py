@@ -1,0 +1,229 @@
+"""Load a checkpoint, find its prunable parts and verify them."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
+
+from effllava_optuna.errors import ModelError, describe
+from effllava_optuna.surgery.loading.checksums import check_checksums
+from effllava_optuna.surgery.loading.example_inputs import build_example_inputs
+from effllava_optuna.surgery.loading.policy_file import (
+    POLICY_FILE,
+    is_export,
+    pruning_record,
+    read_policy,
+)
+from effllava_optuna.surgery.loading.structure_verification import verify_structure
+from effllava_optuna.surgery.structure.inspection import inspect_model
+from effllava_optuna.surgery.structure.loaded_model import LoadedModel
+from effllava_optuna.surgery.structure.prunable_parts import LANGUAGE
+from effllava_optuna.surgery.structure.pruned_class import has_plan, pruned_class
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from effllava_optuna.surgery.structure.prunable_parts import PrunableParts
+
+EMBEDDED = Path(__file__).parents[2] / "embedded"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    path_or_id: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    towers: Sequence[str] | None = (LANGUAGE,),
+    depth: bool = False,
+) -> LoadedModel:
+    """Load a vision-language model or a text decoder with its processor, and find what to prune.
+
+    The model runs on an example to verify its prunable parts (`verify_structure`).
+
+    Args:
+        path_or_id: A directory, a hub id, or ``digits-vlm``, a model inside the package. The
+            directory may be one that `export` wrote.
+        device: ``cpu``, ``cuda``, ``cuda:1`` ...; ``auto``: cuda if available; ``device-map``:
+            spread over all devices, as ``device_map="auto"`` does.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto``: as the checkpoint was saved,
+            but float32 on a CPU, which computes half precision slowly.
+        towers: What to prune: ``language``, ``vision``, ``projector`` ... None: everything.
+        depth: Whether to offer whole blocks of the decoder, too.
+
+    Raises:
+        ModelError: There is no such checkpoint, its weights do not fit its configuration, it has
+            no prunable parts, part of it is offloaded, or another version exported it.
+
+    Example:
+        >>> loaded = load("digits-vlm", device="cpu")
+        >>> len(loaded.structure.components), loaded.structure.components[1].id
+        (12, 'language.00.mlp')
+    """
+    source, location = str(path_or_id), _locate(path_or_id)
+    spread = device == "device-map"
+    torch_device = _device("auto" if spread else device)
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ModelError(f"dtype is {dtype!r}.", hint=f"Use auto or one of {', '.join(DTYPES)}.")
+    torch_dtype: Any = DTYPES.get(dtype, torch.float32 if torch_device.type == "cpu" else "auto")
+    policy = None
+    if is_export(location):
+        policy = read_policy(location)
+        check_checksums(Path(location))
+    with _errors_in_one_line(source):
+        factory = AutoProcessor if _takes_images(_config(location)) else AutoTokenizer
+        processor = factory.from_pretrained(location)
+    spreading = {"device_map": "auto"} if spread else {}
+    model = read_model(location, source, dtype=torch_dtype, **spreading)
+    if not spread:
+        model.to(torch_device)
+    loaded = LoadedModel.of(model, processor, source, towers=towers, depth=depth)
+    if policy is not None:
+        with _errors_in_one_line(f"{source}/{POLICY_FILE}"):
+            loaded = replace(loaded, pruning_record=pruning_record(policy))
+    return verify_structure(loaded, build_example_inputs(processor))
+
+
+def inspect_checkpoint(path_or_id: str | Path) -> PrunableParts:
+    """Find the prunable parts of a checkpoint from its configuration, without verifying them.
+
+    Raises:
+        ModelError: There is no such checkpoint, or it has no prunable parts.
+    """
+    model, _ = load_without_weights(path_or_id)
+    return inspect_model(model)
+
+
+def load_without_weights(path_or_id: str | Path) -> tuple[Any, bool]:
+    """Create the model of a checkpoint without weights; also return whether it takes images.
+
+    Raises:
+        ModelError: There is no such checkpoint, or its configuration does not load.
+    """
+    source, location = str(path_or_id), _locate(path_or_id)
+    with _errors_in_one_line(source):
+        config = _config(location)
+        with torch.device("meta"):
+            return auto_class(config).from_config(config), _takes_images(config)
+
+
+def _locate(path_or_id: str | Path) -> str | Path:
+    """Return the path of a checkpoint inside the package, or the path or hub id itself."""
+    source = str(path_or_id)
+    embedded = EMBEDDED / source
+    if "/" not in source and (embedded / "config.json").is_file():
+        return embedded
+    is_path = isinstance(path_or_id, Path) or source[:1] in {"/", ".", "~"}
+    if is_path and not Path(path_or_id).is_dir():
+        raise ModelError(
+            f"There is no directory {source!r}.", hint="Use a directory, a hub id, or digits-vlm."
+        )
+    return path_or_id
+
+
+def read_model(location: str | Path, source: str, **options: Any) -> Any:
+    """Load a model without its processor, and without running code from a directory.
+
+    Args:
+        location: A directory or a hub id.
+        source: Name of the checkpoint in messages.
+        options: Arguments of ``from_pretrained``.
+
+    Raises:
+        ModelError: The checkpoint cannot be read, or its weights do not fit.
+    """
+    with _errors_in_one_line(source):
+        if has_plan(location):
+            factory = pruned_class(Path(location))
+        else:
+            factory = auto_class(_config(location))
+        # With `ignore_mismatched_sizes`, keys of another shape are listed in the report.
+        model, report = factory.from_pretrained(
+            location, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    check_keys(report, source)
+    return model
+
+
+@contextmanager
+def _errors_in_one_line(source: str) -> Iterator[None]:
+    """Raise a ModelError of one line for any error of a damaged file."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:  # parsers of damaged files raise errors without a common class
+        raise ModelError(
+            f"{source!r} does not load: {describe(error)}.",
+            hint="Use a directory or hub id that AutoModelForImageTextToText or "
+            "AutoModelForCausalLM, and AutoProcessor load, or digits-vlm.",
+        ) from error
+
+
+def _config(location: str | Path) -> Any:
+    return AutoConfig.from_pretrained(location)
+
+
+def auto_class(config: Any) -> Any:
+    """Return the ``Auto`` class for a configuration, of vision-language models if it is of one."""
+    return AutoModelForImageTextToText if _takes_images(config) else AutoModelForCausalLM
+
+
+def _takes_images(config: Any) -> bool:
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+
+def fingerprint(model: Any) -> str:
+    """Compute a hash that identifies the weights of a model without reading all of them.
+
+    It covers names and shapes of all parameters, and up to 256 evenly spaced values of each:
+    another checkpoint, or the same one after any training, has another fingerprint.
+    """
+    content = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        flat = weight.detach().reshape(-1)
+        sample = flat[:: max(1, len(flat) // 256)][:256]
+        content.update(f"{name} {tuple(weight.shape)}".encode())
+        content.update(sample.cpu().float().numpy().tobytes())
+    return content.hexdigest()[:16]
+
+
+def check_keys(report: dict[str, Any], source: str) -> None:
+    """Check that all weights fit: transformers initialises missing ones at random.
+
+    Raises:
+        ModelError: Keys are missing, unexpected or of another shape.
+    """
+    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report.get(fault):
+            keys = sorted(map(str, report[fault]))
+            raise ModelError(
+                f"{source!r} has {len(keys)} {fault.replace('_', ' ')}, such as {keys[0]}.",
+                hint="Use a complete checkpoint for this version of transformers.",
+            )
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch_device = torch.device(device)
+        torch.empty(0, device=torch_device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"This machine has no device {device!r}.", hint="Use auto, cpu or cuda."
+        ) from error
+    return torch_device

@@ -1,0 +1,206 @@
+"""Remove whole blocks, and renumber what refers to blocks by number.
+
+A cache, a mask and a configuration refer to blocks by number: if a block is removed without
+renumbering the others, the model silently generates wrong tokens. Configuration fields with one
+entry per block lose an entry; fields that list or count blocks are recomputed. A block stays if
+the configuration cannot describe the model without it (as with one sparse block in two): the
+checkpoint would be read as another model.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from effllava_optuna.surgery.structure.prunable_parts import UnprunablePart
+from effllava_optuna.surgery.structure.pruned_class import stock_class
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from effllava_optuna.surgery.structure.component_handle import BlockHandle
+
+_ENTRY_PER_BLOCK = ("layer_types", "mlp_layer_types", "no_rope_layers")
+_BLOCK_NUMBERS = ("cross_attention_layers", "mlp_only_layers", "moe_layers")
+_FIRST_BLOCKS = ("first_k_dense_replace", "num_dense_layers")
+
+
+def split_removable(
+    model: nn.Module, blocks: Sequence[BlockHandle]
+) -> tuple[list[BlockHandle], list[UnprunablePart]]:
+    """Separate the blocks that can be removed from those that the model relies on."""
+    removable, unprunable = [], []
+    for block in blocks:
+        reason = _why_needed(model, block, len(blocks))
+        if reason:
+            unprunable.append(UnprunablePart(block.component.id, reason))
+        else:
+            removable.append(block)
+    return removable, unprunable
+
+
+def _why_needed(model: nn.Module, block: BlockHandle, depth: int) -> str:
+    """Return why the model relies on ``block``; empty if it does not."""
+    config: Any = block.config
+    layer = block.component.layer
+    if layer == 0:
+        return "a cache that counts the tokens"
+    vision = getattr(getattr(model, "config", None), "vision_config", None)
+    deepstack = getattr(vision, "deepstack_visual_indexes", None) or ()
+    if layer < len(deepstack):
+        return "features of the vision tower added to its output (deepstack)"
+    kinds = getattr(config, "layer_types", None) or ()
+    mixed = len(set(kinds)) > 1 or bool(getattr(config, "cross_attention_layers", None))
+    if mixed and layer == depth - 1:
+        return "a kind that the last block must have"
+    return ""
+
+
+def find_undescribable(model: Any, blocks: Sequence[BlockHandle]) -> list[UnprunablePart]:
+    """Find the blocks without which the configuration describes another stack of blocks."""
+    if not blocks:
+        return []
+    decoder, stack, config = model.get_decoder(), blocks[0].stack, blocks[0].config
+    if len({_module_types(block) for block in stack}) == 1:
+        return []
+    path = next(path for path, module in decoder.named_modules() if module is stack)
+    all_layers = range(len(stack))
+    dense = _described_blocks(decoder, path, config, all_layers)
+    unprunable = []
+    for block in blocks:
+        kept = [layer for layer in all_layers if layer != block.component.layer]
+        described = _described_blocks(decoder, path, config, kept)
+        if dense and described != [dense[layer] for layer in kept]:
+            reason = "a place that the configuration gives to a block of another kind"
+            unprunable.append(UnprunablePart(block.component.id, reason))
+    return unprunable
+
+
+def _described_blocks(
+    decoder: Any, path: str, config: Any, kept: Sequence[int]
+) -> list[tuple[tuple[str, type], ...]]:
+    """Return the module types that a configuration of the blocks ``kept`` describes.
+
+    Empty if no model can be built from it.
+    """
+    changed = copy.deepcopy(config)
+    for name, value in _renumbered_fields(config, kept).items():
+        setattr(changed, name, value)
+    try:
+        with torch.device("meta"):
+            described = stock_class(decoder)(changed).get_submodule(path)
+            return [_module_types(block) for block in described]
+    except Exception:  # configurations and models raise anything for values they do not support
+        return []
+
+
+def _module_types(block: nn.Module) -> tuple[tuple[str, type], ...]:
+    return tuple((name, type(module)) for name, module in block.named_modules())
+
+
+def count_unread_blocks(model: nn.Module, stack: nn.ModuleList) -> int:
+    """Count the last blocks of a vision tower whose output nothing reads (LLaVA reads -2)."""
+    config: Any = getattr(model, "config", None)
+    read: Any = getattr(config, "vision_feature_layer", None)
+    vision: Any = getattr(config, "vision_config", None)
+    if read is None or getattr(vision, "num_hidden_layers", None) != len(stack):
+        return 0
+    # Hidden state 0 is the input of the first block, -1 the output of the last.
+    last = max(layer if layer >= 0 else len(stack) + 1 + layer for layer in _as_list(read))
+    return len(stack) - last
+
+
+def remove_unread_blocks(model: Any) -> None:
+    """Remove the blocks of a vision tower whose output nothing reads, permanently."""
+    decoder_modules = {id(module) for module in model.get_decoder().modules()}
+    stacks = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList) and id(module) not in decoder_modules
+    ]
+    stack = max(
+        stacks, key=lambda stack: count_unread_blocks(model, stack), default=nn.ModuleList()
+    )
+    unread = count_unread_blocks(model, stack)
+    if not unread:
+        return
+    config = model.config
+    del stack[len(stack) - unread :]
+    config.vision_config.num_hidden_layers -= unread
+    read = config.vision_feature_layer
+    layers = [layer + unread if layer < 0 else layer for layer in _as_list(read)]
+    config.vision_feature_layer = layers[0] if isinstance(read, int) else layers
+
+
+def _as_list(read: int | Sequence[int]) -> list[int]:
+    return [read] if isinstance(read, int) else list(read)
+
+
+@contextmanager
+def blocks_removed(blocks: Sequence[BlockHandle]) -> Iterator[None]:
+    """Take ``blocks`` out of their stack for the duration of the ``with``."""
+    if not blocks:
+        yield
+        return
+    stack, config = blocks[0].stack, blocks[0].config
+    removed = {id(block.module) for block in blocks}
+    all_blocks = list(stack)
+    kept = [layer for layer, block in enumerate(all_blocks) if id(block) not in removed]
+    with _fields_set(config, _renumbered_fields(config, kept)):
+        try:
+            _refill(stack, [all_blocks[layer] for layer in kept])
+            yield
+        finally:
+            _refill(stack, all_blocks)
+
+
+def _refill(stack: nn.ModuleList, blocks: Sequence[nn.Module]) -> None:
+    """Replace the content of a stack by ``blocks``, and number them from 0."""
+    stack._modules.clear()
+    for layer, block in enumerate(blocks):
+        stack._modules[str(layer)] = block
+        numbered: list[Any] = [m for m in block.modules() if hasattr(m, "layer_idx")]
+        for module in numbered:
+            module.layer_idx = layer
+
+
+def _renumbered_fields(config: Any, kept: Sequence[int]) -> dict[str, Any]:
+    """Return the configuration fields that change if only the blocks ``kept`` remain."""
+    changes: dict[str, Any] = {"num_hidden_layers": len(kept)}
+    for name in _ENTRY_PER_BLOCK:
+        values = getattr(config, name, None)
+        if values:
+            changes[name] = [values[layer] for layer in kept]
+    for name in _BLOCK_NUMBERS:
+        values = getattr(config, name, None)
+        if values:
+            changes[name] = [new for new, old in enumerate(kept) if old in values]
+    for name in _FIRST_BLOCKS:
+        count = getattr(config, name, None)
+        if count:
+            changes[name] = sum(old < count for old in kept)
+    # Settings of single blocks, by number (gemma4).
+    if getattr(config, "is_heterogeneous", False):
+        per_layer = {
+            int(layer): values for layer, values in config.to_dict()["per_layer_config"].items()
+        }
+        changes["per_layer_config"] = {
+            new: per_layer[old] for new, old in enumerate(kept) if old in per_layer
+        }
+    return changes
+
+
+@contextmanager
+def _fields_set(config: Any, values: Mapping[str, Any]) -> Iterator[None]:
+    before = dict(vars(config))
+    try:
+        for name, value in values.items():
+            setattr(config, name, value)
+        yield
+    finally:
+        vars(config).clear()
+        vars(config).update(before)

@@ -1,0 +1,105 @@
+"""Create the class that loads a pruned checkpoint: the stock class with the layer sizes of a plan.
+
+The plan is the entry `PLAN` of config.json. The source of `resize` and `adopt_renaming` is copied
+into the modelling file of native exports: both use only names that are imported there.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers import conversion_mapping
+
+from effllava_optuna.errors import ModelError
+
+PLAN = "effllava_plan"
+
+
+def resize(model: Any, plan: Any) -> None:
+    """Set the sizes of linear layers and the head counts of ``model`` to those of ``plan``."""
+    modules = dict(model.named_modules())
+    for path, (rows, columns) in plan["linears"].items():
+        parent, _, leaf = path.rpartition(".")
+        old = modules[path]
+        new = nn.Linear(
+            columns,
+            rows,
+            bias=old.bias is not None or path in plan.get("biases", ()),
+            device=old.weight.device,
+            dtype=old.weight.dtype,
+        )
+        setattr(modules[parent], leaf, new)
+    for path, counts in plan["counts"].items():
+        for name, count in counts.items():
+            if type(getattr(modules[path], name)) is not int or type(count) is not int:
+                raise ValueError(f"{path}.{name} is not a head count")
+            setattr(modules[path], name, count)
+
+
+def adopt_renaming(pruned: str, base: str, model_type: str) -> None:
+    """Register the checkpoint key names of class ``base`` for class ``pruned``.
+
+    Without this, transformers (5.14 and later) renames no keys for classes that are not its own,
+    does not find the weights that it has written itself, and initialises them at random.
+    """
+    mapping_of = conversion_mapping.get_checkpoint_conversion_mapping
+    mapping = mapping_of(base) or mapping_of(model_type)
+    if mapping is not None:
+        conversion_mapping.register_checkpoint_conversion_mapping(pruned, mapping, overwrite=True)
+
+
+def stock_class(model: Any) -> Any:
+    """Return the transformers class of a model, or of the model that it was pruned from."""
+    return next(c for c in type(model).__mro__ if c.__module__.startswith("transformers."))
+
+
+def has_plan(path_or_id: str | Path) -> bool:
+    """Return whether ``path_or_id`` is a directory whose config.json has a plan."""
+    config = Path(path_or_id) / "config.json"
+    try:
+        document = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and PLAN in document
+
+
+def pruned_class(directory: Path) -> Any:
+    """Create the class that loads ``directory``, without running code from there.
+
+    Raises:
+        ModelError: The plan is damaged, has an unsupported format, or names a class that
+            transformers does not have.
+    """
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    plan = config[PLAN]
+    if not isinstance(plan, dict) or not {"format", "base", "linears", "counts"} <= set(plan):
+        raise ModelError(
+            f"{directory}/config.json has a damaged {PLAN!r}.",
+            hint="Export the checkpoint again.",
+        )
+    if plan["format"] != 1:
+        raise ModelError(
+            f"{directory}/config.json has a plan of format {plan['format']!r}; "
+            "this version reads 1.",
+            hint="Use the version of effllava_optuna that wrote it.",
+        )
+    base: Any = getattr(transformers, str(plan["base"]), None)
+    is_model = isinstance(base, type) and issubclass(base, transformers.PreTrainedModel)
+    if not is_model:
+        raise ModelError(
+            f"{directory} was pruned from a {plan['base']}, which transformers "
+            f"{transformers.__version__} does not have.",
+            hint=f"Use transformers {config.get('transformers_version')}.",
+        )
+
+    def initialise(self: Any, config: Any, *arguments: Any, **options: Any) -> None:
+        base.__init__(self, config, *arguments, **options)
+        resize(self, getattr(config, PLAN))
+
+    name = f"Pruned{plan['base']}"
+    adopt_renaming(name, plan["base"], config["model_type"])
+    return type(name, (base,), {"__init__": initialise, "__module__": __name__})

@@ -1,0 +1,1 @@
+"""Sources of samples: datasets, files and the embedded digits."""

@@ -1,0 +1,183 @@
+"""Tasks whose samples are the rows of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from effllava_optuna.errors import TaskError
+from effllava_optuna.tasks.data.dataset_rows import DatasetRows, read_split, split_names
+from effllava_optuna.tasks.data.row_parsing import GroupedRow, parse_rows
+from effllava_optuna.tasks.data.splitting import CandidateRow, split_rows
+from effllava_optuna.tasks.sample import GradingRule, Sample, Split
+from effllava_optuna.tasks.schemas import SCHEMAS, TaskOptions
+from effllava_optuna.tasks.task import digest_samples
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from effllava_optuna.tasks.schemas import RowSchema
+    from effllava_optuna.tasks.task import Task
+
+_UNNAMED = "train"  # name of the only split of a file
+
+
+@dataclass(frozen=True)
+class DataTask:
+    """A benchmark, or the user's own rows.
+
+    The group of a sample is its image; without an image, its question. No two splits share a
+    group.
+
+    Args:
+        schema: Name of the schema of the rows, one of `SCHEMAS`.
+        data: The dataset, see `read_split`; None: the dataset of the schema on the hub.
+        config: Configuration on the hub; None: that of the schema.
+        sources: For each split of the task, the split of the dataset that it is drawn from, where
+            it differs from the schema.
+        columns: Columns of the dataset by column of the schema, where the names differ.
+        options: Options of the prompts and of the grading.
+        seed: Seed of the draw.
+        proxy: Largest number of proxy samples; the dataset may have fewer.
+        validation: Largest number of validation samples.
+        test: Largest number of test samples.
+
+    Raises:
+        TaskError: At the first use of samples: the dataset cannot be read, a column is missing,
+            or rows cannot be used.
+    """
+
+    schema: str
+    data: str | None = None
+    config: str | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
+    options: TaskOptions = field(default_factory=TaskOptions)
+    seed: int = 0
+    proxy: int = 64
+    validation: int = 500
+    test: int = 2000
+
+    @property
+    def name(self) -> str:
+        """Return the name of the task in a study file."""
+        return self.schema
+
+    @cached_property
+    def digest(self) -> str:
+        """Return a hash of the samples of all splits."""
+        return digest_samples([sample for split in Split for sample in self.samples(split)])
+
+    @cached_property
+    def chance(self) -> float:
+        """Return the mean accuracy of random guessing on the proxy; 0 for open-ended questions."""
+        proxy = self.samples(Split.PROXY)
+        by_sample = (0.0 if sample.is_open_ended else 1 / len(sample.targets) for sample in proxy)
+        return sum(by_sample) / max(1, len(proxy))
+
+    def samples(self, split: Split) -> tuple[Sample, ...]:
+        """Return the samples of ``split``, the same ones in the same order at every call."""
+        return self._samples[split]
+
+    @property
+    def unused_rows(self) -> tuple[int, int]:
+        """Return the number of rows in no split, and the number of all rows.
+
+        A row is unused if the sizes are reached, or if its image is in another split.
+        """
+        n_rows = sum(len(rows) for rows in self._rows.values())
+        return n_rows - sum(len(self.samples(split)) for split in Split), n_rows
+
+    def all_rows(self, split: Split) -> tuple[Sample, ...]:
+        """Return all rows of the dataset split that ``split`` is drawn from.
+
+        Official scores of benchmarks are computed on them. They include proxy samples if the
+        proxy is drawn from the same dataset split.
+        """
+        source = self._sources[split]
+        indices = range(len(self._rows[source]))
+        return tuple(self._sample(source, row, Split.TEST) for row in indices)
+
+    @cached_property
+    def _schema(self) -> RowSchema:
+        return SCHEMAS[self.schema](self.options)
+
+    @cached_property
+    def _data(self) -> str:
+        data = self.data or self._schema.hub
+        if data is None:
+            raise TaskError(
+                f"Task {self.name!r} has no data.", hint="Set task.data to a file or a directory."
+            )
+        return data
+
+    @property
+    def _config(self) -> str | None:
+        is_hub_dataset = self.data is None or self.data == self._schema.hub
+        return self.config or (self._schema.config if is_hub_dataset else None)
+
+    @cached_property
+    def _sources(self) -> dict[Split, str]:
+        """The dataset split that each split of the task is drawn from."""
+        names = split_names(self._data, self._config)
+        if names is None:
+            return dict.fromkeys(Split, _UNNAMED)
+        default = dict.fromkeys(Split, names[0]) if len(names) == 1 else self._schema.sources
+        return {**default, **{Split(split): name for split, name in self.sources.items()}}
+
+    @cached_property
+    def _rows(self) -> dict[str, DatasetRows]:
+        names = dict.fromkeys(self._sources.values())
+        return {name: read_split(self._data, name, self._config) for name in names}
+
+    @cached_property
+    def _parsed(self) -> dict[str, list[GroupedRow]]:
+        return {
+            name: parse_rows(rows, self._schema, self.columns) for name, rows in self._rows.items()
+        }
+
+    @cached_property
+    def _samples(self) -> dict[Split, tuple[Sample, ...]]:
+        pools = {
+            name: [
+                CandidateRow(index, row.group, row.content.stratum)
+                for index, row in enumerate(rows)
+            ]
+            for name, rows in self._parsed.items()
+        }
+        sizes = {
+            Split.PROXY: self.proxy,
+            Split.VALIDATION: self.validation,
+            Split.TEST: self.test,
+        }
+        assigned = split_rows(pools, self._sources, sizes, self.seed)
+        return {
+            split: tuple(self._sample(self._sources[split], row, split) for row in rows)
+            for split, rows in assigned.items()
+        }
+
+    def _sample(self, source: str, index: int, split: Split) -> Sample:
+        content, group, image = self._parsed[source][index]
+        return Sample(
+            id=content.id or f"{source}-{index:05d}",
+            group=group,
+            split=split,
+            image=image,
+            question=content.question,
+            targets=content.targets,
+            answer=content.answer,
+            rule=self._rules[content.answer is not None],
+            subsets=content.subsets,
+            system=self.options.system,
+            context=content.context,
+        )
+
+    @cached_property
+    def _rules(self) -> dict[bool, GradingRule]:
+        return {closed: self._schema.grading_rule(closed=closed) for closed in (False, True)}
+
+
+if TYPE_CHECKING:
+    _: tuple[Callable[..., Task], ...] = (DataTask,)

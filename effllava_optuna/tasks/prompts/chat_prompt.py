@@ -1,0 +1,90 @@
+"""Prompts from the chat template of a processor, and their model inputs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from effllava_optuna.errors import TaskError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL.Image import Image
+
+
+def format_prompt(processor: Any, question: str, *, pictures: int = 1, system: str = "") -> str:
+    """Format a conversation up to the position where the assistant answers.
+
+    Args:
+        processor: Processor with a chat template.
+        question: Text of the user turn.
+        pictures: Number of images before the text.
+        system: Text of the system turn; empty: no system turn.
+
+    Raises:
+        TaskError: The processor has no chat template.
+    """
+    content = [{"type": "image"}] * pictures + [{"type": "text", "text": question}]
+    turns = [{"role": "user", "content": content}]
+    if system:
+        turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+    try:
+        text: str = processor.apply_chat_template(
+            turns, add_generation_prompt=True, tokenize=False
+        )
+    except (ValueError, AttributeError) as error:
+        raise TaskError(
+            f"{type(processor).__name__} cannot format a prompt: {error}.",
+            hint="Add a chat_template.jinja to the checkpoint.",
+        ) from error
+    # Tokenizers merge a trailing space with the answer, which changes the token of the answer. A
+    # line break stays: templates such as ChatML's begin the answer on a new line.
+    return text.rstrip(" ")
+
+
+def append_answer(tokenizer: Any, prompt: str, answer: str) -> tuple[str, list[int]]:
+    """Append ``answer`` to ``prompt``, and return its tokens in that context.
+
+    Tokenizers merge characters across the boundary: 'A' after a space is another token than 'A'.
+
+    Returns:
+        The whole text, and the tokens of the answer.
+
+    Raises:
+        TaskError: The answer is empty, or changes how the prompt itself is tokenized.
+    """
+    prompt_tokens = tokenizer.encode(prompt, add_special_tokens=False)
+    for separator in ("",) if prompt[-1:].isspace() else (" ", ""):
+        whole = f"{prompt}{separator}{answer}"
+        tokens = tokenizer.encode(whole, add_special_tokens=False)
+        if tokens[: len(prompt_tokens)] == prompt_tokens and len(tokens) > len(prompt_tokens):
+            return whole, list(tokens[len(prompt_tokens) :])
+    raise TaskError(
+        f"The answer {answer!r} changes the tokens of the prompt that ends in {prompt[-20:]!r}.",
+        hint="End the chat template with a token that does not merge with an answer.",
+    )
+
+
+def build_model_inputs(
+    processor: Any, texts: Sequence[str], pictures: Sequence[Sequence[Image]]
+) -> dict[str, Any]:
+    """Build the keyword arguments of the model, padded on the left.
+
+    Args:
+        processor: Processor of the model.
+        texts: Prompts from `format_prompt`, with or without answers.
+        pictures: The images of each text; all texts have the same number.
+    """
+    bos = processor.tokenizer.bos_token
+    return dict(
+        processor(
+            text=list(texts),
+            # One list of images for each text: the form that every processor accepts.
+            images=[list(images) for images in pictures] if any(pictures) else None,
+            padding=len(texts) > 1,  # some tokenizers have no padding token
+            padding_side="left",
+            # As `apply_chat_template` does: a template that writes <s> itself must not get two.
+            add_special_tokens=bos is None or not texts[0].startswith(bos),
+            return_tensors="pt",
+        )
+    )

@@ -1,0 +1,178 @@
+"""Encoding of samples as batches of tensors.
+
+A closed question is scored by the logits after the prompt: by the first token of each possible
+answer. An open-ended question is encoded together with its correct answer, and each token of the
+answer is predicted from those before it, the end token included; or only its prompt is encoded,
+and the model generates the answer. Rows are padded on the left, so that the last positions always
+predict the answer. With padding on the right, position -1 would be padding.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from effllava_optuna.errors import TaskError
+from effllava_optuna.tasks.prompts.batch import IGNORE_INDEX, Batch, generation_length
+from effllava_optuna.tasks.prompts.chat_prompt import (
+    append_answer,
+    build_model_inputs,
+    format_prompt,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from effllava_optuna.tasks.sample import Sample
+
+_MAX_LOGITS = 2**27  # logits of one batch with appended answers: 512 MB in float32
+
+
+def encode_with_answers(
+    processor: Any, samples: Sequence[Sample], *, batch_size: int = 64
+) -> tuple[Batch, ...]:
+    """Encode samples with their answers, at most ``batch_size`` in a batch.
+
+    A batch contains questions of one kind: with or without an image, closed or open-ended. The
+    order within a kind is kept, unless the kind needs several batches: then the longest questions
+    come first.
+
+    Raises:
+        TaskError: There are no samples, an image cannot be opened, a text contains the image
+            token, two answers of a question begin with the same token, an open-ended question has
+            no correct answer, or the processor cannot format a prompt.
+    """
+    return tuple(
+        _encode_open_ended(processor, members)
+        if members[0].is_open_ended
+        else _encode_closed(processor, members)
+        for members in _divide(processor, samples, batch_size, answers=True)
+    )
+
+
+def encode_prompts(
+    processor: Any, samples: Sequence[Sample], *, batch_size: int = 64
+) -> tuple[Batch, ...]:
+    """Encode the prompts of samples without answers, for generation.
+
+    A batch contains questions of one kind: with or without an image, and with the same largest
+    number of tokens to generate. If a kind needs several batches, the longest questions come
+    first.
+
+    Raises:
+        TaskError: See `encode_with_answers`; answers are not checked.
+    """
+    return tuple(
+        Batch(
+            _inputs(processor, members, _prompts(processor, members)), None, None, tuple(members)
+        )
+        for members in _divide(processor, samples, batch_size, answers=False)
+    )
+
+
+def _divide(
+    processor: Any, samples: Sequence[Sample], batch_size: int, *, answers: bool
+) -> list[list[Sample]]:
+    """Divide samples into batches of one kind."""
+    if not samples:
+        raise TaskError("There are no samples to encode.", hint="Check the task's split sizes.")
+
+    def kind(sample: Sample) -> tuple[bool, bool, int]:
+        if answers:
+            return sample.image is None, sample.is_open_ended, 0
+        return sample.image is None, False, generation_length(sample)
+
+    batches = []
+    for (_, open_ended, _), members in groupby(sorted(samples, key=kind), key=kind):
+        alike = list(members)
+        size = batch_size
+        if open_ended:  # the model returns logits for each token of an answer
+            tokenizer = processor.tokenizer
+            longest = max(len(tokenizer.encode(_answer_text(sample))) for sample in alike) + 1
+            size = min(size, max(1, _MAX_LOGITS // (longest * len(tokenizer))))
+        if len(alike) > size:  # samples of similar length share a batch: less padding
+            alike.sort(key=lambda sample: -len(sample.system + sample.question))
+        batches += [alike[start : start + size] for start in range(0, len(alike), size)]
+    return batches
+
+
+def _answer_text(sample: Sample) -> str:
+    if not sample.correct_answer.strip():
+        raise TaskError(
+            f"Sample {sample.id!r} has no correct answer to be compared with.",
+            hint="Use a split that has answers.",
+        )
+    return sample.correct_answer.strip()
+
+
+def _prompts(processor: Any, samples: Sequence[Sample]) -> list[str]:
+    image_token = getattr(processor, "image_token", None)
+    for sample in samples:
+        texts = (sample.question, sample.system, *sample.targets)
+        if image_token and any(image_token in text for text in texts):
+            part = "question" if image_token in sample.question else "system turn or answers"
+            raise TaskError(
+                f"Sample {sample.id!r} has {image_token!r} in its {part}.",
+                hint="Remove it: the chat template inserts it where the image belongs.",
+            )
+    return [
+        format_prompt(
+            processor,
+            sample.question,
+            pictures=0 if sample.image is None else 1,
+            system=sample.system,
+        )
+        for sample in samples
+    ]
+
+
+def _inputs(processor: Any, samples: Sequence[Sample], texts: Sequence[str]) -> dict[str, Any]:
+    images = [sample.load_image() for sample in samples]
+    return build_model_inputs(
+        processor, texts, [[] if image is None else [image] for image in images]
+    )
+
+
+def _encode_closed(processor: Any, samples: Sequence[Sample]) -> Batch:
+    prompts = _prompts(processor, samples)
+    most = max(len(sample.targets) for sample in samples)
+    targets = torch.full((len(samples), most), -1)
+    first_tokens: dict[tuple[str, str], int] = {}  # by the end of the prompt, and the answer
+    for row, (prompt, sample) in enumerate(zip(prompts, samples, strict=True)):
+        for column, target in enumerate(sample.targets):
+            key = prompt[-16:], target
+            if key not in first_tokens:
+                first_tokens[key] = append_answer(processor.tokenizer, prompt, target)[1][0]
+            targets[row, column] = first_tokens[key]
+        if len(set(targets[row, : len(sample.targets)].tolist())) < len(sample.targets):
+            raise TaskError(
+                f"Sample {sample.id!r}: two of its answers begin with the same token.",
+                hint="Use answers, or letters, that begin differently.",
+            )
+    return Batch(
+        _inputs(processor, samples, prompts),
+        targets,
+        torch.tensor([sample.answer for sample in samples]),
+        tuple(samples),
+    )
+
+
+def _encode_open_ended(processor: Any, samples: Sequence[Sample]) -> Batch:
+    tokenizer = processor.tokenizer
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    answered = [
+        append_answer(tokenizer, prompt, _answer_text(sample))
+        for prompt, sample in zip(_prompts(processor, samples), samples, strict=True)
+    ]
+    # The position before an answer predicts its first token; its last token predicts the end
+    # token. Without an end token, the last position predicts nothing.
+    labels = [torch.tensor([*tokens, *end]) for _, tokens in answered]
+    unlabelled = 0 if end else 1
+    answers = torch.full((len(samples), max(map(len, labels)) + unlabelled), IGNORE_INDEX)
+    for row, label in enumerate(labels):
+        stop = answers.shape[1] - unlabelled
+        answers[row, stop - len(label) : stop] = label
+    texts = [whole for whole, _ in answered]
+    return Batch(_inputs(processor, samples, texts), None, answers, tuple(samples))

@@ -1,0 +1,148 @@
+"""A sample: one question, its image, its possible answers and the split that it belongs to."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from PIL import Image
+
+from effllava_optuna.errors import TaskError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Split(StrEnum):
+    """The three splits of a task; a sample belongs to exactly one of them."""
+
+    PROXY = "proxy"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+class ImageSource(Protocol):
+    """An image that is decoded only when it is opened."""
+
+    def open(self) -> Image.Image:
+        """Open the image."""
+
+
+@dataclass(frozen=True, slots=True)
+class GradingRule:
+    """How an answer that a model generated is graded.
+
+    Attributes:
+        name: Printed beside every score: the metric of a benchmark and its harness, or a proxy.
+        grade: Returns a score in [0, 1] for a sample and the generated text.
+        new_tokens: Largest number of tokens that the model generates.
+        baseline_answer: A constant answer that scores well on many samples. Reports print its
+            score, too. None: there is no such answer.
+    """
+
+    name: str
+    grade: Callable[[Sample, str], float]
+    new_tokens: int = 16
+    baseline_answer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One question, with or without an image.
+
+    A closed question lists its possible answers, exactly one of which is correct. An open-ended
+    question (``answer`` is None) lists correct texts, the best one first, and has a grading rule.
+
+    Attributes:
+        id: Unique within the task.
+        group: Samples that share an image have the same group. Splits, folds and bootstrap
+            resamples contain whole groups.
+        split: The split of the task that the sample belongs to.
+        image: The image in any mode; the model receives it as RGB. None: no image.
+        question: Text of the user turn.
+        targets: The possible answers, or the correct texts of an open-ended question. Each is
+            the beginning of the assistant turn.
+        answer: Index of the correct answer in ``targets``; None: the question is open-ended.
+        rule: Grades a generated answer; required for open-ended questions.
+        subsets: Subsets of the task that contain the sample, for tables by subset.
+        system: Text of the system turn; empty: no system turn.
+        context: Description of the image for a judge. The model does not receive it.
+
+    Raises:
+        TaskError: An open-ended question has no rule, or a closed one has fewer than two possible
+            answers or an index outside them.
+    """
+
+    id: str
+    group: str
+    split: Split
+    image: Image.Image | ImageSource | None
+    question: str
+    targets: tuple[str, ...]
+    answer: int | None = None
+    rule: GradingRule | None = None
+    subsets: tuple[str, ...] = ()
+    system: str = ""
+    context: str = ""
+
+    def __post_init__(self) -> None:
+        if self.answer is None:
+            if self.rule is None:
+                raise TaskError(
+                    f"Sample {self.id!r} is an open-ended question without a grading rule.",
+                    hint="Set `rule`, or list possible answers and the index of the correct one.",
+                )
+        elif len(self.targets) < 2 or not 0 <= self.answer < len(self.targets):
+            raise TaskError(
+                f"Sample {self.id!r} has {len(self.targets)} possible answers, and the index of "
+                f"the correct one is {self.answer}.",
+                hint="List at least two possible answers, and count from 0.",
+            )
+
+    @property
+    def is_open_ended(self) -> bool:
+        """Return whether the question has no list of possible answers."""
+        return self.answer is None
+
+    @property
+    def correct_answer(self) -> str:
+        """Return the correct answer, the best one of several; empty if none is known."""
+        return self.targets[self.answer or 0] if self.targets else ""
+
+    def load_image(self) -> Image.Image | None:
+        """Return the image as RGB; None if there is none.
+
+        Raises:
+            TaskError: The image cannot be opened, or has no pixels.
+        """
+        if self.image is None:
+            return None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                image = self.image if isinstance(self.image, Image.Image) else self.image.open()
+                if all(image.size):
+                    return _to_eight_bits(image).convert("RGB")
+        except (
+            OSError, SyntaxError, ValueError, TypeError,
+            Image.DecompressionBombError, Image.DecompressionBombWarning,
+        ) as error:  # fmt: skip
+            raise TaskError(
+                f"The image of sample {self.id!r} cannot be opened: {str(error).rstrip('.')}.",
+                hint="Replace the file, or remove the row.",
+            ) from error
+        raise TaskError(
+            f"The image of sample {self.id!r} has the size {image.size}.",
+            hint="Replace it by an image with pixels, or remove the row.",
+        )
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Reduce 16-bit grey values to 8 bits; `Image.convert` would make all above 255 white."""
+    if not image.mode.startswith("I;16"):
+        return image
+    pixels = np.asarray(image)
+    return image if pixels.max() < 256 else Image.fromarray((pixels >> 8).astype(np.uint8))

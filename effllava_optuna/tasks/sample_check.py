@@ -1,0 +1,74 @@
+"""Check all samples of a task before a study begins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from effllava_optuna.errors import TaskError
+from effllava_optuna.tasks.data.row_task import DataTask
+from effllava_optuna.tasks.prompts import encode_prompts, encode_with_answers
+from effllava_optuna.tasks.sample import Split
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from effllava_optuna.tasks.sample import Sample
+    from effllava_optuna.tasks.task import Task
+
+_LISTED = 3  # faults in one message
+
+
+def check_samples(
+    task: Task, processor: Any, *, generate: bool, progress: Callable[[float], None]
+) -> None:
+    """Encode the samples of all splits as a study does, and open every image of the dataset.
+
+    Args:
+        task: The task of the study.
+        processor: The processor of the model.
+        generate: Whether the search scores open-ended questions by generated answers.
+        progress: Called with the finished share.
+
+    Raises:
+        TaskError: Samples cannot be encoded, or images cannot be opened; the message names three
+            of them and counts the others.
+    """
+    drawn = [sample for split in Split for sample in task.samples(split)]
+    others = _rows_outside(task, drawn)
+    faults: list[TaskError] = []
+    for number, sample in enumerate([*drawn, *others]):
+        progress(number / (len(drawn) + len(others)))
+        try:
+            if number < len(drawn):
+                with_answer = not generate and sample.split is Split.PROXY
+                _encode(processor, sample, with_answer=with_answer)
+            else:
+                sample.load_image()
+        except TaskError as error:
+            faults.append(error)
+    if not faults:
+        return
+    listed = " ".join(fault.message for fault in faults[:_LISTED])
+    more = f" {len(faults) - _LISTED} more cannot be used." if len(faults) > _LISTED else ""
+    raise TaskError(f"{listed}{more}", hint=faults[0].hint) from faults[0]
+
+
+def _rows_outside(task: Task, drawn: Sequence[Sample]) -> list[Sample]:
+    """Return the rows that are in no split; ``evaluate --split full`` uses them, too."""
+    if not isinstance(task, DataTask):
+        return []
+    inside = {(sample.id, sample.group) for sample in drawn}
+    rows = {(s.id, s.group): s for split in Split for s in task.all_rows(split)}
+    return [sample for key, sample in rows.items() if key not in inside]
+
+
+def _encode(processor: Any, sample: Sample, *, with_answer: bool) -> None:
+    closed = not sample.is_open_ended
+    encode = encode_with_answers if closed or with_answer else encode_prompts
+    try:
+        encode(processor, [sample])
+    except ValueError as error:  # processors raise it for the shape of an image, for example
+        raise TaskError(
+            f"Sample {sample.id!r} cannot be encoded: {error}.",
+            hint="Fix that row, or remove it.",
+        ) from error

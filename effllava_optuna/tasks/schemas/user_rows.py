@@ -1,0 +1,105 @@
+"""The schema of the user's own rows: a question, and choices or an answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from effllava_optuna.tasks.sample import GradingRule, Split
+from effllava_optuna.tasks.schemas.row_schema import (
+    LETTER_INSTRUCTION,
+    LETTERS,
+    ParsedRow,
+    RowSchema,
+    format_choices,
+    letter_rule,
+    read_id,
+    read_text,
+    read_texts,
+)
+from effllava_optuna.tasks.scoring.free_text import token_f1
+from effllava_optuna.tasks.scoring.multiple_choice import HARNESSES
+from effllava_optuna.tasks.scoring.short_answers import normalise_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from effllava_optuna.tasks.sample import Sample
+
+
+class UserRows(RowSchema):
+    """Rows with ``question`` and ``answer``; closed questions also have ``choices``.
+
+    ``image`` is optional. ``answer`` is a text or a list of texts; for a closed question, the
+    index, the letter or the text of the correct choice. ``id`` names a row, ``stratum`` its kind.
+    """
+
+    name = "qa"
+    sources: ClassVar[Mapping[Split, str]] = {
+        Split.PROXY: "train",
+        Split.VALIDATION: "validation",
+        Split.TEST: "test",
+    }
+    required = ("question", "answer")
+    optional = ("image", "choices", "id", "stratum")
+    harnesses = ("token-f1", "exact-match", *HARNESSES)
+
+    def parse(self, row: Mapping[str, Any], *, has_image: bool) -> ParsedRow:
+        """Parse a row."""
+        stratum = read_text(row, "stratum", empty=True)
+        subsets = (stratum,) if stratum else ()
+        question, row_id = read_text(row, "question"), read_id(row, "id")
+        if row.get("choices"):
+            choices = read_texts(row, "choices", 2)
+            if len(choices) > len(LETTERS):
+                raise ValueError(f"choices has {len(choices)} entries, {len(LETTERS)} at most")
+            return ParsedRow(
+                id=row_id,
+                question=self.add_instruction(
+                    format_choices(question, choices), LETTER_INSTRUCTION
+                ),
+                targets=tuple(LETTERS[: len(choices)]),
+                answer=_choice_index(row["answer"], choices),
+                subsets=subsets,
+                stratum=stratum,
+            )
+        is_list = isinstance(row["answer"], list)
+        return ParsedRow(
+            id=row_id,
+            question=self.add_instruction(question, ""),
+            targets=read_texts(row, "answer", 1) if is_list else (read_text(row, "answer"),),
+            subsets=subsets,
+            stratum=stratum,
+        )
+
+    def grading_rule(self, *, closed: bool) -> GradingRule:
+        """Return the rule for questions with or without choices."""
+        if closed:
+            harness = self.harness if self.harness in HARNESSES else HARNESSES[0]
+            return letter_rule("accuracy", harness, self.generation_length(16))
+        new_tokens = self.generation_length(32)
+        if self.harness == "exact-match":
+            return GradingRule("exact match (evalai normalisation)", _exact_match, new_tokens)
+        return GradingRule("token F1", _token_f1, new_tokens)
+
+
+def _choice_index(answer: Any, choices: tuple[str, ...]) -> int:
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
+        return answer
+    if isinstance(answer, str):
+        name = answer.strip()
+        indices = [i for i, text in enumerate(choices) if name in (text, LETTERS[i])]
+        if len(indices) > 1:
+            letters = " or ".join(LETTERS[index] for index in indices)
+            raise ValueError(f"answer {answer!r} may be {letters}")
+        if indices:
+            return indices[0]
+    raise ValueError(f"answer {answer!r} is outside its {len(choices)} choices")
+
+
+def _token_f1(sample: Sample, text: str) -> float:
+    return token_f1(text, sample.targets)
+
+
+def _exact_match(sample: Sample, text: str) -> float:
+    normalised = normalise_answer(text, "evalai")
+    return float(any(normalised == normalise_answer(right, "evalai") for right in sample.targets))

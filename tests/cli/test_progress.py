@@ -1,0 +1,119 @@
+"""The progress display, interruptions, and summaries of a search."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from effllava_optuna.cli.progress import ProgressDisplay, TrialRate, format_duration
+from effllava_optuna.logging import set_verbosity
+from effllava_optuna.search.runner import resume
+from effllava_optuna.storage.connection import open_storage
+from effllava_optuna.storage.studies import open_study
+from effllava_optuna.storage.trial_records import effective_records
+from tests.study_fixtures import FinishedStudy, copy_study, url_of_study
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture(autouse=True)
+def _default_verbosity() -> Iterator[None]:
+    set_verbosity(logging.INFO)
+    yield
+    set_verbosity(logging.INFO)
+
+
+def interrupt_optuna() -> None:
+    """Raise what Optuna raises if Ctrl-C interrupts it while it tells a trial."""
+    try:
+        raise KeyboardInterrupt
+    finally:
+        raise UnboundLocalError("cannot access local variable 'updated_state'")
+
+
+@pytest.mark.parametrize("command", ["resume small.toml", lambda: "resume small.toml"])
+def test_an_interruption_prints_the_command_that_continues(
+    command: str | Callable[[], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped, ProgressDisplay(command):
+        interrupt_optuna()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().out == (
+        "Stopped. Nothing is lost; continue with: effllava-optuna resume small.toml\n"
+    )
+
+
+def test_other_errors_are_not_interruptions() -> None:
+    with pytest.raises(ZeroDivisionError), ProgressDisplay("resume small.toml"):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("level", "out", "err"),
+    [
+        (logging.WARNING, "warning: hot\nresult\n", ""),
+        (logging.INFO, "ranking ...\nfine\nwarning: hot\nresult\n", ""),
+        (logging.DEBUG, "fine\nwarning: hot\nresult\n", "ranking ..."),
+    ],
+)
+def test_progress_is_printed_logged_or_hidden_by_verbosity(
+    level: int, out: str, err: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_verbosity(level)
+    with ProgressDisplay("resume small.toml") as display:
+        display.report_stage("ranking", 0.0)
+        display.report_stage("ranking", 0.5)
+        display.print_notes("fine\nwarning: hot")
+        display.print("result")
+    printed = capsys.readouterr()
+    assert printed.out == out
+    assert err in printed.err
+    assert bool(printed.err) == bool(err)
+
+
+@pytest.mark.parametrize(("term", "live"), [("xterm", True), ("dumb", False)])
+def test_a_dumb_terminal_has_no_progress_bar(
+    term: str, live: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", term)
+    with ProgressDisplay("resume small.toml") as display:
+        assert display.live == live
+        display.report_stage("ranking", 0.5)
+    assert ("\x1b" in capsys.readouterr().out) == live
+
+
+def test_the_search_shows_trials_failures_quality_hypervolume_and_time(
+    smoke: FinishedStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = url_of_study(copy_study(smoke.file, tmp_path / "study"))
+    study = open_study(open_storage(url), "smoke")
+    with resume(study, url) as session, ProgressDisplay("resume smoke.toml") as display:
+        display.trial_rate.update(40)
+        display.show_trial(session, effective_records(study)[-1])
+    printed = capsys.readouterr().out
+    assert re.fullmatch(
+        r"searching, epoch 2 of 2: 48/48 trials, 0 failed, best quality 0\.\d{4}, "
+        r"hypervolume [\d.]+, \d+ ms per trial, 0 s left\n",
+        printed,
+    ), printed
+
+
+def test_the_rate_is_measured_between_finished_trials() -> None:
+    rate = TrialRate()
+    rate.update(10)
+    assert rate.remaining_time(90) == ""
+    rate.update(10)
+    assert rate.remaining_time(90) == ""
+    rate.update(12)
+    assert re.fullmatch(r", \d+ ms per trial, 0 s left", rate.remaining_time(0))
+
+
+def test_durations_have_at_most_two_units() -> None:
+    durations = [format_duration(seconds) for seconds in (0.2, 59.7, 3599.6)]
+    assert durations == ["0 s", "1 min 0 s", "1 h 0 min"]

@@ -1,0 +1,72 @@
+"""Recovery: its training samples, leaks, and the recovered checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from effllava_optuna import load_pruned
+from effllava_optuna.errors import ConfigError, LeakError
+from effllava_optuna.evaluation.checkpoint_recovery import (
+    RecoveryOptions,
+    recovery_samples,
+    refuse_leaks,
+)
+from effllava_optuna.study import load_config
+from effllava_optuna.tasks import Digits, Split
+from effllava_optuna.tasks.data.digits import TrainingDigits
+from tests.study_fixtures import SMOKE, FinishedStudy, invoke
+
+TRAINING = "effllava_optuna.tasks.data.digits:TrainingDigits"
+
+
+def test_the_training_samples_are_the_proxy_set_by_default() -> None:
+    config = load_config(SMOKE)
+    expected = Digits(seed=config.task_seed).samples(Split.PROXY)
+    assert [s.id for s in recovery_samples(config, RecoveryOptions())] == [s.id for s in expected]
+
+
+def test_another_task_is_drawn_with_the_seed_of_the_study() -> None:
+    config = load_config(SMOKE, ("study.seed=7",))
+    samples = recovery_samples(config, RecoveryOptions(data=TRAINING, samples=100))
+    expected = TrainingDigits(seed=7, proxy=100).samples(Split.PROXY)
+    assert [s.load_image() for s in samples] == [s.load_image() for s in expected]
+
+
+@pytest.mark.parametrize("split", [Split.VALIDATION, Split.TEST])
+def test_a_training_sample_with_a_held_out_picture_is_refused(split: Split) -> None:
+    task = Digits()
+    leaked = replace(task.samples(split)[3], id="mine-3", split=Split.PROXY)
+    message = f"Training sample 'mine-3' has the picture of {split} sample '{split}-"
+    with pytest.raises(LeakError, match=message):
+        refuse_leaks((*task.samples(Split.PROXY), leaked), task)
+
+
+def test_a_missing_task_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"task.name = 'no_such:task'"):
+        recovery_samples(load_config(SMOKE), RecoveryOptions(data="no_such:task"))
+
+
+def test_a_directory_without_an_export_is_refused(smoke: FinishedStudy, tmp_path: Path) -> None:
+    words = ("--checkpoint", tmp_path, "--out", tmp_path / "new")
+    done = invoke("recover", smoke.file, *words, check=False)
+    assert done.returncode == 2
+    assert f"{tmp_path} holds no checkpoint that effllava_optuna wrote" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("part", ["projector", "lora"])
+def test_a_checkpoint_is_recovered_and_verified(
+    smoke: FinishedStudy, tmp_path: Path, part: str
+) -> None:
+    words = ("--out", tmp_path / "new", "--part", part, "--steps", 50)
+    printed = invoke("recover", smoke.file, *words, "--data", TRAINING, "--samples", 512).stdout
+    assert "validation accuracy 0." in printed
+    assert "reloaded in a fresh process" in printed
+    old = load_pruned(smoke.file.parent / "smoke.pruned", device="cpu")
+    new = load_pruned(tmp_path / "new", device="cpu")
+    assert new.structure == old.structure
+    assert new.model.state_dict().keys() == old.model.state_dict().keys()

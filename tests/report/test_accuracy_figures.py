@@ -1,0 +1,68 @@
+"""Figures of accuracy: the front of each epoch, and the intervals on test."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from effllava_optuna.policy import Policy
+from effllava_optuna.report import StudyFacts, result_row
+from tests.report.study_samples import figures_of, legend_of, two_epochs
+
+if TYPE_CHECKING:
+    from effllava_optuna.policy import ModelStructure
+
+
+def measured(structure: ModelStructure) -> StudyFacts:
+    """Return the facts of a finished study with two finalists."""
+
+    def row(trial: int | None, proxy: float, test: float, latency_ms: float) -> dict[str, Any]:
+        return result_row(
+            Policy.dense(structure), trial=trial, epoch=1, latency_ms=latency_ms,
+            accuracy_proxy=proxy, accuracy_proxy_interval=(proxy - 0.1, proxy + 0.05),
+            accuracy_test=test, accuracy_test_interval=(test - 0.02, test + 0.03),
+            accuracy_validation=test, accuracy_validation_interval=(test - 0.1, test + 0.1),
+        )  # fmt: skip
+
+    front = [row(7, 0.85, 0.8, 41.0), row(4, 0.7, 0.6, 32.0)]
+    results = {
+        "dense": row(None, 0.9, 0.88, 50.0), "uniform": row(None, 0.5, 0.4, 30.0),
+        "uniform_by_kind": row(None, 0.6, 0.5, 35.0), "front": front, "chosen": front[0],
+    }  # fmt: skip
+    scores: dict[str, Any] = {
+        split: {"groups": [], "hits": {}} for split in ("validation", "test")
+    }
+    return two_epochs(structure, results=results, scores=scores)
+
+
+def test_the_front_of_each_epoch_has_a_colour_and_the_accuracy_of_the_quality(
+    structure: ModelStructure,
+) -> None:
+    lines = legend_of(figures_of(two_epochs(structure))["front_by_epoch"])
+    assert lines["epoch 0"].line.color != lines["epoch 1"].line.color
+    assert list(lines["epoch 0"].y) == pytest.approx([0.45, 0.5, 0.55, 0.6])
+    hard = legend_of(figures_of(two_epochs(structure, accuracy="hard"))["front_by_epoch"])
+    assert list(hard["epoch 0"].y) == pytest.approx([0.5, 0.55, 0.6, 0.65])
+
+
+def test_policies_measured_at_the_end_have_intervals(structure: ModelStructure) -> None:
+    points = legend_of(figures_of(measured(structure))["front_by_epoch"])
+    assert {
+        "dense: 50.0 ms, test", "uniform, test", "uniform by kind, test", "finalists, test",
+        "chosen, test", "all on validation",
+    } < set(points)  # fmt: skip
+    chosen = points["chosen, test"]
+    assert (list(chosen.x), list(chosen.y)) == ([41.0], [0.8])
+    assert list(chosen.error_y.array) == [0.03]
+    assert list(chosen.error_y.arrayminus) == [0.02]
+    assert list(points["finalists, test"].text) == ["trial 4, test"]
+    assert points["all on validation"].visible == "legendonly"
+
+
+def test_accuracy_on_test_is_drawn_against_the_proxy(structure: ModelStructure) -> None:
+    points = legend_of(figures_of(measured(structure))["proxy_and_test"])
+    finalists, diagonal = points["finalists"], points["test = proxy"]
+    assert (list(finalists.x), list(finalists.y)) == ([0.7], [0.6])
+    assert list(finalists.error_x.arrayminus) == [0.1]
+    assert diagonal.x == diagonal.y

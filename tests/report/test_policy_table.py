@@ -1,0 +1,70 @@
+"""The table of policies, its notes, and the summary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from effllava_optuna.report import policy_table, study_document, summary_lines
+from tests.report.study_samples import CALIBRATION, CONFIG, facts, finished, text_of
+
+if TYPE_CHECKING:
+    from effllava_optuna.policy import ModelStructure
+    from effllava_optuna.report import StudyFacts
+
+HITS = {
+    "dense": [1] * 40,
+    "uniform_by_kind": [1] * 10 + [0] * 30,
+    "7": [1] * 20 + [0] * 20,
+}
+
+
+def printed(study: StudyFacts) -> str:
+    return text_of(policy_table(study_document(study)))
+
+
+def test_the_chosen_policy_is_marked_and_compared(structure: ModelStructure) -> None:
+    table = policy_table(study_document(finished(structure, HITS)))
+    assert [row.cells[0] for row in table.rows] == ["dense", "uniform by kind", "trial 7 (chosen)"]
+    assert [row.emphasized for row in table.rows] == [False, False, True]
+    assert "0.500\n[0.000 1.000]" in table.rows[-1].cells
+    notes = "\n".join(table.notes)
+    assert "is less accurate than the dense model: difference -0.500 [" in notes
+    assert "the best uniform-by-kind policy: difference +0.250 [" in notes
+
+
+def test_the_summary_names_the_chosen_policy(structure: ModelStructure) -> None:
+    _, chosen = summary_lines(study_document(finished(structure, HITS, opened=0)))
+    assert "trial 7, accuracy 0.500 [0.000, 1.000] on test (dense 1.000 [" in chosen
+    assert "2.00x as fast" in chosen
+
+
+def test_the_summary_has_the_hypervolume_and_each_projector_update(
+    structure: ModelStructure,
+) -> None:
+    update: dict[str, Any] = {"steps": 4, "seconds": 20.0}
+    for name in ("proxy_accuracy", "crossfit_accuracy"):
+        update |= {f"{name}_before": 0.5, f"{name}_after": 0.75}
+    study = facts(structure, calibration=CALIBRATION, updates=[update])
+    assert summary_lines(study_document(study))[1:] == [
+        "hypervolume by epoch: 0",
+        "projector of epoch 1: 4 steps, 20 s, held-out accuracy 0.500 to 0.750 (training "
+        "samples: 0.500 to 0.750)",
+    ]
+
+
+def test_a_study_under_way_has_no_values_on_test(structure: ModelStructure) -> None:
+    assert "The search is not over" in printed(facts(structure, calibration=CALIBRATION))
+
+
+def test_the_notes_describe_the_timed_workload(structure: ModelStructure) -> None:
+    text = printed(facts(structure, calibration=CALIBRATION))
+    assert "8 prompts of 640 tokens and 16 new tokens, in bfloat16 on a card." in text
+    assert "latency of 2 random policies is off by 3.0% (mean)." in text
+    assert "launch" not in text
+    assert "an earlier study" not in text
+    latency = CALIBRATION["latency"] | {"launched": ["vision"]}
+    config = CONFIG | {"latency": {"table": "tables.json"}}
+    study = facts(structure, calibration=CALIBRATION | {"latency": latency}, config=config)
+    text = printed(study)
+    assert "It includes the time to launch kernels: vision." in text
+    assert "comes from tables.json: an earlier study" in text

@@ -1,0 +1,39 @@
+"""Promise 5: killed anywhere and resumed, a study measures what an undisturbed one measures."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from effllava_optuna.search.runner import conclude, resume, search
+from effllava_optuna.storage.connection import open_storage
+from effllava_optuna.storage.studies import open_study
+from tests.cli.test_study_commands import wait_for_trials
+from tests.study_fixtures import FinishedStudy, copy_study, start_command
+
+
+def test_three_kills_change_nothing(
+    calibrated: Path, smoke: FinishedStudy, tmp_path: Path
+) -> None:
+    killed = copy_study(calibrated, tmp_path / "killed")
+    database = killed.with_suffix(".db")
+    # The second kill falls into the training of the projector, or close to it.
+    for done in (7, 24, 41):
+        process = start_command("resume", killed)
+        wait_for_trials(database, done)
+        process.kill()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+    url = f"sqlite:///{database}"
+    study = open_study(open_storage(url), "smoke")
+    with resume(study, url) as session:
+        search(session)
+        conclude(session)
+    expected, resumed = smoke.document("status"), FinishedStudy(killed, "").document("status")
+    assert expected["trials"]["complete"] == 48
+    assert resumed["trials"]["complete"] == 48
+    assert resumed["digest"] == expected["digest"]
+    assert resumed["hypervolume"] == expected["hypervolume"]
+    for row in ("chosen", "dense", "uniform_by_kind"):
+        for key in ("policy", "accuracy_validation", "accuracy_test", "latency_ms"):
+            assert resumed[row][key] == expected[row][key]

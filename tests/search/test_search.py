@@ -1,0 +1,192 @@
+"""A whole search on a tiny random model, with every sampler and every budget."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from effllava_optuna.config.schema import StudyConfig
+from effllava_optuna.errors import ConfigError, StudyError
+from effllava_optuna.policy import Policy
+from effllava_optuna.search.evaluator import Evaluator
+from effllava_optuna.search.runner import search
+from effllava_optuna.search.schedule import EpochSchedule
+from effllava_optuna.search.session import SearchSession
+from effllava_optuna.tasks import Digits
+from tests.study_fixtures import StudyFactory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from effllava_optuna.surgery import LoadedModel
+
+
+TASK = Digits(proxy=16, validation=8, test=8)
+
+
+@pytest.fixture(scope="module")
+def opened(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> StudyFactory:
+    place = tmp_path_factory.mktemp("artifacts")
+    return StudyFactory(tiny, TASK, place, epochs=2, generations=2, population=5)
+
+
+def kinds(session: SearchSession, epoch: int) -> set[str]:
+    trials = session.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return {t.user_attrs["kind"] for t in trials if t.user_attrs["epoch"] == epoch}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "bred"),
+    [
+        ("nsga2", "child"),
+        ("cma", "sample"),
+        ("stock-nsga2", "nsga2"),
+        ("tpe", "tpe"),
+        ("random", "random"),
+        ("optuna.samplers:TPESampler", "own"),
+    ],
+)
+def test_every_sampler_runs_a_study_within_the_budget(
+    opened: StudyFactory, sampler: str, bred: str
+) -> None:
+    session = opened(sampler=sampler, keep_ratio=0.5)
+    with session:
+        search(session)
+        trials = session.study.get_trials(deepcopy=False)
+        assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 20
+        assert "anchor" in kinds(session, 0)
+        assert "reeval" in kinds(session, 1)
+        assert bred in kinds(session, 0) & kinds(session, 1)
+        assert all(trial.user_attrs["keep_ratio"] <= 0.5 for trial in trials)
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "cma", "sep-cma"])
+def test_a_budget_of_latency_holds_for_every_policy(opened: StudyFactory, sampler: str) -> None:
+    session = opened(sampler=sampler, speedup=1.02)
+    with session:
+        search(session)
+        dense_ms = session.evaluator.calibration.dense.latency_ms
+        trials = session.study.get_trials(deepcopy=False)
+        assert len(trials) == 20
+        for trial in trials:
+            assert trial.values[1] <= dense_ms / 1.02 + 1e-6
+            assert trial.constraints["0"] <= 0
+        dense = Policy.dense(session.evaluator.structure)
+        assert not session.costs.allows(dense)
+
+
+def broken(message: str, chance: Callable[[int], bool]) -> Callable[..., Any]:
+    """Give a measurement that fails now and then."""
+    calls = iter(range(10**6))
+    measure = Evaluator.measure
+
+    def measured(self: Evaluator, *rest: Any) -> Any:
+        if chance(next(calls)):
+            raise torch.OutOfMemoryError(message)
+        return measure(self, *rest)
+
+    return measured
+
+
+def test_a_trial_that_raises_fails_with_its_reason_and_the_study_goes_on(
+    opened: StudyFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = opened()
+    monkeypatch.setattr(Evaluator, "measure", broken("no room\nfor this", lambda n: n == 7))
+    with session:
+        search(session)
+    trials = session.study.get_trials(deepcopy=False)
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+    assert [t.user_attrs["reason"] for t in failed] == ["OutOfMemoryError: no room for this"]
+    assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 20
+
+
+def test_too_many_failures_stop_the_study_with_their_reasons(
+    opened: StudyFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = opened(population=10)
+    with session:
+        with monkeypatch.context() as patch:
+            patch.setattr(Evaluator, "measure", broken("no room", lambda n: n % 2 == 1))
+            with pytest.raises(StudyError, match=r"4 of 8 trials failed: OutOfMem.*no room \(4\)"):
+                search(session)
+        search(session)  # the cause is mended
+    trials = session.study.get_trials(deepcopy=False)
+    assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 40
+
+
+def test_a_search_may_be_finished_by_somebody_else_at_any_moment(
+    opened: StudyFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = opened(epochs=1)
+    with session:
+        search(session)
+        looks = iter([False])  # a moment ago it was not finished
+        monkeypatch.setattr(EpochSchedule, "finished", property(lambda _: next(looks, True)))
+        search(session)
+    assert len(session.study.get_trials(deepcopy=False)) == 10
+
+
+def test_a_trial_that_takes_too_long_fails(opened: StudyFactory) -> None:
+    session = opened(timeout=1e-9)
+    message = (
+        r"4 of 4 trials failed: TimeoutError: not finished within search.timeout = 1e-09 s \(4\)"
+    )
+    with session, pytest.raises(StudyError, match=message):
+        search(session)
+
+
+def test_a_measurement_that_is_no_number_fails(
+    opened: StudyFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = opened(epochs=1)
+    measure = Evaluator.measure
+    calls = iter(range(10**6))
+
+    def measured(self: Evaluator, *rest: Any) -> Any:
+        measurement = measure(self, *rest)
+        return replace(measurement, quality=math.nan) if next(calls) == 2 else measurement
+
+    monkeypatch.setattr(Evaluator, "measure", measured)
+    with session:
+        search(session)
+    (failed,) = session.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    assert failed.user_attrs["reason"].startswith("quality is nan, latency ")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"speedup": 1000.0}, r"search.speedup = 1000.0: the narrowest policy is \d"),
+        ({"keep_ratio": 0.01}, r"search.keep_ratio = 0.01: the narrowest policy keeps 0.\d"),
+    ],
+)
+def test_a_budget_that_nothing_meets_is_refused(
+    opened: StudyFactory, table: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        opened(**table)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"speedup": 1.5, "keep_ratio": 0.5}, "are both set; use one budget"),
+        ({"sampler": "sep-cma"}, "needs search.speedup"),
+        ({"sampler": "nsga3"}, "search.sampler = 'nsga3'"),
+        ({"speedup": 0.9}, "search.speedup = 0.9"),
+        (
+            {"sampler": "cma", "population": 4},
+            "search.population is 4, but CMA-ES needs at least 5",
+        ),
+    ],
+)
+def test_impossible_searches_are_refused(table: dict[str, Any], message: str) -> None:
+    document = {"study": {"name": "s"}, "model": {"path": "m"}, "task": {"name": "digits"}}
+    with pytest.raises(ConfigError, match=message):
+        StudyConfig.of(document | {"search": table})

@@ -1,0 +1,34 @@
+"""Model cards."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from effllava_optuna.surgery import CardMetric, ModelCard
+from effllava_optuna.surgery.export.model_card import render_model_card
+
+if TYPE_CHECKING:
+    from effllava_optuna.surgery import LoadedModel
+
+CARD = ModelCard(
+    "64 questions.", (CardMetric("accuracy, test", 0.9, 0.85, 0.95), CardMetric("ms", 2.5))
+)
+
+
+def test_a_card_has_the_measurements_and_their_data(pruned: LoadedModel) -> None:
+    text = render_model_card(pruned, CARD, "portable")
+    assert "| accuracy, test | 0.900 [0.850, 0.950] |" in text
+    assert "| ms | 2.500 |" in text
+    assert "64 questions." in text
+
+
+def test_a_card_loads_the_model_by_its_form_and_its_processor(pruned: LoadedModel) -> None:
+    native, portable = (render_model_card(pruned, CARD, form) for form in ("native", "portable"))
+    assert "load_pruned(" in native
+    assert "load_pruned" not in portable
+    assert "AutoProcessor" in portable
+    text_model = replace(pruned, processor=pruned.processor.tokenizer)
+    decoder = render_model_card(text_model, CARD, "portable")
+    assert "AutoModelForCausalLM" in decoder
+    assert "AutoProcessor" not in decoder

@@ -1,0 +1,110 @@
+"""Portable exports: padded to sizes that a stock configuration can express."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from effllava_optuna import export, load, rank_units, sliced
+from effllava_optuna.errors import ExportError, ModelError
+from effllava_optuna.policy import Kind, Policy
+from effllava_optuna.surgery import LoadedModel, VerifiedExport, pad_to_stock_sizes
+from effllava_optuna.surgery.export.comparison import compute_outputs
+from effllava_optuna.surgery.export.verification import main
+from tests.surgery.export.pruned_models import last_logits, prune
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from effllava_optuna.tasks import Batch
+
+
+@pytest.fixture(scope="module")
+def small(make_llava: Callable[..., LoadedModel]) -> LoadedModel:
+    return prune(make_llava(attention_bias=True, mlp_bias=True))
+
+
+@pytest.fixture(scope="module")
+def exported(
+    small: LoadedModel, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, VerifiedExport]:
+    """A portable export that was verified in a fresh process."""
+    directory = tmp_path_factory.mktemp("exports") / "portable"
+    return directory, export(small, directory, form="portable")
+
+
+def test_a_portable_export_loads_in_stock_transformers(
+    exported: tuple[Path, VerifiedExport], small: LoadedModel, batch: Batch
+) -> None:
+    directory, verified = exported
+    assert verified.loader == ("AutoModelForImageTextToText",)
+    assert verified.generation_equal
+    assert 0 < verified.padded < 1
+    loaded = load(directory, device="cpu")
+    assert type(loaded.model).__module__.startswith("transformers.")
+    assert "effllava_plan" not in json.loads((directory / "config.json").read_text())
+    torch.testing.assert_close(last_logits(loaded, batch), last_logits(small, batch))
+    widths = {(component.kind, component.width) for component in loaded.structure.components}
+    assert len(widths) == 2
+
+
+def test_verification_reports_nan_and_other_tokens_as_differences(
+    exported: tuple[Path, VerifiedExport],
+    small: LoadedModel,
+    batch: Batch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    outputs = compute_outputs(small.model, batch.inputs)
+    outputs["logits"][0, 0] = torch.nan
+    outputs["tokens"][0, 0] += 1
+    inputs_file, outputs_file = str(tmp_path / "inputs"), str(tmp_path / "outputs")
+    save_file({name: value.contiguous() for name, value in batch.inputs.items()}, inputs_file)
+    save_file(outputs, outputs_file)
+    main(str(exported[0]), inputs_file, outputs_file, "cpu", "float32")
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["logit_difference"] != result["logit_difference"]
+    assert result["generation_equal"] is False
+
+
+def test_a_portable_export_is_checked_for_changed_files(
+    exported: tuple[Path, VerifiedExport], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in exported[0].iterdir():
+        content = bytearray(file.read_bytes())
+        if file.name == "model.safetensors":
+            content[-1] ^= 1
+        (copy / file.name).write_bytes(content)
+    with pytest.raises(ModelError, match=r"model\.safetensors is not the file"):
+        load(copy, device="cpu")
+
+
+def test_a_bias_that_the_stock_model_does_not_have_is_not_portable(
+    pruned: LoadedModel, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=r"biases that its configuration cannot exp.* native"):
+        export(pruned, tmp_path / "it", form="portable")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_uniform_policy_is_portable_without_padding(
+    make_llava: Callable[..., LoadedModel],
+) -> None:
+    dense = make_llava()
+    structure = dense.structure
+    policy = Policy.of(
+        structure, [2 if component.kind is Kind.ATTN else 9 for component in structure.components]
+    )
+    uniform = sliced(dense, policy, rank_units(dense))
+    padded = pad_to_stock_sizes(uniform).model
+    assert padded.num_parameters() == uniform.model.num_parameters()
+    config = padded.config.text_config
+    assert (config.num_key_value_heads, config.num_attention_heads) == (2, 4)
+    assert (config.head_dim, config.intermediate_size) == (8, 9)

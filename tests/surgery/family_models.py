@@ -1,0 +1,57 @@
+"""Verified models of the families, and random policies for them."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from effllava_optuna.policy import Kind, ModelStructure, Policy, Ranking
+from effllava_optuna.surgery import LoadedModel, verify_structure
+from tests.surgery.families import FAMILIES, Family
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Logits are near 3. The same sums in another order, in float32.
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
+
+
+@functools.cache
+def load_family(name: str) -> LoadedModel:
+    """Load all prunable parts of a family, verified. Tests must leave the model unchanged."""
+    family = FAMILIES[name]
+    loaded = LoadedModel.of(family.build(), None, name, towers=None, depth=True)
+    return verify_structure(loaded, family.inputs())
+
+
+def text_decoder(config: str, **settings: Any) -> Any:
+    """Create a text decoder with other settings than those of its family."""
+    return Family(config, {**FAMILIES["llama"].settings, **settings}, {}).build()
+
+
+def text_inputs() -> dict[str, torch.Tensor]:
+    return FAMILIES["llama"].inputs()
+
+
+def verified_text(model: Any) -> LoadedModel:
+    return verify_structure(LoadedModel.of(model, None, "text", depth=True), text_inputs())
+
+
+def random_policy(structure: ModelStructure, seed: int) -> tuple[Policy, Ranking]:
+    """Draw a policy and a ranking; about a third of the blocks are removed."""
+    rng = np.random.default_rng(seed)
+    widths = [
+        int(rng.random() > 0.35) if c.kind is Kind.BLOCK else int(rng.integers(1, c.width + 1))
+        for c in structure.components
+    ]
+    scores = {component.id: rng.random(component.width) for component in structure.components}
+    return Policy.of(structure, widths), Ranking.from_scores(structure, "random", scores)
+
+
+@torch.no_grad()
+def compute_logits(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    logits: torch.Tensor = model(**inputs).logits.float()
+    return logits

@@ -1,0 +1,120 @@
+"""Removing blocks renumbers all that refers to blocks by number."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from effllava_optuna.policy import Kind, Policy
+from effllava_optuna.surgery import (
+    LoadedModel,
+    masked,
+    pad_to_stock_sizes,
+    sliced,
+    verify_structure,
+)
+from effllava_optuna.surgery.export.checkpoint_files import size_plan, write_checkpoint
+from effllava_optuna.surgery.loading.loader import read_model
+from tests.surgery.families import FAMILIES
+from tests.surgery.family_models import (
+    CLOSE,
+    compute_logits,
+    random_policy,
+    text_decoder,
+    text_inputs,
+    verified_text,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_SPARSE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16}
+
+
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        ("Qwen3MoeConfig", {**_SPARSE, "mlp_only_layers": [0, 2, 4]}),
+        (
+            "Glm4MoeConfig",
+            {
+                **_SPARSE, "first_k_dense_replace": 2, "n_routed_experts": 4, "n_group": 1,
+                "topk_group": 1,
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_fields_that_number_sparse_blocks_are_renumbered(
+    config: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    loaded = verified_text(text_decoder(config, num_hidden_layers=5, **settings))
+    assert [block.component.layer for block in loaded.blocks] == [1, 2, 3, 4]
+    widths = [
+        0 if component.id == "language.01.block" else component.width
+        for component in loaded.structure.components
+    ]
+    _, ranking = random_policy(loaded.structure, 0)
+    small = sliced(loaded, Policy.of(loaded.structure, widths), ranking)
+    write_checkpoint(small, tmp_path / "small", size_plan(small))
+    reloaded = read_model(tmp_path / "small", "small").eval()
+    expected = compute_logits(small.model, text_inputs())
+    torch.testing.assert_close(compute_logits(reloaded, text_inputs()), expected, **CLOSE)
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("groups", [1, 2])
+def test_settings_of_single_blocks_move_with_them(groups: int, tmp_path: Path) -> None:
+    """A gemma4 stores by number which blocks have another head size or other key/value heads."""
+    family = FAMILIES["gemma4"]
+    changes = {
+        "hidden_size_per_layer_input": 0,
+        "num_hidden_layers": 5,
+        "layer_types": ["sliding_attention", "full_attention"] * 2 + ["full_attention"],
+        "attention_k_eq_v": groups == 1,
+        "num_global_key_value_heads": groups,
+    }
+    text_config = family.settings["text_config"] | changes
+    model = family._replace(settings={**family.settings, "text_config": text_config}).build()
+    inputs, config = family.inputs(), model.config.to_dict()
+    loaded = verify_structure(LoadedModel.of(model, None, "gemma4", depth=True), inputs)
+    assert [block.component.layer for block in loaded.blocks] == [1, 2, 3]
+    removed = ("language.01.block", "language.02.block")
+    widths = [0 if c.id in removed else max(c.width // 2, 1) for c in loaded.structure.components]
+    policy, ranking = Policy.of(loaded.structure, widths), random_policy(loaded.structure, 0)[1]
+    with masked(loaded, policy, ranking):
+        expected = compute_logits(model, inputs)
+    small = sliced(loaded, policy, ranking)
+    torch.testing.assert_close(compute_logits(small.model, inputs), expected, **CLOSE)
+    for exported in (small, pad_to_stock_sizes(small)):
+        plan = size_plan(exported)
+        assert exported is small or not plan["linears"]
+        write_checkpoint(exported, tmp_path / "small", plan if exported is small else None)
+        reloaded = read_model(tmp_path / "small", "small").eval()
+        torch.testing.assert_close(compute_logits(reloaded, inputs), expected, **CLOSE)
+    assert model.config.to_dict() == config
+
+
+def test_a_block_stays_if_no_field_can_describe_the_model_without_it() -> None:
+    """With one sparse block in two, only the last block can be removed."""
+    model = text_decoder("Qwen3MoeConfig", num_hidden_layers=5, decoder_sparse_step=2, **_SPARSE)
+    loaded = verified_text(model)
+    assert [block.component.layer for block in loaded.blocks] == [4]
+    reasons = {part.id: part.reason for part in loaded.unprunable}
+    assert reasons["language.02.block"].startswith("a place that the configuration gives to")
+
+
+@pytest.mark.parametrize("queries", [[1, 4, 2], [4, 1, 1]])
+def test_a_single_query_head_of_a_single_key_head_stays_a_query_head(queries: list[int]) -> None:
+    loaded = verified_text(text_decoder("LlamaConfig", num_key_value_heads=1))
+    widths = [
+        queries[component.layer] if component.kind is Kind.ATTN else component.width
+        for component in loaded.structure.components
+    ]
+    _, ranking = random_policy(loaded.structure, 0)
+    small = sliced(loaded, Policy.of(loaded.structure, widths), ranking)
+    padded = pad_to_stock_sizes(small)
+    assert not size_plan(padded)["linears"]
+    expected = compute_logits(small.model, text_inputs())
+    torch.testing.assert_close(compute_logits(padded.model, text_inputs()), expected, **CLOSE)

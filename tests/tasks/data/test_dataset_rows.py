@@ -1,0 +1,122 @@
+"""Reading of datasets from files, directories and the hub; messages name what is unusable."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+
+from effllava_optuna.errors import TaskError
+from effllava_optuna.tasks import DataTask, Split
+from effllava_optuna.tasks.data.dataset_rows import read_split, split_names
+from tests.tasks.row_tasks import benchmark_task, write_rows
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"question": "a", "answer": "b"}\n{"question": "\xff"}\n', "line 2 is not valid UTF-8"),
+        (b'{"question": "a", "answer": "b"}\n{"question": \n', "line 2 is not valid JSON"),
+        (
+            b'{"question": "a", "answer": "b"}\n[1]\n',
+            "line 2 is not valid JSON: it is not an object",
+        ),
+        (b"", "mine.jsonl, split 'mine', is empty"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "mine.jsonl").write_bytes(content)
+    with pytest.raises(TaskError, match=message) as caught:
+        read_split(str(tmp_path / "mine.jsonl"), "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_cells_of_a_csv_stay_texts(tmp_path: Path) -> None:
+    answers = ["3", "007", "1.10", "None", "NA", "", "true", '"a, b"', "2020-01-01", "é"]
+    lines = ["question,answer", *(f"q?,{answer}" for answer in answers)]
+    file = tmp_path / "mine.csv"
+    file.write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
+    read = [row["answer"] for row in read_split(str(file), "train").iterate_texts()]
+    assert read == [answer.strip('"') for answer in answers]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"question,answer\na,b\na,b,c\n", "line 3 does not have as many cells as the first"),
+        (b"question,answer\na,b\na\n", "line 3 does not have as many cells as the first"),
+        (b"question,answer\n", "mine.csv, split 'mine', is empty"),
+        (b"", "mine.csv, split 'mine', is empty"),
+        (b"question,answer\n\xe9,b\n", "UnicodeDecodeError: .*can't decode byte 0xe9"),
+    ],
+)
+def test_a_bad_csv_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "mine.csv").write_bytes(content)
+    with pytest.raises(TaskError, match=message) as caught:
+        read_split(str(tmp_path / "mine.csv"), "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_texts_that_look_like_dates_stay_texts(tmp_path: Path) -> None:
+    rows = [{"question": "when?", "answer": [f"2020-01-{day}"]} for day in range(10, 30)]
+    read = read_split(write_rows(tmp_path, rows), "train")
+    assert [row["answer"] for row in read.iterate_texts()] == [row["answer"] for row in rows]
+    (tmp_path / "mine.json").write_text(json.dumps(rows))
+    read = read_split(str(tmp_path / "mine.json"), "train")
+    assert [row["answer"] for row in read.iterate_texts()] == [row["answer"] for row in rows]
+
+
+def test_an_error_of_datasets_becomes_one_line_with_its_cause(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"question": "a", "question": "b"}\n')
+    with pytest.raises(TaskError, match="specified twice"):
+        read_split(str(tmp_path / "mine.jsonl"), "train")
+    assert capfd.readouterr().err == ""
+
+
+def test_the_layout_of_a_download_from_the_hub_is_supported(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"question": ["a?"] * 20, "answer": ["b"] * 20})
+    (tmp_path / "data").mkdir()
+    rows.to_parquet(tmp_path / "data" / "train-00000-of-00001-0123456789abcdef.parquet")
+    rows.select(range(3)).to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
+    assert split_names(str(tmp_path)) == ["test", "train"]
+    assert len(read_split(str(tmp_path), "train")) == 20
+
+
+def test_a_missing_split_is_named_with_the_existing_ones(drawn: Path) -> None:
+    with pytest.raises(TaskError, match=r"no split 'dev'; it has train, validation, test"):
+        benchmark_task(drawn, "scienceqa", sources={"proxy": "dev"}).samples(Split.PROXY)
+    with pytest.raises(TaskError, match=r"no split 'dev'; it has test, val"):
+        benchmark_task(drawn, "vizwiz", sources={"proxy": "dev"}).samples(Split.PROXY)
+
+
+def test_an_empty_split_is_named(tmp_path: Path) -> None:
+    kinds = {"question": datasets.Value("string"), "answer": datasets.Value("string")}
+    empty = datasets.Dataset.from_dict(
+        {"question": [], "answer": []}, features=datasets.Features(kinds)
+    )
+    full = datasets.Dataset.from_dict({"question": ["a?"] * 20, "answer": ["b"] * 20})
+    datasets.DatasetDict(train=full, validation=empty, test=full).save_to_disk(tmp_path / "d")
+    (tmp_path / "files").mkdir()
+    for name in ("train", "test"):
+        full.to_parquet(tmp_path / "files" / f"{name}.parquet")
+    empty.to_parquet(tmp_path / "files" / "validation.parquet")
+    for place in ("d", "files"):
+        with pytest.raises(TaskError, match=r"split 'validation', is empty"):
+            DataTask("qa", str(tmp_path / place), proxy=8).samples(Split.PROXY)
+
+
+@pytest.mark.parametrize("data", ["nowhere", "./nowhere", "nowhere.parquet", "/no/where/at/all"])
+def test_a_missing_path_is_refused_without_a_request_to_the_hub(data: str) -> None:
+    with pytest.raises(TaskError, match="there is no such file or directory"):
+        DataTask("qa", data).samples(Split.PROXY)
+
+
+def test_the_message_about_an_unreachable_hub_has_a_cure(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"'derek-thomas/ScienceQA' cannot be read") as caught:
+        DataTask("scienceqa").samples(Split.PROXY)
+    assert "task.data = DIR" in caught.value.hint
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,70 @@
+"""`check --deep` reports unusable samples before a study begins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.study_fixtures import invoke
+
+CONFIG = """
+[model]
+path = "digits-vlm"
+[task]
+name = "qa"
+data = "mine.jsonl"
+proxy = 8
+validation = 4
+test = 4
+"""
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number in range(24):
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        rows.append({"id": str(number), "image": f"{number}.png", "question": "q?"})
+    return [row | {"answer": "3"} for row in rows]
+
+
+def check_deep(where: Path, rows: list[dict[str, Any]]) -> tuple[int, str]:
+    (where / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (where / "study.toml").write_text(CONFIG)
+    result = invoke("check", where / "study.toml", "--deep", check=False)
+    assert result.stderr.count("\n") == (1 if result.returncode else 0)
+    return result.returncode, result.stderr
+
+
+def test_rows_that_can_be_used_pass(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    assert check_deep(tmp_path, rows) == (0, "")
+
+
+def test_an_image_of_an_unused_row_is_opened_too(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    for number, row in enumerate(rows):
+        (tmp_path / row["image"]).write_bytes(b"no image %d" % number)
+    code, message = check_deep(tmp_path, rows)
+    assert code == 2
+    assert message.count("cannot be opened") == 3
+    assert f"{len(rows) - 3} more cannot be used. Replace the file" in message
+
+
+def test_an_image_token_in_a_question_is_reported(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    code, message = check_deep(tmp_path, [row | {"question": "see <image>"} for row in rows])
+    assert (code, "has '<image>' in its question" in message) == (2, True)
+    assert "13 more cannot be used" in message
+
+
+def test_options_with_the_same_first_token_are_reported(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    code, message = check_deep(tmp_path, [row | {"choices": ["3", "4", "5"]} for row in rows])
+    assert (code, "two of its answers begin with the same token" in message) == (2, True)
