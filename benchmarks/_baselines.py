@@ -9,11 +9,11 @@ from _counting import evaluator_of
 from _outcome import best, measure_choice
 
 from effllava_optuna.allocation import uniform_policies
-from effllava_optuna.calibration.procedure import calibration_batch
+from effllava_optuna.calibration.calibration_run import calibration_batch
 from effllava_optuna.policy import Policy
 from effllava_optuna.samplers import LevelGrid, repair, switch
 from effllava_optuna.surgery import collect_statistics
-from effllava_optuna.surgery.importance.ranking import score_units
+from effllava_optuna.surgery.importance.criteria import score_units
 from effllava_optuna.tasks import encode_with_answers
 
 if TYPE_CHECKING:

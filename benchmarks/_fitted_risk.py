@@ -12,7 +12,7 @@ from _pool import SOURCE, ensure_pool, pool_file
 from _risks import STATIC, drawn_risks, norms_of
 from _studies import StudyRunner, load_once
 
-from effllava_optuna.calibration.procedure import calibration_batch
+from effllava_optuna.calibration.calibration_run import calibration_batch
 from effllava_optuna.objectives import (
     encode_samples,
     risk,

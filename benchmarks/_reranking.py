@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from _counting import CountingEvaluator, with_evaluator
 
-from effllava_optuna.calibration.procedure import calibration_batch
+from effllava_optuna.calibration.calibration_run import calibration_batch
 from effllava_optuna.objectives import risk, risk_table
 from effllava_optuna.search.epochs import EpochRegistry
 from effllava_optuna.search.evaluator import Evaluator

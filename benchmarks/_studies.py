@@ -27,9 +27,9 @@ from _results import provenance
 from _shared_latency import SHORT_TIMING, ensure_latency_table
 from optuna.storages import InMemoryStorage
 
+from effllava_optuna.calibration.calibration_run import calibrate
 from effllava_optuna.calibration.inputs import study_inputs
-from effllava_optuna.calibration.procedure import calibrate
-from effllava_optuna.calibration.stages import silent
+from effllava_optuna.calibration.stage_callback import silent
 from effllava_optuna.objectives import Stopwatch, Workload, encode_samples, whole_ms
 from effllava_optuna.policy import Policy
 from effllava_optuna.search.runner import search

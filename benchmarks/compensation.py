@@ -36,7 +36,7 @@ from _records import add_records, read_records
 from _results import RESULTS, provenance, put_section
 
 from effllava_optuna import Policy, load
-from effllava_optuna.calibration.procedure import calibration_batch
+from effllava_optuna.calibration.calibration_run import calibration_batch
 from effllava_optuna.objectives import encode_samples, score_policy, split_folds
 from effllava_optuna.surgery import (
     FULL_FIT,

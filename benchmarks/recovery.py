@@ -20,9 +20,9 @@ from _means import markdown
 from _results import HERE, provenance, put_section, write_figures
 
 from effllava_optuna import Policy, sliced
+from effllava_optuna.calibration.calibration_run import calibrate
 from effllava_optuna.calibration.inputs import study_inputs
-from effllava_optuna.calibration.procedure import calibrate
-from effllava_optuna.calibration.stages import silent
+from effllava_optuna.calibration.stage_callback import silent
 from effllava_optuna.evaluation.checkpoint_recovery import measure_accuracy
 from effllava_optuna.study import load_config
 from effllava_optuna.surgery import FULL_FIT

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery.export.checkpoint import export as export
     from effllava_optuna.surgery.export.checkpoint import load_pruned as load_pruned
     from effllava_optuna.surgery.export.onnx_export import export_onnx as export_onnx
-    from effllava_optuna.surgery.importance.ranking import rank_units as rank_units
+    from effllava_optuna.surgery.importance.criteria import rank_units as rank_units
     from effllava_optuna.surgery.loading.loader import load as load
     from effllava_optuna.surgery.structure.loaded_model import LoadedModel as LoadedModel
 

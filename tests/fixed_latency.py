@@ -74,7 +74,7 @@ def fixed_table(
 def latency_is_fixed() -> Iterator[None]:
     """Calibrate every study of this process with the fixed table."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("effllava_optuna.calibration.procedure.measure_table", fixed_table)
+        patch.setattr("effllava_optuna.calibration.calibration_run.measure_table", fixed_table)
         yield
 
 

@@ -21,9 +21,9 @@ from click.testing import CliRunner
 from filelock import FileLock
 from optuna.storages import InMemoryStorage
 
+from effllava_optuna.calibration.calibration_run import calibrate
 from effllava_optuna.calibration.inputs import study_inputs
-from effllava_optuna.calibration.procedure import calibrate
-from effllava_optuna.calibration.stages import silent
+from effllava_optuna.calibration.stage_callback import silent
 from effllava_optuna.cli.program import main
 from effllava_optuna.config.schema import StudyConfig
 from effllava_optuna.search.runner import begin

@@ -68,7 +68,7 @@ def init(
     file = out or Path(f"{_file_name(model)}-{_file_name(task)}.toml")
     _check_path(file, overwrite=overwrite)
     quiet_transformers()
-    from effllava_optuna.config.proposal import StudyRequest, propose_study
+    from effllava_optuna.config.study_proposal import StudyRequest, propose_study
 
     proposal = propose_study(
         StudyRequest(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from effllava_optuna.calibration.stages import StageCallback
+    from effllava_optuna.calibration.stage_callback import StageCallback
     from effllava_optuna.surgery import LoadedModel
     from effllava_optuna.tasks import Sample, Task
     from effllava_optuna.training import Adaptation

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from effllava_optuna.calibration.stages import StageCallback
+    from effllava_optuna.calibration.stage_callback import StageCallback
     from effllava_optuna.config.schema import StudyConfig
     from effllava_optuna.storage.location import StudyLocation
     from effllava_optuna.surgery import LoadedModel

@@ -3,8 +3,8 @@
 from effllava_optuna.policy.component import Component, ComponentId, Kind
 from effllava_optuna.policy.cost import CostModel, Costs, latency_costs, parameter_costs
 from effllava_optuna.policy.front import hypervolume, pareto, spread
-from effllava_optuna.policy.importance import Ranking
 from effllava_optuna.policy.policy import Policy
+from effllava_optuna.policy.ranking import Ranking
 from effllava_optuna.policy.record import (
     TrialRecord,
     finalists,

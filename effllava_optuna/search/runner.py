@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from effllava_optuna.calibration.inputs import study_inputs
 from effllava_optuna.calibration.latency_file import check_file
-from effllava_optuna.calibration.stages import silent
+from effllava_optuna.calibration.stage_callback import silent
 from effllava_optuna.errors import StudyError
 from effllava_optuna.samplers import fail_lost_trials, slot_of
 from effllava_optuna.search.final_selection import FinalSelection
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-    from effllava_optuna.calibration.stages import StageCallback
+    from effllava_optuna.calibration.stage_callback import StageCallback
     from effllava_optuna.config.schema import StudyConfig
     from effllava_optuna.policy import TrialRecord
     from effllava_optuna.search.session import SearchSession

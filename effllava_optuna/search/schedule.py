@@ -17,7 +17,7 @@ from effllava_optuna.storage.trial_records import effective_records
 if TYPE_CHECKING:
     from optuna import Study
 
-    from effllava_optuna.calibration.stages import StageCallback
+    from effllava_optuna.calibration.stage_callback import StageCallback
     from effllava_optuna.policy import CostModel, Policy
     from effllava_optuna.search.epochs import EpochRegistry
     from effllava_optuna.search.evaluator import Evaluator

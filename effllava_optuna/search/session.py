@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.allocation import uniform_by_kind, uniform_policies
 from effllava_optuna.calibration.calibration import Calibration
+from effllava_optuna.calibration.calibration_run import calibrate
 from effllava_optuna.calibration.environment import check_environment
-from effllava_optuna.calibration.procedure import calibrate
-from effllava_optuna.calibration.stages import silent
+from effllava_optuna.calibration.stage_callback import silent
 from effllava_optuna.errors import StudyError
 from effllava_optuna.objectives import describe_task, groups_of, number_groups
 from effllava_optuna.samplers import Seed
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from optuna import Study
 
     from effllava_optuna.calibration.inputs import StudyInputs
-    from effllava_optuna.calibration.stages import StageCallback
+    from effllava_optuna.calibration.stage_callback import StageCallback
     from effllava_optuna.config.schema import StudyConfig
     from effllava_optuna.objectives import Stopwatch
     from effllava_optuna.policy import CostModel, Policy

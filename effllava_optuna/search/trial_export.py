@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from effllava_optuna.calibration.procedure import calibration_batch
+from effllava_optuna.calibration.calibration_run import calibration_batch
 from effllava_optuna.objectives import LIKELIEST
 from effllava_optuna.policy import Policy
 from effllava_optuna.storage.names import EXPORTED, RESULTS, TASK

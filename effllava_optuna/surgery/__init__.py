@@ -33,8 +33,8 @@ from effllava_optuna.surgery.export.model_card import CardMetric, ModelCard
 from effllava_optuna.surgery.export.onnx_export import VerifiedOnnxExport, export_onnx, verify_onnx
 from effllava_optuna.surgery.export.stock_sizes import pad_to_stock_sizes, restrict_to_stock_sizes
 from effllava_optuna.surgery.importance.calibration_batch import CalibrationBatch
+from effllava_optuna.surgery.importance.criteria import IMPORTANCES, rank_units
 from effllava_optuna.surgery.importance.moments import Moments, WeightedSums
-from effllava_optuna.surgery.importance.ranking import IMPORTANCES, rank_units
 from effllava_optuna.surgery.importance.unit_statistics import UnitStatistics, collect_statistics
 from effllava_optuna.surgery.loading.checkpoint_outline import (
     CheckpointOutline,

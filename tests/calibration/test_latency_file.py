@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from effllava_optuna.calibration.calibration_run import calibrate
 from effllava_optuna.calibration.inputs import study_inputs
 from effllava_optuna.calibration.latency_file import (
     facts_of,
@@ -15,7 +16,6 @@ from effllava_optuna.calibration.latency_file import (
     restored_table,
     store_table,
 )
-from effllava_optuna.calibration.procedure import calibrate
 from effllava_optuna.config.loading import load_config
 from effllava_optuna.config.schema import StudyConfig
 from effllava_optuna.errors import StudyError

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from optuna.storages import InMemoryStorage
 
+from effllava_optuna.calibration.calibration_run import calibrate
 from effllava_optuna.calibration.environment import check_environment, manifest_of
 from effllava_optuna.calibration.inputs import study_inputs
-from effllava_optuna.calibration.procedure import calibrate
-from effllava_optuna.calibration.stages import silent
+from effllava_optuna.calibration.stage_callback import silent
 from effllava_optuna.config.user_functions import import_function, user_functions
 from effllava_optuna.errors import ConfigError, StudyError
 from effllava_optuna.policy import Policy

@@ -14,7 +14,7 @@ import torch
 
 from effllava_optuna.errors import ModelError
 from effllava_optuna.policy import Ranking
-from effllava_optuna.policy.importance import rank_component
+from effllava_optuna.policy.ranking import rank_component
 from effllava_optuna.surgery.apply.arrangement import current_ranking
 from effllava_optuna.surgery.apply.compensation_table import FittedOutput
 from effllava_optuna.surgery.compensation.least_squares import (
@@ -25,7 +25,7 @@ from effllava_optuna.surgery.compensation.least_squares import (
     sum_folds,
 )
 from effllava_optuna.surgery.compensation.memory_limit import split_by_memory
-from effllava_optuna.surgery.importance.ranking import (
+from effllava_optuna.surgery.importance.criteria import (
     DATA_FREE,
     check_importance,
     goal_of,

@@ -19,7 +19,7 @@ from effllava_optuna.surgery import (
     arranged,
     rank_units,
 )
-from effllava_optuna.surgery.importance.ranking import OBS_DAMPING, elimination_order
+from effllava_optuna.surgery.importance.criteria import OBS_DAMPING, elimination_order
 from tests.surgery.twins import ReferenceObservation, margin, unit_columns
 
 if TYPE_CHECKING:

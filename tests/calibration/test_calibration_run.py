@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from effllava_optuna.calibration.calibration import Calibration
+from effllava_optuna.calibration.calibration_run import calibrate
 from effllava_optuna.calibration.inputs import study_inputs
-from effllava_optuna.calibration.procedure import calibrate
 from effllava_optuna.config.loading import load_config
 from effllava_optuna.errors import StudyError
 from tests.study_fixtures import write_tiny

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from effllava_optuna.calibration.inputs import StudyInputs
-    from effllava_optuna.calibration.stages import StageCallback
+    from effllava_optuna.calibration.stage_callback import StageCallback
     from effllava_optuna.objectives import LatencyTable, Stopwatch
     from effllava_optuna.policy import ComponentId
     from effllava_optuna.surgery import CompensatedRanking
