@@ -142,16 +142,20 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
 def _latency_note(table: Mapping[str, Any]) -> str:
     """Describe the timed workload and the error of the latency table."""
     origin = table["origin"]
-    threads = f", {origin['threads']} threads" if origin["threads"] else ""
+    threads = f", {_count(origin['threads'], 'thread')}" if origin["threads"] else ""
+    prompts = f"{_count(origin['batch'], 'prompt')} of {origin['prompt_tokens']} tokens"
     note = (
-        f"ms: latency of {origin['batch']} prompts of {origin['prompt_tokens']} tokens and "
-        f"{origin['new_tokens']} new tokens, in {origin['dtype']} on {origin['device']}{threads}. "
-        f"The predicted latency of {table['checks']} random policies is off by "
-        f"{table['error']:.1%} (mean)."
+        f"ms: latency of {prompts} and {_count(origin['new_tokens'], 'new token')}, in "
+        f"{origin['dtype']} on {origin['device']}{threads}. The predicted latency of "
+        f"{table['checks']} random policies is off by {table['error']:.1%} (mean)."
     )
     if table["launched"]:
         note += f" It includes the time to launch kernels: {', '.join(table['launched'])}."
     return note
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _grading_notes(document: Mapping[str, Any]) -> list[str]:

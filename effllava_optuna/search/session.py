@@ -129,7 +129,14 @@ def open_session(
         seeds=tuple(Seed(space.encode(p), "anchor") for p in _anchors(evaluator, costs)),
     )
     epochs = EpochRegistry(control_study, artifact_store, first)
-    schedule = EpochSchedule(study, evaluator, epochs, costs, report_stage, endless=endless)
+    schedule = EpochSchedule(
+        study=study,
+        evaluator=evaluator,
+        epochs=epochs,
+        costs=costs,
+        report_stage=report_stage,
+        endless=endless,
+    )
     sampler = make_sampler(inputs, calibration, lambda _: schedule.view())
     study.sampler = sampler
     return SearchSession(
