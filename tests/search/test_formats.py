@@ -28,7 +28,7 @@ def test_a_study_runs_from_rows_to_the_evaluation_of_its_export(
     file = Path(shutil.copy(ROOT / "studies" / f"drawn-{name}.toml", tmp_path))
     (tmp_path / "drawn").symlink_to(drawn)
     config = load_config(file)
-    assert "opening the pictures" in invoke("check", file, "--deep").stdout
+    assert "checking the samples" in invoke("check", file, "--deep").stdout
     printed = " ".join(invoke("run", file).stdout.split())
     report = found("report", file)
     trials = report["trials"]
