@@ -138,7 +138,7 @@ def check_study_file(block: Block) -> None:
     document = tomllib.loads(block.text)
     names = REQUIRED_TABLES | document
     tables = {name: REQUIRED_TABLES.get(name, {}) | document.get(name, {}) for name in names}
-    StudyConfig.of(tables, place=str(block))
+    StudyConfig.of(tables, source=str(block))
 
 
 def check_command(block: Block, words: list[str]) -> None:

@@ -29,7 +29,7 @@ def load_config(path: str | Path, changes: tuple[str, ...] = ()) -> StudyConfig:
     if isinstance(document["study"], dict):
         document["study"].setdefault("name", file.stem)
     _resolve_paths(document, file.parent)
-    return StudyConfig.of(document, place=str(file))
+    return StudyConfig.of(document, source=str(file))
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

@@ -308,20 +308,20 @@ class StudyConfig(_Settings):
         return self.export.form or default
 
     @staticmethod
-    def of(document: dict[str, Any], *, place: str = "study") -> StudyConfig:
-        """Validate the content of a study file, which messages call ``place``.
+    def of(document: dict[str, Any], *, source: str = "study") -> StudyConfig:
+        """Validate the content of a study file, which messages call ``source``.
 
         Raises:
-            ConfigError: The content is not valid; the message names the place, the key, the value
+            ConfigError: The content is not valid; the message names the source, the key, the value
                 and the cure of the first fault.
         """
         try:
             return StudyConfig.model_validate_json(json.dumps(document, default=str))
         except ValidationError as error:
-            raise config_error(error, place, StudyConfig) from error
+            raise config_error(error, source, StudyConfig) from error
         except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError(
-                f"{place}: {error}.", hint="Use TOML strings and numbers."
+                f"{source}: {error}.", hint="Use TOML strings and numbers."
             ) from error
 
     def document(self) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def propose_study(request: StudyRequest) -> ProposedStudy:
     cost = estimate_cost(config, size, hardware)
     summary = _summary(request, outline, config, describe_cost(cost, hardware))
     text = format_study_file(summary, tables)
-    if StudyConfig.of(parse_study_file(text), place=str(request.out)) != config:
+    if StudyConfig.of(parse_study_file(text), source=str(request.out)) != config:
         raise ConfigError(
             f"{request.model!r} cannot be written into a study file.",
             hint="Use a name without control characters.",
@@ -133,7 +133,7 @@ def _config(request: StudyRequest, tables: Tables) -> StudyConfig:
     }
     for name, table in tables.items():
         document[name] = document.get(name, {}) | table
-    return StudyConfig.of(document, place="init")
+    return StudyConfig.of(document, source="init")
 
 
 def _budget(request: StudyRequest) -> dict[str, float]:

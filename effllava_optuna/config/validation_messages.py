@@ -20,8 +20,8 @@ RENAMED_KEYS = {  # of study files of older versions
 RENAMED_VALUES = {("quality.risk", "refit"): "compensated"}
 
 
-def config_error(error: ValidationError, place: str, model: type[BaseModel]) -> ConfigError:
-    """Return the error about the first fault of ``place``, which was validated by ``model``."""
+def config_error(error: ValidationError, source: str, model: type[BaseModel]) -> ConfigError:
+    """Return the error about the first fault of ``source``, which was validated by ``model``."""
     fault = error.errors()[0]
     key = ".".join(str(part) for part in fault["loc"])
     value = _shortened(repr(fault.get("input")))
@@ -29,17 +29,17 @@ def config_error(error: ValidationError, place: str, model: type[BaseModel]) -> 
     more = f" ({others} more fault{'s' if others > 1 else ''}.)" if others else ""
     if fault["type"] == "extra_forbidden":
         return ConfigError(
-            f"{place}: {key} = {value} is not a known key.{more}",
+            f"{source}: {key} = {value} is not a known key.{more}",
             hint=_key_hint(key, _keys_of(model, fault["loc"][:-1])),
         )
     if fault["type"] == "missing":
-        return ConfigError(f"{place}: {key} is missing.{more}", hint="Add it.")
+        return ConfigError(f"{source}: {key} is missing.{more}", hint="Add it.")
     if fault["type"] == "value_error":
-        return ConfigError(f"{place}: {fault['ctx']['error']}.{more}", hint="Fix the study file.")
+        return ConfigError(f"{source}: {fault['ctx']['error']}.{more}", hint="Fix the study file.")
     if not key:
-        return ConfigError(f"{place}: {fault['msg']}.", hint="Use text in Unicode.")
+        return ConfigError(f"{source}: {fault['msg']}.", hint="Use text in Unicode.")
     return ConfigError(
-        f"{place}: {key} = {value}: {fault['msg']}.{more}", hint=_value_hint(key, fault["input"])
+        f"{source}: {key} = {value}: {fault['msg']}.{more}", hint=_value_hint(key, fault["input"])
     )
 
 

@@ -91,7 +91,7 @@ def recovery_samples(config: StudyConfig, options: RecoveryOptions) -> tuple[Sam
     if options.data is not None:
         task = {key: task[key] for key in ("seed", "validation", "test")} | {"name": options.data}
     document["task"] = task | {"proxy": options.samples or config.task.proxy}
-    samples = make_task(StudyConfig.of(document, place="--data")).samples(Split.PROXY)
+    samples = make_task(StudyConfig.of(document, source="--data")).samples(Split.PROXY)
     refuse_leaks(samples, make_task(config))
     return samples
 

@@ -52,10 +52,10 @@ class EncodedBatch:
             None if pictures and samples do not correspond one to one (several tiles for each
             picture, or a vision tower that is pruned), so that rows cannot be selected.
         """
-        place = {sample.id: index for index, sample in enumerate(self.batch.samples)}
-        index = torch.tensor([place[sample.id] for sample in samples])
-        seen = self.seen.select(index)
-        return None if seen is None else replace(self, batch=self.batch.select(index), seen=seen)
+        row_of = {sample.id: row for row, sample in enumerate(self.batch.samples)}
+        rows = torch.tensor([row_of[sample.id] for sample in samples])
+        seen = self.seen.select(rows)
+        return None if seen is None else replace(self, batch=self.batch.select(rows), seen=seen)
 
 
 def split_folds(samples: Sequence[Sample], folds: int) -> tuple[tuple[Sample, ...], ...]:

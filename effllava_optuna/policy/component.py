@@ -1,4 +1,4 @@
-"""One place of a model that can be pruned."""
+"""A part of a model that can be pruned."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """One place of a model that can be pruned.
+    """A part of a model that can be pruned.
 
     Attributes:
         tower: The stack of blocks that contains it, such as ``language``.

@@ -44,7 +44,7 @@ def prepare(config: StudyConfig | str | Path, study: Study) -> SearchSession:
 
     Raises:
         ConfigError: The study file is not valid, or not the one that the study began with.
-        StudyError: The directions differ, or there is no place for artifacts.
+        StudyError: The directions differ, or no directory of artifacts is known.
     """
     config = config if isinstance(config, StudyConfig) else load_config(config)
     table = config.study.model_copy(update={"name": study.study_name})

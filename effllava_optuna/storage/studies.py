@@ -134,7 +134,7 @@ def config_of(study: Study) -> StudyConfig:
     """
     from effllava_optuna.config.schema import StudyConfig
 
-    return StudyConfig.of(study.user_attrs[CONFIG], place=f"study {study.study_name!r}")
+    return StudyConfig.of(study.user_attrs[CONFIG], source=f"study {study.study_name!r}")
 
 
 def update_failure_limits(study: Study, given: StudyConfig) -> None:
