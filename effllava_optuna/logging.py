@@ -29,12 +29,9 @@ _FORMAT = "[%(levelname)1.1s %(asctime)s] %(message)s"
 class _StderrHandler(logging.StreamHandler[TextIO]):
     """Write to the present `sys.stderr`, which tests and notebooks replace."""
 
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-
-    @property
-    def stream(self) -> TextIO:  # type: ignore[override]  # an attribute of the base class
-        return sys.stderr
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def _create_handler() -> logging.Handler:

@@ -188,14 +188,16 @@ def test_the_blocks_of_a_page_parse_and_import_what_exists(page: Path) -> None:
         check_block(block)
 
 
-def run_page(page: Path, runner: PageRunner) -> None:
-    """Run the blocks of a page in their order."""
-    for block in blocks_of(page):
+def run_page(page: Path, runner: PageRunner) -> int:
+    """Run the blocks of a page in their order; return how many of them are run."""
+    blocks = blocks_of(page)
+    for block in blocks:
         try:
             runner.run(block)
         except BaseException as error:
             error.add_note(f"in the block at {block}")
             raise
+    return sum(block.runs for block in blocks)
 
 
 RUNNING_PAGES = [page for page in PAGES if any(block.runs for block in blocks_of(page))]
@@ -214,7 +216,7 @@ class TestPagesOfTheSmallStudy:
         self, page: Path, runner: PageRunner, small_study: Path
     ) -> None:
         shutil.copytree(small_study, runner.directory, dirs_exist_ok=True)
-        run_page(page, runner)
+        assert run_page(page, runner) > 0
 
 
 class TestOtherPages:
@@ -232,7 +234,7 @@ class TestOtherPages:
     ) -> None:
         if "llava-hf/" in page.read_text(encoding="utf-8"):
             add_stand_ins(runner.directory, request.getfixturevalue("drawn"))
-        run_page(page, runner)
+        assert run_page(page, runner) > 0
 
 
 def test_the_tutorial_goes_from_a_model_to_a_smaller_one() -> None:

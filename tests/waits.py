@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 WAITING = ("item", "is_nonzero", "equal", "_local_scalar_dense", "nonzero", "masked_select")
 
 
-class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it
     """Counts what waits for the device by the library that asks, and the file."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types for it
         self.found: Counter[tuple[str, str]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -130,7 +130,8 @@ def verbosity_options() -> list[click.Parameter]:
     return [
         click.Option(
             ["-q", "--quiet"],
-            is_flag=True,
+            flag_value=0,
+            type=int,
             expose_value=False,
             callback=_set_quiet,
             help="Print only results, warnings and errors.",
@@ -199,9 +200,9 @@ def _locate_study(file: Path | None, url: str | None, name: str | None) -> Study
     return locate(url, name)
 
 
-def _set_quiet(context: click.Context, _: click.Parameter, quiet: bool) -> None:  # noqa: FBT001
-    if quiet:
-        _set_level(context, 0)
+def _set_quiet(context: click.Context, _: click.Parameter, level: int | None) -> None:
+    if level is not None:
+        _set_level(context, level)
 
 
 def _set_verbose(context: click.Context, _: click.Parameter, count: int) -> None:

@@ -22,7 +22,7 @@ def captured(run: Callable[[], object], device: torch.device) -> Callable[[], ob
         RuntimeError: ``run`` copies to the host, or does something else that cannot be captured.
     """
     with _unchecked(), torch.cuda.device(device):
-        side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types for it
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(_WARMUP):

@@ -48,11 +48,11 @@ class Policy:
 
         Args:
             structure: The structure of the model.
-            widths: One number for each component, or numbers by component id; components that
+            widths: A width for each component in order, or widths by component id; components that
                 are not named stay dense.
 
         Raises:
-            PolicyError: A number is missing or out of range, or a component does not exist.
+            PolicyError: A width is missing or out of range, or a component does not exist.
         """
         components = structure.components
         if isinstance(widths, Mapping):

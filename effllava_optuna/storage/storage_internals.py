@@ -68,8 +68,8 @@ def journal_file_of(storage: BaseStorage) -> Path | None:
 
 def grpc_address_of(storage: BaseStorage) -> str | None:
     """Return ``host:port`` of a gRPC storage proxy; None for other storages."""
-    host = getattr(storage, "_host", None)
-    return None if host is None else f"{host}:{storage._port}"  # type: ignore[attr-defined]
+    host, port = getattr(storage, "_host", None), getattr(storage, "_port", None)
+    return None if host is None else f"{host}:{port}"
 
 
 def created_copy(template: FrozenTrial, trial_id: int, number: int) -> FrozenTrial:

@@ -187,4 +187,4 @@ def test_a_malformed_command_line_is_refused(line: str, tmp_path: Path) -> None:
         other.execute("create table mine (x integer)")
     other.close()
     words = [word.strip("'") for word in line.split(" ")] if line else []
-    refused(*words, directory=tmp_path)
+    assert refused(*words, directory=tmp_path).returncode == 2

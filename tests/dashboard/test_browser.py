@@ -165,9 +165,14 @@ def overlapping(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def test_the_note_has_a_text_a_table_and_a_command(visit: Visit, screenshots: Path) -> None:
     page = visit.page
     page.goto(f"{visit.home}/note")
-    page.get_by_text("mix epochs").first.wait_for()
-    page.get_by_role("cell", name=re.compile(r"trial \d+ \(chosen\)")).wait_for()
-    page.get_by_text("effllava-optuna export").first.wait_for()
+    parts = [
+        page.get_by_text("mix epochs").first,
+        page.get_by_role("cell", name=re.compile(r"trial \d+ \(chosen\)")),
+        page.get_by_text("effllava-optuna export").first,
+    ]
+    for part in parts:
+        part.wait_for()
+        assert part.is_visible()
     visit.save_screenshot("note", screenshots)
 
 
