@@ -66,8 +66,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start a PostgreSQL server; return its URL up to the name of a database."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
-    if not found:
+    executables = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+    if not executables:
         pytest.skip("PostgreSQL is not installed")
     # The server refuses to run as root.
     root = os.geteuid() == 0
@@ -81,7 +81,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     def control(*words: str) -> None:
         subprocess.run(
-            [str(found[-1]), "-D", str(place / "data"), *words],
+            [str(executables[-1]), "-D", str(place / "data"), *words],
             check=True, stdout=subprocess.DEVNULL, cwd=place, **who,
         )  # fmt: skip
 

@@ -105,23 +105,23 @@ def test_functions_have_few_parameters() -> None:
 
 def test_docstrings_begin_with_a_specific_verb() -> None:
     vague = re.compile(r"(Give|Gives|Tell|Say|Let|Put)\b")
-    found = []
+    offences = []
     for path, tree in TREES.items():
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                 docstring = ast.get_docstring(node) or ""
                 if vague.match(docstring):
-                    found.append(f"{path.relative_to(PACKAGE)}: {docstring.splitlines()[0]}")
-    assert found == []
+                    offences.append(f"{path.relative_to(PACKAGE)}: {docstring.splitlines()[0]}")
+    assert offences == []
 
 
 def test_words_of_older_versions_are_gone() -> None:
     words = re.compile(rf"(?<![a-zA-Z])(?:{'|'.join(LEFT_OUT)})(?![a-zA-Z])", re.IGNORECASE)
-    found = []
+    offences = []
     for name in tracked_files():
         if words.search(name):
-            found.append(name)
+            offences.append(name)
         for number, line in enumerate((ROOT / name).read_text("utf-8", "replace").splitlines(), 1):
             if words.search(line):
-                found.append(f"{name}:{number}: {line.strip()[:80]}")
-    assert found == []
+                offences.append(f"{name}:{number}: {line.strip()[:80]}")
+    assert offences == []

@@ -19,7 +19,7 @@ class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch has no types for it
-        self.found: Counter[tuple[str, str]] = Counter()
+        self.counts: Counter[tuple[str, str]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name().removeprefix("aten::").partition(".")[0]
@@ -29,7 +29,7 @@ class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no
             if index is not None and index.dtype in (torch.bool, torch.uint8)
         ]
         if name in WAITING or masks:
-            self.found[self._who()] += 1
+            self.counts[self._who()] += 1
         return func(*args, **(kwargs or {}))
 
     def _who(self) -> tuple[str, str]:

@@ -24,8 +24,8 @@ def test_the_grid_has_every_pair_once(structure: ModelStructure) -> None:
 
 
 def test_uniform_policies_range_from_the_narrowest_to_dense(structure: ModelStructure) -> None:
-    found = uniform_policies(structure, widths(structure))
-    width_ratios = [policy.keep_ratio for policy in found]
+    selected = uniform_policies(structure, widths(structure))
+    width_ratios = [policy.keep_ratio for policy in selected]
     assert width_ratios == sorted(width_ratios)
     assert width_ratios[-1] == 1
-    assert [policy.widths[:2] for policy in found] == [(1, 8), (2, 16), (2, 24), (4, 32)]
+    assert [policy.widths[:2] for policy in selected] == [(1, 8), (2, 16), (2, 24), (4, 32)]

@@ -66,9 +66,9 @@ def test_a_file_keeps_one_table_of_each_origin(tmp_path: Path) -> None:
     for table in (TABLE, other, replace(TABLE, rounds=9)):
         store_table(place, table)
     assert find_table(place, other.origin, WIDTHS) == other
-    found = find_table(place, TABLE.origin, WIDTHS)
-    assert found is not None
-    assert found.rounds == 9
+    stored = find_table(place, TABLE.origin, WIDTHS)
+    assert stored is not None
+    assert stored.rounds == 9
     assert find_table(place, {"device": "c"}, WIDTHS) is None
     assert [path.name for path in tmp_path.iterdir()] == ["tables.json"]
 

@@ -96,12 +96,12 @@ def test_the_host_waits_for_a_batch_only_where_transformers_does(tiny: LoadedMod
         ]
         with arranged(tiny, ranking) as ready, Waits() as waits:
             score_policy(ready, weight_state, policy, asked)
-        assert {library for library, _ in waits.found} == {"transformers"}
+        assert {library for library, _ in waits.counts} == {"transformers"}
         # It compares the numbers of image tokens and features, for a message, too; and looks
         # whether anything is padded.
         where = {"modeling_llava.py", "import_utils.py", "masking_utils.py"}
-        assert {file for _, file in waits.found} <= where
-        assert waits.found.total() <= 4 * len(asked)
+        assert {file for _, file in waits.counts} <= where
+        assert waits.counts.total() <= 4 * len(asked)
 
 
 def test_scoring_leaves_no_tensor_that_cannot_be_trained(tiny: LoadedModel) -> None:
@@ -127,7 +127,7 @@ def test_samples_of_like_length_share_a_batch_and_score_as_they_do_alone(
     weight_state = WeightState("b", rank_units(tiny), (None,), (None,))
     policy = Policy.uniform(tiny.structure, ratio=0.5)
     asked = {size: encode_samples(tiny, samples, batch_size=size) for size in (1, 5, 16)}
-    found = {
+    losses = {
         size: {
             sample.id: value
             for sample, value in zip(
@@ -139,7 +139,7 @@ def test_samples_of_like_length_share_a_batch_and_score_as_they_do_alone(
         for size, mine in asked.items()
     }
     for size in (5, 16):
-        assert found[size] == pytest.approx(found[1], abs=1e-4)
+        assert losses[size] == pytest.approx(losses[1], abs=1e-4)
     padding = {
         size: sum(int((item.batch.inputs["attention_mask"] == 0).sum()) for item in mine)
         for size, mine in asked.items()

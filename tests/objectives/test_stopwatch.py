@@ -44,15 +44,15 @@ def test_the_reference_runs_around_every_few_and_warm_ups_do_not_count(tiny: Loa
     calls: list[str] = []
     times = {"dense": 2.0} | {f"n{index}": 1.0 for index in range(6)}
     stopwatch = stopwatch_of(tiny, warmup=1, repeats=2)
-    found = stopwatch.race(called(calls, times), "dense")
+    timings = stopwatch.race(called(calls, times), "dense")
     rounds = [calls[start : start + 9] for start in (0, 9, 18)]
     assert len(calls) == 27
     for one in rounds:
         assert [index for index, name in enumerate(one) if name == "dense"] == [0, 5, 8]
         assert sorted(one) == sorted([*times, "dense", "dense"])
     assert rounds[0] != rounds[1]  # the order differs from round to round
-    assert found["n0"]["prefill"] == Timing([1.0, 1.0], [0.5, 0.5])
-    assert found["dense"]["prefill"].typical_ms == 2.0
+    assert timings["n0"]["prefill"] == Timing([1.0, 1.0], [0.5, 0.5])
+    assert timings["dense"]["prefill"].typical_ms == 2.0
 
 
 def test_a_run_is_divided_by_the_reference_before_and_after_it(tiny: LoadedModel) -> None:
@@ -61,9 +61,9 @@ def test_a_run_is_divided_by_the_reference_before_and_after_it(tiny: LoadedModel
         "dense": lambda: {"prefill": next(dense)},
         "a": lambda: {"prefill": 4.0, "vision": 1.0},
     }
-    found = stopwatch_of(tiny, warmup=0, repeats=1).race(runs, "dense")
-    assert found["a"]["prefill"].ratio == 2.0
-    assert found["a"]["vision"].ratio == 0.5  # there is no vision in the reference
+    timings = stopwatch_of(tiny, warmup=0, repeats=1).race(runs, "dense")
+    assert timings["a"]["prefill"].ratio == 2.0
+    assert timings["a"]["vision"].ratio == 0.5  # there is no vision in the reference
 
 
 def test_rounds_go_on_until_timings_are_known_well_enough(tiny: LoadedModel) -> None:
@@ -73,9 +73,11 @@ def test_rounds_go_on_until_timings_are_known_well_enough(tiny: LoadedModel) -> 
     assert len(calls) == 9  # nothing to doubt
     noisy = iter(range(1000))
     runs = {"dense": steady["dense"], "a": lambda: {"prefill": 1.0 + next(noisy) % 5}}
-    found = stopwatch_of(tiny, warmup=0, repeats=3, seconds=60, precision=0.2).race(runs, "dense")
-    assert len(found["a"]["prefill"].ms) > 20
-    assert found["a"]["prefill"].relative_error <= 0.2
+    timings = stopwatch_of(tiny, warmup=0, repeats=3, seconds=60, precision=0.2).race(
+        runs, "dense"
+    )
+    assert len(timings["a"]["prefill"].ms) > 20
+    assert timings["a"]["prefill"].relative_error <= 0.2
 
 
 def test_rounds_end_when_the_time_is_over(tiny: LoadedModel) -> None:
@@ -84,8 +86,8 @@ def test_rounds_end_when_the_time_is_over(tiny: LoadedModel) -> None:
         "dense": lambda: {"prefill": 1.0},
         "a": lambda: {"prefill": 1.0 + next(noisy) % 5},
     }
-    found = stopwatch_of(tiny, warmup=1, repeats=4, precision=1e-6).race(runs, "dense")
-    assert len(found["a"]["prefill"].ms) == 4
+    timings = stopwatch_of(tiny, warmup=1, repeats=4, precision=1e-6).race(runs, "dense")
+    assert len(timings["a"]["prefill"].ms) == 4
 
 
 def test_doubt_is_half_the_interval_of_a_median() -> None:
@@ -111,18 +113,18 @@ def test_prefill_and_decode_are_timed_on_the_model(tiny: LoadedModel) -> None:
 @pytest.fixture
 def capturing(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
     """Let everything believe that it is captured on a GPU; give what would have ended that."""
-    found: Counter[tuple[str, str]] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
 
     def run_once(run: Callable[[], object], _: torch.device) -> Callable[[], object]:
         run()
         with cuda_graph._unchecked(), monkeypatch.context() as patch, Waits() as waits:
             patch.setattr("transformers.utils.import_utils.is_cuda_stream_capturing", lambda: True)
             run()
-        found.update(waits.found)
+        counts.update(waits.counts)
         return run
 
     monkeypatch.setattr(stopwatch_module, "captured", run_once)
-    return found
+    return counts
 
 
 def test_nothing_in_a_phase_waits_for_the_device(
@@ -167,11 +169,11 @@ def test_a_token_decoded_from_a_cache_of_full_size_is_the_one_of_a_growing_cache
         fixed = StaticCache(model.config, max_cache_len=stopwatch.prompt_tokens + 4)
         token, _ = prefill(network, stopwatch.seen, fixed)
         step = {"input_ids": token, "logits_to_keep": 1}
-        found = model(**step, past_key_values=fixed).logits
+        logits = model(**step, past_key_values=fixed).logits
         again, growing = prefill(network, stopwatch.seen)
         assert torch.equal(again, token)
         expected = model(**step, past_key_values=growing).logits
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(logits, expected)
 
 
 @pytest.mark.gpu
@@ -179,8 +181,8 @@ def test_a_token_decoded_from_a_cache_of_full_size_is_the_one_of_a_growing_cache
 def test_a_captured_phase_computes_what_was_captured(tiny: LoadedModel) -> None:
     device = torch.device("cuda")
     given = torch.ones(4, device=device)
-    found = torch.zeros(4, device=device)
-    replay = cuda_graph.captured(lambda: found.copy_(given * 2), device)
+    doubled = torch.zeros(4, device=device)
+    replay = cuda_graph.captured(lambda: doubled.copy_(given * 2), device)
     given.fill_(3.0)
     replay()
-    assert found.tolist() == [6.0] * 4
+    assert doubled.tolist() == [6.0] * 4

@@ -60,8 +60,8 @@ def test_decoding_any_parameters_gives_an_admissible_policy(
 
 def test_halfway_snaps_to_the_smaller_width_and_beyond_the_ends_to_the_ends() -> None:
     gene = Gene("g", (0,), (2, 4, 8))
-    found = [gene.nearest(count) for count in (-9, 2, 3, 4, 6, 6.5, 99, float("inf"))]
-    assert found == [2, 2, 2, 4, 4, 8, 8, 8]
+    nearest = [gene.nearest(count) for count in (-9, 2, 3, 4, 6, 6.5, 99, float("inf"))]
+    assert nearest == [2, 2, 2, 4, 4, 8, 8, 8]
 
 
 @given(data=st.data())

@@ -81,10 +81,10 @@ def test_a_study_cuts_a_tower_and_leaves_blocks_out(
         assert {component.tower for component in structure.components} == {"vision", "language"}
         # The tower runs with the decoder: its time is in the widths, and nowhere else.
         assert calibration.latency.vision_ms == 0
-        found = policies(session)
+        proposed = policies(session)
         blocks = [index for index, s in enumerate(structure.components) if s.kind is Kind.BLOCK]
-        assert {policy.widths[index] for policy in found for index in blocks} == {0, 1}
-        for policy in found:
+        assert {policy.widths[index] for policy in proposed for index in blocks} == {0, 1}
+        for policy in proposed:
             assert session.costs.allows(policy)
             if "keep_ratio" in budget:
                 assert policy.keep_ratio <= KEPT
