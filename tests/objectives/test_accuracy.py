@@ -127,7 +127,7 @@ def test_samples_of_like_length_share_a_batch_and_score_as_they_do_alone(
     weight_state = WeightState("b", rank_units(tiny), (None,), (None,))
     policy = Policy.uniform(tiny.structure, ratio=0.5)
     asked = {size: encode_samples(tiny, samples, batch_size=size) for size in (1, 5, 16)}
-    losses = {
+    log_probabilities = {
         size: {
             sample.id: value
             for sample, value in zip(
@@ -139,7 +139,7 @@ def test_samples_of_like_length_share_a_batch_and_score_as_they_do_alone(
         for size, mine in asked.items()
     }
     for size in (5, 16):
-        assert losses[size] == pytest.approx(losses[1], abs=1e-4)
+        assert log_probabilities[size] == pytest.approx(log_probabilities[1], abs=1e-4)
     padding = {
         size: sum(int((item.batch.inputs["attention_mask"] == 0).sum()) for item in mine)
         for size, mine in asked.items()
