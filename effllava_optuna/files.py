@@ -1,4 +1,7 @@
-"""Write files atomically: a reader sees the old content or the new content, never a part."""
+"""Resolve paths that users write, and write files atomically.
+
+A reader of a file sees its old content or its new content, never a part.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,22 @@ if TYPE_CHECKING:
 
 DRAFT_SUFFIX = ".part"
 """Suffix of the name of a draft. A draft that remains was left by a killed process."""
+
+
+def expand_home(path: str | Path) -> Path:
+    """Replace a leading ``~`` or ``~user`` by the home directory.
+
+    A shell does so only at the start of a word: not in ``--out=~/a``, in a study file, or in
+    Python. The home directory of an unknown user, and every other path, does not change.
+
+    Example:
+        >>> expand_home("~/a") == Path.home() / "a", expand_home("a~").name
+        (True, 'a~')
+    """
+    with suppress(RuntimeError):  # the user, or the home directory, is unknown
+        if str(path).startswith("~"):  # the path of "./~" would be "~"
+            return Path(path).expanduser()
+    return Path(path)
 
 
 def write_atomically(path: Path, content: bytes | str, *, overwrite: bool = True) -> None:

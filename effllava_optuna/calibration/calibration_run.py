@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from effllava_optuna.calibration.calibration import Calibration, Dense, widths_of
 from effllava_optuna.calibration.latency_file import find_table, store_table
 from effllava_optuna.errors import StudyError
+from effllava_optuna.files import expand_home
 from effllava_optuna.logging import get_logger
 from effllava_optuna.objectives import (
     flops,
@@ -95,7 +95,7 @@ def _latency_table(
 ) -> LatencyTable:
     """Time every width, unless this was done before on the same machine."""
     config = inputs.config
-    file = None if config.latency.table is None else Path(config.latency.table)
+    file = None if config.latency.table is None else expand_home(config.latency.table)
     if file is not None:
         stored = find_table(file, origin_of(stopwatch, widths, config.latency.checks), widths)
         if stored is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from effllava_optuna.cli.options import OutputFormat, format_option, study_options
+from effllava_optuna.cli.options import OutputFormat, UserPath, format_option, study_options
 from effllava_optuna.cli.output import console, print_json, quiet_transformers
 from effllava_optuna.cli.progress import ProgressDisplay
 from effllava_optuna.errors import ConfigError
@@ -59,13 +59,13 @@ _NOT_REPEATED = ("file", "url", "name", "overwrite")
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="File of the answers; samples that it has an answer to are not asked again.",
 )
 @click.option("--overwrite", is_flag=True, help="Remove the stored answers first.")
 @click.option(
     "--submit",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     help="Also write the answers to this file, in the format of the benchmark's script or server.",
 )
 @click.option(
@@ -89,7 +89,7 @@ _NOT_REPEATED = ("file", "url", "name", "overwrite")
 )
 @click.option(
     "--judge-prompt",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=UserPath(exists=True, dir_okay=False),
     help="The official mm-vet_evaluator.py or rule.json, or a text. Without it, scores cannot be "
     "compared with published ones.",
 )

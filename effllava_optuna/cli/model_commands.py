@@ -8,7 +8,7 @@ from typing import Any, Literal
 import click
 
 from effllava_optuna.cli.messages import export_summary, recovery_summary
-from effllava_optuna.cli.options import OutputFormat, format_option, study_options
+from effllava_optuna.cli.options import OutputFormat, UserPath, format_option, study_options
 from effllava_optuna.cli.output import console, print_json, quiet_transformers
 from effllava_optuna.cli.progress import ProgressDisplay
 from effllava_optuna.errors import ConfigError
@@ -56,7 +56,7 @@ def inspect(model: str, device: str, *, quick: bool, output_format: OutputFormat
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="Directory of the checkpoint, or file of the ONNX model.",
 )
 @click.option(
@@ -132,12 +132,12 @@ def export_(
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="Directory of the new checkpoint.",
 )
 @click.option(
     "--checkpoint",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="Checkpoint to recover; by default the export of the study.",
 )
 @click.option(

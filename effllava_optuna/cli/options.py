@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from effllava_optuna.errors import ConfigError, EffllavaError
+from effllava_optuna.files import expand_home
 from effllava_optuna.logging import logging_to_file, set_verbosity
 from effllava_optuna.storage.location import StudyLocation, locate, locate_file
 
@@ -21,7 +22,19 @@ if TYPE_CHECKING:
 
     Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
-_STUDY_FILE = click.Path(path_type=Path)
+
+class UserPath(click.Path):
+    """A path in which ``~`` is the home directory: shells do not expand ``--out=~/a``."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert a word of the command line to a path."""
+        return super().convert(expand_home(value) if value else value, param, ctx)
+
+
+_STUDY_FILE = UserPath()
 _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 _VERBOSITY = "effllava_optuna.verbosity"  # key in `click.Context.meta`
 
@@ -145,7 +158,7 @@ def verbosity_options() -> list[click.Parameter]:
         ),
         click.Option(
             ["--log-file"],
-            type=click.Path(path_type=Path),
+            type=UserPath(),
             expose_value=False,
             callback=_set_log_file,
             help="Write all messages, debug messages included, to this file, too.",

@@ -11,6 +11,7 @@ import click
 from effllava_optuna.cli import PROGRAM
 from effllava_optuna.cli.options import (
     OutputFormat,
+    UserPath,
     format_option,
     several_study_options,
     study_options,
@@ -54,7 +55,7 @@ def status(location: StudyLocation, *, output_format: OutputFormat) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     help="File of the HTML page; by default beside the study file or the database.",
 )
 @format_option

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from effllava_optuna.cli import PROGRAM
-from effllava_optuna.cli.options import OutputFormat, format_option, study_file_argument
+from effllava_optuna.cli.options import OutputFormat, UserPath, format_option, study_file_argument
 from effllava_optuna.cli.output import print_json, quiet_transformers
 from effllava_optuna.cli.progress import ProgressDisplay
 from effllava_optuna.errors import ConfigError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--data", help="Rows of the task: a file, a directory, or a hub id.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="Path of the study file; by default named after model and task.",
 )
 @click.option(

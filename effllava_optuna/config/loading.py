@@ -9,6 +9,7 @@ from typing import Any
 
 from effllava_optuna.config.schema import StudyConfig
 from effllava_optuna.errors import ConfigError
+from effllava_optuna.files import expand_home
 
 
 def load_config(path: str | Path, changes: tuple[str, ...] = ()) -> StudyConfig:
@@ -21,7 +22,7 @@ def load_config(path: str | Path, changes: tuple[str, ...] = ()) -> StudyConfig:
     Raises:
         ConfigError: The file cannot be read, is not valid TOML, or is not a valid study file.
     """
-    file = Path(path)
+    file = expand_home(path)
     document = _read_toml(file)
     for change in changes:
         _apply_change(document, change)
@@ -50,9 +51,9 @@ def _resolve_paths(document: dict[str, Any], directory: Path) -> None:
     """Resolve the paths in a document that are relative to its file."""
     latency, task = document.get("latency"), document.get("task")
     if isinstance(latency, dict) and isinstance(latency.get("table"), str) and latency["table"]:
-        latency["table"] = str(directory.resolve() / latency["table"])
+        latency["table"] = str(directory.resolve() / expand_home(latency["table"]))
     if isinstance(task, dict) and isinstance(task.get("data"), str):
-        data = directory / task["data"]
+        data = directory / expand_home(task["data"])
         with suppress(OSError):  # a name that is too long for a file
             if data.exists():  # otherwise it is a hub id
                 task["data"] = str(data.resolve())

@@ -18,6 +18,7 @@ from effllava_optuna.config.cost_estimate import (
 )
 from effllava_optuna.config.schema import ROWS, WIDTH_RATIOS, StudyConfig
 from effllava_optuna.errors import ConfigError, ModelError
+from effllava_optuna.files import expand_home
 from effllava_optuna.policy import Kind
 
 if TYPE_CHECKING:
@@ -231,9 +232,10 @@ def _pruned_components(outline: CheckpointOutline) -> list[Component]:
 
 def _relative_data(data: str, out: Path) -> str:
     """Return ``data`` relative to the study file; a hub id stays as it is."""
-    if not Path(data).exists():
+    path = expand_home(data)
+    if not path.exists():
         return data
-    path, directory = Path(data).resolve(), out.absolute().parent.resolve()
+    path, directory = path.resolve(), out.absolute().parent.resolve()
     return f"./{path.relative_to(directory)}" if path.is_relative_to(directory) else str(path)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optuna.trial import TrialState
@@ -14,6 +13,7 @@ from effllava_optuna.calibration.inputs import study_inputs
 from effllava_optuna.calibration.latency_file import check_file
 from effllava_optuna.calibration.stage_callback import silent
 from effllava_optuna.errors import StudyError
+from effllava_optuna.files import expand_home
 from effllava_optuna.samplers import fail_lost_trials, slot_of
 from effllava_optuna.search.final_selection import FinalSelection
 from effllava_optuna.search.objective import PruningObjective, TrialFailed
@@ -82,7 +82,7 @@ def begin(
     if file is None or file.is_file():
         refuse_existing(open_storage(url), config.study.name)
     if config.latency.table is not None:
-        check_file(Path(config.latency.table))
+        check_file(expand_home(config.latency.table))
     report_stage("loading the model", 0.0)
     with study_inputs(config, device=device) as inputs:
         study = create_study(open_storage(url, create=True), config)

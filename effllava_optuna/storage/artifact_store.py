@@ -18,7 +18,7 @@ from optuna.artifacts import ArtifactMeta, Boto3ArtifactStore, FileSystemArtifac
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 from effllava_optuna.errors import StudyError, describe
-from effllava_optuna.files import write_atomically
+from effllava_optuna.files import expand_home, write_atomically
 from effllava_optuna.storage.storage_internals import storage_of, trial_id_of
 from effllava_optuna.storage.urls import file_of
 
@@ -87,8 +87,8 @@ class DirectoryArtifactStore(FileSystemArtifactStore):
     """
 
     def __init__(self, path: str | Path) -> None:
-        super().__init__(path)
-        self.path = Path(path)  # created by the first `write`
+        self.path = expand_home(path)
+        super().__init__(self.path)  # created by the first `write`
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Write a file; it is on disk when this method returns."""

@@ -15,7 +15,7 @@ from optuna.exceptions import ExperimentalWarning
 from effllava_optuna.errors import StudyError, describe
 from effllava_optuna.storage.database import Database, configure_sqlite
 from effllava_optuna.storage.storage_internals import with_cache
-from effllava_optuna.storage.urls import GRPC, JOURNAL, check_url, file_of, sqlite_file
+from effllava_optuna.storage.urls import GRPC, JOURNAL, check_url, expand_url, file_of, sqlite_file
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -34,6 +34,7 @@ def open_storage(url: str, *, create: bool = False) -> BaseStorage:
             Optuna database of a version that this Optuna reads.
     """
     check_url(url)
+    url = expand_url(url)
     file = file_of(url)
     if file is not None and not create and not file.is_file():
         raise StudyError(f"{file}: there is no such database.", hint="Start with `run`.")

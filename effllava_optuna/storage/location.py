@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from effllava_optuna.errors import ConfigError, EffllavaError, StudyError
+from effllava_optuna.files import expand_home
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -78,7 +79,8 @@ class StudyLocation:
         directory = config.export.directory
         if directory is None:
             return None
-        return Path(directory) if self.file is None else self.file.parent / directory
+        path = expand_home(directory)
+        return path if self.file is None else self.file.parent / path
 
 
 def locate_file(file: Path, config: StudyConfig) -> StudyLocation:

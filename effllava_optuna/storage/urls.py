@@ -9,6 +9,7 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 
 from effllava_optuna.errors import StudyError
+from effllava_optuna.files import expand_home
 from effllava_optuna.storage.storage_internals import (
     backend_of,
     grpc_address_of,
@@ -34,6 +35,22 @@ _REASONS = {
 }
 
 
+def expand_url(url: str) -> str:
+    """Replace a leading ``~`` of the file of a SQLite or journal URL by the home directory.
+
+    Example:
+        >>> expand_url("sqlite:///~/a.db") == f"sqlite:///{Path.home()}/a.db"
+        True
+        >>> expand_url("postgresql:///~a")
+        'postgresql:///~a'
+    """
+    kind, separator, file = url.partition(":///")
+    if kind.partition("+")[0] not in ("sqlite", "journal") or not file.startswith("~"):
+        return url
+    first, slash, others = file.partition("/")
+    return f"{kind}{separator}{expand_home(first)}{slash}{others}"
+
+
 def file_of(url: str) -> Path | None:
     """Return the file of a SQLite or journal URL; None for servers.
 
@@ -41,7 +58,7 @@ def file_of(url: str) -> Path | None:
         StudyError: The URL is not valid.
     """
     if url.startswith(JOURNAL):
-        return Path(url.removeprefix(JOURNAL))
+        return Path(expand_url(url).removeprefix(JOURNAL))
     if url.startswith(GRPC):
         return None
     return sqlite_file(url)
@@ -54,7 +71,7 @@ def sqlite_file(url: str) -> Path | None:
         StudyError: The URL is not valid.
     """
     try:
-        parsed = sqlalchemy.make_url(url)
+        parsed = sqlalchemy.make_url(expand_url(url))
     except sqlalchemy.exc.ArgumentError as error:
         raise StudyError(f"{url!r} is not a database URL.", hint=_HINT) from error
     if parsed.get_backend_name() != "sqlite" or not parsed.database:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from effllava_optuna.errors import ExportError
-from effllava_optuna.files import scratch_beside, write_errors_as
+from effllava_optuna.files import expand_home, scratch_beside, write_errors_as
 from effllava_optuna.surgery.export.checkpoint_files import (
     size_plan,
     write_checkpoint,
@@ -87,7 +87,7 @@ def export(
             compare outputs on, the model is narrowed instead of sliced, its sizes are not
             portable, or the reloaded checkpoint has other keys, logits or tokens.
     """
-    target = Path(directory).resolve()
+    target = expand_home(directory).resolve()
     occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
     if occupied and not (overwrite and is_export(target)):
         raise ExportError(
@@ -132,7 +132,7 @@ def load_pruned(
     Raises:
         ModelError: The directory holds no such checkpoint, or a damaged one.
     """
-    if not is_export(directory):
+    if not is_export(expand_home(directory)):
         raise ExportError(
             f"{directory} holds no checkpoint that effllava_optuna wrote.",
             hint="Use a directory that `export` wrote, or load() for other checkpoints.",

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from effllava_optuna.errors import ExportError, describe
-from effllava_optuna.files import scratch_beside, write_errors_as
+from effllava_optuna.files import expand_home, scratch_beside, write_errors_as
 from effllava_optuna.surgery.export.comparison import within_tolerance
 from effllava_optuna.surgery.loading.example_inputs import build_example_inputs
 from effllava_optuna.surgery.structure.inspection import language_model
@@ -83,7 +83,7 @@ def export_onnx(
             part cannot be traced, or onnxruntime computes other logits.
     """
     _check_packages()
-    target = Path(path).resolve()
+    target = expand_home(path).resolve()
     weights = target.with_name(f"{target.name}.data")
     if target.is_dir() or (not overwrite and (target.exists() or weights.exists())):
         raise ExportError(
@@ -128,6 +128,7 @@ def verify_onnx(pruned: LoadedModel, path: str | Path) -> VerifiedOnnxExport:
     _check_packages()
     import onnxruntime
 
+    path = expand_home(path)
     inputs, expected = _decoder_inputs(pruned)
     first_tokens = inputs["attention_mask"][0].bool()
     cases = [

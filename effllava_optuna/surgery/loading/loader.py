@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from effllava_optuna.errors import ModelError, describe
+from effllava_optuna.files import expand_home
 from effllava_optuna.surgery.loading.checksums import check_checksums
 from effllava_optuna.surgery.loading.example_inputs import build_example_inputs
 from effllava_optuna.surgery.loading.policy_file import (
@@ -127,11 +128,12 @@ def _locate(path_or_id: str | Path) -> str | Path:
     if "/" not in source and (embedded / "config.json").is_file():
         return embedded
     is_path = isinstance(path_or_id, Path) or source[:1] in {"/", ".", "~"}
-    if is_path and not Path(path_or_id).is_dir():
+    location = expand_home(path_or_id)
+    if is_path and not location.is_dir():
         raise ModelError(
             f"There is no directory {source!r}.", hint="Use a directory, a hub id, or digits-vlm."
         )
-    return path_or_id
+    return location if is_path else path_or_id
 
 
 def read_model(location: str | Path, source: str, **options: Any) -> Any:

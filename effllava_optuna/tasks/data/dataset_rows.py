@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, UnidentifiedImageError
 
 from effllava_optuna.errors import TaskError, describe
+from effllava_optuna.files import expand_home
 from effllava_optuna.tasks.data.row_files import (
     FORMATS,
     empty_split_error,
@@ -64,7 +65,8 @@ class StoredImage:
             return bytes(value)
         if not isinstance(value, str):
             raise OSError(f"column {self.column!r} has {value!r}, which is not an image")
-        for path in (self.directory / value, self.directory / "images" / value):
+        file = expand_home(value)
+        for path in (self.directory / file, self.directory / "images" / file):
             if _is_file(path):
                 return path.read_bytes()
         name = value if len(value) <= _MAX_NAME else f"{value[:_MAX_NAME]}..."
@@ -134,7 +136,7 @@ def read_split(data: str, split: str, config: str | None = None) -> DatasetRows:
     """
     import datasets
 
-    path = Path(data).expanduser()
+    path = expand_home(data)
     with _dataset_errors(data):
         if path.is_file():
             dataset = read_row_file(path)
@@ -158,7 +160,7 @@ def split_names(data: str, config: str | None = None) -> list[str] | None:
     """
     import datasets
 
-    path = Path(data).expanduser()
+    path = expand_home(data)
     if path.is_file():
         return None
     with _dataset_errors(data):

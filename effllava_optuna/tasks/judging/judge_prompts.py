@@ -20,6 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from effllava_optuna.errors import TaskError
+from effllava_optuna.files import expand_home
 
 MMVET_PROMPT = """\
 You grade answers to questions about pictures. Each line of the table below is one answer: the
@@ -92,7 +93,7 @@ def load_mmvet_prompt(prompt: str | Path | None = None) -> JudgePrompt:
     if prompt is None:
         return JudgePrompt(MMVET_PROMPT, PromptOrigin.BUILT_IN)
     if isinstance(prompt, Path):
-        text = _read(prompt)
+        text = _read(expand_home(prompt))
         prompt = _parse_evaluator(prompt, text) if prompt.suffix == ".py" else text
     return _identify(prompt, _MMVET_SHA256)
 
@@ -110,7 +111,7 @@ def load_llava_bench_prompt(prompt: str | Path | None = None) -> JudgePrompt:
     if prompt is None:
         return JudgePrompt(LLAVA_BENCH_PROMPT, PromptOrigin.BUILT_IN)
     if isinstance(prompt, Path):
-        text = _read(prompt)
+        text = _read(expand_home(prompt))
         prompt = _parse_rules(prompt, text) if prompt.suffix == ".json" else text
     return _identify(prompt, _LLAVA_BENCH_SHA256)
 
