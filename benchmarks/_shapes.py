@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from effllava_optuna import LoadedModel
-from effllava_optuna.surgery.loading.loader import DTYPES, EMBEDDED
+from effllava_optuna.checkpoint_format import EMBEDDED
+from effllava_optuna.surgery.loading.loader import DTYPES
 from effllava_optuna.tasks import Sample, Split
 
 _WORDS = "what digit is at the top left"  # words that the embedded tokenizer knows

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from effllava_optuna.checkpoint_format import EMBEDDED
 from effllava_optuna.evaluation.answering import GradedAnswer, answer_samples
 from effllava_optuna.surgery import LoadedModel, load
-from effllava_optuna.surgery.loading.loader import EMBEDDED
 from effllava_optuna.tasks import DataTask, Split, TaskOptions
 from effllava_optuna.tasks.data.digits import load_scans, render_tiles, upscale
 from tests.conftest import script

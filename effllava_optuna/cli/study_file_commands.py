@@ -123,10 +123,12 @@ def check(file: Path, *, deep: bool, output_format: OutputFormat) -> None:
     Example:
       effllava-optuna check studies/quickstart.toml --deep
     """
+    from effllava_optuna.checkpoint_format import check_format
     from effllava_optuna.config.loading import load_config
 
     config = load_config(file)
     location = locate_file(file, config)
+    check_format(config.model.path)
     search = config.search
     show_table = output_format == "table"
     if show_table:

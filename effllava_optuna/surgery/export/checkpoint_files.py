@@ -13,13 +13,13 @@ import transformers
 from torch import nn
 
 from effllava_optuna import __version__
+from effllava_optuna.checkpoint_format import PLAN
 from effllava_optuna.errors import ExportError
 from effllava_optuna.surgery.export.model_card import render_model_card
 from effllava_optuna.surgery.loading.loader import auto_class
 from effllava_optuna.surgery.loading.policy_file import write_policy
 from effllava_optuna.surgery.structure.inspection import inspect_model
 from effllava_optuna.surgery.structure.pruned_class import (
-    PLAN,
     adopt_renaming,
     resize,
     stock_class,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
@@ -17,11 +17,13 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
+from transformers.utils import cached_file
 
-from effllava_optuna.errors import ModelError, describe
-from effllava_optuna.files import expand_home
+from effllava_optuna.checkpoint_format import DESCRIPTIONS, check_format, locate_checkpoint
+from effllava_optuna.errors import ModelError
 from effllava_optuna.surgery.loading.checksums import check_checksums
 from effllava_optuna.surgery.loading.example_inputs import build_example_inputs
+from effllava_optuna.surgery.loading.one_line_errors import errors_in_one_line
 from effllava_optuna.surgery.loading.policy_file import (
     POLICY_FILE,
     is_export,
@@ -35,11 +37,10 @@ from effllava_optuna.surgery.structure.prunable_parts import LANGUAGE
 from effllava_optuna.surgery.structure.pruned_class import has_plan, pruned_class
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Mapping, Sequence
 
     from effllava_optuna.surgery.structure.prunable_parts import PrunableParts
 
-EMBEDDED = Path(__file__).parents[2] / "embedded"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -74,26 +75,27 @@ def load(
         >>> len(loaded.structure.components), loaded.structure.components[1].id
         (12, 'language.00.mlp')
     """
-    source, location = str(path_or_id), _locate(path_or_id)
+    source, location = str(path_or_id), locate_checkpoint(path_or_id)
     spread = device == "device-map"
     torch_device = _device("auto" if spread else device)
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"dtype is {dtype!r}.", hint=f"Use auto or one of {', '.join(DTYPES)}.")
     torch_dtype: Any = DTYPES.get(dtype, torch.float32 if torch_device.type == "cpu" else "auto")
+    config = read_config(path_or_id)
     policy = None
     if is_export(location):
         policy = read_policy(location)
         check_checksums(Path(location))
-    with _errors_in_one_line(source):
-        factory = AutoProcessor if _takes_images(_config(location)) else AutoTokenizer
-        processor = factory.from_pretrained(location)
+    with errors_in_one_line(source):
+        factory = AutoProcessor if _takes_images(config) else AutoTokenizer
+        processor = factory.from_pretrained(location, trust_remote_code=False)
     spreading = {"device_map": "auto"} if spread else {}
     model = read_model(location, source, dtype=torch_dtype, **spreading)
     if not spread:
         model.to(torch_device)
     loaded = LoadedModel.of(model, processor, source, towers=towers, depth=depth)
     if policy is not None:
-        with _errors_in_one_line(f"{source}/{POLICY_FILE}"):
+        with errors_in_one_line(f"{source}/{POLICY_FILE}"):
             loaded = replace(loaded, pruning_record=pruning_record(policy))
     return verify_structure(loaded, build_example_inputs(processor))
 
@@ -114,26 +116,57 @@ def load_without_weights(path_or_id: str | Path) -> tuple[Any, bool]:
     Raises:
         ModelError: There is no such checkpoint, or its configuration does not load.
     """
-    source, location = str(path_or_id), _locate(path_or_id)
-    with _errors_in_one_line(source):
-        config = _config(location)
-        with torch.device("meta"):
-            return auto_class(config).from_config(config), _takes_images(config)
+    config = read_config(path_or_id)
+    with errors_in_one_line(str(path_or_id)), torch.device("meta"):
+        model = auto_class(config).from_config(config, trust_remote_code=False)
+    return model, _takes_images(config)
 
 
-def _locate(path_or_id: str | Path) -> str | Path:
-    """Return the path of a checkpoint inside the package, or the path or hub id itself."""
-    source = str(path_or_id)
-    embedded = EMBEDDED / source
-    if "/" not in source and (embedded / "config.json").is_file():
-        return embedded
-    is_path = isinstance(path_or_id, Path) or source[:1] in {"/", ".", "~"}
-    location = expand_home(path_or_id)
-    if is_path and not location.is_dir():
+def read_config(path_or_id: str | Path) -> Any:
+    """Read the configuration of a checkpoint, without running code from there.
+
+    Raises:
+        ModelError: There is no such checkpoint, it cannot be pruned (see `check_format`), or its
+            configuration contradicts itself.
+    """
+    source, location = str(path_or_id), locate_checkpoint(path_or_id)
+    with errors_in_one_line(source):
+        if not Path(location).is_dir():
+            for name in DESCRIPTIONS:  # so that `check_format` finds them
+                cached_file(
+                    location,
+                    name,
+                    _raise_exceptions_for_missing_entries=False,
+                    _raise_exceptions_for_connection_errors=False,
+                )
+        check_format(path_or_id)
+        config = AutoConfig.from_pretrained(location, trust_remote_code=False)
+        if not has_plan(location):
+            _check_config(source, config, type(config).get_config_dict(location)[0])
+    return config
+
+
+def _check_config(source: str, config: Any, document: Mapping[str, Any]) -> None:
+    """Check that a configuration has the architecture and the depth that config.json says.
+
+    A class of transformers ignores the keys that it does not know and uses its defaults instead.
+    """
+    for name in document.get("architectures") or ():
+        expected = getattr(getattr(transformers, name, None), "config_class", None)
+        if expected is not None and not isinstance(config, expected):
+            raise ModelError(
+                f"{source!r} has a config.json with the architecture {name!r}, but with the "
+                f"model_type {config.model_type!r}.",
+                hint="Use a complete checkpoint.",
+            )
+    key = "num_hidden_layers"
+    depth = getattr(config.get_text_config(), key, None)
+    if document.get(key, depth) != depth:
         raise ModelError(
-            f"There is no directory {source!r}.", hint="Use a directory, a hub id, or digits-vlm."
+            f"{source!r} has {key} = {document[key]} in its config.json, but "
+            f"{type(config).__name__} of transformers reads {depth}.",
+            hint="Use a checkpoint that was converted for transformers.",
         )
-    return location if is_path else path_or_id
 
 
 def read_model(location: str | Path, source: str, **options: Any) -> Any:
@@ -147,36 +180,23 @@ def read_model(location: str | Path, source: str, **options: Any) -> Any:
     Raises:
         ModelError: The checkpoint cannot be read, or its weights do not fit.
     """
-    with _errors_in_one_line(source):
+    with errors_in_one_line(source):
         if has_plan(location):
             factory = pruned_class(Path(location))
         else:
-            factory = auto_class(_config(location))
+            config = AutoConfig.from_pretrained(location, trust_remote_code=False)
+            factory = auto_class(config)
         # With `ignore_mismatched_sizes`, keys of another shape are listed in the report.
         model, report = factory.from_pretrained(
-            location, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            location,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **options,
         )
     check_keys(report, source)
     return model
-
-
-@contextmanager
-def _errors_in_one_line(source: str) -> Iterator[None]:
-    """Raise a ModelError of one line for any error of a damaged file."""
-    try:
-        yield
-    except ModelError:
-        raise
-    except Exception as error:  # parsers of damaged files raise errors without a common class
-        raise ModelError(
-            f"{source!r} does not load: {describe(error)}.",
-            hint="Use a directory or hub id that AutoModelForImageTextToText or "
-            "AutoModelForCausalLM, and AutoProcessor load, or digits-vlm.",
-        ) from error
-
-
-def _config(location: str | Path) -> Any:
-    return AutoConfig.from_pretrained(location)
 
 
 def auto_class(config: Any) -> Any:

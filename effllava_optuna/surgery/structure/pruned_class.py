@@ -14,9 +14,8 @@ import transformers
 from torch import nn
 from transformers import conversion_mapping
 
+from effllava_optuna.checkpoint_format import PLAN
 from effllava_optuna.errors import ModelError
-
-PLAN = "effllava_plan"
 
 
 def resize(model: Any, plan: Any) -> None:
