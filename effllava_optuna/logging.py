@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -24,6 +24,39 @@ if TYPE_CHECKING:
 
 _ROOT = "effllava_optuna"
 _FORMAT = "[%(levelname)1.1s %(asctime)s] %(message)s"
+
+
+class _LogFileHandler(logging.FileHandler):
+    """Write to a file; if that is not possible, show it once, and go on without the file."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file, encoding="utf-8", errors="backslashreplace", delay=True)
+        self._failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if not self._failed:
+                super().emit(record)
+        except OSError as error:  # the file cannot be created
+            self._show(error)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Show a write error; the base class would show the traceback of each."""
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            self._show(error)
+        else:
+            super().handleError(record)
+
+    def close(self) -> None:
+        """Close the file; what could not be written to it is dropped."""
+        with suppress(OSError):
+            super().close()
+
+    def _show(self, error: OSError) -> None:
+        self._failed = True
+        message = f"{self.baseFilename} cannot be written: {error.strerror or error}."
+        get_logger(__name__).warning(message)
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
@@ -91,7 +124,7 @@ def enable_propagation() -> None:
 def logging_to_file(file: Path) -> Iterator[None]:
     """Write messages of all levels to a file, too; the first message creates the file."""
     root, verbosity = logging.getLogger(_ROOT), get_verbosity()
-    handler = logging.FileHandler(file, encoding="utf-8", delay=True)
+    handler = _LogFileHandler(file)
     handler.setFormatter(logging.Formatter(_FORMAT))
     root.addHandler(handler)
     _handler.setLevel(verbosity)

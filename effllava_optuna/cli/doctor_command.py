@@ -11,7 +11,7 @@ import click
 
 from effllava_optuna.cli.error_handling import EXIT_ERROR
 from effllava_optuna.cli.options import OutputFormat, format_option, study_options
-from effllava_optuna.cli.output import console, print_json, quiet_optuna
+from effllava_optuna.cli.output import console, print_json, print_line, quiet_optuna
 from effllava_optuna.errors import ConfigError, EffllavaError
 from effllava_optuna.storage.location import StudyLocation
 
@@ -57,9 +57,9 @@ def doctor(location: StudyLocation | None, *, repair: bool, output_format: Outpu
 
         console().print(render_checks(results))
         for line in repaired:
-            click.echo(f"repaired: {line}")
+            print_line(f"repaired: {line}")
         if repair and not repaired:
-            click.echo("Nothing to repair.")
+            print_line("Nothing to repair.")
     if any(result.state == "fault" for result in results):
         sys.exit(EXIT_ERROR)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from effllava_optuna.cli import PROGRAM
+from effllava_optuna.cli.output import print_line
 from effllava_optuna.errors import EffllavaError
 from effllava_optuna.logging import get_logger
 
@@ -66,5 +67,5 @@ def _is_database_error(error: Exception) -> bool:
 
 def _exit_with(message: str, error: Exception) -> None:
     _logger.debug("Traceback of the error:", exc_info=error)
-    click.echo(one_line(message), err=True)
+    print_line(one_line(message), stderr=True)
     raise SystemExit(EXIT_ERROR) from error

@@ -30,6 +30,7 @@ from effllava_optuna.cli.error_handling import (
     usage_error_line,
 )
 from effllava_optuna.cli.options import verbosity_options
+from effllava_optuna.cli.output import print_line, protected_output
 from effllava_optuna.logging import set_verbosity
 
 if TYPE_CHECKING:
@@ -78,16 +79,33 @@ class CommandGroup(click.Group):
         words = list(sys.argv[1:] if args is None else args)
         if not standalone_mode:
             return super().main(words, prog_name, standalone_mode=False, **extra)
+        with protected_output() as output:
+            code = self._exit_code(words, prog_name, **extra)
+            sys.stdout.flush()
+            if output.error is not None:
+                reason = output.error.strerror or output.error
+                print_line(
+                    f"The output could not be printed: {reason}. What the command stores is "
+                    "stored. Print to another file or terminal.",
+                    stderr=True,
+                )
+                code = code or EXIT_ERROR
+        sys.exit(code)
+
+    def _exit_code(self, words: list[str], prog_name: str | None, **extra: Any) -> int:
+        """Run a command line, print its error if it has one, and return the exit code."""
         try:
             code = super().main(words, prog_name, standalone_mode=False, **extra)
         except click.ClickException as error:
-            click.echo(usage_error_line(error, words), err=True)
-            sys.exit(EXIT_ERROR)
+            print_line(usage_error_line(error, words), stderr=True)
+            return EXIT_ERROR
         except click.Abort:
             command = one_line(shlex.join([PROGRAM, *words]))
-            click.echo(f"Stopped. Nothing is lost; continue with: {command}", err=True)
-            sys.exit(_EXIT_INTERRUPTED)
-        sys.exit(code if isinstance(code, int) else 0)
+            print_line(f"Stopped. Nothing is lost; continue with: {command}", stderr=True)
+            return _EXIT_INTERRUPTED
+        except SystemExit as end:
+            code = end.code
+        return code if isinstance(code, int) else 0
 
 
 @click.group(
@@ -119,7 +137,7 @@ def completion(context: click.Context, shell: str) -> None:
     """
     complete = _SHELLS[shell](context.find_root().command, {}, PROGRAM, _COMPLETION_VARIABLE)
     # Not `complete.source()`: that of bash runs bash for its version.
-    click.echo(ShellComplete.source(complete))
+    print_line(ShellComplete.source(complete))
 
 
 for _command in (

@@ -44,9 +44,13 @@ class ProgressDisplay:
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal
         self.trial_rate = TrialRate()
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=12),
-            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=False, ratio=1)),
+            TextColumn(
+                "{task.fields[note]}",
+                markup=False,
+                table_column=Column(no_wrap=False, ratio=1),
+            ),
             TimeElapsedColumn(),
             console=self.console,
             transient=True,

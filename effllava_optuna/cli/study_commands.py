@@ -17,7 +17,7 @@ from effllava_optuna.cli.options import (
     study_options,
     worker_options,
 )
-from effllava_optuna.cli.output import quiet_optuna, quiet_transformers
+from effllava_optuna.cli.output import print_line, quiet_optuna, quiet_transformers
 from effllava_optuna.cli.progress import ProgressDisplay
 from effllava_optuna.cli.report_commands import document_of
 from effllava_optuna.storage.location import StudyLocation, locate_file, storage_arguments
@@ -117,14 +117,14 @@ def _is_complete(study: Study, location: StudyLocation) -> bool:
 
     if RESULTS not in study.user_attrs:
         return False
-    click.echo(f"The search of {study.study_name!r} is finished.")
+    print_line(f"The search of {study.study_name!r} is finished.")
     config = config_of(study)
     directory = location.export_directory(config)
     if directory is not None:
         if not export_is_valid(study, config, directory):
             return False
-        click.echo(f"Its export in {directory} is complete.")
-    click.echo(
+        print_line(f"Its export in {directory} is complete.")
+    print_line(
         f"Results: {PROGRAM} report {location.arguments}; another policy: "
         f"{PROGRAM} export {location.arguments} --trial N --out DIR"
     )
@@ -183,7 +183,7 @@ def dashboard(location: StudyLocation, host: str, port: int) -> None:
     study = location.open()
     from effllava_optuna.dashboard.app import serve
 
-    serve(study, location.url, host, port, click.echo)
+    serve(study, location.url, host, port, print_line)
 
 
 def callbacks(display: ProgressDisplay) -> Callbacks:
@@ -213,17 +213,20 @@ def _finish(
         search(session, callbacks(display))
     conclude(session, callbacks(display))
     document = document_of(session.study)
-    display.print(*render_report(document))
     directory = location.export_directory(session.config)
-    if directory is None:
-        return
-    display.report_stage("exporting and verifying", 0.0)
-    exported = export_trial(
-        session,
-        document["chosen"]["trial"],
-        directory,
-        form=session.config.form,
-        overwrite=True,
-        sequential=session.config.export.sequential,
-    )
-    display.print(export_summary(exported))
+    exported = None
+    try:
+        if directory is not None:
+            display.report_stage("exporting and verifying", 0.0)
+            exported = export_trial(
+                session,
+                document["chosen"]["trial"],
+                directory,
+                form=session.config.form,
+                overwrite=True,
+                sequential=session.config.export.sequential,
+            )
+    finally:  # the results are stored, whether they can be exported or not
+        display.print(*render_report(document))
+    if exported is not None:
+        display.print(export_summary(exported))

@@ -11,7 +11,7 @@ import click
 
 from effllava_optuna.cli import PROGRAM
 from effllava_optuna.cli.options import OutputFormat, UserPath, format_option, study_file_argument
-from effllava_optuna.cli.output import print_json, quiet_transformers
+from effllava_optuna.cli.output import print_json, print_line, quiet_transformers
 from effllava_optuna.cli.progress import ProgressDisplay
 from effllava_optuna.errors import ConfigError
 from effllava_optuna.files import write_atomically, write_errors_as
@@ -78,8 +78,8 @@ def init(
     with write_errors_as(ConfigError, file, hint="Use another --out."):
         write_atomically(file, proposal.text, overwrite=overwrite)
     for line in proposal.summary:
-        click.echo(line)
-    click.echo(f"Written to {file}. Next: {shlex.join([PROGRAM, 'check', str(file)])}")
+        print_line(line)
+    print_line(f"Written to {file}. Next: {shlex.join([PROGRAM, 'check', str(file)])}")
 
 
 def _file_name(name: str) -> str:
@@ -132,7 +132,7 @@ def check(file: Path, *, deep: bool, output_format: OutputFormat) -> None:
     search = config.search
     show_table = output_format == "table"
     if show_table:
-        click.echo(
+        print_line(
             f"{file}: study {config.study.name!r}, {search.epochs} epochs x {search.generations} "
             f"generations x {search.population} policies = {search.trials} trials, in "
             f"{without_password(location.url)}"
