@@ -16,6 +16,11 @@ The command line prints ``message`` and ``hint`` on one line and exits with code
 
 from __future__ import annotations
 
+import reprlib
+
+_LONGEST = 2000  # characters of a message, whatever values it has
+_LONGEST_VALUE = 120  # characters of a value in a message
+
 
 class EffllavaError(Exception):
     """Base class of the exceptions of this package.
@@ -26,9 +31,9 @@ class EffllavaError(Exception):
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(f"{message} {hint}".rstrip())
-        self.message = message
-        self.hint = hint
+        self.message = _cut(message, _LONGEST)
+        self.hint = _cut(hint, _LONGEST)
+        super().__init__(f"{self.message} {self.hint}".rstrip())
 
 
 class ConfigError(EffllavaError):
@@ -57,6 +62,38 @@ class LeakError(TaskError):
 
 class StudyError(EffllavaError):
     """A database, study or artifact is missing, damaged or from another model or version."""
+
+
+def shorten(value: object) -> str:
+    """Return the representation of a value of any size for a message.
+
+    Example:
+        >>> shorten({"bytes": bytes(4_000_000), "path": None})
+        "{'bytes': <4000000 bytes>, 'path': None}"
+        >>> len(shorten([["a" * 4_000_000] * 1000] * 1000))
+        120
+    """
+    return _cut(_SHORT.repr(value), _LONGEST_VALUE)
+
+
+class _ShortRepr(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()  # takes no limits before Python 3.12
+        self.maxstring = self.maxother = self.maxlong = _LONGEST_VALUE
+
+    def repr_bytes(self, value: bytes, level: int) -> str:
+        return f"<{len(value)} bytes>"
+
+    repr_bytearray = repr_bytes
+
+
+_SHORT = _ShortRepr()
+
+
+def _cut(text: str, length: int) -> str:
+    """Replace the middle of a long text by dots."""
+    half = (length - 3) // 2
+    return text if len(text) <= length else f"{text[: length - 3 - half]}...{text[-half:]}"
 
 
 def describe(error: BaseException) -> str:

@@ -1,10 +1,11 @@
-"""Resolve paths that users write, and write files atomically.
+"""Read texts, resolve paths that users write, and write files atomically.
 
 A reader of a file sees its old content or its new content, never a part.
 """
 
 from __future__ import annotations
 
+import codecs
 import os
 import secrets
 import shutil
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 DRAFT_SUFFIX = ".part"
 """Suffix of the name of a draft. A draft that remains was left by a killed process."""
 
+_OTHER_ENCODINGS = {  # by their byte order marks; the first one begins with that of UTF-16
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
 
 def expand_home(path: str | Path) -> Path:
     """Replace a leading ``~`` or ``~user`` by the home directory.
@@ -36,6 +44,38 @@ def expand_home(path: str | Path) -> Path:
         if str(path).startswith("~"):  # the path of "./~" would be "~"
             return Path(path).expanduser()
     return Path(path)
+
+
+def read_text(path: Path) -> str:
+    r"""Read a text file in UTF-8, with or without the byte order mark that some editors write.
+
+    Line ends are not translated.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It has another encoding; the message begins with the place.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "a.txt")
+        ...     write_atomically(file, "\ufeffa")
+        ...     read_text(file)
+        'a'
+    """
+    content = path.read_bytes()
+    for mark, encoding in _OTHER_ENCODINGS.items():
+        if content.startswith(mark):
+            raise ValueError(f"line 1 is not valid UTF-8: the file is {encoding}")
+    if 0 in content[:4]:
+        raise ValueError("line 1 is not valid UTF-8: the file is UTF-16, UTF-32 or binary")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        byte = content[error.start]
+        raise ValueError(
+            f"line {line} is not valid UTF-8: it has the byte 0x{byte:02x}"
+        ) from error
 
 
 def write_atomically(path: Path, content: bytes | str, *, overwrite: bool = True) -> None:

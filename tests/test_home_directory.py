@@ -129,8 +129,8 @@ def test_rows_pictures_and_prompts_may_be_in_the_home_directory(home: Path) -> N
     (home / "prompt.txt").write_text("Judge it.")
     assert split_names("~/rows") == ["val"]
     rows = read_split("~/rows", "val")
-    assert rows.columns == ["image", "text"]
-    picture = StoredImage(rows.dataset, 0, "image", rows.directory)
+    assert rows.columns == ("image", "text")
+    picture = StoredImage(rows.rows, 0, "image", rows.directory)
     assert picture.read_bytes() == b"not a picture"
     assert load_mmvet_prompt(Path("~/prompt.txt")).text == "Judge it."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
 import time
 from pathlib import Path
@@ -68,12 +69,12 @@ def unfinished_files(location: StudyLocation, config: StudyConfig) -> list[Path]
         drafts += backend.path.glob(f".*{DRAFT_SUFFIX}")
     directory = location.export_directory(config)
     if directory is not None and directory.absolute().parent.is_dir():
-        scratch = directory.absolute().parent.glob(f".{directory.name}-*")
+        scratch = directory.absolute().parent.glob(f".{glob.escape(directory.name)}-*")
         drafts += (path for path in scratch if path.is_dir())
     files = [] if config.latency.table is None else [expand_home(config.latency.table)]
     files += [] if location.file is None else [location.file]
     for file in files:
-        drafts += file.absolute().parent.glob(f".{file.name}.*{DRAFT_SUFFIX}")
+        drafts += file.absolute().parent.glob(f".{glob.escape(file.name)}.*{DRAFT_SUFFIX}")
     return sorted(draft for draft in drafts if _is_abandoned(draft))
 
 

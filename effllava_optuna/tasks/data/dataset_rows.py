@@ -1,7 +1,8 @@
 """Reading of the rows of a dataset from the hub, a directory or a file.
 
-Images stay encoded in their storage until they are opened. `datasets` takes most of a second to
-import, so that it is imported only in the functions that read rows.
+Files are read by readers that keep the values of the file and have no cache. Images stay encoded
+in their storage until they are opened. `datasets` takes most of a second to import, so that it is
+imported only for datasets of the hub.
 """
 
 from __future__ import annotations
@@ -16,20 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, UnidentifiedImageError
 
-from effllava_optuna.errors import TaskError, describe
-from effllava_optuna.files import expand_home
+from effllava_optuna.errors import TaskError, describe, shorten
+from effllava_optuna.files import expand_home, read_text
 from effllava_optuna.tasks.data.row_files import (
     FORMATS,
     empty_split_error,
-    list_row_files,
+    list_splits,
     read_row_file,
-    split_name,
+    read_split_files,
 )
+from effllava_optuna.tasks.data.row_source import JoinedRows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-_MAX_NAME = 80  # characters of a file name in a message
+    from effllava_optuna.tasks.data.row_source import RowSource
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,13 +39,13 @@ class StoredImage:
     """An image in a row of a dataset, or in a file that the row names.
 
     Attributes:
-        dataset: The dataset with the column of images, not decoded.
+        rows: The rows.
         row: Index of the row.
         column: Name of the column.
         directory: File names are relative to it, or to its directory ``images``.
     """
 
-    dataset: Any
+    rows: RowSource
     row: int
     column: str
     directory: Path
@@ -53,9 +55,14 @@ class StoredImage:
 
         Raises:
             OSError: The file cannot be read.
+            ValueError: The value is not an image, or is a list of several.
         """
-        value = self.dataset[self.row][self.column]
-        if isinstance(value, Mapping):
+        value = self.rows.value(self.row, self.column)
+        if isinstance(value, list) and len(value) <= 1:
+            value = value[0] if value else None
+        if isinstance(value, list):
+            raise ValueError(f"{self.column} is a list of {len(value)} images, not of one")
+        if isinstance(value, Mapping) and {"bytes", "path"} & set(value):
             if value.get("bytes") is not None:
                 return bytes(value["bytes"])
             value = value.get("path")
@@ -64,19 +71,21 @@ class StoredImage:
         if isinstance(value, (bytes, bytearray)):
             return bytes(value)
         if not isinstance(value, str):
-            raise OSError(f"column {self.column!r} has {value!r}, which is not an image")
+            raise ValueError(f"{self.column} is {shorten(value)}, which is not an image")
         file = expand_home(value)
         for path in (self.directory / file, self.directory / "images" / file):
             if _is_file(path):
                 return path.read_bytes()
-        name = value if len(value) <= _MAX_NAME else f"{value[:_MAX_NAME]}..."
-        raise OSError(f"{self.column} {name!r} is not a file beside the rows or in images/")
+        raise OSError(
+            f"{self.column} {shorten(value)} is not a file beside the rows or in images/"
+        )
 
     def open(self) -> Image.Image:
         """Open the image.
 
         Raises:
             OSError: The image cannot be read, or has an unknown format.
+            ValueError: See `read_bytes`.
         """
         encoded = self.read_bytes() or b""
         try:
@@ -93,32 +102,29 @@ class DatasetRows:
 
     Attributes:
         source: Where the rows were read from, for messages.
-        dataset: The dataset, its images not decoded.
+        rows: The rows, their images not decoded.
         directory: File names of images are relative to it.
     """
 
     source: str
-    dataset: Any
+    rows: RowSource
     directory: Path
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.rows)
 
     @property
-    def columns(self) -> list[str]:
+    def columns(self) -> tuple[str, ...]:
         """Return the names of the columns."""
-        return list(self.dataset.column_names)
+        return self.rows.columns
 
-    def iterate_texts(self) -> Iterator[dict[str, Any]]:
-        """Iterate over the rows without the columns of images."""
-        names = [name for name in self.columns if not _is_image(self.dataset.features[name])]
-        rows = self.dataset.select_columns(names)
-        yield from (dict(row) for row in rows) if names else ({},) * len(self)
+    def iterate(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Iterate over the rows with the given columns; a column that does not exist is None."""
+        return self.rows.iterate(columns)
 
     def iterate_images(self, column: str) -> Iterator[StoredImage]:
         """Iterate over the images of a column without reading them."""
-        images = self.dataset.select_columns([column])
-        return (StoredImage(images, row, column, self.directory) for row in range(len(self)))
+        return (StoredImage(self.rows, row, column, self.directory) for row in range(len(self)))
 
 
 def read_split(data: str, split: str, config: str | None = None) -> DatasetRows:
@@ -134,22 +140,17 @@ def read_split(data: str, split: str, config: str | None = None) -> DatasetRows:
     Raises:
         TaskError: The dataset or the split does not exist, or cannot be read.
     """
-    import datasets
-
     path = expand_home(data)
-    with _dataset_errors(data):
+    with _read_errors(data):
         if path.is_file():
-            dataset = read_row_file(path)
+            rows = read_row_file(path)
             path = path.parent
         elif path.is_dir():
-            dataset = _read_directory(path, split)
+            rows = _read_directory(path, split)
         else:
             _refuse_missing_path(data)
-            dataset = datasets.load_dataset(data, config, split=split)
-        for name, feature in dataset.features.items():
-            if isinstance(feature, datasets.Image):
-                dataset = dataset.cast_column(name, datasets.Image(decode=False))
-    return DatasetRows(f"{data}, split {split!r}", dataset, path)
+            rows = _read_hub(data, split, config)
+    return DatasetRows(f"{data}, split {split!r}", rows, path)
 
 
 def split_names(data: str, config: str | None = None) -> list[str] | None:
@@ -158,21 +159,17 @@ def split_names(data: str, config: str | None = None) -> list[str] | None:
     Raises:
         TaskError: The dataset does not exist, or cannot be read.
     """
-    import datasets
-
     path = expand_home(data)
     if path.is_file():
         return None
-    with _dataset_errors(data):
-        if (path / "dataset_dict.json").is_file():
-            return _saved_splits(path)
-        if (path / "state.json").is_file():
-            return None
+    with _read_errors(data):
         if path.is_dir():
-            return sorted({split_name(file) for file in list_row_files(path)})
+            saved = _saved_splits(path)
+            if saved is not None:
+                return saved
+            return None if _saved_files(path) is not None else list(list_splits(path))
         _refuse_missing_path(data)
-        names: list[str] = datasets.get_dataset_split_names(data, config)
-        return names
+        return _hub_splits(data, config)
 
 
 def _refuse_missing_path(data: str) -> None:
@@ -183,36 +180,45 @@ def _refuse_missing_path(data: str) -> None:
         )
 
 
-def _read_directory(directory: Path, split: str) -> Any:
-    import datasets
+def _read_directory(directory: Path, split: str) -> RowSource:
+    saved = _saved_splits(directory)
+    if saved is not None and split not in saved:
+        raise _missing_split_error(directory, split, saved)
+    folder = directory if saved is None else directory / split
+    files = _saved_files(folder)
+    if files is not None:
+        from effllava_optuna.tasks.data.arrow_rows import map_arrow_file
 
-    if (directory / "state.json").is_file():
-        return _load_saved(directory, split)
-    if (directory / "dataset_dict.json").is_file():
-        names = _saved_splits(directory)
-        if split not in names:
-            raise _missing_split_error(directory, split, names)
-        return _load_saved(directory / split, split)
-    all_files = list_row_files(directory)
-    files = [file for file in all_files if split_name(file) == split]
-    if not files:
-        names = sorted({split_name(file) for file in all_files})
-        raise _missing_split_error(directory, split, names)
-    return datasets.concatenate_datasets([read_row_file(file) for file in files])
-
-
-def _saved_splits(directory: Path) -> list[str]:
-    document = json.loads((directory / "dataset_dict.json").read_text(encoding="utf-8"))
-    return list(document["splits"])
+        rows = JoinedRows([map_arrow_file(file) for file in files])
+        if not len(rows):
+            raise empty_split_error(directory, split)
+        return rows
+    if saved is not None:
+        raise TaskError(f"{folder} has no state.json.", hint="Save or download the dataset again.")
+    splits = list_splits(directory)
+    if split not in splits:
+        raise _missing_split_error(directory, split, list(splits))
+    return read_split_files(directory, split, splits[split])
 
 
-def _load_saved(directory: Path, split: str) -> Any:
-    import datasets
+def _saved_splits(directory: Path) -> list[str] | None:
+    """Return the names of the splits that `DatasetDict.save_to_disk` wrote; None: it did not."""
+    document = _read_document(directory / "dataset_dict.json")
+    return document.get("splits")
 
-    try:
-        return datasets.load_from_disk(str(directory))
-    except IndexError as error:  # raised by `datasets` for a split without rows
-        raise empty_split_error(directory, split) from error
+
+def _saved_files(directory: Path) -> list[Path] | None:
+    """Return the files that `Dataset.save_to_disk` wrote; None: it did not write here."""
+    names = _read_document(directory / "state.json").get("_data_files")
+    return None if names is None else [directory / entry["filename"] for entry in names]
+
+
+def _read_document(file: Path) -> dict[str, Any]:
+    """Return a JSON object; empty if there is no such file, or it is something else."""
+    if not file.is_file():
+        return {}
+    document = json.loads(read_text(file))
+    return document if isinstance(document, dict) else {}
 
 
 def _missing_split_error(directory: Path, split: str, names: list[str]) -> TaskError:
@@ -223,23 +229,32 @@ def _missing_split_error(directory: Path, split: str, names: list[str]) -> TaskE
     )
 
 
+def _read_hub(data: str, split: str, config: str | None) -> RowSource:
+    import datasets
+
+    from effllava_optuna.tasks.data.arrow_rows import ArrowRows
+
+    with _quiet_datasets():
+        return ArrowRows(datasets.load_dataset(data, config, split=split).data.table)
+
+
+def _hub_splits(data: str, config: str | None) -> list[str]:
+    import datasets
+
+    with _quiet_datasets():
+        names: list[str] = datasets.get_dataset_split_names(data, config)
+    return names
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # the name is too long
+    except (OSError, ValueError):  # the name is too long, or has a null character
         return False
 
 
-def _is_image(feature: Any) -> bool:
-    import datasets
-
-    dtype = getattr(feature, "dtype", "")
-    return isinstance(feature, datasets.Image) or dtype in ("binary", "large_binary")
-
-
 @contextmanager
-def _dataset_errors(data: str) -> Iterator[None]:
-    """Convert errors of `datasets` and the hub, which have no common class, to one line."""
+def _quiet_datasets() -> Iterator[None]:
     import datasets
 
     verbosity = datasets.logging.get_verbosity()
@@ -247,17 +262,23 @@ def _dataset_errors(data: str) -> Iterator[None]:
         datasets.disable_progress_bars()
         datasets.logging.set_verbosity(datasets.logging.CRITICAL)
         yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def _read_errors(data: str) -> Iterator[None]:
+    """Convert errors of pyarrow, `datasets` and the hub to one line; they have no common class."""
+    try:
+        yield
     except TaskError:
         raise
-    except Exception as raised:
-        error = raised
-        if isinstance(raised, datasets.exceptions.DatasetGenerationError):
-            error = raised.__cause__ or raised
+    except Exception as error:
+        # `datasets` hides the cause behind a DatasetGenerationError.
+        cause = error.__cause__ if type(error).__name__ == "DatasetGenerationError" else None
         raise TaskError(
-            f"task.data = {data!r} cannot be read: {describe(error)}.",
+            f"task.data = {data!r} cannot be read: {describe(cause or error)}.",
             hint="Check its name, files and splits; without a network, download it elsewhere "
             "(`hf download --repo-type dataset ID --local-dir DIR`, or save_to_disk) and set "
             "task.data = DIR.",
-        ) from raised
-    finally:
-        datasets.logging.set_verbosity(verbosity)
+        ) from error

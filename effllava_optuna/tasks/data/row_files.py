@@ -1,35 +1,45 @@
-"""Reading of the files of a dataset: parquet, jsonl, json and csv."""
+"""The files of a dataset: which ones have the rows of a split, and how each format is read."""
 
 from __future__ import annotations
 
-import csv
+import codecs
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from typing import TYPE_CHECKING
 
 from effllava_optuna.errors import TaskError
+from effllava_optuna.files import read_text
+from effllava_optuna.tasks.data.row_source import JoinedRows
+from effllava_optuna.tasks.data.text_rows import read_csv, read_json, read_json_lines
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
-"""The name of a format in `datasets`, by suffix."""
+    from effllava_optuna.tasks.data.row_source import RowSource
 
-_SHARD = re.compile(r"-\d+-of-\d+(-[0-9a-f]{16})?$")
-_SURPLUS = "\0surplus"  # column of the cells beyond the header
+FORMATS = (".parquet", ".jsonl", ".json", ".csv")
+"""Suffixes of files with rows."""
+
+_SHARD = re.compile(r"-(\d+)-of-(\d+)(-[0-9a-f]{16})?$")
+_PEEKED = 4096  # bytes of a json file from which a list of rows is recognised
 
 
-def list_row_files(directory: Path) -> list[Path]:
-    """Return the files with rows in a directory, sorted.
+def list_splits(directory: Path) -> dict[str, list[Path]]:
+    """Return the files with rows by the name of their split, both sorted.
 
-    If it has none, those in its directory ``data``, where repositories of the hub store them.
+    They are in the directory or in its directory ``data``, where repositories of the hub store
+    them. Hidden files, and json files that are not lists of rows, such as the
+    ``dataset_infos.json`` of a download from the hub, are left out.
     """
+    files = defaultdict(list)
     for folder in (directory, directory / "data"):
         if folder.is_dir():
-            files = sorted(file for file in folder.iterdir() if file.suffix in FORMATS)
-            if files:
-                return files
-    return []
+            for file in sorted(folder.iterdir()):
+                if _has_rows(file):
+                    files[split_name(file)].append(file)
+    return dict(sorted(files.items()))
 
 
 def split_name(file: Path) -> str:
@@ -42,76 +52,94 @@ def empty_split_error(path: Path, split: str) -> TaskError:
     return TaskError(f"{path}, split {split!r}, is empty.", hint="Use a split with rows.")
 
 
-def read_row_file(file: Path) -> Any:
-    """Read a file as a dataset.
+def read_row_file(file: Path) -> RowSource:
+    """Read one file.
 
     Raises:
-        TaskError: The format is unknown, the file is empty, or a line cannot be parsed. Other
-            errors of `datasets` are not converted.
+        TaskError: The format is unknown, the file is empty, or a part of it cannot be parsed.
+        OSError: The file cannot be read.
+        pyarrow.ArrowException: A parquet file cannot be read.
     """
-    import datasets
+    rows = _read_format(file)
+    if not len(rows):
+        raise empty_split_error(file, split_name(file))
+    return rows
 
-    name = FORMATS.get(file.suffix)
-    if name is None:
+
+def read_split_files(directory: Path, split: str, files: Sequence[Path]) -> RowSource:
+    """Read the files of one split, which are one file or the shards of one.
+
+    Args:
+        directory: The directory of the dataset, for messages.
+        split: Name of the split.
+        files: The files of `list_splits`.
+
+    Raises:
+        TaskError: A shard is missing, or the files are not shards of one file; see also
+            `read_row_file`.
+        OSError: See `read_row_file`.
+        pyarrow.ArrowException: See `read_row_file`.
+    """
+    if len(files) == 1 and not _SHARD.search(files[0].stem):
+        return read_row_file(files[0])
+    shards = [_SHARD.search(file.stem) for file in files]
+    kinds = {
+        (file.parent, file.suffix, shard and shard[2])
+        for file, shard in zip(files, shards, strict=True)
+    }
+    names = [str(file.relative_to(directory)) for file in files]
+    listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    if len(kinds) > 1 or None in shards:
         raise TaskError(
-            f"task.data = {str(file)!r} has an unknown format.",
-            hint=f"Use one of {', '.join(FORMATS)}.",
+            f"{directory}: split {split!r} has several files: {listed}.",
+            hint="Keep one of them, or set task.data to it.",
         )
-    if name == "csv":
-        return _read_csv(file)
-    if file.suffix == ".jsonl":
-        _check_json_lines(file)
+    numbers = sorted(int(shard[1]) for shard in shards if shard)
+    count = int(shards[0][2]) if shards[0] else 0
+    if numbers != list(range(count)):
+        raise TaskError(
+            f"{directory}: split {split!r} should have shards 0 to {count - 1}, but has {listed}.",
+            hint="Download the dataset again.",
+        )
+    return JoinedRows([_read_format(file) for file in files])
+
+
+def _read_format(file: Path) -> RowSource:
+    match file.suffix.lower():
+        case ".parquet":
+            from effllava_optuna.tasks.data.arrow_rows import ParquetRows
+
+            return ParquetRows(file)
+        case ".jsonl":
+            return read_json_lines(file)
+        case ".json":
+            return read_json(file)
+        case ".csv":
+            return read_csv(file)
+    raise TaskError(
+        f"task.data = {str(file)!r} has an unknown format.",
+        hint=f"Use one of {', '.join(FORMATS)}.",
+    )
+
+
+def _has_rows(file: Path) -> bool:
+    """Return whether a file in a directory is one with rows, and not a side file."""
+    suffix = file.suffix.lower()
+    if file.name.startswith((".", "__")) or suffix not in FORMATS or not file.is_file():
+        return False
+    if suffix != ".json":
+        return True
+    with file.open("rb") as opened:
+        start = opened.read(_PEEKED).removeprefix(codecs.BOM_UTF8).lstrip()
+    if start.startswith(b"["):
+        return start[1:].lstrip()[:1] in {
+            b"{",
+            b"]",
+            b"",
+            b"\0",
+        }  # UTF-16 is refused by the reader
     try:
-        table = datasets.load_dataset(name, data_files=str(file), split="train")
-    except ValueError as error:
-        if "corresponds to no data" in str(error):
-            raise empty_split_error(file, split_name(file)) from error
-        raise
-    if name == "json" and any("timestamp" in str(f) for f in table.features.values()):
-        # pyarrow parses '2020-01-01' as a date
-        return datasets.Dataset.from_list(_parse_json(file))
-    return table
-
-
-def _parse_json(file: Path) -> list[Any]:
-    text = file.read_text(encoding="utf-8")
-    if file.suffix == ".json":
-        return list(json.loads(text))
-    return [json.loads(line) for line in text.split("\n") if line.strip()]
-
-
-def _read_csv(file: Path) -> Any:
-    """Read all cells as texts: '007' is not a number, and 'None' is an answer."""
-    import datasets
-
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, restkey=_SURPLUS)
-        rows = []
-        for row in reader:
-            if _SURPLUS in row or None in row.values():
-                raise TaskError(
-                    f"{file}: line {reader.line_num} does not have as many cells as the first "
-                    f"line, which names {len(reader.fieldnames or ())} columns.",
-                    hint="Put cells with commas into quotes.",
-                )
-            rows.append(row)
-    if not rows:
-        raise empty_split_error(file, split_name(file))
-    return datasets.Dataset.from_list(rows)
-
-
-def _check_json_lines(file: Path) -> None:
-    """Name the first line that is not a JSON object in UTF-8; pyarrow names a byte offset."""
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                if line.strip() and not isinstance(json.loads(line.decode("utf-8")), dict):
-                    raise ValueError("it is not an object")
-            except ValueError as error:
-                encoding = "UTF-8" if isinstance(error, UnicodeDecodeError) else "JSON"
-                raise TaskError(
-                    f"{file}: line {number} is not valid {encoding}: {error}.",
-                    hint="Fix or remove that line.",
-                ) from error
-    if not file.stat().st_size:
-        raise empty_split_error(file, split_name(file))
+        json.loads(read_text(file))
+    except (ValueError, RecursionError):
+        return True  # rows on lines, or a fault, which its reader names
+    return False

@@ -45,8 +45,9 @@ def parse_rows(
     faults: list[str] = []
     number_of_id: dict[str, int] = {}
     parsed: list[GroupedRow] = []
-    for number, (texts, image) in enumerate(zip(rows.iterate_texts(), images, strict=True)):
-        row = {name: texts.get(column) for name, column in columns.items()}
+    texts = rows.iterate([column for name, column in columns.items() if name != "image"])
+    for number, (values, image) in enumerate(zip(texts, images, strict=True)):
+        row = {name: values.get(column) for name, column in columns.items()}
         try:
             encoded = None if image is None else image.read_bytes()
             if encoded is None and "image" in schema.required:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from effllava_optuna.errors import TaskError
+from effllava_optuna.errors import TaskError, shorten
 from effllava_optuna.tasks.sample import GradingRule, Split
 from effllava_optuna.tasks.scoring.multiple_choice import parse_choice
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LETTER_INSTRUCTION = "Answer with the option's letter from the given choices directly."
+
+
+class UntypedInt(int):
+    """A number in a JSON column of `datasets`, which stores 1 and the text "1" alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +157,10 @@ def read_text(row: Mapping[str, Any], column: str, *, empty: bool = False) -> st
     if value is None and empty:
         return ""
     if not isinstance(value, str):
-        raise ValueError(f"{column} is {value!r}, which is not a text")
+        raise ValueError(f"{column} is {shorten(value)}, which is not a text")
     if not empty and not value.strip():
         raise ValueError(f"{column} is empty")
-    return value.strip()
+    return _valid(value.strip(), column)
 
 
 def read_texts(row: Mapping[str, Any], column: str, at_least: int) -> tuple[str, ...]:
@@ -167,13 +171,48 @@ def read_texts(row: Mapping[str, Any], column: str, at_least: int) -> tuple[str,
     """
     value = row.get(column)
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
-        raise ValueError(f"{column} is {value!r}, which is not a list of texts")
+        raise ValueError(f"{column} is {shorten(value)}, which is not a list of texts")
     if len(value) < at_least:
         raise ValueError(f"{column} has {len(value)} entries, but needs {at_least}")
-    return tuple(item.strip() for item in value)
+    return tuple(_valid(item.strip(), column) for item in value)
+
+
+def _valid(text: str, column: str) -> str:
+    """Refuse half of a surrogate pair, which JSON can express, but no encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{column} is {shorten(text)}, which is not valid Unicode") from error
+    return text
+
+
+def read_choices(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the options of a multiple-choice question, which are named by letters.
+
+    Raises:
+        ValueError: See `read_texts`, or there are more options than letters.
+    """
+    choices = read_texts(row, "choices", 2)
+    if len(choices) > len(LETTERS):
+        raise ValueError(f"choices has {len(choices)} entries, {len(LETTERS)} at most")
+    return choices
+
+
+def read_index(value: Any, choices: Sequence[str]) -> int:
+    """Return the index of the correct option.
+
+    A whole number may be stored as a float: pandas converts a column with a missing value.
+
+    Raises:
+        ValueError: The value is not a whole number, or is outside the options.
+    """
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and 0 <= value < len(choices) and value == int(value):
+        return int(value)
+    raise ValueError(f"answer {shorten(value)} is outside its {len(choices)} choices")
 
 
 def read_id(row: Mapping[str, Any], column: str) -> str | None:
     """Return the id in a column; None if the row has none."""
     value = row.get(column)
-    return None if value is None or value == "" else str(value)
+    return None if value is None or value == "" else _valid(str(value), column)

@@ -12,9 +12,10 @@ from effllava_optuna.tasks.schemas.row_schema import (
     RowSchema,
     format_choices,
     letter_rule,
+    read_choices,
     read_id,
+    read_index,
     read_text,
-    read_texts,
 )
 from effllava_optuna.tasks.scoring.multiple_choice import HARNESSES
 
@@ -46,10 +47,7 @@ class ScienceQA(RowSchema):
 
     def parse(self, row: Mapping[str, Any], *, has_image: bool) -> ParsedRow:
         """Parse a row."""
-        choices = read_texts(row, "choices", 2)
-        answer = row["answer"]
-        if not isinstance(answer, int) or not 0 <= answer < len(choices):
-            raise ValueError(f"answer {answer!r} is outside its {len(choices)} choices")
+        choices = read_choices(row)
         hint = read_text(row, "hint", empty=True)
         context = [f"Context: {hint}"] if hint else []
         question = format_choices(read_text(row, "question"), choices)
@@ -65,7 +63,7 @@ class ScienceQA(RowSchema):
             id=read_id(row, "id"),
             question=self.add_instruction("\n".join([*context, question]), LETTER_INSTRUCTION),
             targets=tuple(LETTERS[: len(choices)]),
-            answer=answer,
+            answer=read_index(row["answer"], choices),
             subsets=tuple(subset for subset in subsets if subset),
             stratum=f"{subject} {'picture' if has_image else 'text'}",
         )

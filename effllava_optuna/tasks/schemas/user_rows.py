@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from effllava_optuna.errors import shorten
 from effllava_optuna.tasks.sample import GradingRule, Split
 from effllava_optuna.tasks.schemas.row_schema import (
     LETTER_INSTRUCTION,
     LETTERS,
     ParsedRow,
     RowSchema,
+    UntypedInt,
     format_choices,
     letter_rule,
+    read_choices,
     read_id,
+    read_index,
     read_text,
     read_texts,
 )
@@ -49,9 +53,7 @@ class UserRows(RowSchema):
         subsets = (stratum,) if stratum else ()
         question, row_id = read_text(row, "question"), read_id(row, "id")
         if row.get("choices"):
-            choices = read_texts(row, "choices", 2)
-            if len(choices) > len(LETTERS):
-                raise ValueError(f"choices has {len(choices)} entries, {len(LETTERS)} at most")
+            choices = read_choices(row)
             return ParsedRow(
                 id=row_id,
                 question=self.add_instruction(
@@ -83,17 +85,19 @@ class UserRows(RowSchema):
 
 
 def _choice_index(answer: Any, choices: tuple[str, ...]) -> int:
-    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
-        return answer
+    if isinstance(answer, UntypedInt) and str(answer) in choices:
+        if 0 <= answer < len(choices) and choices[answer] != str(answer):
+            raise ValueError(f"answer {answer} may be the index or the text of a choice")
+        return choices.index(str(answer))
     if isinstance(answer, str):
         name = answer.strip()
         indices = [i for i, text in enumerate(choices) if name in (text, LETTERS[i])]
         if len(indices) > 1:
             letters = " or ".join(LETTERS[index] for index in indices)
-            raise ValueError(f"answer {answer!r} may be {letters}")
+            raise ValueError(f"answer {shorten(answer)} may be {letters}")
         if indices:
             return indices[0]
-    raise ValueError(f"answer {answer!r} is outside its {len(choices)} choices")
+    return read_index(answer, choices)
 
 
 def _token_f1(sample: Sample, text: str) -> float:

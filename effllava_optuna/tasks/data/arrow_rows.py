@@ -1,0 +1,167 @@
+"""Rows of parquet files and of the Arrow tables of `datasets`.
+
+pyarrow takes a fraction of a second to import, so that this module is imported by the functions
+that read such rows.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import weakref
+from bisect import bisect_right
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from effllava_optuna.errors import TaskError
+from effllava_optuna.tasks.schemas.row_schema import UntypedInt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from effllava_optuna.tasks.data.row_source import RowSource
+
+_CACHED_BYTES = 2**29  # decoded columns of one parquet file that are kept
+_BATCH = 1024  # rows that are converted at once
+
+
+@dataclass(frozen=True, eq=False)
+class ArrowRows:
+    """The rows of an Arrow table, which is in memory or mapped from a file.
+
+    Attributes:
+        table: A `pyarrow.Table`.
+    """
+
+    table: Any
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the names of the columns."""
+        return tuple(self.table.column_names)
+
+    def iterate(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Iterate over the rows with the given columns; a column that does not exist is None."""
+        existing = [name for name in columns if name in self.columns]
+        for start in range(0, len(self), _BATCH):
+            part = self.table.select(existing).slice(start, _BATCH)
+            yield from _rows(part, columns)
+
+    def value(self, row: int, column: str) -> Any:
+        """Return one value."""
+        if column not in self.columns:
+            return None
+        values = self.table.column(column)
+        return _decoded(values.type, values[row].as_py())
+
+
+class ParquetRows:
+    """The rows of a parquet file, which are decoded when they are read.
+
+    A value is read with its row group. The last row groups are kept, because neighbouring rows
+    are often read one after another.
+
+    Args:
+        file: The file.
+
+    Raises:
+        TaskError: Two columns have one name.
+        pyarrow.ArrowException: The file cannot be read as parquet.
+    """
+
+    def __init__(self, file: Path) -> None:
+        # A file object: pyarrow takes some paths as URIs, and cannot open names outside UTF-8.
+        opened = file.open("rb")
+        weakref.finalize(self, opened.close)
+        self._parquet = pq.ParquetFile(opened)
+        metadata = self._parquet.metadata
+        sizes = [int(metadata.row_group(i).num_rows) for i in range(metadata.num_row_groups)]
+        self._starts: list[int] = [0, *accumulate(sizes)]
+        self._decoded: OrderedDict[tuple[int, str], Any] = OrderedDict()
+        self.columns: tuple[str, ...] = tuple(self._parquet.schema_arrow.names)
+        if len(set(self.columns)) < len(self.columns):
+            raise TaskError(f"{file}: two columns have the same name.", hint="Rename one of them.")
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def iterate(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Iterate over the rows with the given columns; a column that does not exist is None."""
+        existing = [name for name in columns if name in self.columns]
+        if not existing:
+            yield from (dict.fromkeys(columns) for _ in range(len(self)))
+            return
+        for batch in self._parquet.iter_batches(_BATCH, columns=existing):
+            yield from _rows(batch, columns)
+
+    def value(self, row: int, column: str) -> Any:
+        """Return one value."""
+        if column not in self.columns:
+            return None
+        group = bisect_right(self._starts, row) - 1
+        values = self._column(group, column)
+        return _decoded(values.type, values[row - self._starts[group]].as_py())
+
+    def _column(self, group: int, column: str) -> Any:
+        key = group, column
+        if key not in self._decoded:
+            table = self._parquet.read_row_group(group, columns=[column])
+            self._decoded[key] = table.column(column)
+            while len(self._decoded) > 1 and self._cached_bytes() > _CACHED_BYTES:
+                self._decoded.popitem(last=False)
+        self._decoded.move_to_end(key)
+        return self._decoded[key]
+
+    def _cached_bytes(self) -> int:
+        return sum(int(values.nbytes) for values in self._decoded.values())
+
+
+def map_arrow_file(file: Path) -> ArrowRows:
+    """Map a file of a directory that ``save_to_disk`` wrote into memory.
+
+    Raises:
+        OSError: The file cannot be read.
+        pyarrow.ArrowException: It is not an Arrow stream.
+    """
+    with file.open("rb") as opened:
+        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    return ArrowRows(pa.ipc.open_stream(pa.py_buffer(mapped)).read_all())
+
+
+def _rows(part: Any, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Convert a table or batch to rows."""
+    encoded = {field.name: field.type for field in part.schema if _holds_json(field.type)}
+    for values in part.to_pylist():
+        row = {name: values.get(name) for name in columns}
+        yield row | {name: _decoded(kind, row[name]) for name, kind in encoded.items()}
+
+
+def _decoded(kind: Any, value: Any) -> Any:
+    """Decode JSON texts: `datasets` stores columns of several types as such."""
+    if value is None or not _holds_json(kind):
+        return value
+    if isinstance(kind, pa.JsonType):
+        return json.loads(value, parse_int=UntypedInt)
+    if isinstance(value, dict):
+        return {field.name: _decoded(field.type, value[field.name]) for field in kind}
+    return [_decoded(kind.field(0).type, item) for item in value]
+
+
+def _holds_json(kind: Any) -> bool:
+    if pa.types.is_map(kind):
+        return False
+    children = (kind.field(index).type for index in range(kind.num_fields))
+    return isinstance(kind, pa.JsonType) or any(map(_holds_json, children))
+
+
+if TYPE_CHECKING:
+    _: tuple[Callable[[Any], RowSource], ...] = (ArrowRows, ParquetRows)

@@ -1,0 +1,161 @@
+"""Rows of jsonl, json and csv files, with the values that the file has.
+
+The files are parsed by the standard library. Readers that store a column under one type change
+values: the text "1" becomes the number 1 if other rows have numbers (datasets issue 6460).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from effllava_optuna.errors import TaskError
+from effllava_optuna.files import read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from effllava_optuna.tasks.data.row_source import RowSource
+
+_DECODER = json.JSONDecoder(object_pairs_hook=lambda pairs: _unique_keys(pairs))
+
+
+@dataclass(frozen=True, eq=False)
+class ListedRows:
+    """Rows in memory; a row may lack columns.
+
+    Attributes:
+        rows: Values by column.
+    """
+
+    rows: Sequence[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Return the names of the columns, in the order of their first occurrence."""
+        return tuple(dict.fromkeys(name for row in self.rows for name in row))
+
+    def iterate(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Iterate over the rows with the given columns."""
+        return ({name: row.get(name) for name in columns} for row in self.rows)
+
+    def value(self, row: int, column: str) -> Any:
+        """Return one value."""
+        return self.rows[row].get(column)
+
+
+def read_json_lines(file: Path) -> ListedRows:
+    """Read a file with one JSON object on each line.
+
+    Raises:
+        TaskError: A line is not a JSON object; the message has its number.
+    """
+    return ListedRows(_parse_lines(file, _read(file)))
+
+
+def read_json(file: Path) -> ListedRows:
+    """Read a file with a list of JSON objects, or with one JSON object on each line.
+
+    Raises:
+        TaskError: The content is something else.
+    """
+    text = _read(file)
+    try:
+        rows = _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        if not text.lstrip().startswith("["):
+            return ListedRows(_parse_lines(file, text))
+        raise TaskError(f"{file} is not valid JSON: {error}.", hint="Fix that line.") from error
+    if not isinstance(rows, list):
+        raise TaskError(
+            f"{file} is one JSON {'object' if isinstance(rows, dict) else 'value'}, not a list "
+            "of rows.",
+            hint='Write [{"column": value, ...}, ...], or one object on each line.',
+        )
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise TaskError(
+                f"{file}: row {number} is not an object.",
+                hint='Write each row as {"column": value, ...}.',
+            )
+    return ListedRows(rows)
+
+
+def read_csv(file: Path) -> ListedRows:
+    """Read a csv file. All values are texts: '007' is not a number, and 'None' is an answer.
+
+    Raises:
+        TaskError: A line does not have as many cells as the header, or cannot be parsed; the
+            message has its number.
+    """
+    # `strict`: without it, a quote that is not closed takes the rest of the file as one cell.
+    reader = csv.reader(io.StringIO(_read(file), newline=""), strict=True)
+    rows: list[dict[str, Any]] = []
+    try:
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            raise TaskError(
+                f"{file}: two columns of its first line have the same name.",
+                hint="Rename one of them.",
+            )
+        for cells in reader:
+            if cells and len(cells) != len(header):
+                raise TaskError(
+                    f"{file}: line {reader.line_num} does not have as many cells as the first "
+                    f"line, which names {len(header)} columns.",
+                    hint="Put cells with commas into quotes.",
+                )
+            if cells:
+                rows.append(dict(zip(header, cells, strict=True)))
+    except csv.Error as error:
+        raise TaskError(
+            f"{file}: line {reader.line_num} is not valid CSV: {error}.", hint="Fix that line."
+        ) from error
+    return ListedRows(rows)
+
+
+def _read(file: Path) -> str:
+    try:
+        return read_text(file)
+    except ValueError as error:
+        raise TaskError(f"{file}: {error}.", hint="Save it as UTF-8.") from error
+
+
+def _parse_lines(file: Path, text: str) -> list[dict[str, Any]]:
+    rows = []
+    # Not `splitlines`, which also divides at characters that JSON texts may have.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = _DECODER.decode(line.strip())
+            if not isinstance(row, dict):
+                raise ValueError("it is not an object")
+        except (ValueError, RecursionError) as error:
+            raise TaskError(
+                f"{file}: line {number} is not valid JSON: {error}.",
+                hint="Fix or remove that line.",
+            ) from error
+        rows.append(row)
+    return rows
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice!r} is specified twice")
+    return row
+
+
+if TYPE_CHECKING:
+    _: Callable[[list[dict[str, Any]]], RowSource] = ListedRows
