@@ -26,6 +26,7 @@ from effllava_optuna.calibration.inputs import study_inputs
 from effllava_optuna.calibration.stage_callback import silent
 from effllava_optuna.cli.program import main
 from effllava_optuna.config.schema import StudyConfig
+from effllava_optuna.samplers import this_process
 from effllava_optuna.search.runner import begin
 from effllava_optuna.search.session import SearchSession, calibration_publication, open_session
 from effllava_optuna.storage.artifact_store import ArtifactStore, DirectoryArtifactStore
@@ -189,6 +190,12 @@ def start_command(*arguments: object, output: Path | str = os.devnull) -> BasePr
 def subprocess_environment() -> dict[str, str]:
     """Return an environment in which subprocesses import this checkout and stay offline."""
     return os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+
+
+def ended_process() -> str:
+    """Return the name of a process of this machine that has ended: no process has its number."""
+    host, _, *rest = this_process().rsplit(":", 4)
+    return ":".join([host, "99999999", *rest])
 
 
 def url_of_study(file: Path) -> str:

@@ -35,7 +35,6 @@ from effllava_optuna.samplers._lease import (
     owner_alive,
     release_trial,
     renew_lease,
-    this_process,
 )
 from effllava_optuna.samplers._level_grid import LevelGrid, Seed, SpaceProvider, SpaceView
 from effllava_optuna.samplers._nsgaii import EpochNSGAIISampler
@@ -46,6 +45,7 @@ from effllava_optuna.samplers._optuna_internals import (
     trial_id_of,
     write_user_attrs,
 )
+from effllava_optuna.samplers._process import this_process
 from effllava_optuna.samplers._sampler import EpochSampler
 from effllava_optuna.samplers._slots import duplicate_of, effective_trials, epoch_finished, slot_of
 from effllava_optuna.samplers._stock import EpochStockSampler, MakeSampler, Stock

@@ -1,30 +1,32 @@
 """Ownership of running trials: which process evaluates a trial, and whether it is alive.
 
-A process on the same host is looked up by its pid. A process on another host holds a *lease*: a
-thread of it raises a number in the study, and it counts as alive for as long as a reader sees that
-number change within `LEASE_SECONDS` of the reader's own clock. The clocks of two hosts are never
-compared. Optuna's heartbeat works on relational storages only, and compares clocks.
+If the operating system knows the process, it decides (see `_process`). Any other process, in
+another container or on another machine, holds a *lease*: a thread of it raises a number in the
+study, and it counts as alive for as long as a reader sees that number change within
+`LEASE_SECONDS`. The reader counts seconds in which it runs itself, so that processes which are
+suspended together do not take each other for dead. The clocks of two machines are never compared.
+Optuna's heartbeat works on relational storages only, and compares clocks.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
-import socket
 import threading
 import time
 import weakref
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-import psutil
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from effllava_optuna.samplers import _optuna_internals
 from effllava_optuna.samplers._optuna_internals import OWNER, storage_of, study_id_of
+from effllava_optuna.samplers._process import process_exists, this_process
 from effllava_optuna.samplers._slots import LOST, WITHDRAWN
 
 if TYPE_CHECKING:
@@ -35,24 +37,34 @@ GRACE_SECONDS = 30.0
 LEASE_SECONDS = 120.0  # without a renewal
 _RENEWAL_SECONDS = 15.0
 _LEASE = "lease:"  # prefix of a system attribute of the study, one for each process
-
-# Start times come from the wall clock, which may be adjusted a little between two readings.
-_START_TOLERANCE_SECONDS = 1.0
+_MOST_SKEW = timedelta(days=2)  # between two clocks, in any two time zones
 
 _logger = logging.getLogger(__name__)
 
 
-def this_process() -> str:
-    """Return the name of this process: ``host:pid:start``, the start in seconds since 1970.
+class _RunningClock:
+    """Counts the seconds in which this process runs.
 
-    The start time distinguishes it from a later process with the same pid.
+    `time.monotonic` goes on while a process is stopped or frozen, on some systems also while the
+    machine is suspended. So the time between two readings counts as that between two renewals at
+    most, with as much again for a busy machine; the thread that renews the lease reads the clock.
     """
-    return _name_of(os.getpid())
+
+    _MOST_BETWEEN_READINGS = 2 * _RENEWAL_SECONDS
+
+    def __init__(self) -> None:
+        self._reading: tuple[float, float] | None = None  # replaced as one: threads share it
+
+    def seconds(self) -> float:
+        """Return the seconds since the first reading."""
+        now = time.monotonic()
+        seconds, last = self._reading or (0.0, now)
+        seconds += min(now - last, self._MOST_BETWEEN_READINGS)
+        self._reading = (seconds, now)
+        return seconds
 
 
-@functools.cache  # by pid: a forked child is another process
-def _name_of(pid: int) -> str:
-    return f"{socket.gethostname()}:{pid}:{psutil.Process(pid).create_time():.2f}"
+_clock = _RunningClock()
 
 
 def owner_alive(owner: str, leases: Mapping[str, int] | None = None) -> bool | None:
@@ -60,23 +72,16 @@ def owner_alive(owner: str, leases: Mapping[str, int] | None = None) -> bool | N
 
     Args:
         owner: Name of the process, as `this_process` returns it.
-        leases: What `leases_of` has just read; needed for processes on other hosts.
+        leases: What `leases_of` has just read; needed for processes in other containers and on
+            other machines.
 
     Returns:
-        None if the process is on another host and its lease has not run out.
+        None if the operating system does not know the process and its lease has not run out.
     """
-    host, pid, start = owner.rsplit(":", 2)
-    if host != socket.gethostname():
-        return None if leases is None or _lease_valid(owner, leases.get(owner, -1)) else False
-    try:
-        process = psutil.Process(int(pid))
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        return bool(abs(process.create_time() - float(start)) <= _START_TOLERANCE_SECONDS)
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
-        return True  # the process exists, but belongs to another user
+    exists = process_exists(owner)
+    if exists is not None:
+        return exists
+    return None if leases is None or _lease_valid(owner, leases.get(owner, -1)) else False
 
 
 # By process: the number of its last renewal, and when this process first read that number.
@@ -84,7 +89,7 @@ _last_renewals: dict[str, tuple[int, float]] = {}
 
 
 def _lease_valid(owner: str, renewal: int) -> bool:
-    now = time.monotonic()
+    now = _clock.seconds()
     last = _last_renewals.get(owner)
     if last is None or last[0] != renewal:
         _last_renewals[owner] = (renewal, now)
@@ -111,8 +116,9 @@ _renewed: weakref.WeakKeyDictionary[BaseStorage, set[tuple[int, int]]] = (
 def renew_lease(study: Study) -> None:
     """Renew the lease of this process on a study from now on, in a daemon thread.
 
-    The thread writes a number every 15 seconds until the process ends, the storage is deleted or a
-    write fails. A study in memory needs no lease: no other process can read it.
+    The thread writes a number every 15 seconds until the process ends, the study is deleted, or
+    nothing uses the storage any more. A write that fails is followed by the next: the database may
+    be locked, or restarting. A study in memory needs no lease: no other process can read it.
     """
     storage, study_id = storage_of(study), study_id_of(study)
     lease = (os.getpid(), study_id)
@@ -125,10 +131,13 @@ def renew_lease(study: Study) -> None:
     def renew() -> None:
         renewal = 0
         while (storage := reference()) is not None:
+            _clock.seconds()
             try:
                 storage.set_study_system_attr(study_id, name, renewal)
-            except Exception:  # the study or its database is gone: the lease runs out
+            except KeyError:  # the study is deleted
                 return
+            except Exception as error:  # each storage has exceptions of its own
+                _logger.debug(f"The lease of this process was not renewed: {error}")
             del storage
             renewal += 1
             time.sleep(_RENEWAL_SECONDS)
@@ -143,8 +152,12 @@ def write_owner(study: Study, trial: FrozenTrial) -> None:
 
 
 def release_trial(trial: Trial) -> None:
-    """Mark the coming FAIL of a trial as an interruption: its slot is due again."""
-    _optuna_internals.mark_void(trial.study, trial, WITHDRAWN)
+    """Mark the coming FAIL of a trial as an interruption: its slot is due again.
+
+    Does nothing if another process has ended the trial.
+    """
+    with suppress(UpdateFinishedTrialError):
+        _optuna_internals.mark_void(trial.study, trial, WITHDRAWN)
 
 
 def fail_lost_trials(
@@ -175,11 +188,16 @@ def fail_lost_trials(
     return failed
 
 
+# By study and trial: when this process first read that the trial runs without an owner.
+_ownerless: weakref.WeakKeyDictionary[BaseStorage, dict[tuple[int, int], float]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
 def lost_trials(
     study: Study, trials: Iterable[FrozenTrial], *, grace_seconds: float = GRACE_SECONDS
 ) -> list[FrozenTrial]:
     """Return the RUNNING trials whose process has ended, without changing them."""
-    overdue = datetime.now() - timedelta(seconds=grace_seconds)
     leases: dict[str, int] | None = None
     lost = []
     for trial in trials:
@@ -187,7 +205,7 @@ def lost_trials(
             continue
         owner = trial.system_attrs.get(OWNER)
         if owner is None:
-            dead = trial.datetime_start is not None and trial.datetime_start <= overdue
+            dead = _ownerless_seconds(study, trial) >= grace_seconds
         else:
             alive = owner_alive(owner)
             if alive is None:
@@ -197,3 +215,15 @@ def lost_trials(
         if dead:
             lost.append(trial)
     return lost
+
+
+def _ownerless_seconds(study: Study, trial: FrozenTrial) -> float:
+    """Return how long this process has known that a trial runs without an owner.
+
+    The start of a trial is a time of the clock, in the time zone, of another machine perhaps.
+    """
+    if trial.datetime_start is not None and trial.datetime_start < datetime.now() - _MOST_SKEW:
+        return float("inf")
+    now = _clock.seconds()
+    first = _ownerless.setdefault(storage_of(study), {})
+    return now - first.setdefault((study_id_of(study), trial.number), now)

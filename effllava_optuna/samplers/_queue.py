@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from effllava_optuna.samplers import _optuna_internals
@@ -112,7 +113,7 @@ class SlotQueue:
         """Assign a slot to a trial, waiting for one if necessary, and return its parameters.
 
         Raises:
-            RuntimeError: The trial was ended by another worker meanwhile.
+            UpdateFinishedTrialError: The trial was ended by another worker meanwhile.
         """
         start, pause, warned = time.monotonic(), _MIN_PAUSE, False
         while True:
@@ -120,7 +121,9 @@ class SlotQueue:
             if fail_lost_trials(study, trials):
                 continue
             if trials[trial.number].state.is_finished():
-                raise RuntimeError(f"Trial {trial.number} was ended while it waited for a slot.")
+                raise UpdateFinishedTrialError(
+                    f"Trial {trial.number} was ended while it waited for a slot."
+                )
             if trials_without_slot(trials)[0] == trial.number:
                 params = self._lead(study, trial, trials)
                 if params is not None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
+
 from effllava_optuna.errors import EffllavaError
 from effllava_optuna.logging import get_logger
 from effllava_optuna.samplers import duplicate_of, release_trial, write_user_attrs
@@ -12,7 +15,8 @@ from effllava_optuna.storage.names import REASON
 from effllava_optuna.storage.storage_internals import set_constraint
 
 if TYPE_CHECKING:
-    from optuna import Trial
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
 
     from effllava_optuna.policy import Policy
     from effllava_optuna.search.evaluator import Measurement
@@ -115,3 +119,48 @@ class PruningObjective:
             return
         self._warned = True
         _logger.warning("Trials of one process share one model: n_jobs > 1 measures in turn.")
+
+
+def run_trial(study: Study, objective: PruningObjective) -> FrozenTrial | None:
+    """Ask for a trial, measure it, and store its values or its failure.
+
+    Unlike `Study.optimize`, this raises no error if somebody else ends the trial meanwhile: the
+    dashboard, a script, or a process for which the lease of this one has run out (Optuna issues
+    4234 and 5470). What they stored stays.
+
+    Args:
+        study: A study with queued trials.
+        objective: Measures a trial.
+
+    Returns:
+        The trial as it is stored; None if somebody else has ended it.
+    """
+    try:
+        trial = study.ask()
+    except UpdateFinishedTrialError:  # after it was taken from the queue
+        _logger.warning("A trial was ended by another process before it was measured.")
+        return None
+    state, values = TrialState.FAIL, None
+    try:
+        measured = objective(trial)
+        if not any(map(math.isnan, measured)):
+            state, values = TrialState.COMPLETE, list(measured)
+    except TrialFailed as error:
+        _logger.warning(f"Trial {trial.number} failed: {error}")
+    except UpdateFinishedTrialError:
+        pass  # `tell` reads how it was ended
+    except (Exception, KeyboardInterrupt):
+        study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        raise
+    try:
+        stored = study.tell(trial, values, state, skip_if_finished=True)
+    except UpdateFinishedTrialError:  # between the two steps of `tell`
+        stored = None
+    if stored is not None and (stored.state, stored.values) == (state, values):
+        _logger.debug(f"Trial {trial.number} ended as {state.name} with values {values}.")
+        return stored
+    _logger.warning(
+        f"Trial {trial.number} was ended by another process while this one measured it; the "
+        "values of this process are not stored."
+    )
+    return None

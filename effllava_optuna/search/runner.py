@@ -16,13 +16,14 @@ from effllava_optuna.errors import StudyError
 from effllava_optuna.files import expand_home
 from effllava_optuna.samplers import fail_lost_trials, slot_of
 from effllava_optuna.search.final_selection import FinalSelection
-from effllava_optuna.search.objective import PruningObjective, TrialFailed
+from effllava_optuna.search.objective import PruningObjective, run_trial
 from effllava_optuna.search.schedule import SearchOver
 from effllava_optuna.search.session import open_session
 from effllava_optuna.storage.artifact_store import ArtifactStore, artifact_backend_of
 from effllava_optuna.storage.connection import open_storage
 from effllava_optuna.storage.control_study import EpochPublication
 from effllava_optuna.storage.names import RESULTS
+from effllava_optuna.storage.storage_internals import storage_of
 from effllava_optuna.storage.studies import config_of, create_study, refuse_existing
 from effllava_optuna.storage.trial_records import failure_counts, record_of
 from effllava_optuna.storage.urls import file_of
@@ -137,15 +138,20 @@ class EpochCallback:
 
     def __call__(self, study: Study, trial: FrozenTrial) -> None:
         """Check whether an epoch is finished: never before a trial of its last generation is."""
-        schedule, slot = self.session.schedule, slot_of(trial)
-        if slot is not None:
-            if slot.generation < self.session.config.search.generations - 1:
-                return
-            if not schedule.is_finished(slot.epoch):
-                return
-        schedule.advance()
-        if schedule.finished:
+        _advance_after(self.session, trial)
+        if self.session.schedule.finished:
             study.stop()
+
+
+def _advance_after(session: SearchSession, trial: FrozenTrial) -> None:
+    """Open the next epoch if a trial was the last one of its epoch."""
+    slot = slot_of(trial)
+    if slot is not None:
+        if slot.generation < session.config.search.generations - 1:
+            return
+        if not session.schedule.is_finished(slot.epoch):
+            return
+    session.schedule.advance()
 
 
 def search(session: SearchSession, callbacks: Callbacks | None = None) -> None:
@@ -160,7 +166,7 @@ def search(session: SearchSession, callbacks: Callbacks | None = None) -> None:
     """
     study, schedule = session.study, session.schedule
     fail_lost_trials(study)
-    after_trial = _AfterTrial(session, callbacks or Callbacks())
+    objective, after_trial = PruningObjective(session), _AfterTrial(session, callbacks)
     schedule.advance()
     while not schedule.finished:
         with suppress(SearchOver):  # another process may finish the last slot at any moment
@@ -169,27 +175,33 @@ def search(session: SearchSession, callbacks: Callbacks | None = None) -> None:
                 time.sleep(_POLL_SECONDS)
                 schedule.advance()
                 continue
-            study.optimize(
-                PruningObjective(session), callbacks=[after_trial], catch=(TrialFailed,)
-            )
+            while after_trial(run_trial(study, objective)):
+                pass
+    storage_of(study).remove_session()
 
 
 class _AfterTrial:
-    """All that follows a trial, in one callback: Optuna copies the trial for each callback."""
+    """All that follows a trial of this process."""
 
-    def __init__(self, session: SearchSession, callbacks: Callbacks) -> None:
+    def __init__(self, session: SearchSession, callbacks: Callbacks | None) -> None:
         self.session = session
-        self.callbacks = callbacks
-        self.open_epochs = EpochCallback(session)
+        self.callbacks = callbacks or Callbacks()
         self.drawn = time.monotonic()
 
-    def __call__(self, study: Study, trial: FrozenTrial) -> None:
-        self.open_epochs(study, trial)
+    def __call__(self, trial: FrozenTrial | None) -> bool:
+        """Open the next epoch if it is due, and show a trial.
+
+        Returns:
+            Whether another trial may be waiting.
+        """
+        if trial is None:
+            return False
+        _advance_after(self.session, trial)
         if trial.state == TrialState.FAIL:
-            _check_failures(study, self.session.config.search.failures)
+            _check_failures(self.session.study, self.session.config.search.failures)
         self.callbacks.on_trial(self.session, record_of(trial))
         self._draw(trial)
-        self._stop_early(study, trial)
+        return self._may_continue(trial)
 
     def _draw(self, trial: FrozenTrial) -> None:
         """Draw the pages in one process: the one that measures the first slot of a generation."""
@@ -200,16 +212,15 @@ class _AfterTrial:
             self.callbacks.draw_pages(self.session)
             self.drawn = time.monotonic()
 
-    def _stop_early(self, study: Study, trial: FrozenTrial) -> None:
-        """Stop `Study.optimize` if no queued trial is left: it would create a trial of its own.
+    def _may_continue(self, trial: FrozenTrial) -> bool:
+        """Return whether to ask for a trial: if none is queued, Optuna creates one of its own.
 
         Such a trial is stored gene by gene, and at the end of the study it is one too many.
         """
         slot, population = slot_of(trial), self.session.config.search.population
         if slot is not None and slot.index < population - _NEAR_END:
-            return
-        if not _waiting(study):
-            study.stop()
+            return True
+        return _waiting(self.session.study)
 
 
 def _waiting(study: Study) -> bool:

@@ -19,9 +19,14 @@ from effllava_optuna.storage.connection import open_storage
 from effllava_optuna.storage.integrity import export_is_valid, storage_check
 from effllava_optuna.storage.names import CHOSEN
 from effllava_optuna.storage.studies import config_of
-from tests.study_fixtures import FinishedStudy, copy_study, invoke, url_of_study, write_tiny
-
-ENDED_PROCESS = f"{socket.gethostname()}:99999999:1.00"  # no process has such a number
+from tests.study_fixtures import (
+    FinishedStudy,
+    copy_study,
+    ended_process,
+    invoke,
+    url_of_study,
+    write_tiny,
+)
 
 
 @pytest.fixture
@@ -103,7 +108,7 @@ def test_a_study_in_another_kind_of_storage_is_checked_and_repaired(
     not_ok = {name for name, finding in results.items() if finding["state"] != "ok"}
     assert (code, not_ok - {"memory"}) == (0, set()), results
     load_study(storage_url, "tiny").add_trial(
-        create_trial(state=TrialState.RUNNING, system_attrs={"owner": ENDED_PROCESS})
+        create_trial(state=TrialState.RUNNING, system_attrs={"owner": ended_process()})
     )
     check = "trials of ended processes"
     assert doctor(*location)[1][check]["state"] == "warning"
@@ -151,12 +156,12 @@ def test_only_repair_fails_the_trials_of_ended_processes(study: Path) -> None:
     control_study = load_study(url, "smoke/projector")
     attempt = control_study.trials[0]
     load_study(url).add_trial(
-        create_trial(state=TrialState.RUNNING, system_attrs={"owner": ENDED_PROCESS})
+        create_trial(state=TrialState.RUNNING, system_attrs={"owner": ended_process()})
     )
     control_study.add_trial(
         create_trial(
             state=TrialState.RUNNING, params=attempt.params,
-            distributions=attempt.distributions, user_attrs={"owner": ENDED_PROCESS},
+            distributions=attempt.distributions, user_attrs={"owner": ended_process()},
         )
     )  # fmt: skip
     checks = "trials of ended processes", "attempts of ended processes"

@@ -1,26 +1,36 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from effllava_optuna.samplers import (
+    _lease,
     fail_lost_trials,
     leases_of,
+    lost_trials,
     owner_alive,
     renew_lease,
     storage_of,
     study_id_of,
     this_process,
 )
-from effllava_optuna.samplers._lease import LEASE_SECONDS
+from effllava_optuna.samplers._lease import (
+    _RENEWAL_SECONDS,
+    GRACE_SECONDS,
+    LEASE_SECONDS,
+    _RunningClock,
+)
+from tests.study_fixtures import ended_process
+
+ELSEWHERE = "elsewhere:1:500:0123456789ab:00000000"
 
 
 def running_trial(study: optuna.Study, owner: str | None) -> int:
@@ -29,56 +39,83 @@ def running_trial(study: optuna.Study, owner: str | None) -> int:
     return len(study.trials) - 1
 
 
-@pytest.fixture
-def dead_process() -> str:
-    host, _, start = this_process().rsplit(":", 2)
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    return f"{host}:{child.pid}:{start}"
-
-
-def test_this_process_is_alive_and_a_reaped_child_is_not(dead_process: str) -> None:
-    assert owner_alive(this_process()) is True
-    assert owner_alive(dead_process) is False
-
-
-def test_a_zombie_is_dead() -> None:
-    with subprocess.Popen([sys.executable, "-c", ""]) as child:
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is not reaped
-        host, _, start = this_process().rsplit(":", 2)
-        assert owner_alive(f"{host}:{child.pid}:{start}") is False
-
-
-def test_a_reused_pid_is_another_process() -> None:
-    host, pid, start = this_process().rsplit(":", 2)
-    assert owner_alive(f"{host}:{pid}:{float(start) - 60}") is False
-
-
 def test_a_process_on_another_host_is_unknown_without_its_lease() -> None:
-    assert owner_alive("elsewhere:1:0.0") is None
+    assert owner_alive(ELSEWHERE) is None
+
+
+class Clock:
+    """A clock of the operating system that a test sets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr("effllava_optuna.samplers._lease._last_renewals", {})
+        monkeypatch.setattr("effllava_optuna.samplers._lease._clock", _RunningClock())
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+
+    def after(self, seconds: float, renewal: int, *, running: bool = True) -> bool | None:
+        """Return whether a process is alive whose lease is read after some seconds.
+
+        Args:
+            seconds: How far the clock moves.
+            renewal: The number that the lease has then.
+            running: Whether this process renews its own lease meanwhile.
+        """
+        target = self.now + seconds
+        while running and self.now + _RENEWAL_SECONDS < target:
+            self.now += _RENEWAL_SECONDS
+            _lease._clock.seconds()
+        self.now = target
+        return owner_alive(ELSEWHERE, {ELSEWHERE: renewal})
 
 
 def test_a_lease_runs_out_unless_it_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, owner = [100.0], "elsewhere:1:0.0"
-    monkeypatch.setattr("effllava_optuna.samplers._lease._last_renewals", {})
-    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    clock = Clock(monkeypatch)
+    assert clock.after(0, 7) is None  # the lease starts when it is first read
+    assert clock.after(LEASE_SECONDS - 1, 7) is None
+    assert clock.after(10, 8) is None
+    assert clock.after(LEASE_SECONDS - 1, 8) is None
+    assert clock.after(2, 8) is False
+    assert clock.after(1, 9) is None  # the process was only slow
 
-    def after(seconds: float, leases: dict[str, int]) -> bool | None:
-        clock[0] += seconds
-        return owner_alive(owner, leases)
 
-    assert after(0, {owner: 7}) is None  # the lease starts when it is first read
-    assert after(LEASE_SECONDS - 1, {owner: 7}) is None
-    assert after(10, {owner: 8}) is None
-    assert after(LEASE_SECONDS - 1, {owner: 8}) is None
-    assert after(2, {owner: 8}) is False
-    assert after(1, {owner: 9}) is None  # the process was only slow
+def test_processes_that_were_suspended_together_do_not_take_each_other_for_dead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Frozen containers, stopped jobs, a closed laptop: only the clock goes on."""
+    clock = Clock(monkeypatch)
+    assert clock.after(0, 7) is None
+    assert clock.after(8 * 3600, 7, running=False) is None
+    assert clock.after(60, 7) is None
+    assert clock.after(8 * 3600, 8, running=False) is None
+    assert clock.after(LEASE_SECONDS + 1, 8) is False
+
+
+def test_a_lease_is_renewed_after_a_write_that_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A locked database, a server that restarts: the process is not dead."""
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path / 'a.db'}")
+    failures = iter([OSError("no route"), StorageInternalError("locked")])
+    write = type(storage_of(study)).set_study_system_attr
+
+    def written(*arguments: Any) -> None:
+        for failure in failures:
+            raise failure
+        write(*arguments)
+
+    monkeypatch.setattr(type(storage_of(study)), "set_study_system_attr", written)
+    monkeypatch.setattr("effllava_optuna.samplers._lease._RENEWAL_SECONDS", 0.01)
+    renew_lease(study)
+    deadline = time.monotonic() + 60
+    while not leases_of(study) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert leases_of(study)[this_process()] >= 2
 
 
 def test_a_trial_of_another_host_is_failed_when_its_lease_has_run_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    study, owner = optuna.create_study(), "elsewhere:1:0.0"
+    study, owner = optuna.create_study(), ELSEWHERE
     running_trial(study, owner)
     storage_of(study).set_study_system_attr(study_id_of(study), f"lease:{owner}", 3)
     monkeypatch.setattr("effllava_optuna.samplers._lease._last_renewals", {})
@@ -101,10 +138,10 @@ def test_a_process_that_works_on_a_shared_study_has_a_lease(tmp_path: Path) -> N
     assert leases_of(in_memory) == {}
 
 
-def test_only_trials_of_dead_processes_are_failed(dead_process: str) -> None:
+def test_only_trials_of_dead_processes_are_failed() -> None:
     study = optuna.create_study()
-    dead = running_trial(study, dead_process)
-    for owner in (this_process(), "elsewhere:1:0.0", None):
+    dead = running_trial(study, ended_process())
+    for owner in (this_process(), ELSEWHERE, None):
         running_trial(study, owner)
     assert fail_lost_trials(study) == [dead]
     assert study.trials[dead].user_attrs["void"] == "lost"  # shown on its page of the dashboard
@@ -118,3 +155,27 @@ def test_a_trial_without_owner_is_failed_after_the_grace_period() -> None:
     assert fail_lost_trials(study, grace_seconds=60) == []
     assert fail_lost_trials(study, grace_seconds=0) == [0]
     assert study.trials[1].state == TrialState.WAITING
+
+
+@pytest.mark.parametrize("skew", [timedelta(hours=-14), timedelta(minutes=-5), timedelta(hours=9)])
+def test_the_grace_period_does_not_depend_on_the_clock_of_another_machine(
+    skew: timedelta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    study = optuna.create_study()
+    study.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING))
+    trials = study.get_trials()
+    trials[0].datetime_start = datetime.now() + skew
+    assert fail_lost_trials(study, trials) == []
+    clock.now += GRACE_SECONDS - 1
+    assert fail_lost_trials(study, trials) == []
+    clock.now += 2
+    assert fail_lost_trials(study, trials) == [0]
+
+
+def test_a_trial_that_has_had_no_owner_for_days_is_lost() -> None:
+    study = optuna.create_study()
+    trials = [optuna.trial.create_trial(state=TrialState.RUNNING)]
+    trials[0].datetime_start = datetime.now() - timedelta(days=3)
+    study.add_trial(trials[0])
+    assert lost_trials(study, trials) == trials

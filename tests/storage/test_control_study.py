@@ -13,7 +13,7 @@ from effllava_optuna.storage.connection import open_storage
 from effllava_optuna.storage.control_study import ControlStudy, EpochPublication
 from effllava_optuna.storage.storage_internals import fail_trial, trial_id_of
 from tests.storage import leaders
-from tests.study_fixtures import subprocess_environment
+from tests.study_fixtures import ended_process, subprocess_environment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,8 +82,7 @@ def test_an_attempt_of_a_dead_process_is_taken_over(storage: BaseStorage) -> Non
     control_study = ControlStudy(storage, "s")
     attempt = control_study._start_attempt(0)
     assert attempt is not None
-    host = attempt.user_attrs["owner"].rsplit(":", 2)[0]
-    storage.set_trial_user_attr(trial_id_of(attempt), "owner", f"{host}:999999:1.00")
+    storage.set_trial_user_attr(trial_id_of(attempt), "owner", ended_process())
     published = control_study.publish_once(0, lambda: EpochPublication(0.5, {}, None))
     states = [trial.state for trial in control_study.study.get_trials(deepcopy=False)]
     assert published.number == 1
