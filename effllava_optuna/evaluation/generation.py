@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
-from transformers import StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteriaList
 
 from effllava_optuna.errors import ModelError, TaskError
+from effllava_optuna.surgery.apply.decoding import generate_tokens, special_tokens
 from effllava_optuna.tasks.prompts import append_answer, build_model_inputs, format_prompt
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class GenerationOptions:
     """How an answer is generated.
 
     An option that is None has the value of the checkpoint's generation_config.json or, if that
-    has none, transformers' default.
+    has none, transformers' default. No other setting of that file is used.
 
     Attributes:
         new_tokens: Maximum number of tokens.
@@ -117,16 +118,18 @@ class AnsweringModel:
             TaskError: The processor has no chat template, or a question has the image token in it.
         """
         tokenizer = self.loaded.processor.tokenizer
-        arguments = self._generate_arguments(options)
+        settings = self._generation_settings(options)
         answers: dict[int, str] = {}
         for positions, batch in self._batches(questions, lambda q: len(q.pictures)):
             inputs = self._encode([self._prompt(question) for question in batch], batch)
             start = inputs["input_ids"].shape[1]
+            criteria = StoppingCriteriaList()
             if options.until:
-                criterion = _stop_criterion(tokenizer, start, options.until)
-                arguments["stopping_criteria"] = StoppingCriteriaList([criterion])
+                criteria.append(_stop_criterion(tokenizer, start, options.until))
             with self.loaded.lock, torch.no_grad():
-                tokens = self.loaded.model.generate(**inputs, **arguments)
+                tokens = generate_tokens(
+                    self.loaded.model, inputs, settings, stopping_criteria=criteria
+                )
             texts = tokenizer.batch_decode(tokens[:, start:], skip_special_tokens=True)
             for position, text in zip(positions, texts, strict=True):
                 answers[position] = _before_stop(text, options.until)
@@ -205,24 +208,26 @@ class AnsweringModel:
         for group in waiting.values():
             yield _unzip(group)
 
-    def _generate_arguments(self, options: GenerationOptions) -> dict[str, Any]:
-        """Return the arguments of ``generate`` that override the checkpoint's configuration."""
-        tokenizer = self.loaded.processor.tokenizer
-        defaults = self.loaded.model.generation_config
-        arguments: dict[str, Any] = {
-            "max_new_tokens": options.new_tokens,
-            "num_beams": options.beams,
-            "repetition_penalty": options.repetition_penalty,
-            "do_sample": options.temperature > 0,
-            "temperature": options.temperature or None,
-            "top_p": options.top_p,
-            "top_k": options.top_k,
-        }
-        if defaults.eos_token_id is None:
-            arguments["eos_token_id"] = tokenizer.eos_token_id
-        if defaults.pad_token_id is None:
-            arguments["pad_token_id"] = tokenizer.pad_token_id
-        return {name: value for name, value in arguments.items() if value is not None}
+    def _generation_settings(self, options: GenerationOptions) -> GenerationConfig:
+        """Return the settings of ``generate``; other settings of the checkpoint are not used."""
+        model = self.loaded.model
+        shipped = model.generation_config
+        sampling = {}
+        if options.temperature > 0:
+            sampling = {
+                "temperature": options.temperature,
+                "top_p": shipped.top_p if options.top_p is None else options.top_p,
+                "top_k": shipped.top_k if options.top_k is None else options.top_k,
+            }
+        penalty = options.repetition_penalty
+        return GenerationConfig(
+            max_new_tokens=options.new_tokens,
+            num_beams=options.beams,
+            repetition_penalty=shipped.repetition_penalty if penalty is None else penalty,
+            do_sample=options.temperature > 0,
+            **sampling,
+            **special_tokens(model, self.loaded.processor.tokenizer),
+        )
 
 
 def _unzip(pairs: list[tuple[int, Item]]) -> tuple[list[int], list[Item]]:

@@ -13,6 +13,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from effllava_optuna.surgery.apply.decoding import generate_tokens, special_tokens
 from effllava_optuna.surgery.structure.inspection import connector, projector
 from effllava_optuna.surgery.structure.prunable_parts import LANGUAGE, PROJECTOR
 
@@ -144,17 +145,10 @@ def generate_text(loaded: LoadedModel, encoded: EncodedInputs, new_tokens: int) 
         new_tokens: Maximum number of tokens to generate.
     """
     model, tokenizer = loaded.model, loaded.processor.tokenizer
-    shipped = model.generation_config
-    end = tokenizer.eos_token_id if shipped.eos_token_id is None else shipped.eos_token_id
-    # Not the configuration of the checkpoint, which may have a temperature and penalties.
     greedy = GenerationConfig(
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        eos_token_id=end,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end,
-        bos_token_id=shipped.bos_token_id,
+        max_new_tokens=new_tokens, do_sample=False, **special_tokens(model, tokenizer)
     )
-    tokens = model.generate(**_model_inputs(loaded, encoded), generation_config=greedy)
+    tokens = generate_tokens(model, _model_inputs(loaded, encoded), greedy)
     generated = tokens[:, encoded.inputs["input_ids"].shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
 

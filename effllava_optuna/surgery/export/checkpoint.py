@@ -20,7 +20,8 @@ from effllava_optuna.surgery.export.checkpoint_files import (
     write_checkpoint,
     write_description,
 )
-from effllava_optuna.surgery.export.comparison import verify_in_fresh_process
+from effllava_optuna.surgery.export.comparison import write_expected
+from effllava_optuna.surgery.export.fresh_process import verify_in_fresh_process
 from effllava_optuna.surgery.export.model_card import ModelCard
 from effllava_optuna.surgery.export.stock_sizes import pad_to_stock_sizes
 from effllava_optuna.surgery.loading.checksums import write_checksums
@@ -45,7 +46,7 @@ class VerifiedExport:
     Attributes:
         directory: The checkpoint.
         parameters: Parameters of the whole model, padding included.
-        logit_difference: Largest absolute difference of logits to the exported model.
+        logit_difference: Largest absolute difference of logits to the exported model, in float32.
         generation_equal: Whether greedy generation returns the same tokens.
         loader: How it was loaded: ``load_pruned``, ``trust_remote_code`` or the name of the stock
             ``Auto`` class.
@@ -113,7 +114,8 @@ def export(
     with write_errors_as(ExportError, target, hint=hint), scratch_beside(target) as scratch:
         draft = scratch / "checkpoint"
         write_checkpoint(written, draft, plan if form == "native" else None)
-        measured = verify_in_fresh_process(pruned, draft, scratch, inputs)
+        write_expected(pruned.model, written.model, inputs, scratch)
+        measured = verify_in_fresh_process(pruned, draft, scratch)
         padded = 1 - pruned.model.num_parameters() / written.model.num_parameters()
         verified = VerifiedExport(str(directory), **measured, padded=round(padded, 6))
         write_description(pruned, draft, form, card or ModelCard(), verified)

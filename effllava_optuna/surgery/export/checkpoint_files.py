@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from torch import nn
+from transformers import GenerationConfig
 
 from effllava_optuna import __version__
 from effllava_optuna.checkpoint_format import PLAN
@@ -79,11 +81,16 @@ def write_checkpoint(pruned: LoadedModel, directory: Path, plan: dict[str, Any] 
         plan: Written to config.json, with the modelling file that reads it; None: the stock
             class can load the checkpoint.
     """
-    model = pruned.model
+    # `save_pretrained` changes the configuration of the model that it writes, and refuses a
+    # generation configuration that it finds inconsistent; the checkpoint's is written as it is.
+    model = copy.copy(pruned.model)
+    model.config = copy.deepcopy(model.config)
+    model.generation_config = GenerationConfig()
     base = stock_class(model)
     # Stock classes write the key names of the hub; a pruned class does once it is registered.
     adopt_renaming(type(model).__name__, base.__name__, model.config.model_type)
     model.save_pretrained(directory)
+    pruned.model.generation_config.to_json_file(directory / "generation_config.json")
     if pruned.processor is not None:
         pruned.processor.save_pretrained(directory)
     for leftover in directory.glob("*.py"):

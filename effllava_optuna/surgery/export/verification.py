@@ -1,26 +1,32 @@
-"""Load an exported checkpoint in this process and compare its outputs with recorded ones.
+"""Load an exported checkpoint in this process and compare it with the model that was written.
 
-`export` runs it as ``python -m effllava_optuna.surgery.export.verification DIRECTORY INPUTS
-OUTPUTS DEVICE DTYPE``; the last line of its standard output is JSON.
+`verify_in_fresh_process` runs this module as a program, whose arguments are those of `main`; the
+last line of its standard output is JSON.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
+from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from effllava_optuna.surgery.export.comparison import compute_outputs
+from effllava_optuna.surgery.export.comparison import compare_with_expected
 from effllava_optuna.surgery.loading.loader import DTYPES, auto_class, check_keys, read_model
 from effllava_optuna.surgery.structure.pruned_class import has_plan
 
 
-def main(directory: str, inputs_file: str, outputs_file: str, device: str, dtype: str) -> None:
-    """Load ``directory`` in every supported way, and print the largest difference of outputs."""
-    inputs, expected = load_file(inputs_file), load_file(outputs_file)
+def main(directory: str, scratch: str, device: str, dtype: str) -> None:
+    """Load ``directory`` in every supported way, and print the differences.
+
+    Args:
+        directory: The checkpoint.
+        scratch: The directory with what `write_expected` wrote.
+        device: Device of the model.
+        dtype: Its dtype, such as ``float32``.
+    """
     # The plan of a native checkpoint is read by this package, and by the code beside it.
     planned = has_plan(directory)
     auto = auto_class(AutoConfig.from_pretrained(directory))
@@ -32,15 +38,11 @@ def main(directory: str, inputs_file: str, outputs_file: str, device: str, dtype
     if planned:
         own = read_model(directory, directory, dtype=DTYPES[dtype])
         loaded = {"load_pruned": own, **loaded}
-    outputs = [compute_outputs(each.to(device).eval(), inputs) for each in loaded.values()]
-    differences = [(each["logits"] - expected["logits"]).abs().max() for each in outputs]
+    models = [each.to(device).eval() for each in loaded.values()]
     document = {
         "parameters": model.num_parameters(),
-        "logit_difference": float(torch.stack(differences).max()),  # NaN if any is NaN
-        "generation_equal": all(
-            torch.equal(each["tokens"], expected["tokens"]) for each in outputs
-        ),
         "loader": tuple(loaded),
+        "difference": asdict(compare_with_expected(models, Path(scratch))),
     }
     sys.stdout.write(json.dumps(document) + "\n")
 

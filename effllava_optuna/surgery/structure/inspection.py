@@ -101,7 +101,7 @@ def inspect_model(model: nn.Module) -> PrunableParts:
     """
     decoder = language_model(model)
     decoder_modules = {id(module) for module in decoder.modules()}
-    stacks = list(_stacks(model))
+    stacks = list(find_stacks(model))
     decoder_stacks = [stack for _, stack in stacks if id(stack) in decoder_modules]
     if len(decoder_stacks) != 1:
         raise ModelError(
@@ -224,7 +224,7 @@ def _shared(model: nn.Module, parts: PrunableParts) -> Iterator[UnprunablePart]:
             yield UnprunablePart(block.component.id, "a second place in the stack")
 
 
-def _stacks(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+def find_stacks(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
     """Find the outermost lists of blocks with attention, with their paths."""
     inner_modules: set[int] = set()
     for path, module in model.named_modules():

@@ -44,6 +44,26 @@ def prune(dense: LoadedModel) -> LoadedModel:
     return slice_reversed(dense, [1, 7, 3, 24, 2, 16], compensated=True)
 
 
+def state_of(loaded: LoadedModel) -> dict[str, object]:
+    """Copy everything that a change of a model could change, to compare it with a later state."""
+    return {path: _copied(vars(module), ()) for path, module in loaded.model.named_modules()}
+
+
+def _copied(value: object, above: tuple[int, ...]) -> object:
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.requires_grad, value.data_ptr(), value.tolist()
+    if isinstance(value, torch.nn.Module) or id(value) in above:
+        return id(value)
+    above = (*above, id(value))
+    if isinstance(value, dict):
+        return [(repr(key), _copied(inner, above)) for key, inner in value.items()]
+    if isinstance(value, (list, tuple, set)):
+        return type(value), [_copied(inner, above) for inner in value]
+    if type(value).__module__.startswith("transformers."):
+        return id(value), _copied(vars(value), above)
+    return type(value), repr(value)
+
+
 def last_logits(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
     with torch.no_grad():
         logits: torch.Tensor = loaded.model(**batch.inputs).logits[:, -1]

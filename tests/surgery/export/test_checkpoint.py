@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from dataclasses import asdict, replace
@@ -18,8 +19,10 @@ from effllava_optuna import export, load, load_pruned, narrowed, sliced
 from effllava_optuna.errors import ExportError, ModelError
 from effllava_optuna.policy import Policy, Ranking
 from effllava_optuna.surgery import LoadedModel, VerifiedExport
+from effllava_optuna.surgery.export.comparison import ReloadDifference
 from effllava_optuna.surgery.loading.checksums import write_checksums
-from tests.surgery.export.pruned_models import last_logits, prune
+from tests.surgery.export.conftest import SETTINGS
+from tests.surgery.export.pruned_models import last_logits, prune, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,12 +33,25 @@ PLAN = "effllava_plan"
 
 
 @pytest.fixture(scope="module")
+def states() -> list[object]:
+    """States of the model before and after its export."""
+    return []
+
+
+@pytest.fixture(scope="module")
 def exported(
-    pruned: LoadedModel, tmp_path_factory: pytest.TempPathFactory
+    pruned: LoadedModel,
+    batch: Batch,
+    tmp_path_factory: pytest.TempPathFactory,
+    states: list[object],
 ) -> tuple[Path, VerifiedExport]:
     """An export that was verified in a fresh process. Copy it before changing it."""
     directory = tmp_path_factory.mktemp("exports") / "new" / "digits"
-    return directory, export(pruned, directory)
+    last_logits(pruned, batch)  # the first forward pass installs hooks
+    states.append(state_of(pruned))
+    verified = export(pruned, directory)
+    states.append(state_of(pruned))
+    return directory, verified
 
 
 @pytest.fixture
@@ -55,6 +71,24 @@ def test_a_fresh_process_reloads_the_exported_model(
     document = json.loads((directory / "verified.json").read_text())
     assert document == asdict(verified) | {"loader": [*verified.loader]}
     assert [path.name for path in directory.parent.iterdir()] == [directory.name]
+
+
+def test_an_export_does_not_change_the_model(
+    exported: tuple[Path, VerifiedExport], pruned: LoadedModel, states: list[object]
+) -> None:
+    before, after = states
+    assert before == after
+    pruned.model.config.dtype = torch.float32
+    assert state_of(pruned) != before  # so that equality is informative
+    pruned.model.config.dtype = None
+
+
+def test_an_export_has_the_generation_settings_of_the_checkpoint(
+    exported: tuple[Path, VerifiedExport],
+) -> None:
+    """They end in errors, or in other generations, if the verification reads them."""
+    document = json.loads((exported[0] / "generation_config.json").read_text())
+    assert {name: document[name] for name in SETTINGS} == SETTINGS
 
 
 def test_the_loaded_model_has_the_same_weights_and_logits(
@@ -315,6 +349,13 @@ def test_a_model_that_is_only_narrowed_is_not_exported(
     assert not list(tmp_path.iterdir())
 
 
+def reported(**difference: Any) -> str:
+    """Return a shell command that prints a difference, as the verification does."""
+    none = ReloadDifference(0.0, 3.0, generation_equal=True, changed_weights=())
+    document = {"difference": asdict(none) | difference, "parameters": 1, "loader": []}
+    return f"echo '{json.dumps(document)}'"
+
+
 @pytest.mark.parametrize(
     ("process", "message"),
     [
@@ -324,16 +365,17 @@ def test_a_model_that_is_only_narrowed_is_not_exported(
         ),
         ("exit 3", "does not load in a fresh process: no message"),
         (
-            """echo '{"logit_difference": 0.5, "generation_equal": true}'""",
+            reported(logits=0.5),
             "does not reload as the same model: logits differ by 0.5, same tokens: True",
         ),
+        (reported(logits=math.nan), "does not reload as the same model: logits differ by nan"),
         (
-            """echo '{"logit_difference": NaN, "generation_equal": true}'""",
-            "does not reload as the same model: logits differ by nan",
+            reported(generation_equal=False),
+            "does not reload as the same model: .* same tokens: False",
         ),
         (
-            """echo '{"logit_difference": 0.0, "generation_equal": false}'""",
-            "does not reload as the same model: .* same tokens: False",
+            reported(changed_weights=["a.weight", "b.weight"]),
+            "does not reload as the same model: 2 weights differ, such as a.weight",
         ),
     ],
 )

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from effllava_optuna import export, load, rank_units, sliced
 from effllava_optuna.errors import ExportError, ModelError
 from effllava_optuna.policy import Kind, Policy
 from effllava_optuna.surgery import LoadedModel, VerifiedExport, pad_to_stock_sizes
-from effllava_optuna.surgery.export.comparison import compute_outputs
+from effllava_optuna.surgery.export.checkpoint_files import write_checkpoint
+from effllava_optuna.surgery.export.comparison import ReloadDifference, write_expected
 from effllava_optuna.surgery.export.verification import main
-from tests.surgery.export.pruned_models import last_logits, prune
+from tests.surgery.export.pruned_models import last_logits, prune, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,23 +54,39 @@ def test_a_portable_export_loads_in_stock_transformers(
     assert len(widths) == 2
 
 
-def test_verification_reports_nan_and_other_tokens_as_differences(
+def test_a_portable_export_does_not_change_the_model(
+    small: LoadedModel, batch: Batch, tmp_path: Path
+) -> None:
+    last_logits(small, batch)  # the first forward pass installs hooks
+    before = state_of(small)
+    for name in ("first", "second"):
+        padded = pad_to_stock_sizes(small)
+        write_checkpoint(padded, tmp_path / name, None)
+        write_expected(small.model, padded.model, batch.inputs, tmp_path)
+        assert state_of(small) == before
+    first, second = ((tmp_path / name / "config.json").read_text() for name in ("first", "second"))
+    assert first == second
+
+
+def test_verification_reports_other_weights_logits_and_tokens(
     exported: tuple[Path, VerifiedExport],
     small: LoadedModel,
     batch: Batch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    outputs = compute_outputs(small.model, batch.inputs)
-    outputs["logits"][0, 0] = torch.nan
-    outputs["tokens"][0, 0] += 1
-    inputs_file, outputs_file = str(tmp_path / "inputs"), str(tmp_path / "outputs")
-    save_file({name: value.contiguous() for name, value in batch.inputs.items()}, inputs_file)
-    save_file(outputs, outputs_file)
-    main(str(exported[0]), inputs_file, outputs_file, "cpu", "float32")
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result["logit_difference"] != result["logit_difference"]
-    assert result["generation_equal"] is False
+    """Of a model with an unexpected NaN, whose weights are not those that were padded."""
+    other = copy.deepcopy(small.model)
+    other.model.language_model.norm.weight[0] = torch.nan
+    write_expected(other, small.model, batch.inputs, tmp_path)
+    main(str(exported[0]), str(tmp_path), "cpu", "float32")
+    difference = ReloadDifference(
+        **json.loads(capsys.readouterr().out.splitlines()[-1])["difference"]
+    )
+    assert difference.logits != difference.logits
+    assert not difference.generation_equal
+    assert len(difference.changed_weights) > 10
+    assert not difference.is_none
 
 
 def test_a_portable_export_is_checked_for_changed_files(
