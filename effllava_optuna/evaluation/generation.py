@@ -196,13 +196,11 @@ class AnsweringModel:
         self, items: Iterable[Item], kind: Callable[[Item], int]
     ) -> Iterator[tuple[list[int], list[Item]]]:
         """Yield batches of items of one kind, with the positions of the items."""
-        has_padding = self.loaded.processor.tokenizer.pad_token_id is not None
-        size = self.batch_size if has_padding else 1
         waiting: defaultdict[int, list[tuple[int, Item]]] = defaultdict(list)
         for position, item in enumerate(items):
             group = waiting[kind(item)]
             group.append((position, item))
-            if len(group) == size:
+            if len(group) == self.batch_size:
                 del waiting[kind(item)]
                 yield _unzip(group)
         for group in waiting.values():

@@ -185,7 +185,7 @@ def test_the_system_prompt_changes_likelihoods(digits: LoadedModel) -> None:
     assert abs(plain.log_probability - with_system.log_probability) > 1e-3
 
 
-def test_without_a_padding_token_questions_are_answered_one_by_one(digits: LoadedModel) -> None:
+def test_without_a_padding_token_questions_are_answered_alike(digits: LoadedModel) -> None:
     bare = replace(digits, processor=copy.deepcopy(digits.processor))
     bare.processor.tokenizer.pad_token = None
     expected = AnsweringModel(digits, 4).generate(MIXED, SHORT)

@@ -14,15 +14,12 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
 )
 from transformers.utils import cached_file
 
 from effllava_optuna.checkpoint_format import DESCRIPTIONS, check_format, locate_checkpoint
 from effllava_optuna.errors import ModelError
 from effllava_optuna.surgery.loading.checksums import check_checksums
-from effllava_optuna.surgery.loading.example_inputs import build_example_inputs
 from effllava_optuna.surgery.loading.one_line_errors import errors_in_one_line
 from effllava_optuna.surgery.loading.policy_file import (
     POLICY_FILE,
@@ -30,6 +27,7 @@ from effllava_optuna.surgery.loading.policy_file import (
     pruning_record,
     read_policy,
 )
+from effllava_optuna.surgery.loading.processor_loading import encode_example, load_processor
 from effllava_optuna.surgery.loading.structure_verification import verify_structure
 from effllava_optuna.surgery.structure.inspection import inspect_model
 from effllava_optuna.surgery.structure.loaded_model import LoadedModel
@@ -86,9 +84,7 @@ def load(
     if is_export(location):
         policy = read_policy(location)
         check_checksums(Path(location))
-    with errors_in_one_line(source):
-        factory = AutoProcessor if _takes_images(config) else AutoTokenizer
-        processor = factory.from_pretrained(location, trust_remote_code=False)
+    processor = load_processor(location, source, takes_images=_takes_images(config))
     spreading = {"device_map": "auto"} if spread else {}
     model = read_model(location, source, dtype=torch_dtype, **spreading)
     if not spread:
@@ -97,7 +93,7 @@ def load(
     if policy is not None:
         with errors_in_one_line(f"{source}/{POLICY_FILE}"):
             loaded = replace(loaded, pruning_record=pruning_record(policy))
-    return verify_structure(loaded, build_example_inputs(processor))
+    return verify_structure(loaded, encode_example(processor, model, source))
 
 
 def inspect_checkpoint(path_or_id: str | Path) -> PrunableParts:

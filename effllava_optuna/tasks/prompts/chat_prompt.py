@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from effllava_optuna.errors import TaskError
+from effllava_optuna.errors import TaskError, describe
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from PIL.Image import Image
 
@@ -22,7 +23,7 @@ def format_prompt(processor: Any, question: str, *, pictures: int = 1, system: s
         system: Text of the system turn; empty: no system turn.
 
     Raises:
-        TaskError: The processor has no chat template.
+        TaskError: The processor has no chat template, or the template fails.
     """
     content = [{"type": "image"}] * pictures + [{"type": "text", "text": question}]
     turns = [{"role": "user", "content": content}]
@@ -32,10 +33,14 @@ def format_prompt(processor: Any, question: str, *, pictures: int = 1, system: s
         text: str = processor.apply_chat_template(
             turns, add_generation_prompt=True, tokenize=False
         )
-    except (ValueError, AttributeError) as error:
+    except Exception as error:  # a template may raise anything
+        missing = not getattr(processor, "chat_template", None)
         raise TaskError(
-            f"{type(processor).__name__} cannot format a prompt: {error}.",
-            hint="Add a chat_template.jinja to the checkpoint.",
+            f"{type(processor).__name__} cannot format a prompt: {describe(error)}.",
+            hint="Add a chat_template.jinja to the checkpoint."
+            if missing
+            else "Use a chat template that supports questions with "
+            f"{'a system turn and ' if system else ''}a list of texts and pictures.",
         ) from error
     # Tokenizers merge a trailing space with the answer, which changes the token of the answer. A
     # line break stays: templates such as ChatML's begin the answer on a new line.
@@ -76,15 +81,33 @@ def build_model_inputs(
         pictures: The images of each text; all texts have the same number.
     """
     bos = processor.tokenizer.bos_token
-    return dict(
-        processor(
-            text=list(texts),
-            # One list of images for each text: the form that every processor accepts.
-            images=[list(images) for images in pictures] if any(pictures) else None,
-            padding=len(texts) > 1,  # some tokenizers have no padding token
-            padding_side="left",
-            # As `apply_chat_template` does: a template that writes <s> itself must not get two.
-            add_special_tokens=bos is None or not texts[0].startswith(bos),
-            return_tensors="pt",
+    with _padding_token(processor.tokenizer):
+        return dict(
+            processor(
+                text=list(texts),
+                # One list of images for each text: the form that every processor accepts.
+                images=[list(images) for images in pictures] if any(pictures) else None,
+                padding=len(texts) > 1,
+                padding_side="left",
+                # As `apply_chat_template` does: a template that writes <s> must not get two.
+                add_special_tokens=bos is None or not texts[0].startswith(bos),
+                return_tensors="pt",
+            )
         )
-    )
+
+
+@contextmanager
+def _padding_token(tokenizer: Any) -> Iterator[None]:
+    """Pad with any token for the duration of the ``with`` if there is no padding token.
+
+    The attention mask hides it.
+    """
+    if tokenizer.pad_token is not None:
+        yield
+        return
+    other = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+    tokenizer.pad_token = other
+    try:
+        yield
+    finally:
+        tokenizer.pad_token = None

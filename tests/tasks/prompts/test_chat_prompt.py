@@ -71,3 +71,19 @@ def test_a_trailing_space_is_dropped_and_a_line_break_kept(
     asked = "messages[0]['content'][1]['text']"
     other.chat_template = f"{{{{ {asked} + ' ' + {ending!r} }}}}"
     assert format_prompt(other, "why?") == f"why? {kept}"
+
+
+def test_a_template_that_fails_is_an_error_of_one_line(processor: Any) -> None:
+    """Templates raise errors of many classes, such as one for a system turn."""
+    for template, message in (
+        ("{{ messages[0]['content'] + 'text' }}", "TypeError"),
+        ("{{ raise_exception('No system\nturn.') }}", "No system"),
+        ("{{ messages[7]['content'] }}", "UndefinedError"),
+        ("{% if %}", "TemplateSyntaxError"),
+    ):
+        other = copy.copy(processor)
+        other.chat_template = template
+        with pytest.raises(TaskError, match=message) as caught:
+            format_prompt(other, "why?", system="be brief")
+        assert "\n" not in str(caught.value)
+        assert "chat template" in caught.value.hint

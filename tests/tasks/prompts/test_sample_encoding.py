@@ -144,3 +144,19 @@ def test_moving_a_batch_changes_only_the_device(batch: Batch) -> None:
 def test_an_empty_question_is_accepted(processor: Any) -> None:
     sample: Sample = replace(SAMPLES[0], question="")
     assert len(encode_with_answers(processor, [sample, SAMPLES[1]])[0]) == 2
+
+
+@pytest.mark.parametrize("end", ["</s>", None])
+def test_a_tokenizer_without_a_padding_token_pads_with_another(
+    end: str | None, processor: Any, batch: Batch
+) -> None:
+    """The attention mask hides padding, whatever its token is (transformers issue 22312)."""
+    other = copy.deepcopy(processor)
+    other.tokenizer.pad_token = None
+    other.tokenizer.eos_token = end
+    (encoded,) = encode_with_answers(other, batch.samples)
+    mask = batch.inputs["attention_mask"]
+    assert torch.equal(encoded.inputs["attention_mask"], mask)
+    masked_ids = encoded.inputs["input_ids"] * mask
+    assert torch.equal(masked_ids, batch.inputs["input_ids"] * mask)
+    assert other.tokenizer.pad_token is None
