@@ -115,13 +115,25 @@ def write_atomically(path: Path, content: bytes | str, *, overwrite: bool = True
             os.fsync(file.fileno())
         if not overwrite:
             os.link(draft, target)  # fails atomically if another process has created the file
+            _flush_directory(target.parent)
             return
         if target.exists():
             shutil.copymode(target, draft)
         draft.replace(target)
+        _flush_directory(target.parent)
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def _flush_directory(directory: Path) -> None:
+    """Make new names in a directory durable: flushing a file does not flush its name."""
+    with suppress(OSError):  # not every system and file system can
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -140,3 +141,20 @@ def test_a_write_error_names_the_path_and_the_reason(tmp_path: Path) -> None:
         write_errors_as(ExportError, path, hint="Choose another one."),
     ):
         write_atomically(path, "text")
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_the_name_of_a_new_file_is_flushed_after_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    """A database that refers to the file may be durable before the name is."""
+    flushed: list[bool] = []
+    fsync = os.fsync
+
+    def recorded(descriptor: int) -> None:
+        flushed.append(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    write_atomically(tmp_path / "a", "content", overwrite=overwrite)
+    assert flushed == [False, True]

@@ -95,14 +95,15 @@ def _refuse_other_database(file: Path) -> None:
 
 
 def _open_journal(file: Path) -> BaseStorage:
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
+    from optuna.storages.journal import JournalStorage
+
+    from effllava_optuna.storage.backends.journal_file import JournalFile
 
     try:
-        lock = JournalFileOpenLock(str(file))
-        return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
+        return JournalStorage(JournalFile(file))
     except (OSError, ValueError, KeyError) as error:
         raise StudyError(
-            f"{file}: cannot be opened as an Optuna journal: {error}", hint="Use another file."
+            f"{file}: cannot be opened as an Optuna journal: {error}.", hint="Use another file."
         ) from error
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import new_database
-from tests.search import faults
+from tests.search import faults, torn
 from tests.storage import leaders
 from tests.study_fixtures import subprocess_environment
 
@@ -95,6 +95,39 @@ def test_a_hundred_random_kills_leave_no_trace(place: Any, undisturbed: dict[str
     points = np.random.default_rng(0).integers(2, 24, size=(20, 5)).tolist()
     jobs = ((*place(f"study-{number}"), five) for number, five in enumerate(points))
     check(run(*jobs), undisturbed, 5)
+
+
+def check_torn(url: str, scratch: Path, undisturbed: dict[str, Any], stride: int) -> None:
+    """Continue a study from every ``stride``-th byte of its last write."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", torn.__name__, url, str(scratch), str(stride)],
+        capture_output=True, text=True, check=True, env=subprocess_environment(),
+    )  # fmt: skip
+    outcomes = [json.loads(line) for line in done.stdout.splitlines()]
+    assert outcomes
+    assert [one for one in outcomes if one[1:] != [0, undisturbed]] == []
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize(
+    ("url", "stride"), [("sqlite:///{}/a.db", 997), ("journal:///{}/a.log", 29)]
+)
+def test_a_study_whose_last_write_was_torn_leaves_no_trace(
+    tmp_path: Path, undisturbed: dict[str, Any], url: str, stride: int
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    check_torn(url.format(scratch), scratch, undisturbed, stride)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("url", ["sqlite:///{}/a.db", "journal:///{}/a.log"])
+def test_a_study_whose_last_write_was_torn_at_any_byte_leaves_no_trace(
+    tmp_path: Path, undisturbed: dict[str, Any], url: str
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    check_torn(url.format(scratch), scratch, undisturbed, 1)
 
 
 @pytest.mark.kill

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from optuna.storages import RDBStorage
 
 from effllava_optuna.errors import EffllavaError
+from effllava_optuna.storage.backends.journal_file import torn_writes
 from effllava_optuna.storage.connection import open_storage
-from effllava_optuna.storage.integrity.check_result import CheckResult
+from effllava_optuna.storage.integrity.check_result import CheckResult, listed
 from effllava_optuna.storage.location import without_password
-from effllava_optuna.storage.storage_internals import backend_of
+from effllava_optuna.storage.storage_internals import backend_of, journal_file_of
 from effllava_optuna.storage.urls import file_of, sqlite_file
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def check_storage(location: StudyLocation) -> list[CheckResult]:
         result = CheckResult("storage", "warning", f"{file} cannot be written", cure)
     else:
         result = CheckResult("storage", "ok", f"{url} opens and can be written")
-    return [result, *_check_schema(storage, url)]
+    return [result, *_check_schema(storage, url), *_check_journal(storage)]
 
 
 def _check_schema(storage: BaseStorage, url: str) -> list[CheckResult]:
@@ -68,6 +69,16 @@ def _check_schema(storage: BaseStorage, url: str) -> list[CheckResult]:
         return [CheckResult("schema", "ok", detail)]
     cure = f"Run `optuna storage upgrade --storage {url}`."
     return [CheckResult("schema", "fault", detail, cure)]
+
+
+def _check_journal(storage: BaseStorage) -> list[CheckResult]:
+    """Check a journal for writes that were interrupted."""
+    file = journal_file_of(storage)
+    torn = [] if file is None else torn_writes(file)
+    if not torn:
+        return []
+    cure = "Nothing to do: only that write is lost, and the next one removes what is left of it."
+    return [CheckResult("journal", "warning", f"{file}: {listed(torn)}", cure)]
 
 
 def _sqlite_problem(file: Path) -> CheckResult | None:

@@ -1,0 +1,1 @@
+"""What Optuna's storages keep their records in."""
