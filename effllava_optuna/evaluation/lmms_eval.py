@@ -27,6 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from effllava_optuna.errors import TaskError
+from effllava_optuna.tasks.rgb_conversion import convert_to_rgb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -281,7 +282,7 @@ def _pictures(visuals: Any, number: int, task: str, split: str) -> tuple[Image.I
                 hint="Use tasks with pictures.",
             )
         try:
-            pictures.append(visual.convert("RGB"))
+            pictures.append(convert_to_rgb(visual))
         except (OSError, ValueError) as error:
             raise TaskError(
                 f"{document} has a picture that cannot be opened: {error}.",

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 from PIL import Image
 
 from effllava_optuna.errors import TaskError
+from effllava_optuna.tasks.rgb_conversion import convert_to_rgb
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +61,8 @@ class Sample:
         group: Samples that share an image have the same group. Splits, folds and bootstrap
             resamples contain whole groups.
         split: The split of the task that the sample belongs to.
-        image: The image in any mode; the model receives it as RGB. None: no image.
+        image: The image in any mode; the model receives it as RGB, see `convert_to_rgb`. None: no
+            image.
         question: Text of the user turn.
         targets: The possible answers, or the correct texts of an open-ended question. Each is
             the beginning of the assistant turn.
@@ -113,7 +114,7 @@ class Sample:
         return self.targets[self.answer or 0] if self.targets else ""
 
     def load_image(self) -> Image.Image | None:
-        """Return the image as RGB; None if there is none.
+        """Return the image as `convert_to_rgb` does; None if there is none.
 
         Raises:
             TaskError: The image cannot be opened, or has no pixels.
@@ -122,10 +123,11 @@ class Sample:
             return None
         try:
             with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # about damaged metadata
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 image = self.image if isinstance(self.image, Image.Image) else self.image.open()
                 if all(image.size):
-                    return _to_eight_bits(image).convert("RGB")
+                    return convert_to_rgb(image)
         except (
             OSError, SyntaxError, ValueError, TypeError,
             Image.DecompressionBombError, Image.DecompressionBombWarning,
@@ -138,11 +140,3 @@ class Sample:
             f"The image of sample {self.id!r} has the size {image.size}.",
             hint="Replace it by an image with pixels, or remove the row.",
         )
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Reduce 16-bit grey values to 8 bits; `Image.convert` would make all above 255 white."""
-    if not image.mode.startswith("I;16"):
-        return image
-    pixels = np.asarray(image)
-    return image if pixels.max() < 256 else Image.fromarray((pixels >> 8).astype(np.uint8))
