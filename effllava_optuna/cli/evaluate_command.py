@@ -116,9 +116,7 @@ def evaluate(
     Example:
       effllava-optuna evaluate studies/quickstart.toml --model quickstart.pruned
     """
-    from effllava_optuna.storage.studies import config_of
-
-    config = location.config or config_of(location.open())
+    config = location.config or location.config_of(location.open())
     quiet_transformers()
     from effllava_optuna.evaluation.judged_answers import (
         JudgeOptions,

@@ -92,10 +92,9 @@ def export_(
       effllava-optuna export studies/quickstart.toml --format onnx --out a.onnx
     """
     from effllava_optuna.storage.names import CHOSEN
-    from effllava_optuna.storage.studies import config_of
 
     study = location.open()
-    config = config_of(study)
+    config = location.config_of(study)
     number = trial if trial is not None else study.user_attrs.get(CHOSEN)
     if number is None:
         raise ConfigError(
@@ -113,7 +112,7 @@ def export_(
 
     with (
         ProgressDisplay(f"resume {location.arguments}") as display,
-        resume(study, location.url, display.report_stage) as session,
+        resume(study, location.url, display.report_stage, config=config) as session,
     ):
         display.report_stage("exporting and verifying", 0.0)
         exported = export_trial(
@@ -180,9 +179,7 @@ def recover(
     Example:
       effllava-optuna recover studies/quickstart.toml --out recovered
     """
-    from effllava_optuna.storage.studies import config_of
-
-    config = config_of(location.open())
+    config = location.config_of(location.open())
     source = checkpoint or location.export_directory(config)
     if source is None:
         raise ConfigError("No checkpoint to recover is given.", hint="Use --checkpoint DIR.")

@@ -88,11 +88,12 @@ def resume(location: StudyLocation, workers: int, device: str | None, *, force: 
     Example:
       effllava-optuna resume studies/quickstart.toml
     """
-    from effllava_optuna.storage.studies import update_failure_limits
+    from effllava_optuna.storage.studies import update_failure_limits, update_paths
 
     study = location.open()
     if location.config is not None:
         update_failure_limits(study, location.config)
+        update_paths(study, location.config)
     if _is_complete(study, location):
         return
     quiet_transformers()
@@ -113,12 +114,11 @@ def _is_complete(study: Study, location: StudyLocation) -> bool:
     """Return whether a study has its results and a valid export, and print that it has."""
     from effllava_optuna.storage.integrity import export_is_valid
     from effllava_optuna.storage.names import RESULTS
-    from effllava_optuna.storage.studies import config_of
 
     if RESULTS not in study.user_attrs:
         return False
     print_line(f"The search of {study.study_name!r} is finished.")
-    config = config_of(study)
+    config = location.config_of(study)
     directory = location.export_directory(config)
     if directory is not None:
         if not export_is_valid(study, config, directory):
@@ -155,7 +155,12 @@ def worker(location: StudyLocation, device: str | None, *, force: bool) -> None:
     with (
         ProgressDisplay(f"worker {location.arguments}") as display,
         resume_study(
-            study, location.url, display.report_stage, device=device, force=force
+            study,
+            location.url,
+            display.report_stage,
+            config=location.config_of(study),
+            device=device,
+            force=force,
         ) as session,
     ):
         search(session, callbacks(display))
@@ -181,9 +186,10 @@ def dashboard(location: StudyLocation, host: str, port: int) -> None:
       effllava-optuna dashboard studies/quickstart.toml --port 8080
     """
     study = location.open()
-    from effllava_optuna.dashboard.app import serve
+    from effllava_optuna.dashboard.app import application, serve
 
-    serve(study, location.url, host, port, print_line)
+    config = location.config_of(study)
+    serve(study, application(study, location.url, config), host, port, print_line)
 
 
 def callbacks(display: ProgressDisplay) -> Callbacks:

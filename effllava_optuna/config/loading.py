@@ -1,26 +1,39 @@
-"""Read study files."""
+"""Read study files, and resolve the paths in them.
+
+A path in a study file is relative to the file, wherever a command is run, as one of a compiler's
+or container's project file is (optuna issue 2972 is about the contrary). A config that was read
+from a file has absolute paths only.
+"""
 
 from __future__ import annotations
 
+import os
 import tomllib
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from effllava_optuna.checkpoint_format import EMBEDDED
 from effllava_optuna.config.schema import StudyConfig
 from effllava_optuna.errors import ConfigError
 from effllava_optuna.files import expand_home
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PATHS = (("study", "artifacts"), ("latency", "table"), ("export", "directory"))
+_PATHS_OR_IDS = (("model", "path"), ("task", "data"))
 
 
 def load_config(path: str | Path, changes: tuple[str, ...] = ()) -> StudyConfig:
     """Read and validate a study file.
 
     Args:
-        path: A TOML file. ``latency.table`` and ``task.data`` are relative to its directory.
+        path: A TOML file. Paths in it are relative to its directory, and absolute in the config.
         changes: Overrides of the file, each ``table.key=value`` with a TOML value.
 
     Raises:
-        ConfigError: The file cannot be read, is not valid TOML, or is not a valid study file.
+        ConfigError: The file cannot be read, is not valid TOML, or is not a valid study file; or
+            a path in it is relative to the current directory instead of the file.
     """
     file = expand_home(path)
     document = _read_toml(file)
@@ -29,7 +42,7 @@ def load_config(path: str | Path, changes: tuple[str, ...] = ()) -> StudyConfig:
     document.setdefault("study", {})
     if isinstance(document["study"], dict):
         document["study"].setdefault("name", file.stem)
-    _resolve_paths(document, file.parent)
+    _resolve_paths(document, file)
     return StudyConfig.of(document, source=str(file))
 
 
@@ -47,16 +60,77 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: cannot be read: {error}.", hint="Use a TOML file.") from error
 
 
-def _resolve_paths(document: dict[str, Any], directory: Path) -> None:
-    """Resolve the paths in a document that are relative to its file."""
-    latency, task = document.get("latency"), document.get("task")
-    if isinstance(latency, dict) and isinstance(latency.get("table"), str) and latency["table"]:
-        latency["table"] = str(directory.resolve() / expand_home(latency["table"]))
-    if isinstance(task, dict) and isinstance(task.get("data"), str):
-        data = directory / expand_home(task["data"])
-        with suppress(OSError):  # a name that is too long for a file
-            if data.exists():  # otherwise it is a hub id
-                task["data"] = str(data.resolve())
+def _resolve_paths(document: dict[str, Any], file: Path) -> None:
+    """Make the paths in the document of a study file absolute; hub ids and URLs do not change.
+
+    Raises:
+        ConfigError: A path is relative to the current directory.
+    """
+    directory = file.parent.resolve()
+    if isinstance(document["study"], dict):
+        document["study"].setdefault("modules", ".")
+    for table, key, path in _texts(document, (*_PATHS, ("study", "modules"))):
+        if path and "://" not in path:
+            table[key] = os.path.normpath(directory / expand_home(path))
+    for name, key in _PATHS_OR_IDS:
+        for table, _, text in _texts(document, ((name, key),)):
+            if text:
+                table[key] = _resolved(text, directory, f"{file}: {name}.{key} = {text!r}")
+
+
+def _resolved(text: str, directory: Path, place: str) -> str:
+    """Return the absolute path that a text names, or the text itself if it is a hub id.
+
+    Raises:
+        ConfigError: It names nothing relative to ``directory``, but something relative to the
+            current directory, which would be taken for it.
+    """
+    path = directory / expand_home(text)
+    if _exists(path):
+        return str(path.resolve())
+    if text[:1] in {".", "~", "/"}:
+        return os.path.normpath(path)
+    if "/" not in text and _exists(EMBEDDED / text):
+        return text
+    if _exists(Path(text)):
+        raise ConfigError(
+            f"{place} is relative to the study file, and {path} does not exist, but there is a "
+            f"{text} in the current directory.",
+            hint=f"Use {os.path.relpath(text, directory)!r}.",
+        )
+    return text
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long, or has a null byte
+        return False
+
+
+def relative_document(config: StudyConfig) -> dict[str, Any]:
+    """Return a config as JSON values, with the paths as a study file beside its modules has them.
+
+    Reports and comparisons then do not depend on where a study is stored.
+    """
+    document = config.document()
+    directory = document["study"].pop("modules")
+    if directory is None:
+        return document
+    for table, key, path in _texts(document, (*_PATHS, *_PATHS_OR_IDS)):
+        if Path(path).is_absolute() and Path(path).is_relative_to(directory):
+            table[key] = f"./{Path(path).relative_to(directory)}"
+    return document
+
+
+def _texts(
+    document: dict[str, Any], keys: tuple[tuple[str, str], ...]
+) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """Yield table, key and value of all keys that a document has, and whose value is a text."""
+    for name, key in keys:
+        table = document.get(name)
+        if isinstance(table, dict) and isinstance(table.get(key), str):
+            yield table, key, table[key]
 
 
 def _apply_change(document: dict[str, Any], change: str) -> None:

@@ -32,13 +32,17 @@ class StudySettings(_Settings):
     """``[study]``: name, seed and storage of the study.
 
     Without ``storage`` the study is stored in an SQLite database beside the study file; without
-    ``artifacts`` its tensors are stored in a directory beside the database.
+    ``artifacts`` its tensors are stored in a directory beside the database. ``modules`` is the
+    directory that functions (``module:function``) are imported from, by default that of the study
+    file. All paths in a study file are relative to its directory, those in ``sqlite:///`` and
+    ``journal:///`` URLs, too.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^/\s][^\n]*$")]
     seed: Seed = 0
     storage: str | None = None
     artifacts: str | None = None
+    modules: Text | None = None
 
 
 class ModelSettings(_Settings):

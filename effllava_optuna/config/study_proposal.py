@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from effllava_optuna.checkpoint_format import EMBEDDED
 from effllava_optuna.config.commented_toml import format_study_file, parse_study_file
 from effllava_optuna.config.cost_estimate import (
     H200,
@@ -194,7 +195,7 @@ def _tables(
     genes = len(_pruned_components(outline))
     task: dict[str, Any] = {"name": request.task}
     if request.data is not None:
-        task["data"] = _relative_data(request.data, request.out)
+        task["data"] = _relative_path(request.data, request.out)
     task |= {"proxy": 64, "validation": 500, "test": 2000}
     importance = {"importance": "taylor"} if large else {}
     pruning: dict[str, Any] = importance | {
@@ -210,7 +211,10 @@ def _tables(
         "population": 20 if genes <= 20 else 32,
     }
     return {
-        "model": {"path": request.model, "dtype": "bfloat16" if hardware is H200 else "auto"},
+        "model": {
+            "path": _relative_path(request.model, request.out),
+            "dtype": "bfloat16" if hardware is H200 else "auto",
+        },
         "task": task,
         "pruning": pruning,
         "latency": {"batch": batch},
@@ -230,10 +234,10 @@ def _pruned_components(outline: CheckpointOutline) -> list[Component]:
     ]
 
 
-def _relative_data(data: str, out: Path) -> str:
-    """Return ``data`` relative to the study file; a hub id stays as it is."""
+def _relative_path(data: str, out: Path) -> str:
+    """Return a path relative to the study file; the name of a model is no path."""
     path = expand_home(data)
-    if not path.exists():
+    if not path.exists() or ("/" not in data and (EMBEDDED / data).exists()):
         return data
     path, directory = path.resolve(), out.absolute().parent.resolve()
     return f"./{path.relative_to(directory)}" if path.is_relative_to(directory) else str(path)

@@ -49,5 +49,5 @@ def make_unchecked_task(config: StudyConfig) -> Task:
         )
     create: Callable[..., Task] = Digits
     if ":" in settings.name:
-        create = import_function("task.name", settings.name)
+        create = import_function("task.name", settings.name, config.study.modules)
     return create(seed=config.task_seed, **sizes)

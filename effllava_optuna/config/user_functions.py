@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import sys
 from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,16 +41,22 @@ class UserFunctions:
     digests: Mapping[str, str] = field(default_factory=dict)
 
 
-def import_function(key: str, name: str) -> Callable[..., Any]:
-    """Import ``module:function``; modules in the current directory take precedence.
+def import_function(key: str, name: str, directory: str | None = None) -> Callable[..., Any]:
+    """Import ``module:function``; modules in ``directory`` take precedence.
 
-    ``key`` is the key of the study file, for messages.
+    Args:
+        key: Key of the study file, for messages.
+        name: The function.
+        directory: ``study.modules``; None: the current directory.
 
     Raises:
         ConfigError: The function cannot be imported, or is not callable.
     """
     module, _, attribute = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
+    own = str(Path.cwd() if directory is None else directory)
+    _refuse_other_module(key, name, own)
+    sys.path.insert(0, own)
+    importlib.invalidate_caches()  # of directories in which the module was written just now
     try:
         function: Any = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # the user's module may raise anything
@@ -57,14 +64,37 @@ def import_function(key: str, name: str) -> Callable[..., Any]:
         reason = " ".join((str(error) if is_plain else repr(error)).split())
         raise ConfigError(
             f"{key} = {name!r}: {reason}.",
-            hint="Use a function of a module in this directory or an installed package.",
+            hint=f"Use a function of a module in {own} or an installed package.",
         ) from error
     finally:
-        sys.path.pop(0)
+        sys.path.remove(own)
+    if own not in sys.path:  # last, for what the function imports when it is called
+        sys.path.append(own)
     if not callable(function):
         raise ConfigError(f"{key} = {name!r} is {function!r}.", hint="Use a function.")
     imported: Callable[..., Any] = function
     return imported
+
+
+def _refuse_other_module(key: str, name: str, directory: str) -> None:
+    """Refuse a module of ``directory`` if another one of its name is imported already.
+
+    Python would take that one: the module of another study, or one of its own library.
+
+    Raises:
+        ConfigError: It is.
+    """
+    first = name.partition(":")[0].partition(".")[0]
+    spec, imported = PathFinder.find_spec(first, [directory]), sys.modules.get(first)
+    if spec is None or spec.origin is None or imported is None:
+        return
+    other = getattr(imported, "__file__", None)
+    if other is None or not Path(other).exists() or not Path(other).samefile(spec.origin):
+        raise ConfigError(
+            f"{key} = {name!r}: another module {first!r} is imported already, from "
+            f"{other or 'Python itself'}.",
+            hint=f"Rename {spec.origin}.",
+        )
 
 
 def user_functions(config: StudyConfig) -> UserFunctions:
@@ -79,7 +109,11 @@ def user_functions(config: StudyConfig) -> UserFunctions:
         "quality.term": config.quality.term or "",
         "projector.train": config.projector.train or "",
     }
-    functions = {key: import_function(key, name) for key, name in names.items() if ":" in name}
+    functions = {
+        key: import_function(key, name, config.study.modules)
+        for key, name in names.items()
+        if ":" in name
+    }
     sampler = functions.get("search.sampler")
     if sampler is not None:
         _check_sampler(config.search.sampler, sampler)

@@ -17,26 +17,31 @@ if TYPE_CHECKING:
 
     from optuna import Study
 
+    from effllava_optuna.config.schema import StudyConfig
 
-def application(study: Study, url: str) -> Any:
+
+def application(study: Study, url: str, config: StudyConfig | None = None) -> Any:
     """Return the WSGI application of optuna-dashboard for a study.
 
     Args:
         study: The study.
         url: The URL of its storage.
+        config: The config of the study if its paths differ from the stored ones.
     """
-    artifact_store = artifact_backend_of(url, config_of(study))
+    artifact_store = artifact_backend_of(url, config or config_of(study))
     wsgi_application = optuna_dashboard.wsgi(storage_of(study), artifact_store=artifact_store)
     use_incremental_properties(wsgi_application, study_id_of(study))
     return wsgi_application
 
 
-def serve(study: Study, url: str, host: str, port: int, announce: Callable[[str], None]) -> None:
+def serve(
+    study: Study, served: Any, host: str, port: int, announce: Callable[[str], None]
+) -> None:
     """Serve optuna-dashboard for a study until Ctrl-C.
 
     Args:
         study: The study.
-        url: The URL of its storage.
+        served: Its `application`.
         host: The address to listen on.
         port: The port to listen on; 0 for any free port.
         announce: Called with a line that contains the URL, and with a line at the end.
@@ -51,7 +56,7 @@ def serve(study: Study, url: str, host: str, port: int, announce: Callable[[str]
             """Print nothing; the base class prints a line per request."""
 
     try:
-        server = make_server(host, port, application(study, url), handler_class=QuietHandler)
+        server = make_server(host, port, served, handler_class=QuietHandler)
     except OSError as error:
         raise StudyError(
             f"{host}:{port} cannot be served: {error.strerror}.", hint="Use another --port."

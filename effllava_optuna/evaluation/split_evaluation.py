@@ -129,7 +129,7 @@ def open_network(
             hint="Finish it with `resume`, or use the number of a trial.",
         )
     trial = measured_record(study, number)
-    with resume(study, location.url, report_stage) as session:
+    with resume(study, location.url, report_stage, config=location.config_of(study)) as session:
         policy = Policy.of(session.evaluator.structure, trial.widths)
         weight_state = session.epochs.weight_state(trial.weight_state)
         with policy_network(session.evaluator.loaded, weight_state, policy) as network:

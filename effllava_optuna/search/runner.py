@@ -98,6 +98,7 @@ def resume(
     url: str,
     report_stage: StageCallback = silent,
     *,
+    config: StudyConfig | None = None,
     device: str | None = None,
     force: bool = False,
 ) -> Iterator[SearchSession]:
@@ -107,6 +108,7 @@ def resume(
         study: The study.
         url: URL of its storage.
         report_stage: Called with the current stage and its finished share.
+        config: The config of the study if its paths differ from the stored ones.
         device: Device of this process; None: as the study file says.
         force: Whether to continue although versions, machine, weights or samples have changed.
 
@@ -114,7 +116,7 @@ def resume(
         StudyError: What the study depends on has changed.
     """
     report_stage("loading the model", 0.0)
-    config = config_of(study)
+    config = config or config_of(study)
     artifact_store = ArtifactStore(artifact_backend_of(url, config))
     with (
         study_inputs(config, device=device) as inputs,

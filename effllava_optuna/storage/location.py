@@ -38,20 +38,15 @@ class StudyLocation:
     def open(self) -> Study:
         """Open the study and check that its file, if one was given, still describes it.
 
-        The data may have moved with the file: the stored digest of the task proves that they are
-        the same.
+        Data, model and tensors may have moved with the file, see `config_of`: stored digests
+        prove that they are the same. Nothing is written.
 
         Raises:
             StudyError: There is no such study, or this version cannot read it.
             ConfigError: The file differs from the one that the study began with.
         """
         from effllava_optuna.storage.connection import open_storage
-        from effllava_optuna.storage.studies import (
-            config_of,
-            first_difference,
-            open_study,
-            update_data_paths,
-        )
+        from effllava_optuna.storage.studies import config_of, first_difference, open_study
 
         study = open_study(open_storage(self.url), self.name)
         if self.config is not None:
@@ -61,8 +56,18 @@ class StudyLocation:
                     f"{self.file}: {difference}.",
                     hint="Restore the file, or use another study.name for a new study.",
                 )
-            update_data_paths(study, self.config)
         return study
+
+    def config_of(self, study: Study) -> StudyConfig:
+        """Return the stored config of a study, with the paths of the study file if one is given.
+
+        Raises:
+            ConfigError: Another version of the package wrote it, with keys that this one lacks.
+        """
+        from effllava_optuna.storage.studies import config_of, with_paths
+
+        stored = config_of(study)
+        return stored if self.config is None else with_paths(stored, self.config)
 
     def exists(self) -> bool:
         """Return whether the storage has the study, without creating the storage."""
@@ -75,7 +80,11 @@ class StudyLocation:
             return False
 
     def export_directory(self, config: StudyConfig) -> Path | None:
-        """Return the export directory, relative to the study file; None: no export."""
+        """Return the export directory; None: no export.
+
+        A relative one, which only a config without a file has, is relative to the study file or
+        the current directory.
+        """
         directory = config.export.directory
         if directory is None:
             return None
@@ -89,11 +98,13 @@ def locate_file(file: Path, config: StudyConfig) -> StudyLocation:
     Raises:
         ConfigError: Its storage, or its directory or bucket of artifacts, cannot be used.
     """
-    url = config.study.storage or f"sqlite:///{file.with_suffix('.db')}"
+    url = f"sqlite:///{file.with_suffix('.db')}"
     if config.study.storage is not None or config.study.artifacts is not None:
         from effllava_optuna.storage.artifact_store import artifact_backend_of
-        from effllava_optuna.storage.urls import check_url
+        from effllava_optuna.storage.urls import absolute_url, check_url
 
+        if config.study.storage is not None:
+            url = absolute_url(config.study.storage, file.absolute().parent)
         try:
             check_url(url)
             artifact_backend_of(url, config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from typing import TYPE_CHECKING
 
@@ -21,14 +22,16 @@ if TYPE_CHECKING:
 
 _LIMITS = ("failures", "timeout")  # keys of [search] that do not change what is measured
 
-_CHANGEABLE = {
+_PATHS = (
     ("study", "storage"),
     ("study", "artifacts"),
-    ("export", "directory"),
-    ("latency", "table"),
+    ("study", "modules"),
     ("task", "data"),
-    *(("search", key) for key in _LIMITS),
-}
+    ("latency", "table"),
+    ("export", "directory"),
+)
+_CHANGEABLE = {*_PATHS, *(("search", key) for key in _LIMITS)}
+_MODEL = ("model", "path")
 
 
 def create_study(storage: BaseStorage, config: StudyConfig) -> Study:
@@ -146,22 +149,37 @@ def update_failure_limits(study: Study, given: StudyConfig) -> None:
         study.set_user_attr(CONFIG, document)
 
 
-def update_data_paths(study: Study, given: StudyConfig) -> None:
-    """Store the paths of the data and of the latency table of another config."""
-    stored = config_of(study).document()
-    document = config_of(study).document()
-    document["task"]["data"] = given.task.data
-    document["latency"]["table"] = given.latency.table
-    if document != stored:
-        study.set_user_attr(CONFIG, document)
+def with_paths(stored: StudyConfig, given: StudyConfig) -> StudyConfig:
+    """Return a stored config with the paths that another config has.
+
+    The study file may have moved since the study began, with its data, model and tensors.
+    """
+    document, other = stored.document(), given.document()
+    for table, key in (*_PATHS, _MODEL):
+        if other[table][key] is not None:
+            document[table][key] = other[table][key]
+    return type(stored).of(document)
+
+
+def update_paths(study: Study, given: StudyConfig) -> None:
+    """Store the paths of another config."""
+    stored = config_of(study)
+    current = with_paths(stored, given)
+    if current != stored:
+        study.set_user_attr(CONFIG, current.document())
 
 
 def first_difference(stored: StudyConfig, given: StudyConfig) -> str | None:
-    """Return a sentence about the first key that differs but must not; None if there is none."""
+    """Return a sentence about the first key that differs but must not; None if there is none.
+
+    A model may move with its study file: the digest of its weights shows whether it is the same.
+    """
     old, new = stored.document(), given.document()
     for table in old:
         for key in old[table]:
-            if (table, key) not in _CHANGEABLE and old[table][key] != new[table][key]:
+            values = old[table][key], new[table][key]
+            moved = (table, key) == _MODEL and all(map(os.path.isabs, values))
+            if (table, key) not in _CHANGEABLE and values[0] != values[1] and not moved:
                 return (
                     f"{table}.{key} is {json.dumps(new[table][key])} in the file and "
                     f"{json.dumps(old[table][key])} in the study"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from effllava_optuna.config.loading import relative_document
 from effllava_optuna.policy import ModelStructure
 from effllava_optuna.report import StudyFacts
 from effllava_optuna.storage.control_study import load_control_study, published_epochs
@@ -53,7 +54,7 @@ def read_study_facts(study: Study) -> StudyFacts:
         groups=attrs.get(TASK, {}).get("groups"),
         results=attrs.get(RESULTS),
         scores=attrs.get(SCORES),
-        config=config.document(),
+        config=relative_document(config),
         manifest=attrs.get(MANIFEST, {}),
         changes=attrs.get(CHANGES, ()),
         times=_search_times(study),

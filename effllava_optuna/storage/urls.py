@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 JOURNAL = "journal:///"
 GRPC = "grpc://"
+_FILES = ("sqlite", "journal")  # kinds of URLs that name a file
 _HINT = (
     "Use sqlite:///FILE.db, journal:///FILE.log, postgresql+psycopg://HOST/NAME or "
     "grpc://HOST:PORT."
@@ -35,6 +37,25 @@ _REASONS = {
 }
 
 
+def absolute_url(url: str, directory: Path) -> str:
+    """Return a URL in which the file of a SQLite or journal URL is relative to a directory.
+
+    Example:
+        >>> absolute_url("sqlite:///a.db?timeout=3", Path("/studies"))
+        'sqlite:////studies/a.db?timeout=3'
+        >>> absolute_url("journal:///../a.log", Path("/studies"))
+        'journal:////a.log'
+        >>> absolute_url("grpc://host:1", Path("/studies"))
+        'grpc://host:1'
+    """
+    kind, separator, rest = url.partition(":///")
+    file, mark, query = rest.partition("?")
+    if kind.partition("+")[0] not in _FILES or not file or file == ":memory:":
+        return url
+    path = os.path.normpath(directory / expand_home(file))
+    return f"{kind}{separator}{path}{mark}{query}"
+
+
 def expand_url(url: str) -> str:
     """Replace a leading ``~`` of the file of a SQLite or journal URL by the home directory.
 
@@ -45,7 +66,7 @@ def expand_url(url: str) -> str:
         'postgresql:///~a'
     """
     kind, separator, file = url.partition(":///")
-    if kind.partition("+")[0] not in ("sqlite", "journal") or not file.startswith("~"):
+    if kind.partition("+")[0] not in _FILES or not file.startswith("~"):
         return url
     first, slash, others = file.partition("/")
     return f"{kind}{separator}{expand_home(first)}{slash}{others}"
@@ -97,6 +118,8 @@ def check_url(url: str) -> None:
         raise StudyError(f"{url!r}: {_REASONS[kind]}.", hint=_HINT)
     if kind == "sqlite" and (file is None or str(file) == ":memory:"):
         raise StudyError(f"{url!r} has no file.", hint=_HINT)
+    if kind == "sqlite" and str(file).startswith("file:"):
+        raise StudyError(f"{url!r} names its file by a URI.", hint=_HINT)
 
 
 def sqlite_url_of(study: Study) -> str | None:

@@ -26,7 +26,7 @@ from effllava_optuna.storage.studies import (
     config_of,
     create_study,
     first_difference,
-    update_data_paths,
+    update_paths,
 )
 from tests.study_fixtures import invoke, write_tiny
 
@@ -163,5 +163,5 @@ def test_a_study_follows_its_file_to_another_place_for_tables(tmp_path: Path) ->
     study = create_study(open_storage(f"sqlite:///{tmp_path / 's.db'}", create=True), config)
     moved = StudyConfig.of(document | {"latency": {"table": "b.json"}})
     assert first_difference(config, moved) is None
-    update_data_paths(study, moved)
+    update_paths(study, moved)
     assert config_of(study).latency.table == "b.json"

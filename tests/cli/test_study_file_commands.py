@@ -66,7 +66,7 @@ def test_a_proposed_study_file_passes_the_check(model: str, task: str, tmp_path:
     config = load_config(file)
     assert (config.model.path, config.task.name) == (model, task)
     assert 384 % config.pruning.multiple_of == 0
-    assert config.export.directory == f"{file.stem}.pruned"
+    assert config.export.directory == str(tmp_path / f"{file.stem}.pruned")
 
 
 def test_the_study_proposed_for_digits_is_the_quickstart() -> None:

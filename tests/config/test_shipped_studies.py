@@ -30,7 +30,7 @@ def test_the_header_of_a_large_study_has_the_cost_estimate(file: Path) -> None:
     assert "neither has been measured by us" in header
     assert re.search(r"[Tt]he paper", header)
     assert cost.table_gb < config.pruning.table_gb
-    assert config.export.directory == f"{file.stem}.pruned"
+    assert config.export.directory == str(file.with_suffix(".pruned"))
 
 
 def test_the_benchmarks_of_the_paper_have_studies_for_both_sizes() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from effllava_optuna.calibration.calibration_run import calibrate
 from effllava_optuna.calibration.environment import check_environment, manifest_of
 from effllava_optuna.calibration.inputs import study_inputs
 from effllava_optuna.calibration.stage_callback import silent
+from effllava_optuna.config.schema import StudyConfig
 from effllava_optuna.config.user_functions import import_function, user_functions
 from effllava_optuna.errors import ConfigError, StudyError
 from effllava_optuna.policy import Policy
@@ -42,12 +45,18 @@ def train(loaded, weight_state, elites, lessons, training, progress=None):
 """
 
 
+def load(change: str) -> StudyConfig:
+    """Read the smoke study as if it were in the current directory."""
+    return load_config(SMOKE, (change, f"study.modules={json.dumps(str(Path.cwd()))}"))
+
+
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], str]:
-    """A function that writes a module into the current directory."""
+    """A function that writes a module beside the study file that `load` reads."""
     monkeypatch.chdir(tmp_path)
 
     def write_module(name: str, text: str) -> str:
+        sys.modules.pop(name, None)  # of another test
         (tmp_path / f"{name}.py").write_text(text)
         return name
 
@@ -72,7 +81,7 @@ def test_a_function_that_creates_no_suitable_sampler_is_refused(
     write("own_a", MODULE)
     write("own_b", "def make(:\n")
     with pytest.raises(ConfigError, match=message) as caught:
-        user_functions(load_config(SMOKE, (f"search.sampler={function}",)))
+        user_functions(load(f"search.sampler={function}"))
     assert str(caught.value).startswith("search.sampler = ")
     assert "\n" not in str(caught.value)
 
@@ -98,7 +107,7 @@ def test_a_term_is_subtracted_from_the_quality(
     write: Callable[[str, str], str], tiny: LoadedModel
 ) -> None:
     write("own_c", MODULE)
-    functions = user_functions(load_config(SMOKE, ("quality.term=own_c:half",)))
+    functions = user_functions(load("quality.term=own_c:half"))
     with study_inputs(load_config(SMOKE), tiny) as inputs:
         stopwatch = inputs.stopwatch()
         calibration = calibrate(inputs, stopwatch, silent)
@@ -123,7 +132,7 @@ def test_a_function_of_the_user_replaces_the_projector_training(
 ) -> None:
     write("own_d", MODULE)
     assert user_functions(load_config(SMOKE)).train is train_projector
-    train = user_functions(load_config(SMOKE, ("projector.train=own_d:train",))).train
+    train = user_functions(load("projector.train=own_d:train")).train
     assert train is import_function("projector.train", "own_d:train")
     with pytest.raises(RuntimeError, match="trained for 2"):
         train(None, None, [1, 2], None, None)
@@ -133,7 +142,7 @@ def test_a_study_does_not_continue_with_a_changed_function(
     write: Callable[[str, str], str], tiny: LoadedModel
 ) -> None:
     write("own_e", MODULE)
-    config = load_config(SMOKE, ("quality.term=own_e:half",))
+    config = load("quality.term=own_e:half")
     study = create_study(InMemoryStorage(), config)
     with study_inputs(config, tiny) as inputs:
         check_environment(study, inputs)

@@ -21,8 +21,8 @@ from effllava_optuna.storage.studies import (
     create_study,
     first_difference,
     open_study,
-    update_data_paths,
     update_failure_limits,
+    update_paths,
 )
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def test_the_path_of_the_data_changes_when_the_directory_moves(tmp_path: Path) -
     old.rename(new)
     moved = load_config(new / "own.toml")
     assert first_difference(config_of(study), moved) is None
-    update_data_paths(study, moved)
+    update_paths(study, moved)
     assert config_of(study).task.data == str(new / "rows.jsonl")
 
 

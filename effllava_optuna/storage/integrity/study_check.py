@@ -21,7 +21,7 @@ from effllava_optuna.storage.integrity.check_result import CheckResult, listed
 from effllava_optuna.storage.integrity.export_check import check_export
 from effllava_optuna.storage.integrity.study_repair import unfinished_files
 from effllava_optuna.storage.names import CALIBRATION_FORMAT, STRUCTURE
-from effllava_optuna.storage.studies import config_of, first_difference, open_study
+from effllava_optuna.storage.studies import first_difference, open_study
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,7 @@ def check_study(location: StudyLocation) -> list[CheckResult]:
         if location.file is not None and not location.exists():
             return [CheckResult("study", "ok", f"{location.name!r} has not begun")]
         study = open_study(open_storage(location.url), location.name)
-        config = config_of(study)
+        config = location.config_of(study)
     except EffllavaError as error:
         return [CheckResult("study", "fault", error.message, error.hint)]
     trials = study.get_trials(deepcopy=False)

@@ -15,7 +15,7 @@ from effllava_optuna.storage.artifact_store import DirectoryArtifactStore, artif
 from effllava_optuna.storage.connection import open_storage
 from effllava_optuna.storage.control_study import ControlStudy, load_control_study
 from effllava_optuna.storage.storage_internals import storage_of
-from effllava_optuna.storage.studies import config_of, open_study
+from effllava_optuna.storage.studies import open_study
 
 if TYPE_CHECKING:
     from effllava_optuna.config.schema import StudyConfig
@@ -45,7 +45,7 @@ def repair(location: StudyLocation) -> list[str]:
             f"failed attempt {number} of the control study: its process has ended"
             for number in control_study.fail_dead_attempts()
         ]
-    for path in unfinished_files(location, config_of(study)):
+    for path in unfinished_files(location, location.config_of(study)):
         try:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
