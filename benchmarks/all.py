@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 EVIDENCE = ("overfit", "risk", "projector", "evolution", "ablation", "transfer")
 OTHERS = (
-    "compensation", "trial_cost", "latency_model", "memory", "peers", "speedup", "storage",
-    "workers",
+    "compensation", "importance_time", "trial_cost", "latency_model", "memory", "peers", "speedup",
+    "storage", "workers",
 )  # fmt: skip
 
 

@@ -153,6 +153,7 @@ def run_tiny(name: str) -> str:
     ("name", "first"),
     [
         ("memory", ["none", "least-squares"]),
+        ("importance_time", ["tiny attention", "tiny MLP"]),
         ("storage", ["SQLite"]),
         ("workers", ["sqlite"]),
         ("peers", ["effllava_optuna", "Torch-Pruning", "dense"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from effllava_optuna.errors import ModelError
+from effllava_optuna.surgery.importance.memory_groups import group_by_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,16 +50,7 @@ def split_by_memory(
             f"they are computed; pruning.table_gb allows {options.table_gb:g}.",
             hint="Use a larger pruning.table_gb, or fewer pruning.width_ratios or pruning.folds.",
         )
-    groups: list[list[ComponentHandle]] = []
-    left = 0.0
-    for handle, size in zip(handles, moment_bytes, strict=True):
-        needed = fold_matrices * size
-        if not groups or needed > left:
-            groups.append([])
-            left = available
-        groups[-1].append(handle)
-        left -= needed
-    return groups
+    return group_by_memory(handles, [fold_matrices * size for size in moment_bytes], available)
 
 
 def _table_bytes(

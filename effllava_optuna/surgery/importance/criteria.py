@@ -11,7 +11,8 @@ import torch
 from effllava_optuna.errors import ModelError
 from effllava_optuna.policy import Ranking
 from effllava_optuna.surgery.apply.arrangement import current_ranking
-from effllava_optuna.surgery.importance.moments import ridge_penalty
+from effllava_optuna.surgery.importance.elimination import elimination_order
+from effllava_optuna.surgery.importance.memory_groups import group_by_memory
 from effllava_optuna.surgery.importance.unit_statistics import UnitStatistics, collect_statistics
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
     Score = Callable[[ComponentHandle, UnitStatistics], torch.Tensor]
 
-# Fraction of the mean of the diagonal (Frantar and Alistarh 2023).
-OBS_DAMPING = 1e-2
+
+# Matrices as large as the moments of a component that its ranking takes beside them.
+_WORKING_MATRICES = 5
 
 
 def _weight(handle: ComponentHandle) -> torch.Tensor:
@@ -57,63 +59,6 @@ def flap(handle: ComponentHandle, statistics: UnitStatistics) -> torch.Tensor:
 def obs(handle: ComponentHandle, statistics: UnitStatistics) -> torch.Tensor:
     """Compute each unit's turn in a greedy elimination by the optimal brain surgeon."""
     return elimination_order(_weight(handle), statistics.moments.matrix, handle.columns)
-
-
-def elimination_order(
-    weight: torch.Tensor, matrix: torch.Tensor, unit_columns: int, damping: float = OBS_DAMPING
-) -> torch.Tensor:
-    """Remove the unit of least cost, correct the other units, and repeat (Hassibi et al. 1993).
-
-    With H the damped ``matrix`` and S the columns of a unit, removing the unit costs
-    tr(W_S inv([H^-1]_SS) W_S^T) and changes W by -W_S inv([H^-1]_SS) [H^-1]_S; H^-1 then loses
-    [H^-1]_:S inv([H^-1]_SS) [H^-1]_S:, which is exact. Time: units times columns squared.
-
-    Args:
-        weight: Shape ``(out, columns)``, float64.
-        matrix: Shape ``(columns, columns)``, float64: second moments.
-        unit_columns: Columns of one unit.
-        damping: Fraction of the mean of the diagonal of ``matrix`` that is added to it.
-
-    Returns:
-        Shape ``(units,)``: the step at which the unit is removed, from 0.
-
-    Raises:
-        ModelError: The damped matrix has no Cholesky factor.
-    """
-    columns, units = len(matrix), len(matrix) // unit_columns
-    damped = matrix.clone()
-    damped.diagonal().add_(ridge_penalty(matrix.diagonal(), damping))
-    lower, failed = torch.linalg.cholesky_ex(damped)
-    if int(failed):
-        raise ModelError(
-            f"The moments of {columns} columns cannot be inverted for the importance 'obs'.",
-            hint="Use more calibration samples, or the importance 'taylor'.",
-        )
-    inverse, weight = torch.cholesky_inverse(lower), weight.clone()
-    del damped, lower
-    removed_at = torch.full((units,), -1.0, dtype=torch.float64, device=matrix.device)
-    columns_of = torch.arange(columns, device=matrix.device).reshape(units, unit_columns)
-    for step in range(units):
-        remaining = torch.nonzero(removed_at < 0)[:, 0]
-        unit = remaining[int(_removal_costs(weight, inverse, columns_of[remaining]).argmin())]
-        removed = columns_of[unit]
-        rows = torch.linalg.solve(inverse[removed][:, removed], inverse[removed])
-        weight.addmm_(weight[:, removed], rows, alpha=-1)
-        inverse.addmm_(inverse[:, removed], rows, alpha=-1)
-        removed_at[unit] = step
-    return removed_at
-
-
-def _removal_costs(
-    weight: torch.Tensor, inverse: torch.Tensor, columns: torch.Tensor
-) -> torch.Tensor:
-    """Compute tr(W_S inv([H^-1]_SS) W_S^T) for each row S of ``columns``."""
-    if columns.shape[1] == 1:
-        return (weight.pow(2).sum(0) / inverse.diagonal())[columns[:, 0]]
-    blocks = inverse[columns[:, :, None], columns[:, None, :]]
-    parts = weight[:, columns].permute(1, 2, 0)
-    costs: torch.Tensor = (torch.linalg.solve(blocks, parts) * parts).sum((1, 2))
-    return costs
 
 
 _SCORES: Mapping[str, Score] = {
@@ -186,6 +131,7 @@ def rank_units(
     *,
     tokens: str = "gradient",
     seed: int = 0,
+    memory_gb: float = 8.0,
 ) -> Ranking:
     """Rank the units of every component, most important first.
 
@@ -201,6 +147,9 @@ def rank_units(
             ``random``: drawn from ``seed``.
         tokens: Token weights for wanda, flap and obs: see `collect_statistics`.
         seed: Seed of the importance ``random``.
+        memory_gb: Gigabytes for the moments of ``obs``, a matrix for each component. The samples
+            run forward and backward once for each group of components that fits; one component
+            at a time if none does.
 
     Raises:
         ModelError: ``importance`` is unknown, or needs samples and has none.
@@ -213,8 +162,15 @@ def rank_units(
     """
     check_importance(importance, has_samples=bool(batches))
     scores = {}
-    # obs needs a matrix for each component: one component at a time keeps the memory constant.
-    groups = [[h] for h in loaded.handles] if importance == "obs" else [[*loaded.handles]]
+    groups = [[*loaded.handles]]
+    if importance == "obs":
+        matrices = 2 if tokens == "gradient" else 1
+        sizes = [
+            8.0 * matrices * (handle.columns * handle.component.width) ** 2
+            for handle in loaded.handles
+        ]
+        working = _WORKING_MATRICES * max(sizes, default=0.0) / matrices
+        groups = group_by_memory(loaded.handles, sizes, memory_gb * 1e9 - working)
     for handles in groups:
         statistics: Mapping[ComponentId, UnitStatistics] = {}
         if batches and importance not in DATA_FREE:

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from effllava_optuna.errors import EffllavaError, ModelError
 from effllava_optuna.surgery import (
@@ -19,7 +17,7 @@ from effllava_optuna.surgery import (
     arranged,
     rank_units,
 )
-from effllava_optuna.surgery.importance.criteria import OBS_DAMPING, elimination_order
+from effllava_optuna.surgery.importance.elimination import OBS_DAMPING
 from tests.surgery.twins import ReferenceObservation, margin, unit_columns
 
 if TYPE_CHECKING:
@@ -144,6 +142,28 @@ def test_a_ranking_depends_on_neither_batches_nor_arrangement(
     assert together.digest == apart.digest == inside.digest
 
 
+@pytest.mark.parametrize("tokens", ["gradient", "all"])
+def test_obs_runs_the_samples_once_for_all_components_that_fit_into_memory(
+    tiny: LoadedModel, batch: Batch, tokens: str
+) -> None:
+    samples = [CalibrationBatch(batch.inputs, batch.targets)] * 2
+    largest = max(8 * (handle.columns * handle.component.width) ** 2 for handle in tiny.handles)
+    matrices = 2 if tokens == "gradient" else 1
+    passes: list[int] = []
+    hook = tiny.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    counts, digests = [], set()
+    # All components; then only a few; then one at a time.
+    for gigabytes in (8.0, 1e-9 * (5 + 1.5 * matrices) * largest, 0.0):
+        passes.clear()
+        ranking = rank_units(tiny, samples, "obs", tokens=tokens, memory_gb=gigabytes)
+        counts.append(len(passes))
+        digests.add(ranking.digest)
+    hook.remove()
+    assert counts[0] == 2
+    assert counts[0] < counts[1] < counts[2] == 2 * len(tiny.handles)
+    assert len(digests) == 1
+
+
 @pytest.mark.parametrize("importance", ["wanda", "flap", "obs"])
 def test_token_weights_change_the_rankings_that_use_moments(
     tiny: LoadedModel, batch: Batch, importance: str
@@ -163,41 +183,6 @@ def test_random_rankings_differ_by_seed_and_component(tiny: LoadedModel) -> None
     assert (
         len({tuple(o.units[component].tolist()) for o in (one, other) for component in mlp}) == 6
     )
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(1, 6))
-def test_the_first_removal_is_that_of_the_textbook(seed: int, columns: int) -> None:
-    rng = np.random.default_rng(seed)
-    weight, x = rng.normal(size=(3, columns)), rng.normal(size=(20, columns))
-    matrix = x.T @ x / 20
-    damped = matrix + 0.1 * matrix.diagonal().mean() * np.eye(columns)
-    inverse = np.linalg.inv(damped)
-    # dW = -(w_m / [H^-1]_mm) [H^-1]_m, at the cost of w_m^2 / [H^-1]_mm, summed over rows.
-    costs = (weight**2).sum(0) / inverse.diagonal()
-    for m, cost in enumerate(costs):
-        change = -np.outer(weight[:, m], inverse[m]) / inverse[m, m]
-        assert np.allclose(weight[:, m] + change[:, m], 0)
-        assert np.isclose(np.trace(change @ damped @ change.T), cost)
-    removed_at = elimination_order(torch.from_numpy(weight), torch.from_numpy(matrix), 1, 0.1)
-    assert costs[int(removed_at.argmin())] <= costs.min() * (1 + 1e-9)
-    assert sorted(removed_at.tolist()) == list(range(columns))
-
-
-def test_elimination_changes_neither_weight_nor_moments() -> None:
-    generator = torch.Generator().manual_seed(0)
-    weight, x = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (4, 9))
-    matrix = x.T @ x
-    before = weight.clone(), matrix.clone()
-    elimination_order(weight, matrix, 2)
-    assert torch.equal(weight, before[0])
-    assert torch.equal(matrix, before[1])
-
-
-def test_moments_that_cannot_be_inverted_are_refused() -> None:
-    with pytest.raises(
-        ModelError, match="of 4 columns cannot be inverted for the importance 'obs'"
-    ):
-        elimination_order(torch.ones(2, 4).double(), torch.full((4, 4), torch.nan).double(), 1)
 
 
 def test_an_unknown_importance_or_missing_samples_are_refused(tiny: LoadedModel) -> None:
