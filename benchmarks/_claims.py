@@ -42,8 +42,7 @@ CHANGED = {"pruning.importance": "obs"}
 REASONS = {
     "pruning.importance": "Of the two that are better, `obs` has the larger hypervolume, too, "
     "keeps most accuracy without a search, and is nearest to the method, which uses the optimal "
-    "brain surgeon; `magnitude` uses no samples. The time of `obs` grows with the cube of a "
-    "component's width: the studies of large models here keep `taylor`.",
+    "brain surgeon; `magnitude` uses no samples.",
     "quality.eta": "It is the method's, hardly changes the choice among policies of one cost, and "
     "does no harm; `quality.eta = 0` is as good here.",
     "quality.risk": "It is the form that is inferred from the paper.",

@@ -197,8 +197,7 @@ def _tables(
     if request.data is not None:
         task["data"] = _relative_path(request.data, request.out)
     task |= {"proxy": 64, "validation": 500, "test": 2000}
-    importance = {"importance": "taylor"} if large else {}
-    pruning: dict[str, Any] = importance | {
+    pruning: dict[str, Any] = {
         "width_ratios": list(_COARSE_WIDTH_RATIOS if large else WIDTH_RATIOS),
         "multiple_of": _mlp_step(outline.mlp_width),
         "table_gb": 8.0,

@@ -88,7 +88,7 @@ def test_the_study_proposed_for_a_large_model_suits_its_size(tmp_path: Path) -> 
         256,
         8,
     )
-    assert config.pruning.importance == "taylor"
+    assert config.pruning.importance == "obs"
     assert (config.search.speedup, config.search.keep_ratio) == (1.5, None)
     assert (config.search.population, config.search.generations) == (32, 5)
     size = ModelSize(
