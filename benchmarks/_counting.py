@@ -62,7 +62,6 @@ def with_evaluator(
         session.study,
         evaluator,
         session.epochs,
-        session.costs,
         session.report_stage,
         endless=False,
     )

@@ -59,7 +59,7 @@ def measure_choice(
     return {
         WIDTHS: list(policy.widths),
         KEEP_RATIO: policy.keep_ratio,
-        "latency_ms": evaluator.latency_ms(policy),
+        "latency_ms": evaluator.calibration.latency.predict(policy),
         "risk": evaluator.risk(policy),
         "validation": float(scores[Split.VALIDATION].hit.mean()),
         "test": float(test_hits.mean()),

@@ -132,10 +132,12 @@ class RerankingEvaluator(CountingEvaluator):
         """Return the structural-risk term of ``policy`` under the current ranking, in nats."""
         return risk(policy, self.loaded, self.rankings.current.calibration.risk)
 
-    def measure(self, policy: Policy, weight_state: WeightState) -> Measurement:
+    def measure(
+        self, policy: Policy, weight_state: WeightState, latency_factor: float = 1.0
+    ) -> Measurement:
         """Measure ``policy`` on the proxy set."""
         self.rankings.arrange(weight_state)
-        return super().measure(policy, weight_state)
+        return super().measure(policy, weight_state, latency_factor)
 
     def score(
         self, policy: Policy, weight_state: WeightState, batches: Sequence[EncodedBatch]
@@ -163,7 +165,7 @@ class RerankingSchedule(EpochSchedule):
         first = replace(self.epochs.epoch(0), weight_state=rankings.current.weight_state)
         epochs = EpochRegistry(self.epochs.control_study, self.epochs.artifact_store, first)
         following = train_next_epoch(
-            self.evaluator, epochs, number, effective_records(self.study), lambda _: None
+            self.evaluator, epochs, number, effective_records(self.study), self.report_stage
         )
         weight_state = rankings.rank_again(following.update.projectors, number)
         return replace(following, epoch=replace(following.epoch, weight_state=weight_state))

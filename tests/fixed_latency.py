@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from effllava_optuna.objectives import LatencyTable, Stopwatch
-    from effllava_optuna.policy import ComponentId, Ranking
+    from effllava_optuna.policy import ComponentId, Policy, Ranking
 
 DENSE_MS = {"prefill": 100.0, "decode": 4.0}
 PRUNABLE = 0.9  # share of the dense time that the components take, by parameters
+CORRECTION = 0.9  # of the predicted savings, from epoch 1 on
 NOISE = (0.3, 3.0)  # factors of measured times
 
 
@@ -70,12 +71,26 @@ def fixed_table(
     )
 
 
+def fixed_correction(
+    table: LatencyTable, policies: Sequence[Policy], measured_ms: Sequence[float]
+) -> float:
+    """Return the same factor for all runs; called like `fit_correction`."""
+    assert len(measured_ms) == len(policies) + 1
+    return CORRECTION
+
+
 @pytest.fixture(scope="session", autouse=True)
 def latency_is_fixed() -> Iterator[None]:
     """Calibrate every study of this process with the fixed table."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("effllava_optuna.calibration.calibration_run.measure_table", fixed_table)
+        fix_latency(patch)
         yield
+
+
+def fix_latency(patch: pytest.MonkeyPatch) -> None:
+    """Calibrate and correct every study of this process with fixed latencies."""
+    patch.setattr("effllava_optuna.calibration.calibration_run.measure_table", fixed_table)
+    patch.setattr("effllava_optuna.search.projector_round.fit_correction", fixed_correction)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -36,6 +36,7 @@ from effllava_optuna.storage.studies import create_study
 from effllava_optuna.study import load_config
 from effllava_optuna.surgery import LoadedModel
 from effllava_optuna.tasks import Digits
+from tests.fixed_latency import fix_latency
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ROOT / "studies" / "smoke.toml"
@@ -88,6 +89,7 @@ class StudyFactory:
 
     def __init__(self, loaded: LoadedModel, task: Digits, directory: Path, **search: Any) -> None:
         self.loaded, self.task, self.directory, self.search = loaded, task, directory, search
+        self.latency: dict[str, Any] = {}  # more keys of ``[latency]``
         with study_inputs(self.config(), loaded, task) as inputs:
             self.calibration = calibrate(inputs, inputs.stopwatch(), silent)
 
@@ -98,7 +100,7 @@ class StudyFactory:
                 "study": {"name": "tiny"},
                 "model": {"path": "tiny", "device": "cpu"},
                 "task": {"name": "digits", "proxy": self.task.proxy},
-                "latency": {"batch": 16, "repeats": 3, "seconds": 0.0, "checks": 4},
+                "latency": {"batch": 16, "repeats": 3, "seconds": 0.0, "checks": 4} | self.latency,
                 "search": self.search | search,
                 "projector": {"parts": 2, "steps": 0},
             }
@@ -164,6 +166,7 @@ def _call(function: Callable[..., object], arguments: list[Any], output: Path) -
     with output.open("w") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
+    fix_latency(pytest.MonkeyPatch())  # a process from the fork server has no fixtures
     # A shell that runs pytest in the background makes it and its children ignore SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     function(*arguments)

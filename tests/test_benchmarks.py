@@ -201,6 +201,7 @@ def test_a_target_without_results_is_reported_as_not_measured(
         ("recovery", "Recovery after pruning"),
         ("latency_model", "Error of the latency table"),
         ("memory", "Memory of a search"),
+        ("importance_time", "Time of the importance obs"),
         ("peers", "Side by side with Torch-Pruning"),
         ("speedup", "Speed-ups"),
         ("trial_cost", "Forward passes of a trial, and all else"),

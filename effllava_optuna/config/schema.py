@@ -165,9 +165,11 @@ class LatencySettings(_Settings):
     ``batch`` prompts are processed at once, and ``new_tokens`` tokens generated. Each timing is
     repeated at least ``repeats`` times, then until it is known to ``precision`` (half of a 95 %
     confidence interval, relative) or ``seconds`` are over. ``checks`` random policies are timed as
-    a whole, which shows the error of sums of table entries. The finalists are timed in the same
-    way. With ``table``, latency tables are stored in that file and reused for the same model,
-    machine, package versions and ``[latency]``.
+    a whole, which shows the error of sums of table entries. After each epoch but the last,
+    ``rechecks`` policies of its front are timed as a whole (0: none), and the latencies of the
+    next epoch are corrected accordingly. The finalists are timed in the same way. With ``table``,
+    latency tables are stored in that file and reused for the same model, machine, package versions
+    and ``[latency]``.
     """
 
     batch: Annotated[int, Field(ge=1, le=4096)] = 64
@@ -177,6 +179,7 @@ class LatencySettings(_Settings):
     precision: Annotated[float, Field(gt=0, lt=1)] = 0.01
     seconds: Annotated[float, Field(ge=0)] = 30.0
     checks: Annotated[int, Field(ge=1, le=1000)] = 20
+    rechecks: Annotated[int, Field(ge=0, le=100)] = 4
     table: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00\n]+$")] | None = (
         None
     )

@@ -18,7 +18,12 @@ from effllava_optuna.objectives.grading import (
     options_compared,
     rule_of,
 )
-from effllava_optuna.objectives.latency_measurement import measure_table, origin_of, whole_ms
+from effllava_optuna.objectives.latency_measurement import (
+    fit_correction,
+    measure_table,
+    origin_of,
+    whole_ms,
+)
 from effllava_optuna.objectives.latency_table import LatencyTable
 from effllava_optuna.objectives.risk import FORMS, risk, risk_table
 from effllava_optuna.objectives.size import flops, parameters, peak_memory_mb
@@ -36,6 +41,7 @@ __all__ = [
     "constant_of",
     "describe_task",
     "encode_samples",
+    "fit_correction",
     "flops",
     "groups_of",
     "measure_table",

@@ -63,11 +63,19 @@ class LatencyTable:
         decode = (self.new_tokens - 1) * self.dense_ms.get("decode", 0.0)
         return self.vision_ms + self.dense_ms["prefill"] + decode
 
-    def predict(self, policy: Policy) -> float:
-        """Predict the latency of ``policy`` for the whole workload, in ms."""
+    def predict(self, policy: Policy, factor: float = 1.0) -> float:
+        """Predict the latency of ``policy`` for the whole workload, in ms.
+
+        Args:
+            policy: The policy.
+            factor: The share of the predicted saving that is expected, as `fit_correction` finds
+                it.
+        """
         phases = self.phases(policy)
         total = self.vision_ms + phases["prefill"]
-        return total + (self.new_tokens - 1) * phases.get("decode", 0.0)
+        total += (self.new_tokens - 1) * phases.get("decode", 0.0)
+        dense = self.dense_total_ms
+        return total if factor == 1 else max(dense + factor * (total - dense), LEAST * dense)
 
     def phases(self, policy: Policy) -> dict[str, float]:
         """Predict the latency of ``policy`` by phase, in ms."""

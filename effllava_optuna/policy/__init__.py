@@ -10,6 +10,7 @@ from effllava_optuna.policy.record import (
     finalists,
     front_of,
     hypervolume_by_epoch,
+    with_latest_correction,
 )
 from effllava_optuna.policy.space import Decoded, Gene, Space
 from effllava_optuna.policy.statistics import bootstrap_interval, bootstrap_means
@@ -38,4 +39,5 @@ __all__ = [
     "parameter_costs",
     "pareto",
     "spread",
+    "with_latest_correction",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +25,7 @@ class TrialRecord:
         origin: Number of the trial that a ``reeval`` measures again.
         widths: Units kept by each component; empty if the trial has no parameters.
         quality: Accuracy minus eta times risk; NaN if not measured, like all below.
-        latency_ms: Latency from the latency table, in ms.
+        latency_ms: Latency from the latency table, with the correction of the epoch, in ms.
         accuracy: Share of right answers on the proxy, cross-fitted.
         expected: Mean probability of the right answer on the proxy, cross-fitted.
         risk: Structural-risk term Omega, in nats.
@@ -81,6 +81,27 @@ def finalists(front: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
     rest = sorted(front[len(best) :], key=lambda trial: trial.latency_ms)
     points = np.array([(trial.quality, trial.latency_ms) for trial in rest]).reshape(-1, 2)
     return best + [rest[index] for index in spread(points, count - len(best))]
+
+
+def with_latest_correction(
+    trials: Sequence[TrialRecord], factors: Sequence[float], dense_ms: float
+) -> list[TrialRecord]:
+    """Convert the latencies of all epochs to the correction of the latest one.
+
+    Within an epoch, all latencies are predicted with one factor, so their order stays.
+
+    Args:
+        trials: The trials.
+        factors: By epoch, the factor of the predicted savings.
+        dense_ms: Latency of the dense model from the latency table, in ms.
+    """
+    ratios = [factors[-1] / factor for factor in factors]
+    return [
+        replace(trial, latency_ms=dense_ms + ratios[trial.epoch] * (trial.latency_ms - dense_ms))
+        if trial.epoch is not None and ratios[trial.epoch] != 1
+        else trial
+        for trial in trials
+    ]
 
 
 def hypervolume_by_epoch(

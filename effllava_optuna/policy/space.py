@@ -145,6 +145,15 @@ class Space:
         policy.check(self.structure)
         return {gene.name: gene.nearest(policy.widths[gene.components[0]]) for gene in self.genes}
 
+    @property
+    def narrowest(self) -> Policy:
+        """Return the policy with the narrowest allowed width of each gene."""
+        widths = [component.width for component in self.structure.components]
+        for gene in self.genes:
+            for index in gene.components:
+                widths[index] = gene.widths[0]
+        return Policy.of(self.structure, widths)
+
     def around(self, elites: Sequence[Policy], *, margin: int, first: Space) -> Space:
         """Create the space of the next epoch: the widths of the elites, and a margin.
 

@@ -100,11 +100,17 @@ def study_document(facts: StudyFacts) -> dict[str, Any]:
         "spread": latency["spread"],
         "vision_ms": latency["vision_ms"],
         "checks": len(latency["errors"]),
+        "corrections": [
+            {name: update[name] for name in ("latency_factor", "latency_errors")}
+            for update in facts.updates
+        ],
+        "finalists_error": None,
         "launched": latency["launched"],
         "origin": latency["origin"],
     }
     if facts.results is not None and facts.scores is not None:
         document |= dict(facts.results)
+        document["latency_table"]["finalists_error"] = _mean_error(document["front"])
         document["comparisons"] = compare_with_baselines(document["chosen"], facts.scores)
         return document
     document["dense"] = result_row(
@@ -120,6 +126,16 @@ def study_document(facts: StudyFacts) -> dict[str, Any]:
         for trial in finalists(front_of(facts.trials), facts.finalists)
     ]
     return document
+
+
+def _mean_error(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the mean absolute error of predicted latencies, relative to the dense model."""
+    errors = [
+        abs(float(row["speedup_measured"] / row["speedup_predicted"]) - 1)
+        for row in rows
+        if row["speedup_measured"] is not None
+    ]
+    return sum(errors) / len(errors) if errors else None
 
 
 def _unmeasured_document(facts: StudyFacts) -> dict[str, Any]:

@@ -149,6 +149,14 @@ def _latency_note(table: Mapping[str, Any]) -> str:
         f"{origin['dtype']} on {origin['device']}{threads}. The predicted latency of "
         f"{table['checks']} random policies is off by {table['error']:.1%} (mean)."
     )
+    corrected = [update for update in table["corrections"] if update["latency_errors"]]
+    if corrected:
+        factors = ", ".join(f"{update['latency_factor']:.2f}" for update in corrected)
+        note += f" Factors of the predicted savings, from runs of each epoch's front: {factors}."
+    if table["finalists_error"] is not None:
+        note += (
+            f" The predicted speed-up of the finalists is off by {table['finalists_error']:.1%}."
+        )
     if table["launched"]:
         note += f" It includes the time to launch kernels: {', '.join(table['launched'])}."
     return note

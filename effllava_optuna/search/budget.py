@@ -12,14 +12,21 @@ if TYPE_CHECKING:
     from effllava_optuna.config.schema import StudyConfig
 
 
-def budget_of(config: StudyConfig, calibration: Calibration) -> CostModel:
+def budget_of(
+    config: StudyConfig, calibration: Calibration, latency_factor: float = 1.0
+) -> CostModel:
     """Return the costs of policies, and their limit: a share of the weights, or of the latency.
+
+    Args:
+        config: The study file.
+        calibration: Has the latency table.
+        latency_factor: Share of the predicted savings that is expected in this epoch.
 
     Raises:
         ConfigError: No policy is within the limit.
     """
     if config.search.speedup is not None:
-        return _latency_budget(config.search.speedup, calibration)
+        return _latency_budget(config.search.speedup, calibration, latency_factor)
     keep_ratio, structure = config.search.keep_ratio, calibration.structure
     budget = CostModel(
         costs=parameter_costs(structure, calibration.widths),
@@ -36,10 +43,21 @@ def budget_of(config: StudyConfig, calibration: Calibration) -> CostModel:
     return budget
 
 
-def _latency_budget(speedup: float, calibration: Calibration) -> CostModel:
+def attainable_factor(config: StudyConfig, calibration: Calibration, factor: float) -> float:
+    """Return ``factor``, or the smallest one with which a policy is as fast as the study asks."""
+    if config.search.speedup is None:
+        return factor
+    budget = _latency_budget(config.search.speedup, calibration, 1.0)
+    most_saved = budget.cost(calibration.narrowest)
+    if budget.limit is None or most_saved == 0:
+        return factor
+    return max(factor, budget.limit / most_saved)
+
+
+def _latency_budget(speedup: float, calibration: Calibration, factor: float) -> CostModel:
     latency, dense_ms = calibration.latency, calibration.dense.latency_ms
     saved_ms = {
-        component: {width: latency.saved(component, width) for width in widths}
+        component: {width: factor * latency.saved(component, width) for width in widths}
         for component, widths in calibration.widths.items()
     }
     budget = CostModel(
@@ -49,7 +67,7 @@ def _latency_budget(speedup: float, calibration: Calibration) -> CostModel:
         setting=f"search.speedup = {speedup}",
     )
     if not budget.allows(calibration.narrowest):
-        reach = dense_ms / latency.predict(calibration.narrowest)
+        reach = dense_ms / latency.predict(calibration.narrowest, factor)
         raise ConfigError(
             f"search.speedup = {speedup}: the narrowest policy is {reach:.2f} times as fast as "
             "the dense model.",

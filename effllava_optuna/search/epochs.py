@@ -29,11 +29,13 @@ class Epoch:
         space: The allowed widths.
         weight_state: Ranking, compensation tables and projector of its policies.
         seeds: Policies that generation 0 measures first.
+        latency_factor: Share of the savings in the latency table that is expected; 1 in epoch 0.
     """
 
     space: Space
     weight_state: WeightState
     seeds: tuple[Seed, ...]
+    latency_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,14 @@ class NextEpoch:
     Attributes:
         epoch: The epoch.
         update: The trained projectors and how they were trained.
+        latency_errors: Relative errors of the latencies that the epoch before had predicted for
+            policies of its front: predicted over measured, minus 1, both relative to the dense
+            model.
     """
 
     epoch: Epoch
     update: ProjectorUpdate
+    latency_errors: tuple[float, ...] = ()
 
     def publication(self, artifact_store: ArtifactStore) -> EpochPublication:
         """Store the projectors, and return what the control study publishes."""
@@ -58,6 +64,8 @@ class NextEpoch:
             "elites": [
                 {"params": dict(seed.params), "origin": seed.origin} for seed in self.epoch.seeds
             ],
+            "latency_factor": self.epoch.latency_factor,
+            "latency_errors": list(self.latency_errors),
             "steps": update.steps,
             "seconds": update.seconds,
             "proxy_accuracy_before": update.before.accuracy,
@@ -153,6 +161,7 @@ class EpochRegistry:
             Space.from_json(facts["space"], first.space.structure),
             first.weight_state.with_projectors(projectors),
             tuple(Seed(seed["params"], "reeval", seed["origin"]) for seed in facts["elites"]),
+            facts["latency_factor"],
         )
 
 

@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from effllava_optuna.objectives import encode_samples, flops, parameters, risk, score_policy
+from effllava_optuna.objectives import (
+    encode_samples,
+    flops,
+    parameters,
+    risk,
+    score_policy,
+    whole_ms,
+)
 from effllava_optuna.policy import Space
-from effllava_optuna.surgery import narrowed
+from effllava_optuna.surgery import narrowed, policy_network
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from effllava_optuna.calibration.calibration import Calibration
     from effllava_optuna.calibration.inputs import StudyInputs
@@ -93,16 +100,15 @@ class Evaluator:
         term = self.inputs.functions.term
         return 0.0 if term is None else float(term(policy, self.loaded))
 
-    def latency_ms(self, policy: Policy) -> float:
-        """Predict the latency of ``policy`` from the latency table."""
-        return self.calibration.latency.predict(policy)
-
-    def measure(self, policy: Policy, weight_state: WeightState) -> Measurement:
+    def measure(
+        self, policy: Policy, weight_state: WeightState, latency_factor: float = 1.0
+    ) -> Measurement:
         """Measure ``policy`` on the proxy set, each sample by the fit that has not seen it.
 
         Args:
             policy: The policy.
             weight_state: Ranking, compensation tables and projector that it runs with.
+            latency_factor: Share of the savings in the latency table that is expected.
 
         Raises:
             TimeoutError: It takes longer than ``search.timeout``; checked after each batch.
@@ -118,7 +124,7 @@ class Evaluator:
             expected=float(scores.probability.mean()),
             log_probability=float(np.maximum(scores.log_probability, -100).mean()),
             risk=omega,
-            latency_ms=self.latency_ms(policy),
+            latency_ms=self.calibration.latency.predict(policy, latency_factor),
             hits=tuple(round(float(hit), 4) for hit in scores.hit),
         )
 
@@ -138,6 +144,32 @@ class Evaluator:
         """Score ``policy`` on batches of any split."""
         with self.loaded.lock:
             return score_policy(self.loaded, weight_state, policy, batches)
+
+    def time_networks(
+        self, networks: Sequence[tuple[WeightState, Policy]], progress: Callable[[float], None]
+    ) -> list[float]:
+        """Time networks in turn; the first one is the reference.
+
+        Args:
+            networks: The weight state and the policy of each network.
+            progress: Called with the finished share.
+
+        Returns:
+            Milliseconds of the whole workload, for each network.
+        """
+
+        def runner(weight_state: WeightState, policy: Policy) -> Callable[[], Mapping[str, float]]:
+            def run() -> Mapping[str, float]:
+                with policy_network(self.loaded, weight_state, policy) as network:
+                    return self.stopwatch.decoder(network)
+
+            return run
+
+        runs = {number: runner(*network) for number, network in enumerate(networks)}
+        with self.loaded.lock:
+            timings = self.stopwatch.race(runs, 0, progress=progress)
+        table = self.calibration.latency
+        return [whole_ms(table, timings[0], timings[number]) for number in runs]
 
     def encode(self, split: Split) -> tuple[EncodedBatch, ...]:
         """Encode a split for the fit on the whole proxy; open questions are to be generated."""

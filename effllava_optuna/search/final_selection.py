@@ -19,13 +19,17 @@ from effllava_optuna.objectives import (
     number_groups,
     peak_memory_mb,
     samples_of,
-    whole_ms,
 )
-from effllava_optuna.policy import Policy, bootstrap_interval, finalists, front_of
+from effllava_optuna.policy import (
+    Policy,
+    bootstrap_interval,
+    finalists,
+    front_of,
+    with_latest_correction,
+)
 from effllava_optuna.report import accuracy_by_subset, result_row
 from effllava_optuna.storage.names import CHOSEN, RESULTS, SCORES
 from effllava_optuna.storage.trial_records import effective_records
-from effllava_optuna.surgery import policy_network
 from effllava_optuna.tasks import Split
 
 if TYPE_CHECKING:
@@ -106,6 +110,8 @@ class FinalSelection:
         self.session = session
         self.evaluator = session.evaluator
         self.count = session.config.report.finalists
+        self.latest = session.epochs.latest
+        self.costs = session.schedule.view_of(self.latest).cost_model
         self.cache = _ScoreCache(session.evaluator)
 
     def run(self) -> dict[str, Any]:
@@ -115,7 +121,7 @@ class FinalSelection:
             StudyError: No trial of the study is feasible and complete.
         """
         study = self.session.study
-        front = front_of(effective_records(study))
+        front = front_of(self._comparable_records())
         if not front:
             raise StudyError(
                 f"Study {study.study_name!r} has no feasible trial that completed.",
@@ -137,7 +143,10 @@ class FinalSelection:
         dense = self._dense()
         everyone = [dense, *(b for b in baselines if b is not None), *candidates]
         self.cache.open(Split.TEST)
-        latencies = measure_latencies(self.session, everyone)
+        latencies = self.evaluator.time_networks(
+            [(finalist.weight_state, finalist.policy) for finalist in everyone],
+            lambda share: self.session.report_stage("timing the finalists", share),
+        )
         rows = {}
         for number, finalist in enumerate(everyone):
             self.session.report_stage("opening the test split", number / len(everyone))
@@ -155,6 +164,25 @@ class FinalSelection:
         study.set_user_attr(RESULTS, results)
         return results
 
+    def _comparable_records(self) -> list[TrialRecord]:
+        """Return all trials with the latencies, and within the budget, of the latest epoch."""
+        session = self.session
+        records = with_latest_correction(
+            effective_records(session.study),
+            [session.epochs.epoch(number).latency_factor for number in range(self.latest + 1)],
+            self.evaluator.calibration.dense.latency_ms,
+        )
+        return [
+            record
+            for record in records
+            if not record.eligible
+            or self.costs.allows(Policy.of(self.evaluator.structure, record.widths))
+        ]
+
+    def _measure(self, policy: Policy, weight_state: WeightState) -> Measurement:
+        factor = self.session.epochs.epoch(self.latest).latency_factor
+        return self.evaluator.measure(policy, weight_state, factor)
+
     def _from_trial(self, trial: TrialRecord) -> Finalist:
         policy = Policy.of(self.evaluator.structure, trial.widths)
         weight_state = self.session.epochs.weight_state(trial.weight_state)
@@ -162,7 +190,7 @@ class FinalSelection:
             name=str(trial.number),
             policy=policy,
             weight_state=weight_state,
-            measured=self.evaluator.measure(policy, weight_state),
+            measured=self._measure(policy, weight_state),
             epoch=trial.epoch or 0,
             trial=trial.number,
         )
@@ -174,7 +202,7 @@ class FinalSelection:
             name="dense",
             policy=policy,
             weight_state=weight_state,
-            measured=self.evaluator.measure(policy, weight_state),
+            measured=self._measure(policy, weight_state),
             epoch=0,
         )
 
@@ -185,11 +213,11 @@ class FinalSelection:
                 name=name,
                 policy=policy,
                 weight_state=chosen.weight_state,
-                measured=self.evaluator.measure(policy, chosen.weight_state),
+                measured=self._measure(policy, chosen.weight_state),
                 epoch=chosen.epoch,
             )
             for policy in grid
-            if self.session.costs.allows(policy)
+            if self.costs.allows(policy)
         ]
         tried.sort(key=lambda finalist: -finalist.measured.quality)
         return self._best(tried[: self.count]) if tried else None
@@ -202,33 +230,6 @@ class FinalSelection:
             return float(scores.hit.mean()), finalist.measured.quality
 
         return max(candidates, key=merit)
-
-
-def measure_latencies(session: SearchSession, finalists: Sequence[Finalist]) -> list[float]:
-    """Time the networks of all finalists in turn; the first one is the reference.
-
-    Returns:
-        Milliseconds of the whole workload, for each finalist.
-    """
-    evaluator = session.evaluator
-    stopwatch, table = evaluator.stopwatch, evaluator.calibration.latency
-
-    def runner(finalist: Finalist) -> Any:
-        def run() -> dict[str, float]:
-            with policy_network(
-                evaluator.loaded, finalist.weight_state, finalist.policy
-            ) as network:
-                return stopwatch.decoder(network)
-
-        return run
-
-    with evaluator.loaded.lock:
-        timings = stopwatch.race(
-            {number: runner(finalist) for number, finalist in enumerate(finalists)},
-            0,
-            progress=lambda share: session.report_stage("timing the finalists", share),
-        )
-    return [whole_ms(table, timings[0], phases) for phases in timings.values()]
 
 
 def _memory(evaluator: Evaluator) -> dict[str, Any]:

@@ -88,7 +88,8 @@ class PruningObjective:
         try:
             with session.evaluator.loaded.lock:
                 weight_state = session.epochs.weight_state(trial.user_attrs["weight_state"])
-                measured = session.evaluator.measure(policy, weight_state)
+                factor = session.epochs.epoch(trial.user_attrs["epoch"]).latency_factor
+                measured = session.evaluator.measure(policy, weight_state, factor)
         except (KeyboardInterrupt, EffllavaError):
             release_trial(trial)
             raise
@@ -104,10 +105,11 @@ class PruningObjective:
 
     def _describe_enqueued(self, trial: Trial, policy: Policy) -> dict[str, Any]:
         """Describe a policy that a user enqueued as the sampler describes its own."""
-        session = self.session
-        if session.costs.limit is not None:
-            set_constraint(trial, [session.costs.excess(policy)])
-        return session.schedule.describe(policy)
+        schedule = self.session.schedule
+        costs = schedule.view_of(trial.user_attrs["epoch"]).cost_model
+        if costs.limit is not None:
+            set_constraint(trial, [costs.excess(policy)])
+        return schedule.describe(policy, costs)
 
     def _warn_if_busy(self) -> None:
         """Warn once that trials of this process wait for each other."""

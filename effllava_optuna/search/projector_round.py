@@ -1,21 +1,28 @@
-"""One round of projector training: from the elites of an epoch to the next epoch."""
+"""From the elites of an epoch to the next epoch: projector training and latency correction."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from effllava_optuna.errors import StudyError
+from effllava_optuna.logging import get_logger
+from effllava_optuna.objectives import fit_correction
 from effllava_optuna.policy import Policy, finalists, front_of
 from effllava_optuna.samplers import Seed
+from effllava_optuna.search.budget import attainable_factor, budget_of
 from effllava_optuna.search.epochs import Epoch, NextEpoch
 from effllava_optuna.training import ProjectorTrainingOptions, TrainingBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from effllava_optuna.calibration.stage_callback import StageCallback
     from effllava_optuna.policy import TrialRecord
     from effllava_optuna.search.epochs import EpochRegistry
     from effllava_optuna.search.evaluator import Evaluator
+    from effllava_optuna.surgery import WeightState
+
+_logger = get_logger(__name__)
 
 
 def train_next_epoch(
@@ -23,16 +30,18 @@ def train_next_epoch(
     epochs: EpochRegistry,
     number: int,
     trials: Sequence[TrialRecord],
-    progress: Callable[[float], None],
+    report_stage: StageCallback,
 ) -> NextEpoch:
     """Train the projector for the elites of an epoch, and narrow the search space around them.
+
+    Policies of its front are run whole, and correct the latencies that the next epoch predicts.
 
     Args:
         evaluator: The model and the encoded proxy set.
         epochs: The published epochs.
         number: Number of the epoch whose trials are finished.
         trials: The trials of the study.
-        progress: Called with the finished share of the training.
+        report_stage: Called with the current stage and its finished share.
 
     Raises:
         StudyError: No trial of the epoch is feasible and complete.
@@ -57,11 +66,28 @@ def train_next_epoch(
             learning_rate=table.learning_rate,
             kl=table.kl,
         ),
-        progress,
+        lambda share: report_stage("training the projector", share),
+    )
+    weight_state = first.weight_state.with_projectors(update.projectors)
+    factor, latency_errors = _recheck_latency(
+        evaluator,
+        weight_state,
+        [
+            Policy.of(evaluator.structure, t.widths)
+            for t in finalists(front, config.latency.rechecks)
+        ],
+        epochs.epoch(number).latency_factor,
+        lambda share: report_stage("timing the front", share),
     )
     space = epochs.epoch(number).space.around(
         elites, margin=config.search.margin, first=first.space
     )
+    if not budget_of(config, evaluator.calibration, factor).allows(space.narrowest):
+        space = epochs.epoch(number).space.around(
+            [*elites, evaluator.calibration.narrowest],
+            margin=config.search.margin,
+            first=first.space,
+        )
     seeds = tuple(
         Seed(
             first.space.encode(Policy.of(evaluator.structure, trial.widths)),
@@ -70,8 +96,41 @@ def train_next_epoch(
         )
         for trial in finalists(front, max(1, config.search.population // 4))
     )
-    weight_state = first.weight_state.with_projectors(update.projectors)
-    return NextEpoch(Epoch(space, weight_state, seeds), update)
+    return NextEpoch(Epoch(space, weight_state, seeds, factor), update, latency_errors)
+
+
+def _recheck_latency(
+    evaluator: Evaluator,
+    weight_state: WeightState,
+    policies: Sequence[Policy],
+    former_factor: float,
+    progress: Callable[[float], None],
+) -> tuple[float, tuple[float, ...]]:
+    """Run policies of a front whole; fit the factor of the next epoch.
+
+    Returns:
+        The factor, and the relative error of each latency under ``former_factor``.
+    """
+    dense = Policy.dense(evaluator.structure)
+    policies = [policy for policy in policies if policy != dense]
+    if not policies:
+        return former_factor, ()
+    calibration = evaluator.calibration
+    table = calibration.latency
+    networks = [(weight_state, policy) for policy in (dense, *policies)]
+    measured = evaluator.time_networks(networks, progress)
+    errors = [
+        table.predict(policy, former_factor) / table.dense_total_ms * measured[0] / ms - 1
+        for policy, ms in zip(policies, measured[1:], strict=True)
+    ]
+    fitted = fit_correction(table, policies, measured)
+    factor = attainable_factor(evaluator.config, calibration, fitted)
+    if factor != fitted:
+        _logger.warning(
+            f"search.speedup = {evaluator.config.search.speedup}: by the policies that were run "
+            "whole, no policy is this fast; the search continues near the narrowest one."
+        )
+    return factor, tuple(errors)
 
 
 def training_batches(evaluator: Evaluator) -> list[TrainingBatch]:

@@ -6,9 +6,11 @@ opens when all slots of the one before are finished, whichever process notices i
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.samplers import epoch_finished
+from effllava_optuna.search.budget import budget_of
 from effllava_optuna.search.epoch_view import EpochView
 from effllava_optuna.search.projector_round import train_next_epoch
 from effllava_optuna.storage.names import OVER_BUDGET
@@ -34,7 +36,6 @@ class EpochSchedule:
         study: The study.
         evaluator: Trains the projector and measures policies.
         epochs: The published epochs.
-        costs: What policies cost, and the limit.
         report_stage: Called with the current stage and its finished share.
         endless: Whether the last epoch goes on for as long as trials are asked for, as with
             ``n_trials`` of ``study.optimize``. If False, `view` raises `SearchOver` at the end.
@@ -45,7 +46,6 @@ class EpochSchedule:
         study: Study,
         evaluator: Evaluator,
         epochs: EpochRegistry,
-        costs: CostModel,
         report_stage: StageCallback,
         *,
         endless: bool,
@@ -53,7 +53,6 @@ class EpochSchedule:
         self.study = study
         self.evaluator = evaluator
         self.epochs = epochs
-        self.costs = costs
         self.report_stage = report_stage
         self.endless = endless
         self._views: dict[int, EpochView] = {}
@@ -89,19 +88,22 @@ class EpochSchedule:
         """Return a published epoch for the sampler."""
         if number not in self._views:
             epoch = self.epochs.epoch(number)
+            costs = budget_of(
+                self.evaluator.config, self.evaluator.calibration, epoch.latency_factor
+            )
             self._views[number] = EpochView(
                 space=epoch.space,
-                cost_model=self.costs,
+                cost_model=costs,
                 seeds=epoch.seeds,
                 weight_state=epoch.weight_state.digest,
-                describe_policy=self.describe,
+                describe_policy=partial(self.describe, costs=costs),
             )
         return self._views[number]
 
-    def describe(self, policy: Policy) -> dict[str, Any]:
+    def describe(self, policy: Policy, costs: CostModel) -> dict[str, Any]:
         """Return the user attributes of a policy that are known before it is measured."""
         has_term = self.evaluator.inputs.functions.term is not None
-        excess = self.costs.explain_excess(policy)
+        excess = costs.explain_excess(policy)
         return {
             **({"term": round(self.evaluator.term(policy), 6)} if has_term else {}),
             "widths": list(policy.widths),
@@ -123,6 +125,6 @@ class EpochSchedule:
                     self.epochs,
                     number,
                     effective_records(self.study),
-                    lambda share: self.report_stage("training the projector", share),
+                    self.report_stage,
                 ),
             )

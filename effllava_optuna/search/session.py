@@ -50,7 +50,7 @@ class SearchSession:
         evaluator: Measures policies.
         epochs: The published epochs.
         schedule: Opens epochs.
-        costs: What policies cost, and the limit.
+        costs: What policies cost in epoch 0, and the limit.
         sampler: The sampler of the study.
         report_stage: Called with the current stage and its finished share.
         resources: Undone by `close`.
@@ -133,7 +133,6 @@ def open_session(
         study=study,
         evaluator=evaluator,
         epochs=epochs,
-        costs=costs,
         report_stage=report_stage,
         endless=endless,
     )

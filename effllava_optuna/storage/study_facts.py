@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from effllava_optuna.config.loading import relative_document
-from effllava_optuna.policy import ModelStructure
+from effllava_optuna.policy import ModelStructure, with_latest_correction
 from effllava_optuna.report import StudyFacts
 from effllava_optuna.storage.control_study import load_control_study, published_epochs
 from effllava_optuna.storage.names import CHANGES, MANIFEST, RESULTS, SCORES, STRUCTURE, TASK
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from optuna import Study
 
 _UPDATE_ATTRS = (  # of a published projector update, for the report
+    "latency_factor",
+    "latency_errors",
     "steps",
     "seconds",
     "proxy_accuracy_before",
@@ -36,6 +38,11 @@ def read_study_facts(study: Study) -> StudyFacts:
     attrs = study.user_attrs
     control = load_control_study(study)
     epochs = [] if control is None else published_epochs(control)
+    calibration = epochs[0].user_attrs["calibration"] if epochs else None
+    trials = effective_records(study)
+    if calibration is not None:
+        factors = [1.0, *(epoch.user_attrs["latency_factor"] for epoch in epochs[1:])]
+        trials = with_latest_correction(trials, factors, calibration["dense"]["latency_ms"])
     return StudyFacts(
         name=study.study_name,
         epochs=config.search.epochs,
@@ -45,10 +52,10 @@ def read_study_facts(study: Study) -> StudyFacts:
         accuracy=config.quality.accuracy,
         eta=config.quality.eta,
         population=config.search.population,
-        trials=effective_records(study),
+        trials=trials,
         digest=search_digest(study),
         structure=ModelStructure.from_json(attrs[STRUCTURE]) if STRUCTURE in attrs else None,
-        calibration=epochs[0].user_attrs["calibration"] if epochs else None,
+        calibration=calibration,
         updates=[{name: epoch.user_attrs[name] for name in _UPDATE_ATTRS} for epoch in epochs[1:]],
         metric=attrs.get(TASK, {}).get("metric"),
         groups=attrs.get(TASK, {}).get("groups"),

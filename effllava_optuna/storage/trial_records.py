@@ -40,8 +40,8 @@ def search_digest(study: Study) -> str:
     """Return a digest of slot, parameters and values of every measured slot.
 
     Slots that a user's script pruned count, without values. A study that was killed and resumed
-    has the digest of one that was not interrupted, given the same calibration, machine and number
-    of threads.
+    has the digest of one that was not interrupted, given the same calibration, the same published
+    corrections of its latency table, machine and number of threads.
     """
     measured = [
         [list(astuple(slot)), sorted(trial.params.items()), trial.values]

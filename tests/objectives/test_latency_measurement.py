@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
 from effllava_optuna import Policy, narrowed, rank_units
-from effllava_optuna.objectives import Stopwatch, Workload, measure_table, origin_of
+from effllava_optuna.objectives import (
+    Stopwatch,
+    Workload,
+    fit_correction,
+    measure_table,
+    origin_of,
+)
 from effllava_optuna.objectives.latency_measurement import friendly, isotonic
 from effllava_optuna.tasks import Digits, Split
 
@@ -122,6 +128,37 @@ def test_what_components_save_together_is_fitted_to_whole_runs_held_out_in_turn(
     assert np.mean(plain.errors) < -0.04  # sums save too much
     assert abs(np.mean(fitted.errors)) < 0.02
     assert fitted.error < plain.error / 1.5
+
+
+def test_a_correction_is_fitted_to_policies_that_random_ones_do_not_resemble(
+    tiny: LoadedModel,
+) -> None:
+    stopwatch = Overlapping(tiny)
+    table, ranking = table_of(stopwatch), rank_units(tiny)
+    rng = np.random.default_rng(1)
+    narrow = [
+        Policy.of(
+            tiny.structure,
+            [int(rng.integers(1, max(2, c.width // 4))) for c in tiny.structure.components],
+        )
+        for _ in range(8)
+    ]
+    measured = []
+    for policy in (Policy.dense(tiny.structure), *narrow):
+        with narrowed(tiny, policy, ranking) as network:
+            # Later, on a machine that is three times slower.
+            phases = stopwatch.decoder(network)
+            dense_ms = table.vision_ms + phases["prefill"] + 2 * phases["decode"]
+            measured.append(3 * dense_ms)
+
+    def worst(factor: float, policies: list[Policy], times: list[float]) -> float:
+        predicted = [table.predict(policy, factor) / table.dense_total_ms for policy in policies]
+        return max(abs(p * measured[0] / ms - 1) for p, ms in zip(predicted, times, strict=True))
+
+    factor = fit_correction(table, narrow[:4], measured[:5])
+    assert worst(factor, narrow[4:], measured[5:]) < worst(1.0, narrow[4:], measured[5:]) / 2
+    assert fit_correction(table, [], measured[:1]) == 1
+    assert fit_correction(table, narrow, [measured[0]] * 9) == 0.5  # nothing is saved
 
 
 def test_latency_rises_with_width_however_noisy_the_clock(tiny: LoadedModel) -> None:

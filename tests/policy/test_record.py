@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import nan
+from math import isnan, nan
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from effllava_optuna.policy import (
     front_of,
     hypervolume,
     hypervolume_by_epoch,
+    with_latest_correction,
 )
 
 TRIAL = TrialRecord(
@@ -94,3 +96,18 @@ def test_hypervolume_goes_by_epoch_and_by_the_accuracy_that_is_asked_for() -> No
     smooth = [hypervolume([(accuracy, 10.0)], reference) for accuracy in (0.55, 0.7)]
     assert hypervolume_by_epoch(trials, 3, reference, "hard") == [*hard, 0.0]
     assert hypervolume_by_epoch(trials, 3, reference, "expected") == [*smooth, 0.0]
+
+
+def test_latencies_of_all_epochs_follow_the_latest_correction() -> None:
+    trials = [
+        replace(TRIAL, number=0, epoch=0, latency_ms=50.0),
+        replace(TRIAL, number=1, epoch=1, latency_ms=60.0),
+        replace(TRIAL, number=2, epoch=2, latency_ms=70.0),
+        replace(TRIAL, number=3, epoch=None, latency_ms=70.0),
+        replace(TRIAL, number=4, epoch=0, latency_ms=nan),
+    ]
+    corrected = with_latest_correction(trials, [1.0, 0.8, 0.6], dense_ms=100.0)
+    assert [trial.latency_ms for trial in corrected[:4]] == pytest.approx([70, 70, 70, 70])
+    assert isnan(corrected[4].latency_ms)
+    assert [trial.number for trial in corrected] == [0, 1, 2, 3, 4]
+    assert with_latest_correction(trials[:4], [1.0, 1.0, 1.0], 100.0) == trials[:4]

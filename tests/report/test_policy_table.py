@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from effllava_optuna.report import policy_table, study_document, summary_lines
-from tests.report.study_samples import CALIBRATION, CONFIG, facts, finished, text_of
+from tests.report.study_samples import CALIBRATION, CONFIG, facts, finished, text_of, two_epochs
 
 if TYPE_CHECKING:
     from effllava_optuna.policy import ModelStructure
@@ -41,7 +43,9 @@ def test_the_summary_names_the_chosen_policy(structure: ModelStructure) -> None:
 def test_the_summary_has_the_hypervolume_and_each_projector_update(
     structure: ModelStructure,
 ) -> None:
-    update: dict[str, Any] = {"steps": 4, "seconds": 20.0}
+    update: dict[str, Any] = {
+        "steps": 4, "seconds": 20.0, "latency_factor": 1.0, "latency_errors": [],
+    }  # fmt: skip
     for name in ("proxy_accuracy", "crossfit_accuracy"):
         update |= {f"{name}_before": 0.5, f"{name}_after": 0.75}
     study = facts(structure, calibration=CALIBRATION, updates=[update])
@@ -56,11 +60,31 @@ def test_a_study_under_way_has_no_values_on_test(structure: ModelStructure) -> N
     assert "The search is not over" in printed(facts(structure, calibration=CALIBRATION))
 
 
+def test_the_notes_have_the_error_where_the_search_ended(structure: ModelStructure) -> None:
+    update = dict(two_epochs(structure).updates[0])
+    study = two_epochs(structure, updates=[update | {"latency_factor": 0.82}])
+    assert "Factors" not in printed(study)  # of epochs whose front was not timed
+    study = two_epochs(
+        structure, updates=[update | {"latency_factor": 0.82, "latency_errors": [0.1, 0.2]}]
+    )
+    assert "savings, from runs of each epoch's front: 0.82." in printed(study)
+    assert "finalists" not in printed(study)
+    study = finished(structure, HITS)
+    assert study.results is not None
+    for row in study.results["front"]:
+        row["speedup_measured"] = 0.9 * row["speedup_predicted"]
+    document = study_document(study)
+    error = document["latency_table"]["finalists_error"]
+    assert error == pytest.approx(0.1)
+    assert f"speed-up of the finalists is off by {error:.1%}." in printed(study)
+
+
 def test_the_notes_describe_the_timed_workload(structure: ModelStructure) -> None:
     text = printed(facts(structure, calibration=CALIBRATION))
     assert "8 prompts of 640 tokens and 16 new tokens, in bfloat16 on a card." in text
     assert "latency of 2 random policies is off by 3.0% (mean)." in text
     assert "launch" not in text
+    assert "Factors" not in text
     assert "an earlier study" not in text
     latency = CALIBRATION["latency"] | {"launched": ["vision"]}
     config = CONFIG | {"latency": {"table": "tables.json"}}

@@ -12,16 +12,23 @@ from optuna.trial import TrialState
 
 from effllava_optuna.config.schema import StudyConfig
 from effllava_optuna.errors import ConfigError, StudyError
-from effllava_optuna.policy import Policy
+from effllava_optuna.objectives import fit_correction
+from effllava_optuna.policy import Policy, front_of
+from effllava_optuna.report import study_document
+from effllava_optuna.search import projector_round
+from effllava_optuna.search.epochs import EpochRegistry
 from effllava_optuna.search.evaluator import Evaluator
+from effllava_optuna.search.final_selection import FinalSelection
 from effllava_optuna.search.runner import search
 from effllava_optuna.search.schedule import EpochSchedule
 from effllava_optuna.search.session import SearchSession
+from effllava_optuna.storage.study_facts import read_study_facts
+from effllava_optuna.storage.trial_records import effective_records
 from effllava_optuna.tasks import Digits
 from tests.study_fixtures import StudyFactory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from effllava_optuna.surgery import LoadedModel
 
@@ -30,9 +37,15 @@ TASK = Digits(proxy=16, validation=8, test=8)
 
 
 @pytest.fixture(scope="module")
-def opened(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> StudyFactory:
+def factory(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> StudyFactory:
     place = tmp_path_factory.mktemp("artifacts")
     return StudyFactory(tiny, TASK, place, epochs=2, generations=2, population=5)
+
+
+@pytest.fixture
+def opened(factory: StudyFactory) -> Iterator[StudyFactory]:
+    yield factory
+    factory.latency.clear()
 
 
 def kinds(session: SearchSession, epoch: int) -> set[str]:
@@ -78,6 +91,112 @@ def test_a_budget_of_latency_holds_for_every_policy(opened: StudyFactory, sample
             assert trial.constraints["0"] <= 0
         dense = Policy.dense(session.evaluator.structure)
         assert not session.costs.allows(dense)
+
+
+class Clock:
+    """Networks that save a share of what the table predicts, on a machine twice as slow."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.timed: list[list[Policy]] = []
+
+    def time_networks(
+        self, evaluator: Evaluator, networks: Any, progress: Callable[[float], None]
+    ) -> list[float]:
+        table = evaluator.calibration.latency
+        self.timed.append([policy for _, policy in networks])
+        progress(1.0)
+        return [2 * table.predict(policy, self.share) for _, policy in networks]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Clock]:
+    def start(share: float) -> Clock:
+        clock = Clock(share)
+        monkeypatch.setattr(
+            Evaluator, "time_networks", lambda *rest: Clock.time_networks(clock, *rest)
+        )
+        monkeypatch.setattr(projector_round, "fit_correction", fit_correction)
+        return clock
+
+    return start
+
+
+def test_an_epoch_predicts_with_what_whole_runs_of_the_last_front_saved(
+    opened: StudyFactory, clock: Callable[[float], Clock]
+) -> None:
+    timed = clock(0.8).timed
+    with opened(keep_ratio=0.5) as session:
+        search(session)
+        (networks,) = timed
+        assert networks[0] == Policy.dense(session.evaluator.structure)
+        assert 2 <= len(networks) <= 5
+        records = effective_records(session.study)
+        front = {record.widths for record in front_of([r for r in records if r.epoch == 0])}
+        assert {policy.widths for policy in networks[1:]} <= front
+        assert session.epochs.epoch(1).latency_factor == pytest.approx(0.8)
+        table = session.evaluator.calibration.latency
+        for record in records:
+            policy = Policy.of(session.evaluator.structure, record.widths)
+            factor = 0.8 if record.epoch else 1.0
+            assert record.latency_ms == pytest.approx(table.predict(policy, factor))
+        # Another process reads what the first one published.
+        other = EpochRegistry(
+            session.epochs.control_study, session.epochs.artifact_store, session.epochs.epoch(0)
+        )
+        assert other.epoch(1).latency_factor == session.epochs.epoch(1).latency_factor
+        results = FinalSelection(session).run()
+        report = study_document(read_study_facts(session.study))
+    table_report = report["latency_table"]
+    assert table_report["finalists_error"] == pytest.approx(0, abs=1e-9)
+    (correction,) = table_report["corrections"]
+    assert correction["latency_factor"] == pytest.approx(0.8)
+    assert all(error < -1e-3 for error in correction["latency_errors"])
+    for row in results["front"]:
+        assert row["speedup_measured"] == pytest.approx(row["speedup_predicted"])
+
+
+def test_without_rechecks_latencies_stay_those_of_the_table(
+    opened: StudyFactory, clock: Callable[[float], Clock]
+) -> None:
+    timed = clock(0.8).timed
+    opened.latency["rechecks"] = 0
+    with opened(keep_ratio=0.5) as session:
+        search(session)
+        assert session.epochs.epoch(1).latency_factor == 1
+    assert timed == []
+
+
+@pytest.mark.parametrize("share", [0.7, 1.3])
+def test_a_budget_of_latency_follows_the_correction(
+    opened: StudyFactory, clock: Callable[[float], Clock], share: float
+) -> None:
+    clock(share)
+    with opened(speedup=1.5) as session:
+        search(session)
+        limit = session.evaluator.calibration.dense.latency_ms / 1.5 + 1e-6
+        table = session.evaluator.calibration.latency
+        for record in effective_records(session.study):
+            policy = Policy.of(session.evaluator.structure, record.widths)
+            if record.epoch == 1 and record.kind != "reeval":
+                assert record.feasible
+                assert table.predict(policy, share) <= limit
+        results = FinalSelection(session).run()
+        assert min(row["speedup_measured"] for row in results["front"]) >= 1.5 - 1e-6
+
+
+def test_a_speedup_that_no_policy_reaches_any_more_is_approached_with_a_warning(
+    opened: StudyFactory, clock: Callable[[float], Clock], caplog: pytest.LogCaptureFixture
+) -> None:
+    clock(0.5)
+    with opened(speedup=2.5) as session:
+        search(session)
+        narrowest = session.evaluator.calibration.narrowest
+        costs = session.schedule.view_of(1).cost_model
+        assert costs.allows(narrowest)
+        assert session.epochs.epoch(1).latency_factor > 0.5
+        assert FinalSelection(session).run()["chosen"]["speedup_predicted"] >= 2.5 - 1e-6
+    assert "search.speedup = 2.5: by the policies that were run whole, no policy" in caplog.text
 
 
 def broken(message: str, chance: Callable[[int], bool]) -> Callable[..., Any]:

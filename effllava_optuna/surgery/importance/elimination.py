@@ -151,6 +151,7 @@ def _diagonal_blocks(matrix: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _factor(matrices: torch.Tensor) -> torch.Tensor:
+    lower: torch.Tensor
     lower, failed = torch.linalg.cholesky_ex(matrices)
     if bool(failed.any()):
         raise ModelError(
