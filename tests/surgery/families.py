@@ -295,4 +295,5 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3": Family("Qwen3Config", _TEXT | {"head_dim": 16}, {}),
     "mistral": Family("MistralConfig", _TEXT, {}),
     "gemma": Family("GemmaConfig", _TEXT | {"head_dim": 16}, {}),
+    "diffllama": Family("DiffLlamaConfig", _TEXT | {"num_hidden_layers": 4}, {}),
 }  # fmt: skip

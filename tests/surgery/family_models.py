@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import torch
 
 from effllava_optuna.policy import Kind, ModelStructure, Policy, Ranking
 from effllava_optuna.surgery import LoadedModel, verify_structure
+from effllava_optuna.surgery.export.checkpoint_files import size_plan
+from effllava_optuna.surgery.structure.pruned_class import resize, stock_class
 from tests.surgery.families import FAMILIES, Family
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 # Logits are near 3. The same sums in another order, in float32.
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
@@ -55,3 +58,23 @@ def random_policy(structure: ModelStructure, seed: int) -> tuple[Policy, Ranking
 def compute_logits(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     logits: torch.Tensor = model(**inputs).logits.float()
     return logits
+
+
+def rebuilt(small: LoadedModel) -> Any:
+    """Build a model as `from_pretrained` does: from the configuration, the plan, the weights."""
+    model = small.model
+    config = type(model.config).from_dict(json.loads(model.config.to_json_string()))
+    copy = stock_class(model)(config)
+    resize(copy, size_plan(small))
+    copy.load_state_dict(model.state_dict())
+    return copy.eval()
+
+
+def policies(structure: ModelStructure) -> Iterator[Policy]:
+    """Yield policies without one block, without all of them, and random ones."""
+    dense = Policy.dense(structure).widths
+    blocks = [index for index, c in enumerate(structure.components) if c.kind is Kind.BLOCK]
+    for removed in [*([index] for index in blocks), blocks]:
+        yield Policy.of(structure, [0 if i in removed else w for i, w in enumerate(dense)])
+    for seed in range(3):
+        yield random_policy(structure, seed)[0]

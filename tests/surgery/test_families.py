@@ -30,7 +30,14 @@ from effllava_optuna.surgery.export.comparison import (
 )
 from tests.surgery.export.pruned_models import state_of
 from tests.surgery.families import FAMILIES
-from tests.surgery.family_models import CLOSE, compute_logits, load_family, random_policy
+from tests.surgery.family_models import (
+    CLOSE,
+    compute_logits,
+    load_family,
+    policies,
+    random_policy,
+    rebuilt,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -77,6 +84,16 @@ def test_masked_narrowed_and_sliced_are_one_function(name: str) -> None:
     assert loaded.model.config.to_dict() == config
     after = loaded.model.state_dict()
     assert all(torch.equal(after[key], weight) for key, weight in before.items())
+
+
+@pytest.mark.parametrize("name", families())
+def test_whatever_can_be_chosen_can_be_exported(name: str) -> None:
+    loaded, inputs = load_family(name), FAMILIES[name].inputs()
+    _, ranking = random_policy(loaded.structure, 0)
+    for policy in policies(loaded.structure):
+        small = sliced(loaded, policy, ranking)
+        logits = compute_logits(small.model, inputs)
+        torch.testing.assert_close(compute_logits(rebuilt(small), inputs), logits, **CLOSE)
 
 
 @pytest.mark.families

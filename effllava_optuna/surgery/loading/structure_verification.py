@@ -8,7 +8,6 @@ difference or an error; such components are excluded, with the reason.
 from __future__ import annotations
 
 from dataclasses import replace
-from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from effllava_optuna.errors import ModelError, describe
 from effllava_optuna.policy import Policy, Ranking
 from effllava_optuna.surgery.apply.masking import masked
 from effllava_optuna.surgery.apply.narrowing import narrowed
-from effllava_optuna.surgery.structure.block_removal import find_undescribable
+from effllava_optuna.surgery.structure.block_removal import find_undescribable, module_settings
 from effllava_optuna.surgery.structure.component_handle import BlockHandle, ComponentHandle
 from effllava_optuna.surgery.structure.prunable_parts import PrunableParts, UnprunablePart
 
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 # As a share of the largest value: both sides add the same terms, in another order and layout.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-_SETTING_TYPES = (int, float, bool, str, type(None), FunctionType)
 _NO_INFLUENCE = "no influence on the logits"
 
 
@@ -136,17 +134,9 @@ def _block_class(handle: ComponentHandle | BlockHandle) -> object:
         handle.component.kind,
         handle.component.width,
         tuple(
-            (name, type(module), _settings(module), tuple(_shapes(module)))
+            (name, type(module), module_settings(module), tuple(_shapes(module)))
             for name, module in handle.module.named_modules()
         ),
-    )
-
-
-def _settings(module: nn.Module) -> tuple[tuple[str, object], ...]:
-    return tuple(
-        (name, value)
-        for name, value in sorted(vars(module).items())
-        if type(value) in _SETTING_TYPES and name != "layer_idx"
     )
 
 

@@ -3,15 +3,17 @@
 A cache, a mask and a configuration refer to blocks by number: if a block is removed without
 renumbering the others, the model silently generates wrong tokens. Configuration fields with one
 entry per block lose an entry; fields that list or count blocks are recomputed. A block stays if
-the configuration cannot describe the model without it (as with one sparse block in two): the
-checkpoint would be read as another model.
+the configuration cannot describe the model without it (as with one sparse block in two), or if a
+later block computes something else under another number (DiffLlama, transformers issue 30508):
+the checkpoint would be read as another model.
 """
 
 from __future__ import annotations
 
 import copy
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 _ENTRY_PER_BLOCK = ("layer_types", "mlp_layer_types", "no_rope_layers")
 _BLOCK_NUMBERS = ("cross_attention_layers", "mlp_only_layers", "moe_layers")
 _FIRST_BLOCKS = ("first_k_dense_replace", "num_dense_layers")
+_SETTING_TYPES = (int, float, bool, str, type(None), FunctionType)
+_NO_SETTINGS = ("layer_idx", "training", "_is_hf_initialized")
+
+_Function: TypeAlias = "tuple[tuple[str, type, tuple[tuple[str, object], ...]], ...]"
 
 
 def split_removable(
@@ -65,7 +71,7 @@ def find_undescribable(model: Any, blocks: Sequence[BlockHandle]) -> list[Unprun
     if not blocks:
         return []
     decoder, stack, config = model.get_decoder(), blocks[0].stack, blocks[0].config
-    if len({_module_types(block) for block in stack}) == 1:
+    if len({_function_of(block) for block in stack}) == 1:
         return []
     path = next(path for path, module in decoder.named_modules() if module is stack)
     all_layers = range(len(stack))
@@ -74,16 +80,30 @@ def find_undescribable(model: Any, blocks: Sequence[BlockHandle]) -> list[Unprun
     for block in blocks:
         kept = [layer for layer in all_layers if layer != block.component.layer]
         described = _described_blocks(decoder, path, config, kept)
-        if dense and described != [dense[layer] for layer in kept]:
-            reason = "a place that the configuration gives to a block of another kind"
+        reason = _why_undescribable([dense[layer] for layer in kept] if dense else [], described)
+        if reason:
             unprunable.append(UnprunablePart(block.component.id, reason))
     return unprunable
 
 
+def _why_undescribable(kept: Sequence[_Function], described: Sequence[_Function]) -> str:
+    """Return why blocks are not those that are described; empty if they are."""
+    if not kept or len(kept) != len(described):
+        return "a stack that the configuration does not describe without it"
+    for block, other in zip(kept, described, strict=True):
+        if [module[:2] for module in block] != [module[:2] for module in other]:
+            return "a place that the configuration gives to a block of another kind"
+        for (*_, settings), (*_, described_settings) in zip(block, other, strict=True):
+            if settings != described_settings:
+                name = min(name for name, _ in set(settings) ^ set(described_settings))
+                return f"a later block that depends on its number ({name})"
+    return ""
+
+
 def _described_blocks(
     decoder: Any, path: str, config: Any, kept: Sequence[int]
-) -> list[tuple[tuple[str, type], ...]]:
-    """Return the module types that a configuration of the blocks ``kept`` describes.
+) -> list[_Function]:
+    """Return what each block computes that a configuration of the blocks ``kept`` describes.
 
     Empty if no model can be built from it.
     """
@@ -93,13 +113,25 @@ def _described_blocks(
     try:
         with torch.device("meta"):
             described = stock_class(decoder)(changed).get_submodule(path)
-            return [_module_types(block) for block in described]
+            return [_function_of(block) for block in described]
     except Exception:  # configurations and models raise anything for values they do not support
         return []
 
 
-def _module_types(block: nn.Module) -> tuple[tuple[str, type], ...]:
-    return tuple((name, type(module)) for name, module in block.named_modules())
+def _function_of(block: nn.Module) -> _Function:
+    """Return what a block computes, but for its weights: path, type, settings of each module."""
+    return tuple(
+        (name, type(module), module_settings(module)) for name, module in block.named_modules()
+    )
+
+
+def module_settings(module: nn.Module) -> tuple[tuple[str, object], ...]:
+    """Return the plain attributes of a module, by name, without its number."""
+    return tuple(
+        (name, value)
+        for name, value in sorted(vars(module).items())
+        if type(value) in _SETTING_TYPES and name not in _NO_SETTINGS
+    )
 
 
 def count_unread_blocks(model: nn.Module, stack: nn.ModuleList) -> int:

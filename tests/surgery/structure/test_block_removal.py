@@ -21,7 +21,9 @@ from tests.surgery.families import FAMILIES
 from tests.surgery.family_models import (
     CLOSE,
     compute_logits,
+    policies,
     random_policy,
+    rebuilt,
     text_decoder,
     text_inputs,
     verified_text,
@@ -103,6 +105,58 @@ def test_a_block_stays_if_no_field_can_describe_the_model_without_it() -> None:
     assert [block.component.layer for block in loaded.blocks] == [4]
     reasons = {part.id: part.reason for part in loaded.unprunable}
     assert reasons["language.02.block"].startswith("a place that the configuration gives to")
+
+
+# Decoders whose blocks differ by their number, by a pattern, or by a list in the configuration.
+NUMBERED: dict[str, dict[str, Any]] = {
+    "DiffLlamaConfig": {},
+    "SmolLM3Config": {"no_rope_layer_interval": 2},
+    "Llama4TextConfig": {
+        "no_rope_layers": [1, 0, 1, 0, 1, 0], "intermediate_size_mlp": 48, "num_local_experts": 2,
+        "interleave_moe_layer_step": 2, "head_dim": 16, "attention_chunk_size": 4,
+        "floor_scale": 2,
+    },
+    "Qwen2Config": {"use_sliding_window": True, "max_window_layers": 3, "sliding_window": 3},
+    "Gemma2Config": {"sliding_window": 3, "head_dim": 16},
+    "Cohere2Config": {"sliding_window": 3},
+    "Exaone4Config": {"sliding_window": 3, "sliding_window_pattern": 3},
+    "Olmo3Config": {"sliding_window": 3},
+    "MiniMaxConfig": {
+        "layer_types": ["linear_attention", "full_attention"] * 3, "head_dim": 16,
+        "num_local_experts": 2, "block_size": 4,
+    },
+    "Lfm2Config": {"full_attn_idxs": [0, 2, 3, 5]},
+    "NanoChatConfig": {},
+    "GraniteConfig": {"residual_multiplier": 0.5},
+    "Ernie4_5_MoeConfig": {
+        "moe_layer_start_index": 1, "moe_layer_interval": 2, "moe_num_experts": 4, "moe_k": 2,
+        "moe_intermediate_size": 32,
+    },
+    "OPTConfig": {"ffn_dim": 96, "word_embed_proj_dim": 64},
+    "Qwen3_5TextConfig": {
+        "head_dim": 16, "layer_types": ["linear_attention", "full_attention"] * 3,
+        "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", NUMBERED)
+def test_whatever_can_be_removed_can_be_exported(config: str) -> None:
+    loaded = verified_text(text_decoder(config, **{"num_hidden_layers": 6} | NUMBERED[config]))
+    _, ranking = random_policy(loaded.structure, 0)
+    for policy in policies(loaded.structure):
+        small = sliced(loaded, policy, ranking)
+        logits = compute_logits(small.model, text_inputs())
+        torch.testing.assert_close(compute_logits(rebuilt(small), text_inputs()), logits, **CLOSE)
+
+
+def test_blocks_before_one_that_depends_on_its_number_stay() -> None:
+    """The attention of a DiffLlama has a constant that is computed from its number."""
+    loaded = verified_text(text_decoder("DiffLlamaConfig", num_hidden_layers=6))
+    assert [block.component.layer for block in loaded.blocks] == [5]
+    reasons = {part.id: part.reason for part in loaded.unprunable}
+    assert reasons["language.02.block"] == "a later block that depends on its number (lambda_init)"
 
 
 @pytest.mark.parametrize("queries", [[1, 4, 2], [4, 1, 1]])
