@@ -38,6 +38,7 @@ _QUANTISED_KEYS = ("quantization_config", "compression_config", "quantization")
 _QUANTISED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 _METHODS = ("quant_method", "quant_algo")
 _STORED_TYPES = ("F64", "F32", "F16", "BF16")
+_VIDEO_KEYS = ("video_token_id", "video_token_index")
 _MAX_HEADER = 100_000_000  # bytes, the limit of safetensors
 _ANY_RESOLUTION = "any resolution"
 # Checkpoints that were converted from LLaVA's own format, by architecture, and hidden size or
@@ -103,6 +104,22 @@ def check_format(path_or_id: str | Path) -> None:
     _refuse_quantised(source, directory, config)
     if PLAN not in config:
         _refuse_unknown_architecture(source, config)
+
+
+def has_video_part(path_or_id: str | Path) -> bool:
+    """Return whether the processor of a checkpoint has a video part, as far as its files show it.
+
+    Of a hub id, the files that have been downloaded are read.
+    """
+    location = locate_checkpoint(path_or_id)
+    directory = Path(location) if Path(location).is_dir() else _downloaded(str(location))
+    if directory is None:
+        return False
+    return (
+        (directory / "video_preprocessor_config.json").is_file()
+        or "video_processor" in _read_json(directory / "processor_config.json")
+        or any(key in _read_json(directory / _CONFIG) for key in _VIDEO_KEYS)
+    )
 
 
 def _is_file(path: Path) -> bool:

@@ -99,11 +99,19 @@ def _cut(text: str, length: int) -> str:
 def describe(error: BaseException) -> str:
     r"""Return the type of an error and the first line of its message, without a final mark.
 
+    A sentence that goes on in the next line is not cut.
+
     Example:
         >>> describe(ValueError("\n no such file: \n a.txt"))
         'ValueError: no such file'
+        >>> describe(ImportError("A package is not found. See the\npage of it:\nhttp"))
+        'ImportError: A package is not found. See the page of it'
         >>> describe(ValueError())
         'ValueError: no message'
     """
-    lines = str(error).strip().splitlines() or ["no message"]
-    return f"{type(error).__name__}: {lines[0].strip().rstrip('.:')}"
+    first, *others = [line.strip() for line in str(error).strip().splitlines()] or ["no message"]
+    for line in others:
+        if first.endswith((".", ":", "!", "?")) or not line[:1].islower():
+            break
+        first += f" {line}"
+    return f"{type(error).__name__}: {first.rstrip('.:')}"

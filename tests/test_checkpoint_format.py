@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     Change = Callable[[Path], Any]
 
 _ADAPTER = json.dumps({"peft_type": "LORA", "base_model_name_or_path": "llava-hf/llava-1.5-7b-hf"})
-_STUDY = '[model]\npath = "model"\n[task]\nname = "digits"\n'
 
 
 def write(name: str, text: str | bytes = "x") -> Change:
@@ -197,21 +196,26 @@ def model(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return shutil.copytree(checkpoint, tmp_path / "model")
 
 
+def write_study(model: Path) -> Path:
+    file = Path("mine.toml")
+    file.write_text(f'[model]\npath = "{model}"\n[task]\nname = "digits"\n')
+    return file
+
+
 @pytest.mark.parametrize(("change", "message"), CASES.values(), ids=CASES)
 def test_what_cannot_be_pruned_is_refused_from_its_files(
     change: Change, message: str, model: Path
 ) -> None:
     change(model)
-    Path("mine.toml").write_text(_STUDY)
-    checked = invoke("check", "mine.toml", check=False)
+    checked = invoke("check", write_study(model), check=False)
     assert (checked.returncode, checked.stdout) == (2, "")
     assert message in checked.stderr
     assert len(checked.stderr.splitlines()) == 1
     for function in (load, inspect_checkpoint):
         with pytest.raises(ModelError) as caught:
-            function("model")
+            function(model)
         assert f"{caught.value}\n" == checked.stderr
-        assert "'model'" in caught.value.message
+        assert repr(str(model)) in caught.value.message
         assert caught.value.hint
 
 
@@ -232,26 +236,26 @@ def test_what_cannot_be_pruned_is_refused_from_its_files(
 def test_files_that_change_nothing_are_allowed(change: Change, model: Path) -> None:
     change(model)
     assert inspect_checkpoint("model").structure.components
-    Path("mine.toml").write_text(_STUDY)
-    invoke("check", "mine.toml")
+    invoke("check", write_study(model))
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tiny.gguf", "'model/tiny.gguf' is a file in the format GGUF, not a directory"),
-        ("all.bin", "'model/all.bin' is a pickled file, not a directory"),
-        ("model.safetensors", "'model/model.safetensors' is a file, not a directory"),
+        ("tiny.gguf", "tiny.gguf' is a file in the format GGUF, not a directory"),
+        ("all.bin", "all.bin' is a pickled file, not a directory"),
+        ("model.safetensors", "model.safetensors' is a file, not a directory"),
     ],
 )
 def test_a_file_is_no_checkpoint(name: str, message: str, model: Path) -> None:
     if not (model / name).exists():
         (model / name).write_bytes(b"x")
     for function in (load, inspect_checkpoint):
-        with pytest.raises(ModelError, match=f"^{message}"):
+        with pytest.raises(ModelError, match=message):
             function(f"model/{name}")
-    Path("mine.toml").write_text(_STUDY.replace('"model"', f'"model/{name}"'))
-    assert invoke("check", "mine.toml", check=False).stderr.startswith(message)
+    checked = invoke("check", write_study(model / name), check=False)
+    assert checked.returncode == 2
+    assert message in checked.stderr
 
 
 def test_sizes_that_the_configuration_class_ignores_are_refused(model: Path) -> None:

@@ -16,7 +16,14 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from effllava_optuna.checkpoint_format import has_video_part
+from effllava_optuna.errors import ModelError
 from effllava_optuna.storage.integrity import CheckResult
+from effllava_optuna.torchvision_package import (
+    find_misfit,
+    install_command,
+    torchvision_version,
+)
 
 if TYPE_CHECKING:
     from effllava_optuna.storage.integrity import State
@@ -28,15 +35,17 @@ _MIN_MEMORY_GB = 1.0
 _PYTHON_VERSIONS = ">=3.11"
 
 
-def check_machine(directory: Path) -> list[CheckResult]:
+def check_machine(directory: Path, model: str | None = None) -> list[CheckResult]:
     """Check Python, packages, device, cores, memory, disk and the hub.
 
     Args:
         directory: Directory of the study.
+        model: Path or hub id of its model; None: it is unknown.
     """
     return [
         _check_python(),
         *_check_packages(),
+        _check_torchvision(model),
         *_check_device(),
         _check_cores(),
         _check_memory(),
@@ -93,6 +102,24 @@ def _check_device() -> list[CheckResult]:
         return [build, CheckResult("device", "ok", "cpu")]
     cure = "Install a driver, or use model.device = 'cpu'."
     return [build, CheckResult("device", "warning", "no GPU, but torch is built for one", cure)]
+
+
+def _check_torchvision(model: str | None) -> CheckResult:
+    version, cure = torchvision_version(), f"Run `{install_command()}`."
+    misfit = find_misfit()
+    if misfit:
+        return CheckResult("packages", "fault", misfit, cure)
+    if version:
+        return CheckResult("packages", "ok", f"torchvision {version} fits torch")
+    try:
+        needed = model is not None and has_video_part(model)
+    except ModelError:  # there is no such model, which loading it says
+        needed = False
+    if needed:
+        detail = f"torchvision is not installed, but the processor of {model!r} has a video part"
+        return CheckResult("packages", "fault", detail, cure)
+    detail = "torchvision is not installed; only processors with a video part need it"
+    return CheckResult("packages", "ok", detail)
 
 
 def _check_cores() -> CheckResult:

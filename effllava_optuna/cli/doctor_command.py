@@ -44,7 +44,9 @@ def doctor(location: StudyLocation | None, *, repair: bool, output_format: Outpu
     quiet_optuna()
     from effllava_optuna.cli.diagnostics import check_machine
 
-    results = check_machine(_directory_of(location))
+    config = None if location is None else location.config
+    model = None if config is None else config.model.path
+    results = check_machine(_directory_of(location), model)
     repaired: list[str] = []
     if location is not None:
         study_results, repaired = _check_location(location, repair=repair)

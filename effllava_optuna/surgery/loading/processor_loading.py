@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoProcessor, AutoTokenizer
 from transformers.utils import cached_file
 
 from effllava_optuna.errors import ModelError, describe
@@ -38,8 +37,11 @@ def load_processor(location: str | Path, source: str, *, takes_images: bool) -> 
     Raises:
         ModelError: There is no processor, or it or its chat template cannot be used.
     """
-    factory = AutoProcessor if takes_images else AutoTokenizer
     with errors_in_one_line(source):
+        # Not at the top: a torchvision that does not fit torch prevents this import.
+        from transformers import AutoProcessor, AutoTokenizer
+
+        factory = AutoProcessor if takes_images else AutoTokenizer
         processor = factory.from_pretrained(location, trust_remote_code=False)
     if takes_images:
         for part in ("image_processor", "tokenizer"):
