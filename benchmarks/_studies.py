@@ -35,7 +35,7 @@ from effllava_optuna.policy import Policy
 from effllava_optuna.search.runner import search
 from effllava_optuna.search.session import calibration_publication, open_session
 from effllava_optuna.storage.artifact_store import ArtifactStore, DirectoryArtifactStore
-from effllava_optuna.storage.control_study import ControlStudy
+from effllava_optuna.storage.control_study import open_control_study
 from effllava_optuna.storage.studies import create_study
 from effllava_optuna.study import load_config
 from effllava_optuna.surgery import load, policy_network
@@ -155,7 +155,7 @@ class StudyRunner:
         study = create_study(storage, config)
         with TemporaryDirectory() as folder, inputs_of(config, case) as inputs:
             artifact_store = ArtifactStore(DirectoryArtifactStore(folder))
-            ControlStudy(storage, study.study_name).publish_once(
+            open_control_study(study).publish_once(
                 0, lambda: calibration_publication(calibration, artifact_store)
             )
             with open_session(study, inputs, artifact_store) as session:

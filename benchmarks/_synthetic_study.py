@@ -12,9 +12,8 @@ from optuna.trial import TrialState, create_trial
 from effllava_optuna.config.schema import StudyConfig
 from effllava_optuna.policy import Component, Kind, ModelStructure, Policy
 from effllava_optuna.storage.connection import open_storage
-from effllava_optuna.storage.control_study import ControlStudy, EpochPublication
+from effllava_optuna.storage.control_study import EpochPublication, open_control_study
 from effllava_optuna.storage.names import STRUCTURE
-from effllava_optuna.storage.storage_internals import storage_of
 from effllava_optuna.storage.studies import create_study
 
 NAME = "large"
@@ -78,7 +77,7 @@ def fill(url: str, size: Size) -> None:
     }
     study = create_study(open_storage(url, create=True), StudyConfig.of(config))
     study.set_user_attr(STRUCTURE, structure.to_json())
-    control_study = ControlStudy(storage_of(study), NAME)
+    control_study = open_control_study(study)
     for epoch in range(size.epochs):
         control_study.publish_once(epoch, lambda: EpochPublication(0.9, update_of(), None))
         for number in range(size.generations * size.population):

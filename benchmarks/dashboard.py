@@ -39,8 +39,8 @@ from effllava_optuna.dashboard.pages import write_pages
 from effllava_optuna.report import study_document
 from effllava_optuna.report.figures import study_figures
 from effllava_optuna.storage.connection import open_storage
-from effllava_optuna.storage.control_study import ControlStudy
-from effllava_optuna.storage.storage_internals import storage_of, study_id_of
+from effllava_optuna.storage.control_study import open_control_study
+from effllava_optuna.storage.storage_internals import study_id_of
 from effllava_optuna.storage.studies import open_study
 from effllava_optuna.storage.study_facts import read_study_facts
 
@@ -67,7 +67,7 @@ def request(served: Any, path: str) -> tuple[float, int]:
 def measure(url: str) -> dict[str, Any]:
     """Serve a study in this process and write its pages; return the figures."""
     study = open_study(open_storage(url), NAME)
-    control = ControlStudy(storage_of(study), NAME).study
+    control = open_control_study(study).study
     study.get_trials(deepcopy=False)  # a process that searches has them in memory, too
     writing_s = []
     for _ in range(2):

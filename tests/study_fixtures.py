@@ -30,8 +30,7 @@ from effllava_optuna.samplers import this_process
 from effllava_optuna.search.runner import begin
 from effllava_optuna.search.session import SearchSession, calibration_publication, open_session
 from effllava_optuna.storage.artifact_store import ArtifactStore, DirectoryArtifactStore
-from effllava_optuna.storage.control_study import ControlStudy
-from effllava_optuna.storage.storage_internals import storage_of
+from effllava_optuna.storage.control_study import open_control_study
 from effllava_optuna.storage.studies import create_study
 from effllava_optuna.study import load_config
 from effllava_optuna.surgery import LoadedModel
@@ -111,7 +110,7 @@ class StudyFactory:
         config = self.config(**search)
         study = create_study(InMemoryStorage(), config)
         store = ArtifactStore(DirectoryArtifactStore(self.directory))
-        control = ControlStudy(storage_of(study), study.study_name)
+        control = open_control_study(study)
         control.publish_once(0, lambda: calibration_publication(self.calibration, store))
         stack = ExitStack()
         inputs = stack.enter_context(study_inputs(config, self.loaded, self.task))

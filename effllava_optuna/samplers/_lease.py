@@ -134,7 +134,8 @@ def renew_lease(study: Study) -> None:
             _clock.seconds()
             try:
                 storage.set_study_system_attr(study_id, name, renewal)
-            except KeyError:  # the study is deleted
+            except KeyError:  # the study is deleted; another one may get its id
+                _renewed[storage].discard(lease)
                 return
             except Exception as error:  # each storage has exceptions of its own
                 _logger.debug(f"The lease of this process was not renewed: {error}")

@@ -19,7 +19,7 @@ from effllava_optuna.search.epochs import Epoch, EpochRegistry
 from effllava_optuna.search.evaluator import Evaluator
 from effllava_optuna.search.sampler_factory import make_sampler
 from effllava_optuna.search.schedule import EpochSchedule
-from effllava_optuna.storage.control_study import ControlStudy, EpochPublication
+from effllava_optuna.storage.control_study import EpochPublication, open_control_study
 from effllava_optuna.storage.database import configure_sqlite
 from effllava_optuna.storage.names import STRUCTURE, TASK
 from effllava_optuna.storage.storage_internals import storage_of
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from effllava_optuna.policy import CostModel, Policy
     from effllava_optuna.samplers import EpochSampler
     from effllava_optuna.storage.artifact_store import ArtifactStore
+    from effllava_optuna.storage.control_study import ControlStudy
 
 _MOST_ANCHORS = 6
 
@@ -101,14 +102,15 @@ def open_session(
         force: Whether to continue although versions, machine, weights or samples have changed.
 
     Raises:
-        StudyError: The study belongs to another model, or what it depends on has changed.
+        StudyError: The study belongs to another model, what it depends on has changed, or its
+            control study is missing.
         ConfigError: No policy is within the budget.
     """
     configure_sqlite(storage_of(study))
     _check_structure(study, inputs)
     check_environment(study, inputs, force=force)
     _record_task(study, inputs)
-    control_study = ControlStudy(storage_of(study), study.study_name)
+    control_study = open_control_study(study)
     stopwatch = inputs.stopwatch()
     calibration, digest = _calibration(
         control_study, inputs, stopwatch, artifact_store, report_stage

@@ -19,10 +19,17 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from effllava_optuna.errors import StudyError
 from effllava_optuna.logging import get_logger
-from effllava_optuna.samplers import leases_of, owner_alive, renew_lease, this_process
+from effllava_optuna.samplers import (
+    leases_of,
+    owner_alive,
+    renew_lease,
+    slot_of,
+    this_process,
+)
 from effllava_optuna.storage.artifact_store import attach_artifact
-from effllava_optuna.storage.names import control_name
+from effllava_optuna.storage.names import CONTROL, control_name, is_control_name
 from effllava_optuna.storage.storage_internals import (
     complete_trial,
     create_running_trial,
@@ -38,6 +45,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 _logger = get_logger(__name__)
+_STUDY = "study"  # user attribute of a control study: the name of its study
 _MIN_PAUSE, _MAX_PAUSE = 0.05, 1.0  # seconds between two reads
 
 
@@ -58,14 +66,87 @@ class EpochPublication:
     label: str = ""
 
 
+def create_control_study(study: Study) -> None:
+    """Create the control study of a new study, and store its name in the study.
+
+    A control study remains if its study is deleted. So a name is taken only if the control study
+    that has it is empty. Several processes may create that of one study.
+    """
+    for number in itertools.count(1):
+        name = control_name(study.study_name, number)
+        control_study = ControlStudy(storage_of(study), name)
+        if not control_study.study.get_trials(deepcopy=False):
+            break
+        if CONTROL in study.user_attrs:
+            return  # another process has stored it, and then published in it
+    control_study.study.set_user_attr(_STUDY, study.study_name)
+    study.set_user_attr(CONTROL, name)
+
+
+def open_control_study(study: Study) -> ControlStudy:
+    """Open the control study of a study to publish in it.
+
+    Raises:
+        StudyError: It is missing, or belongs to the study that this one is a copy of.
+    """
+    name, control = control_study_name(study), load_control_study(study)
+    if control is None or not published_epochs(control):
+        trials = study.get_trials(deepcopy=False)
+        if any(slot_of(trial) is not None for trial in trials):
+            raise StudyError(
+                f"The control study {name!r}, which belongs to study {study.study_name!r}, is "
+                "missing.",
+                hint="Restore it from a copy of the database, or start a new study.",
+            )
+    control_study = ControlStudy(storage_of(study), name)
+    owner = control_study.study.user_attrs.get(_STUDY, study.study_name)
+    if owner != study.study_name:
+        if _control_of(storage_of(study), owner) == name:
+            raise StudyError(
+                f"Study {study.study_name!r} is a copy of study {owner!r}: both have the control "
+                f"study {name!r}.",
+                hint=f"Continue {owner!r}, or start a new study.",
+            )
+        control_study.study.set_user_attr(_STUDY, study.study_name)  # it was renamed
+    return control_study
+
+
+def _control_of(storage: BaseStorage, study_name: str) -> str | None:
+    """Return the name of the control study of another study; None if there is no such study."""
+    try:
+        study_id = storage.get_study_id_from_name(study_name)
+    except KeyError:
+        return None
+    name: str = storage.get_study_user_attrs(study_id).get(CONTROL, control_name(study_name))
+    return name
+
+
+def control_study_name(study: Study) -> str:
+    """Return the name of the control study of a study."""
+    name: str = study.user_attrs.get(CONTROL, control_name(study.study_name))
+    return name
+
+
 def load_control_study(study: Study) -> Study | None:
     """Load the control study of a study; None if it does not exist."""
-    name = control_name(study.study_name)
+    name = control_study_name(study)
     sampler = optuna.samplers.RandomSampler()
     try:
         return optuna.load_study(storage=storage_of(study), study_name=name, sampler=sampler)
     except KeyError:
         return None
+
+
+def left_control_studies(storage: BaseStorage) -> list[str]:
+    """Return the names of the control studies whose study was deleted."""
+    studies = storage.get_all_studies()
+    used = {
+        study.user_attrs.get(CONTROL, control_name(study.study_name))
+        for study in studies
+        if not is_control_name(study.study_name)
+    }
+    names = [study.study_name for study in studies if _STUDY in study.user_attrs]
+    return [name for name in names if name not in used]
 
 
 def published_epochs(control: Study) -> list[FrozenTrial]:
@@ -105,13 +186,13 @@ class ControlStudy:
 
     Args:
         storage: Storage of the study.
-        study_name: Name of the study, not of its control study.
+        name: Name of the control study; it is created if it does not exist.
     """
 
-    def __init__(self, storage: BaseStorage, study_name: str) -> None:
+    def __init__(self, storage: BaseStorage, name: str) -> None:
         self._study = optuna.create_study(
             storage=storage,
-            study_name=control_name(study_name),
+            study_name=name,
             direction="maximize",
             sampler=optuna.samplers.RandomSampler(),
             load_if_exists=True,

@@ -173,9 +173,10 @@ class Database(RDBStorage):
         self._waiting.pop(trial_id, None)
 
     def delete_study(self, study_id: int) -> None:
-        """Delete a study; the database may use the ids of its trials again."""
+        """Delete a study; the database may use its id and those of its trials again."""
         super().delete_study(study_id)
         self._waiting.clear()
+        self._compatible.clear()
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Read one trial.

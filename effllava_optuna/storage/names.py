@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 _PREFIX = "effllava:"
@@ -16,6 +17,7 @@ RESULTS = f"{_PREFIX}results"
 SCORES = f"{_PREFIX}scores"
 CHOSEN = f"{_PREFIX}chosen"
 EXPORTED = f"{_PREFIX}exported"
+CONTROL = f"{_PREFIX}control"  # name of the control study
 LEGACY = frozenset({f"{_PREFIX}spec", f"{_PREFIX}anatomy"})  # of older versions
 
 CALIBRATION_FORMAT = 4  # format of what epoch 0 of the control study publishes
@@ -29,6 +31,14 @@ METRICS = ["quality", "latency_ms"]
 DIRECTIONS: list[Literal["maximize", "minimize"]] = ["maximize", "minimize"]
 
 
-def control_name(study_name: str) -> str:
-    """Return the name of the control study of a study."""
-    return f"{study_name}/projector"
+_CONTROL_NAME = re.compile(r".*/projector(-\d+)?", re.DOTALL)
+
+
+def control_name(study_name: str, number: int = 1) -> str:
+    """Return the ``number``-th name that the control study of a study may have."""
+    return f"{study_name}/projector" + (f"-{number}" if number > 1 else "")
+
+
+def is_control_name(study_name: str) -> bool:
+    """Return whether a study with this name is the control study of another one."""
+    return _CONTROL_NAME.fullmatch(study_name) is not None

@@ -12,7 +12,8 @@ from optuna.exceptions import ExperimentalWarning
 
 from effllava_optuna.errors import StudyError
 from effllava_optuna.storage.connection import open_storage
-from effllava_optuna.storage.names import CONFIG, DIRECTIONS, LEGACY, METRICS, control_name
+from effllava_optuna.storage.control_study import create_control_study
+from effllava_optuna.storage.names import CONFIG, DIRECTIONS, LEGACY, METRICS, is_control_name
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -71,11 +72,12 @@ def study_exists(storage: BaseStorage, name: str) -> bool:
 
 
 def store_config(study: Study, config: StudyConfig) -> None:
-    """Write a config and the names of the metrics into a study."""
+    """Write a config and the names of the metrics into a study, and create its control study."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names(METRICS)
-    study.set_user_attr(CONFIG, config.document())
+    create_control_study(study)
+    study.set_user_attr(CONFIG, config.document())  # the last one: see `open_study`
 
 
 def open_study(storage: BaseStorage, name: str) -> Study:
@@ -126,7 +128,7 @@ def study_names(url: str) -> list[str]:
 
 def _study_names(storage: BaseStorage) -> list[str]:
     names = optuna.get_all_study_names(storage)
-    return sorted(name for name in names if not name.endswith(control_name("")))
+    return sorted(name for name in names if not is_control_name(name))
 
 
 def config_of(study: Study) -> StudyConfig:

@@ -56,7 +56,7 @@ class Toy:
             storage=storage, study_name="toy", directions=DIRECTIONS, load_if_exists=True,
             sampler=optuna.samplers.RandomSampler(),
         )  # fmt: skip
-        self.control_study = ControlStudy(storage, "toy")
+        self.control_study = ControlStudy(storage, "toy/projector")
         self.sampler = EpochNSGAIISampler(self.space, population_size=POPULATION)
         self.study.sampler = self.sampler
         self.control_study.publish_once(0, lambda: self.made(0))

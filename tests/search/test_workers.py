@@ -62,7 +62,7 @@ def check(url: str, expected: str) -> None:
     trials = study.get_trials(deepcopy=False)
     assert sum(trial.state == TrialState.COMPLETE for trial in trials) == TINY_TRIALS
     assert not [trial for trial in trials if not trial.state.is_finished()]
-    made = ControlStudy(opened, "tiny").study.get_trials(
+    made = ControlStudy(opened, "tiny/projector").study.get_trials(
         deepcopy=False, states=(TrialState.COMPLETE,)
     )
     epochs = [attempt.params["epoch"] for attempt in made]

@@ -6,14 +6,26 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
+import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
+from effllava_optuna.config.schema import StudyConfig
+from effllava_optuna.errors import StudyError
 from effllava_optuna.storage.connection import open_storage
-from effllava_optuna.storage.control_study import ControlStudy, EpochPublication
+from effllava_optuna.storage.control_study import (
+    ControlStudy,
+    EpochPublication,
+    left_control_studies,
+    load_control_study,
+    open_control_study,
+    published_epochs,
+)
+from effllava_optuna.storage.names import DIRECTIONS
 from effllava_optuna.storage.storage_internals import fail_trial, trial_id_of
+from effllava_optuna.storage.studies import create_study, open_study, store_config, study_names
 from tests.storage import leaders
-from tests.study_fixtures import ended_process, subprocess_environment
+from tests.study_fixtures import ended_process, invoke, subprocess_environment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -131,3 +143,113 @@ def test_epochs_are_read_up_to_the_first_gap(storage: BaseStorage) -> None:
     assert published is not None
     assert published.number == third
     assert control_study.published_attempt(1) is None
+
+
+CONFIG = {"study": {"name": "s"}, "model": {"path": "m"}, "task": {"name": "digits"}}
+
+
+def begun(url: str) -> optuna.Study:
+    return create_study(open_storage(url, create=True), StudyConfig.of(CONFIG))
+
+
+def publish(study: optuna.Study, fact: str) -> None:
+    open_control_study(study).publish_once(0, lambda: EpochPublication(0.5, {"fact": fact}, None))
+
+
+def published_fact(study: optuna.Study) -> str | None:
+    control = load_control_study(study)
+    epochs = [] if control is None else published_epochs(control)
+    return epochs[0].user_attrs["fact"] if epochs else None
+
+
+def test_a_new_study_does_not_get_what_belonged_to_a_deleted_one_of_its_name(
+    storage_url: str,
+) -> None:
+    for number in range(3):
+        study = begun(storage_url)
+        assert published_fact(study) is None
+        publish(study, f"of study {number}")
+        assert published_fact(open_study(open_storage(storage_url), "s")) == f"of study {number}"
+        assert study_names(storage_url) == ["s"]
+        optuna.delete_study(study_name="s", storage=open_storage(storage_url))
+    assert study_names(storage_url) == []
+
+
+def test_a_control_study_that_was_never_used_is_used(storage_url: str) -> None:
+    """A process was killed while it created a study."""
+    optuna.delete_study(
+        study_name=begun(storage_url).study_name, storage=open_storage(storage_url)
+    )
+    publish(begun(storage_url), "new")
+    assert optuna.get_all_study_names(open_storage(storage_url)) == ["s/projector", "s"]
+
+
+def test_a_study_that_another_program_had_named_so_is_not_used(storage_url: str) -> None:
+    other = optuna.create_study(
+        storage=open_storage(storage_url, create=True), study_name="s/projector"
+    )
+    other.optimize(lambda _: 1.0, n_trials=1)
+    study = begun(storage_url)
+    publish(study, "new")
+    assert published_fact(study) == "new"
+    assert len(other.trials) == 1
+
+
+def test_processes_that_prepare_one_study_agree_on_its_control_study(storage_url: str) -> None:
+    """Each of them has read that it has none."""
+    publish(begun(storage_url), "old")
+    optuna.delete_study(study_name="s", storage=open_storage(storage_url))
+    optuna.create_study(storage=open_storage(storage_url), study_name="s", directions=DIRECTIONS)
+    first, second = (
+        optuna.load_study(storage=open_storage(storage_url), study_name="s") for _ in range(2)
+    )
+    store_config(first, StudyConfig.of(CONFIG))
+    publish(first, "new")
+    store_config(second, StudyConfig.of(CONFIG))
+    assert published_fact(first) == published_fact(second) == "new"
+
+
+def test_a_renamed_study_keeps_its_control_study(storage_url: str) -> None:
+    """The dashboard copies a study under its new name, and deletes the other one."""
+    publish(begun(storage_url), "its own")
+    storage = open_storage(storage_url)
+    optuna.copy_study(
+        from_study_name="s", from_storage=storage, to_storage=storage, to_study_name="t"
+    )
+    optuna.delete_study(study_name="s", storage=storage)
+    publish(begun(storage_url), "another")
+    assert published_fact(open_study(storage, "t")) == "its own"
+
+
+def test_a_study_whose_control_study_was_deleted_is_not_calibrated_again(storage_url: str) -> None:
+    study = begun(storage_url)
+    publish(study, "old")
+    slot = {"epoch": 0, "generation": 0, "index": 0, "attempt": 0}
+    study.add_trial(create_trial(values=[0.5, 1.0], user_attrs=slot))
+    optuna.delete_study(study_name="s/projector", storage=open_storage(storage_url))
+    with pytest.raises(StudyError, match="'s/projector', which belongs to study 's', is missing"):
+        open_control_study(study)
+
+
+def test_a_copy_of_a_study_does_not_publish_for_the_other_one(storage_url: str) -> None:
+    publish(begun(storage_url), "of both")
+    storage = open_storage(storage_url)
+    optuna.copy_study(
+        from_study_name="s", from_storage=storage, to_storage=storage, to_study_name="t"
+    )
+    with pytest.raises(StudyError, match="Study 't' is a copy of study 's'"):
+        open_control_study(open_study(storage, "t"))
+    assert published_fact(open_study(storage, "t")) == "of both"  # it can be looked at
+    open_control_study(open_study(storage, "s"))
+
+
+def test_control_studies_of_deleted_studies_are_listed(storage_url: str) -> None:
+    storage = open_storage(storage_url, create=True)
+    publish(begun(storage_url), "old")
+    assert left_control_studies(storage) == []
+    optuna.delete_study(study_name="s", storage=storage)
+    publish(begun(storage_url), "new")
+    assert left_control_studies(storage) == ["s/projector"]
+    words = ("doctor", "--storage", storage_url, "--study-name", "s")
+    printed = " ".join(invoke(*words, check=False).stdout.split())
+    assert "of deleted studies: s/projector" in printed

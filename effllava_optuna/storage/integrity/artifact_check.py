@@ -11,8 +11,9 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 
 from effllava_optuna.files import DRAFT_SUFFIX
 from effllava_optuna.storage.artifact_store import DirectoryArtifactStore
+from effllava_optuna.storage.control_study import control_study_name
 from effllava_optuna.storage.integrity.check_result import CheckResult, listed
-from effllava_optuna.storage.names import control_name
+from effllava_optuna.storage.names import is_control_name
 from effllava_optuna.storage.storage_internals import storage_of, study_id_of, trial_id_of
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 def check_artifacts(study: Study, backend: ArtifactBackend) -> list[CheckResult]:
     """Check that all artifacts of a study exist, are intact, and that no others lie there."""
     storage = storage_of(study)
-    own_names = (study.study_name, control_name(study.study_name))
+    own_names = (study.study_name, control_study_name(study))
     references = _references(storage, own_names)
     missing, damaged = [], []
     for name, referrer in references.items():
@@ -92,7 +93,7 @@ def _references(
             match = _STUDY_ATTRIBUTE.fullmatch(key)
             if match is not None:
                 references[match["name"]] = referrers.get(match["trial"], study.study_name)
-        is_control = study.study_name.endswith(control_name(""))
+        is_control = is_control_name(study.study_name)
         for trial in trials:
             names = _artifacts_of(trial, is_control=is_control)
             references |= dict.fromkeys(names, referrers[str(trial_id_of(trial))])

@@ -13,6 +13,7 @@ from effllava_optuna.storage.artifact_store import artifact_backend_of
 from effllava_optuna.storage.connection import open_storage
 from effllava_optuna.storage.control_study import (
     dead_attempts,
+    left_control_studies,
     load_control_study,
     published_epochs,
 )
@@ -21,6 +22,7 @@ from effllava_optuna.storage.integrity.check_result import CheckResult, listed
 from effllava_optuna.storage.integrity.export_check import check_export
 from effllava_optuna.storage.integrity.study_repair import unfinished_files
 from effllava_optuna.storage.names import CALIBRATION_FORMAT, STRUCTURE
+from effllava_optuna.storage.storage_internals import storage_of
 from effllava_optuna.storage.studies import first_difference, open_study
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ def check_study(location: StudyLocation) -> list[CheckResult]:
     trials = study.get_trials(deepcopy=False)
     results = [_check_config(location, config), _check_structure(study)]
     results += _check_control_study(study, config)
+    results += _check_left_control_studies(study)
     results.append(_check_lost("trials of ended processes", lost_trials(study, trials)))
     results.append(_check_duplicates(trials))
     try:
@@ -106,6 +109,15 @@ def _check_control_study(study: Study, config: StudyConfig) -> list[CheckResult]
         cure = "Use the version that began the study, or start a new study."
         results.append(CheckResult("calibration", "fault", detail, cure))
     return [*results, _check_lost("attempts of ended processes", dead_attempts(control))]
+
+
+def _check_left_control_studies(study: Study) -> list[CheckResult]:
+    """Warn of control studies whose study was deleted; no study will use them."""
+    left = left_control_studies(storage_of(study))
+    if not left:
+        return []
+    cure = "Delete them with `optuna delete-study`, as their studies."
+    return [CheckResult("control studies", "warning", f"of deleted studies: {listed(left)}", cure)]
 
 
 def _check_lost(check: str, running: Sequence[FrozenTrial]) -> CheckResult:

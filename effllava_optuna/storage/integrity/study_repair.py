@@ -13,7 +13,11 @@ from effllava_optuna.files import DRAFT_SUFFIX, expand_home
 from effllava_optuna.samplers import fail_lost_trials
 from effllava_optuna.storage.artifact_store import DirectoryArtifactStore, artifact_backend_of
 from effllava_optuna.storage.connection import open_storage
-from effllava_optuna.storage.control_study import ControlStudy, load_control_study
+from effllava_optuna.storage.control_study import (
+    ControlStudy,
+    control_study_name,
+    load_control_study,
+)
 from effllava_optuna.storage.storage_internals import storage_of
 from effllava_optuna.storage.studies import open_study
 
@@ -40,7 +44,7 @@ def repair(location: StudyLocation) -> list[str]:
     study = open_study(open_storage(location.url), location.name)
     done = [f"failed trial {number}: its process has ended" for number in fail_lost_trials(study)]
     if load_control_study(study) is not None:
-        control_study = ControlStudy(storage_of(study), study.study_name)
+        control_study = ControlStudy(storage_of(study), control_study_name(study))
         done += [
             f"failed attempt {number} of the control study: its process has ended"
             for number in control_study.fail_dead_attempts()
