@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from effllava_optuna.errors import ModelError
-from effllava_optuna.files import expand_home
+from effllava_optuna.files import expand_home, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -160,7 +160,7 @@ def _downloaded(hub_id: str) -> Path | None:
 def _read_json(file: Path) -> dict[str, Any]:
     """Return the content of a JSON file; empty if it is missing or damaged, as loading it says."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_text(file))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -47,22 +47,25 @@ def expand_home(path: str | Path) -> Path:
 
 
 def read_text(path: Path) -> str:
-    r"""Read a text file in UTF-8, with or without the byte order mark that some editors write.
-
-    Line ends are not translated.
+    """Read a text file as `decode_text` does, and translate line ends to those of Unix.
 
     Raises:
         OSError: The file cannot be read.
         ValueError: It has another encoding; the message begins with the place.
+    """
+    return decode_text(path.read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def decode_text(content: bytes) -> str:
+    r"""Decode a text in UTF-8, with or without the byte order mark that some editors write.
+
+    Raises:
+        ValueError: It has another encoding; the message begins with the place.
 
     Example:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     file = Path(folder, "a.txt")
-        ...     write_atomically(file, "\ufeffa")
-        ...     read_text(file)
-        'a'
+        >>> decode_text("\ufeffa\n".encode())
+        'a\n'
     """
-    content = path.read_bytes()
     for mark, encoding in _OTHER_ENCODINGS.items():
         if content.startswith(mark):
             raise ValueError(f"line 1 is not valid UTF-8: the file is {encoding}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.errors import StudyError
-from effllava_optuna.files import write_atomically, write_errors_as
+from effllava_optuna.files import read_text, write_atomically, write_errors_as
 from effllava_optuna.objectives import LatencyTable
 from effllava_optuna.policy import ComponentId
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _FORMAT = 1
+_OTHER_FILE = "Set latency.table to another file; it is created if it does not exist."
 _CURE = "Set latency.table to a file that can be written, or remove the key."
 
 
@@ -130,15 +131,18 @@ def store_table(file: Path, table: LatencyTable) -> None:
 
 def _read(file: Path) -> list[dict[str, Any]]:
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        text = read_text(file)
+    except FileNotFoundError:
+        return []
+    except OSError:
+        text = ""
+    except ValueError as error:
+        raise StudyError(f"{file} cannot be read: {error}.", hint=_OTHER_FILE) from error
+    try:
+        document = json.loads(text)
         tables = document["tables"] if document["format"] == _FORMAT else None
         if isinstance(tables, list) and all(isinstance(table["origin"], dict) for table in tables):
             return tables
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    raise StudyError(
-        f"{file} does not contain latency tables.",
-        hint="Set latency.table to another file; it is created if it does not exist.",
-    )
+    raise StudyError(f"{file} does not contain latency tables.", hint=_OTHER_FILE)

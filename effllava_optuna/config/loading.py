@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.checkpoint_format import EMBEDDED
 from effllava_optuna.config.schema import StudyConfig
-from effllava_optuna.errors import ConfigError
-from effllava_optuna.files import expand_home
+from effllava_optuna.errors import ConfigError, shorten
+from effllava_optuna.files import expand_home, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +48,7 @@ def load_config(path: str | Path, changes: tuple[str, ...] = ()) -> StudyConfig:
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(file))
     except FileNotFoundError as error:
         raise ConfigError(
             f"{file}: there is no such file.", hint="Use the path of a study file."
@@ -57,7 +57,8 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: is not valid TOML: {error}.", hint="Fix that line.") from error
     except (OSError, ValueError, RecursionError) as error:
         # ValueError: another encoding, a path with a null byte, or a number that is too long.
-        raise ConfigError(f"{file}: cannot be read: {error}.", hint="Use a TOML file.") from error
+        hint = "Use a TOML file in UTF-8."
+        raise ConfigError(f"{file}: cannot be read: {error}.", hint=hint) from error
 
 
 def _resolve_paths(document: dict[str, Any], file: Path) -> None:
@@ -137,13 +138,15 @@ def _apply_change(document: dict[str, Any], change: str) -> None:
     name, equals, text = change.partition("=")
     table, dot, key = name.strip().partition(".")
     if not (equals and dot and key):
-        raise ConfigError(f"--set {change!r} is not understood.", hint="Use table.key=value.")
+        raise ConfigError(
+            f"--set {shorten(change)} is not understood.", hint="Use table.key=value."
+        )
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
     except (ValueError, RecursionError):  # a bare word, or a number that is too long
         value = text.strip()
     if not isinstance(document.setdefault(table, {}), dict):
         raise ConfigError(
-            f"--set {change!r}: {table} is not a table.", hint="Use table.key=value."
+            f"--set {shorten(change)}: {table} is not a table.", hint="Use table.key=value."
         )
     document[table][key] = value

@@ -5,12 +5,11 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Any
 
-from effllava_optuna.errors import ConfigError
+from effllava_optuna.errors import ConfigError, shorten
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
-_MAX_VALUE_LENGTH = 120  # characters of a value in a message
 RENAMED_KEYS = {  # of study files of older versions
     "pruning.order": "pruning.importance",
     "pruning.refit": "pruning.compensation",
@@ -24,7 +23,7 @@ def config_error(error: ValidationError, source: str, model: type[BaseModel]) ->
     """Return the error about the first fault of ``source``, which was validated by ``model``."""
     fault = error.errors()[0]
     key = ".".join(str(part) for part in fault["loc"])
-    value = _shortened(repr(fault.get("input")))
+    value = shorten(fault.get("input"))
     others = error.error_count() - 1
     more = f" ({others} more fault{'s' if others > 1 else ''}.)" if others else ""
     if fault["type"] == "extra_forbidden":
@@ -55,10 +54,6 @@ def _key_hint(key: str, known_keys: list[str]) -> str:
 def _value_hint(key: str, value: Any) -> str:
     renamed = RENAMED_VALUES.get((key, value)) if isinstance(value, str) else None
     return "Change the value." if renamed is None else f"It is called {renamed!r} now."
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _MAX_VALUE_LENGTH else f"{text[: _MAX_VALUE_LENGTH - 3]}..."
 
 
 def _keys_of(model: Any, path: tuple[int | str, ...]) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 
 from effllava_optuna.config.schema import StudyConfig
 from effllava_optuna.config.task_factory import make_task
-from effllava_optuna.errors import LeakError
+from effllava_optuna.errors import LeakError, shorten
 from effllava_optuna.objectives import encode_samples, groups_of, score_batch
 from effllava_optuna.policy import bootstrap_interval
 from effllava_optuna.surgery import VerifiedExport, export, load, load_pruned
@@ -109,8 +109,8 @@ def refuse_leaks(samples: Sequence[Sample], task: Task) -> None:
             if held_out_id is not None:
                 what = "question" if sample.image is None else "picture"
                 raise LeakError(
-                    f"Training sample {sample.id!r} has the {what} of {split} sample "
-                    f"{held_out_id!r}.",
+                    f"Training sample {shorten(sample.id)} has the {what} of {split} sample "
+                    f"{shorten(held_out_id)}.",
                     hint=f"Use training data without the {what}s that the study reports on.",
                 )
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from tqdm import tqdm
 
-from effllava_optuna.errors import TaskError
+from effllava_optuna.errors import TaskError, shorten
 from effllava_optuna.tasks.rgb_conversion import convert_to_rgb
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ def _positive_int(name: str, value: int | str) -> int:
     except ValueError:
         number = 0
     if number < 1:
-        raise TaskError(f"{name} is {value!r}.", hint="Use a number from 1 up.")
+        raise TaskError(f"{name} is {shorten(value)}.", hint="Use a number from 1 up.")
     return number
 
 

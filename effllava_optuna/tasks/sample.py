@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from PIL import Image
 
-from effllava_optuna.errors import TaskError
+from effllava_optuna.errors import TaskError, shorten
 from effllava_optuna.tasks.rgb_conversion import convert_to_rgb
 
 if TYPE_CHECKING:
@@ -93,13 +93,13 @@ class Sample:
         if self.answer is None:
             if self.rule is None:
                 raise TaskError(
-                    f"Sample {self.id!r} is an open-ended question without a grading rule.",
+                    f"Sample {shorten(self.id)} is an open-ended question without a grading rule.",
                     hint="Set `rule`, or list possible answers and the index of the correct one.",
                 )
         elif len(self.targets) < 2 or not 0 <= self.answer < len(self.targets):
             raise TaskError(
-                f"Sample {self.id!r} has {len(self.targets)} possible answers, and the index of "
-                f"the correct one is {self.answer}.",
+                f"Sample {shorten(self.id)} has {len(self.targets)} possible answers, and the "
+                f"index of the correct one is {self.answer}.",
                 hint="List at least two possible answers, and count from 0.",
             )
 
@@ -133,10 +133,11 @@ class Sample:
             Image.DecompressionBombError, Image.DecompressionBombWarning,
         ) as error:  # fmt: skip
             raise TaskError(
-                f"The image of sample {self.id!r} cannot be opened: {str(error).rstrip('.')}.",
+                f"The image of sample {shorten(self.id)} cannot be opened: "
+                f"{str(error).rstrip('.')}.",
                 hint="Replace the file, or remove the row.",
             ) from error
         raise TaskError(
-            f"The image of sample {self.id!r} has the size {image.size}.",
+            f"The image of sample {shorten(self.id)} has the size {image.size}.",
             hint="Replace it by an image with pixels, or remove the row.",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from effllava_optuna.errors import TaskError
+from effllava_optuna.errors import TaskError, shorten
 from effllava_optuna.tasks.data.row_task import DataTask
 from effllava_optuna.tasks.prompts import encode_prompts, encode_with_answers
 from effllava_optuna.tasks.sample import Split
@@ -69,6 +69,6 @@ def _encode(processor: Any, sample: Sample, *, with_answer: bool) -> None:
         encode(processor, [sample])
     except ValueError as error:  # processors raise it for the shape of an image, for example
         raise TaskError(
-            f"Sample {sample.id!r} cannot be encoded: {error}.",
+            f"Sample {shorten(sample.id)} cannot be encoded: {error}.",
             hint="Fix that row, or remove it.",
         ) from error

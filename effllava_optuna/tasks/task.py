@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Protocol
 
-from effllava_optuna.errors import LeakError, TaskError
+from effllava_optuna.errors import LeakError, TaskError, shorten
 from effllava_optuna.tasks.sample import Split
 
 if TYPE_CHECKING:
@@ -60,13 +60,13 @@ def validate_task(task: Task) -> Task:
         for sample in task.samples(split):
             if sample.id in ids:
                 raise TaskError(
-                    f"Task {task.name!r} has two samples with the id {sample.id!r}.",
+                    f"Task {task.name!r} has two samples with the id {shorten(sample.id)}.",
                     hint="Use a different id for each row.",
                 )
             ids.add(sample.id)
             if not sample.correct_answer:
                 raise TaskError(
-                    f"Task {task.name!r}: {split} sample {sample.id!r} has no answer.",
+                    f"Task {task.name!r}: {split} sample {shorten(sample.id)} has no answer.",
                     hint=f"Draw the {split} split from rows that have answers.",
                 )
             if split_of_group.setdefault(sample.group, split) is not split:
@@ -91,7 +91,7 @@ def require_proxy(samples: Sequence[Sample], receiver: str) -> tuple[Sample, ...
     for sample in samples:
         if sample.split is not Split.PROXY:
             raise LeakError(
-                f"{receiver} was given {sample.split} sample {sample.id!r}.",
+                f"{receiver} was given {sample.split} sample {shorten(sample.id)}.",
                 hint="Calibration, search and projector training use the proxy split only.",
             )
     return tuple(samples)

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from effllava_optuna.errors import ModelError
+from effllava_optuna.files import read_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +34,7 @@ def check_checksums(directory: Path) -> None:
     """
     hint = "Copy or export the checkpoint again."
     try:
-        checksums = json.loads((directory / _CHECKSUMS_FILE).read_text(encoding="utf-8"))
+        checksums = json.loads(read_text(directory / _CHECKSUMS_FILE))
         expected = dict(checksums.items())
     except (AttributeError, OSError, ValueError) as error:
         raise ModelError(f"{directory} has no readable {_CHECKSUMS_FILE}.", hint=hint) from error

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from effllava_optuna.errors import ModelError
+from effllava_optuna.errors import ModelError, shorten
+from effllava_optuna.files import read_text
 from effllava_optuna.policy import ComponentId
 from effllava_optuna.surgery.structure.loaded_model import PruningRecord
 
@@ -30,10 +31,11 @@ def read_policy(directory: str | Path) -> dict[str, Any]:
     """
     file = Path(directory) / POLICY_FILE
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(read_text(file))
     except (OSError, ValueError) as error:
+        reason = "" if isinstance(error, FileNotFoundError) else f" ({error})"
         raise ModelError(
-            f"{directory} has no readable {POLICY_FILE}.",
+            f"{directory} has no readable {POLICY_FILE}{reason}.",
             hint="Use a directory that effllava_optuna exported.",
         ) from error
     if not isinstance(document, dict):
@@ -44,7 +46,7 @@ def read_policy(directory: str | Path) -> dict[str, Any]:
     old_keys = [repr(key) for key in _KEYS_OF_FORMAT_1 if key in document]
     keys = f" with the keys {', '.join(old_keys)} of an older version" if old_keys else ""
     raise ModelError(
-        f"{file} has format {file_format!r}{keys}; this version reads format {_FORMAT}.",
+        f"{file} has format {shorten(file_format)}{keys}; this version reads format {_FORMAT}.",
         hint="Export the checkpoint again, or use the version of effllava_optuna that wrote it.",
     )
 
@@ -52,7 +54,7 @@ def read_policy(directory: str | Path) -> dict[str, Any]:
 def is_export(path_or_id: str | Path) -> bool:
     """Return whether ``path_or_id`` is a directory that any version of `export` wrote."""
     try:
-        document = json.loads((Path(path_or_id) / POLICY_FILE).read_text(encoding="utf-8"))
+        document = json.loads(read_text(Path(path_or_id) / POLICY_FILE))
     except (OSError, ValueError):
         return False
     return isinstance(document, dict) and {"format", "effllava_optuna"} <= set(document)

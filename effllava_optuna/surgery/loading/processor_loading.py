@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils import cached_file
 
 from effllava_optuna.errors import ModelError, describe
+from effllava_optuna.files import read_text
 from effllava_optuna.surgery.loading.example_inputs import (
     EXAMPLE_QUESTION,
     build_example_inputs,
@@ -52,8 +53,24 @@ def load_processor(location: str | Path, source: str, *, takes_images: bool) -> 
                     hint="Use a complete checkpoint, with its processor_config.json.",
                 )
     if getattr(processor, "chat_template", None):
+        _remove_byte_order_mark(processor)
         _check_template(processor, location, source)
     return processor
+
+
+def _remove_byte_order_mark(processor: Any) -> None:
+    """Remove the mark that some editors write at the start of a file from chat templates.
+
+    transformers would write it at the start of every prompt.
+    """
+    for part in (processor, getattr(processor, "tokenizer", processor)):
+        template = getattr(part, "chat_template", None)
+        if isinstance(template, str):
+            part.chat_template = template.removeprefix("\ufeff")
+        elif isinstance(template, dict):
+            part.chat_template = {
+                name: text.removeprefix("\ufeff") for name, text in template.items()
+            }
 
 
 def encode_example(processor: Any, model: Any, source: str) -> dict[str, torch.Tensor]:
@@ -179,6 +196,6 @@ def _template_file(template: Any, location: str | Path, *, takes_images: bool) -
         )
         if file is None:
             continue
-        if name.endswith(".jinja") or '"chat_template"' in Path(file).read_text(encoding="utf-8"):
+        if name.endswith(".jinja") or '"chat_template"' in read_text(Path(file)):
             return name
     return f"the chat template of its {type(template).__name__}"

@@ -16,6 +16,7 @@ from transformers import conversion_mapping
 
 from effllava_optuna.checkpoint_format import PLAN
 from effllava_optuna.errors import ModelError
+from effllava_optuna.files import read_text
 
 
 def resize(model: Any, plan: Any) -> None:
@@ -60,7 +61,7 @@ def has_plan(path_or_id: str | Path) -> bool:
     """Return whether ``path_or_id`` is a directory whose config.json has a plan."""
     config = Path(path_or_id) / "config.json"
     try:
-        document = json.loads(config.read_text(encoding="utf-8"))
+        document = json.loads(read_text(config))
     except (OSError, ValueError):
         return False
     return isinstance(document, dict) and PLAN in document
@@ -73,7 +74,7 @@ def pruned_class(directory: Path) -> Any:
         ModelError: The plan is damaged, has an unsupported format, or names a class that
             transformers does not have.
     """
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config = json.loads(read_text(directory / "config.json"))
     plan = config[PLAN]
     if not isinstance(plan, dict) or not {"format", "base", "linears", "counts"} <= set(plan):
         raise ModelError(

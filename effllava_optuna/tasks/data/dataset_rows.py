@@ -150,7 +150,7 @@ def read_split(data: str, split: str, config: str | None = None) -> DatasetRows:
         else:
             _refuse_missing_path(data)
             rows = _read_hub(data, split, config)
-    return DatasetRows(f"{data}, split {split!r}", rows, path)
+    return DatasetRows(f"{data}, split {shorten(split)}", rows, path)
 
 
 def split_names(data: str, config: str | None = None) -> list[str] | None:
@@ -175,7 +175,7 @@ def split_names(data: str, config: str | None = None) -> list[str] | None:
 def _refuse_missing_path(data: str) -> None:
     if data[:1] in {"/", ".", "~"} or Path(data).suffix in FORMATS or data.count("/") != 1:
         raise TaskError(
-            f"task.data = {data!r}: there is no such file or directory.",
+            f"task.data = {shorten(data)}: there is no such file or directory.",
             hint="Use a file, a directory, or a hub id such as lmms-lab/ScienceQA.",
         )
 
@@ -224,7 +224,7 @@ def _read_document(file: Path) -> dict[str, Any]:
 def _missing_split_error(directory: Path, split: str, names: list[str]) -> TaskError:
     listed = ", ".join(names) or "no parquet, jsonl, json or csv files"
     return TaskError(
-        f"task.data = {str(directory)!r} has no split {split!r}; it has {listed}.",
+        f"task.data = {str(directory)!r} has no split {shorten(split)}; it has {listed}.",
         hint="Use one of them in task.splits.",
     )
 
@@ -277,7 +277,7 @@ def _read_errors(data: str) -> Iterator[None]:
         # `datasets` hides the cause behind a DatasetGenerationError.
         cause = error.__cause__ if type(error).__name__ == "DatasetGenerationError" else None
         raise TaskError(
-            f"task.data = {data!r} cannot be read: {describe(cause or error)}.",
+            f"task.data = {shorten(data)} cannot be read: {describe(cause or error)}.",
             hint="Check its name, files and splits; without a network, download it elsewhere "
             "(`hf download --repo-type dataset ID --local-dir DIR`, or save_to_disk) and set "
             "task.data = DIR.",

@@ -6,7 +6,7 @@ import hashlib
 from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 
-from effllava_optuna.errors import TaskError
+from effllava_optuna.errors import TaskError, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -55,7 +55,7 @@ def parse_rows(
             content = schema.parse(row, has_image=encoded is not None)
             if content.id is not None and number_of_id.setdefault(content.id, number) != number:
                 raise ValueError(
-                    f"id {content.id!r} is also that of row {number_of_id[content.id]}"
+                    f"id {shorten(content.id)} is also that of row {number_of_id[content.id]}"
                 )
         except (ValueError, OSError) as error:
             faults.append(f"row {number}: {error}")
@@ -85,13 +85,14 @@ def _match_columns(
     for name in renamed:
         if name not in columns:
             raise TaskError(
-                f"task.columns names {name!r}, which task {schema.name!r} does not have.",
+                f"task.columns names {shorten(name)}, which task {schema.name!r} does not have.",
                 hint=f"Use one of {', '.join(columns)}.",
             )
     for name, column in columns.items():
         if column not in rows.columns and (name in schema.required or name in renamed):
             raise TaskError(
-                f"{rows.source} has no column {column!r}; it has {', '.join(rows.columns)}.",
+                f"{rows.source} has no column {shorten(column)}; "
+                f"it has {', '.join(rows.columns)}.",
                 hint=f"Set task.columns.{name} to one of them.",
             )
     return columns

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from effllava_optuna.errors import TaskError
-from effllava_optuna.files import read_text
+from effllava_optuna.errors import TaskError, shorten
+from effllava_optuna.files import decode_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -124,7 +124,7 @@ def read_csv(file: Path) -> ListedRows:
 
 def _read(file: Path) -> str:
     try:
-        return read_text(file)
+        return decode_text(file.read_bytes())
     except ValueError as error:
         raise TaskError(f"{file}: {error}.", hint="Save it as UTF-8.") from error
 
@@ -153,7 +153,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key {twice!r} is specified twice")
+        raise ValueError(f"key {shorten(twice)} is specified twice")
     return row
 
 

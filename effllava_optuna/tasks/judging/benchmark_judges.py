@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from effllava_optuna.errors import TaskError
+from effllava_optuna.errors import TaskError, shorten
 from effllava_optuna.tasks.judging.judge_prompts import (
     load_llava_bench_prompt,
     load_mmvet_prompt,
@@ -182,7 +182,7 @@ class _JudgedBenchmark:
         unknown = self.categories and not set(row.categories) <= set(self.categories)
         if not row.categories or too_many or unknown:
             raise TaskError(
-                f"Row {row.id!r} of {self.name} has the categories {list(row.categories)}.",
+                f"Row {shorten(row.id)} of {self.name} has the categories {list(row.categories)}.",
                 hint=f"Use one of {', '.join(self.categories)}."
                 if self.categories
                 else "Use those of the dataset, such as rec and ocr.",
@@ -204,7 +204,9 @@ def _judge_rows(
     ids: set[str] = set()
     for row in rows:
         if row.id in ids:
-            raise TaskError(f"Row {row.id!r} occurs twice.", hint="Keep one answer per question.")
+            raise TaskError(
+                f"Row {shorten(row.id)} occurs twice.", hint="Keep one answer per question."
+            )
         ids.add(row.id)
         benchmark.check_categories(row)
     judgements = []

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from effllava_optuna.errors import TaskError
-from effllava_optuna.files import expand_home
+from effllava_optuna.errors import TaskError, shorten
+from effllava_optuna.files import expand_home, read_text
 
 MMVET_PROMPT = """\
 You grade answers to questions about pictures. Each line of the table below is one answer: the
@@ -130,8 +130,8 @@ def _identify(text: str, official_sha256: str) -> JudgePrompt:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path)
+    except (OSError, ValueError) as error:
         raise TaskError(
             f"The judge's prompt {path} cannot be read: {error}.",
             hint="Use a text file in UTF-8.",
@@ -160,7 +160,7 @@ def _parse_rules(path: Path, source: str) -> str:
         texts = {rules[f"llava_bench_{kind}"]["prompt"] for kind in ("conv", "detail", "complex")}
     except (ValueError, KeyError, TypeError) as error:
         raise TaskError(
-            f"The judge's prompt {path} has no rules of LLaVA-Bench: {error!r}.",
+            f"The judge's prompt {path} has no rules of LLaVA-Bench: {shorten(error)}.",
             hint=_LLAVA_BENCH_HINT,
         ) from error
     match list(texts):

@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from effllava_optuna.errors import TaskError
+from effllava_optuna.errors import TaskError, shorten
 from effllava_optuna.tasks.judging.judgements import JudgeReply
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class OpenAIJudge:
             reply = _parse_completion(bytes(body))
             if reply is None:
                 message = self._printable(_error_message(body))
-                return _Failure(f"not a chat completion but {message!r}")
+                return _Failure(f"not a chat completion but {shorten(message)}")
             return reply
         status = response.status_code
         reason = f"{status}: {self._printable(_error_message(body))}".rstrip(": .")

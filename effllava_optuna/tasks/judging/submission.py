@@ -11,7 +11,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from effllava_optuna.errors import TaskError
+from effllava_optuna.errors import TaskError, shorten
 from effllava_optuna.files import write_atomically, write_errors_as
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ def write_mmvet(path: Path, answers: Mapping[str, str]) -> None:
         question = f"{_MMVET_PREFIX}{id_.removeprefix(_MMVET_PREFIX)}"
         if question in prefixed:
             raise TaskError(
-                f"MM-Vet's question {question!r} has two answers.", hint="Remove one of them."
+                f"MM-Vet's question {shorten(question)} has two answers.",
+                hint="Remove one of them.",
             )
         prefixed[question] = answers[id_]
     _write(path, _to_json(prefixed, indent=2))
@@ -124,14 +125,15 @@ def write_scienceqa(
         if incomplete := choices.keys() ^ other.keys():
             problem = min(incomplete, key=_natural_order)
             raise TaskError(
-                f"ScienceQA's problem {problem!r} lacks its choice, text or correct answer.",
+                f"ScienceQA's problem {shorten(problem)} lacks its choice, text or correct "
+                "answer.",
                 hint="Pass all of them for the same problems.",
             )
     ids = sorted(choices, key=_natural_order)
     for id_ in ids:
         if not _UNPARSED <= choices[id_] < _N_OPTIONS:
             raise TaskError(
-                f"ScienceQA's problem {id_!r} has choice {choices[id_]}.",
+                f"ScienceQA's problem {shorten(id_)} has choice {choices[id_]}.",
                 hint=f"Use 0 to {_N_OPTIONS - 1}, or {_UNPARSED} for none.",
             )
     n_correct = None if correct is None else sum(choices[id_] == correct[id_] for id_ in ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from effllava_optuna.errors import TaskError, describe
+from effllava_optuna.errors import TaskError, describe, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -65,7 +65,8 @@ def append_answer(tokenizer: Any, prompt: str, answer: str) -> tuple[str, list[i
         if tokens[: len(prompt_tokens)] == prompt_tokens and len(tokens) > len(prompt_tokens):
             return whole, list(tokens[len(prompt_tokens) :])
     raise TaskError(
-        f"The answer {answer!r} changes the tokens of the prompt that ends in {prompt[-20:]!r}.",
+        f"The answer {shorten(answer)} changes the tokens of the prompt that ends in "
+        f"{prompt[-20:]!r}.",
         hint="End the chat template with a token that does not merge with an answer.",
     )
 

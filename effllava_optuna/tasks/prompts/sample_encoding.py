@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from effllava_optuna.errors import TaskError
+from effllava_optuna.errors import TaskError, shorten
 from effllava_optuna.tasks.prompts.batch import IGNORE_INDEX, Batch, generation_length
 from effllava_optuna.tasks.prompts.chat_prompt import (
     append_answer,
@@ -101,7 +101,7 @@ def _divide(
 def _answer_text(sample: Sample) -> str:
     if not sample.correct_answer.strip():
         raise TaskError(
-            f"Sample {sample.id!r} has no correct answer to be compared with.",
+            f"Sample {shorten(sample.id)} has no correct answer to be compared with.",
             hint="Use a split that has answers.",
         )
     return sample.correct_answer.strip()
@@ -114,7 +114,7 @@ def _prompts(processor: Any, samples: Sequence[Sample]) -> list[str]:
         if image_token and any(image_token in text for text in texts):
             part = "question" if image_token in sample.question else "system turn or answers"
             raise TaskError(
-                f"Sample {sample.id!r} has {image_token!r} in its {part}.",
+                f"Sample {shorten(sample.id)} has {image_token!r} in its {part}.",
                 hint="Remove it: the chat template inserts it where the image belongs.",
             )
     return [
@@ -148,7 +148,7 @@ def _encode_closed(processor: Any, samples: Sequence[Sample]) -> Batch:
             targets[row, column] = first_tokens[key]
         if len(set(targets[row, : len(sample.targets)].tolist())) < len(sample.targets):
             raise TaskError(
-                f"Sample {sample.id!r}: two of its answers begin with the same token.",
+                f"Sample {shorten(sample.id)}: two of its answers begin with the same token.",
                 hint="Use answers, or letters, that begin differently.",
             )
     return Batch(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from effllava_optuna.errors import TaskError
+from effllava_optuna.errors import TaskError, shorten
 from effllava_optuna.tasks.prompts.batch import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def grade_answer(sample: Sample, text: str) -> float:
     """
     if sample.rule is None:
         raise TaskError(
-            f"Sample {sample.id!r} has no rule to grade {text!r} by.",
+            f"Sample {shorten(sample.id)} has no rule to grade {shorten(text)} by.",
             hint="Set `rule`, or compare its answers by their first tokens.",
         )
     return float(sample.rule.grade(sample, text))
