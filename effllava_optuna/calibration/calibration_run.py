@@ -51,8 +51,12 @@ def calibrate(
         inputs: The model, the task and the encoded proxy set.
         stopwatch: Runs and times the workload.
         report_stage: Called with the current stage and its finished share.
+
+    Raises:
+        ModelError: The dense model answers a sample with NaN or inf.
     """
     config, loaded, structure = inputs.config, inputs.loaded, inputs.structure
+    inputs.proxy.require_finite_answers(loaded)
     latency = _latency_table(inputs, stopwatch, widths_of(structure, config), report_stage)
     widths = {component: tuple(friendly) for component, friendly in latency.friendly.items()}
     ranked = _rank_and_fit(inputs, widths, report_stage)

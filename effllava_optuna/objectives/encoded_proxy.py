@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from effllava_optuna.objectives.accuracy import EncodedBatch, encode_samples, split_folds
+from effllava_optuna.surgery import answer_logits, require_finite_logits
 from effllava_optuna.tasks import require_proxy
 
 if TYPE_CHECKING:
@@ -63,6 +66,19 @@ class EncodedProxy:
             for encoded in encode_samples(loaded, part, fit=fold + 1, generate=True)
         )
         return EncodedProxy(proxy, read, generated if generate else likelihood, generated)
+
+    @torch.inference_mode()
+    def require_finite_answers(self, loaded: LoadedModel) -> None:
+        """Check that the dense model answers every sample with finite logits.
+
+        Raises:
+            ModelError: It does not; the message names a sample.
+        """
+        with loaded.lock:
+            for encoded in (encoded for fold in self.folds for encoded in fold):
+                logits = answer_logits(loaded, encoded.seen)
+                places = [f"sample {sample_id!r}" for sample_id in encoded.batch.ids]
+                require_finite_logits(loaded, logits, places)
 
     def parts(self, loaded: LoadedModel, count: int) -> list[tuple[int, EncodedBatch]]:
         """Divide every fold into ``count`` parts, whole groups at a time.

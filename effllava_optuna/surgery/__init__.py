@@ -41,6 +41,7 @@ from effllava_optuna.surgery.loading.checkpoint_outline import (
     outline_checkpoint,
 )
 from effllava_optuna.surgery.loading.example_inputs import build_example_inputs
+from effllava_optuna.surgery.loading.finite_values import require_finite_logits
 from effllava_optuna.surgery.loading.loader import fingerprint, inspect_checkpoint, load
 from effllava_optuna.surgery.loading.structure_verification import verify_structure
 from effllava_optuna.surgery.structure.component_handle import (
@@ -105,6 +106,7 @@ __all__ = [
     "projector_state",
     "rank_and_compensate",
     "rank_units",
+    "require_finite_logits",
     "restrict_to_stock_sizes",
     "sliced",
     "use_projector",

@@ -20,6 +20,7 @@ from transformers.utils import cached_file
 from effllava_optuna.checkpoint_format import DESCRIPTIONS, check_format, locate_checkpoint
 from effllava_optuna.errors import ModelError
 from effllava_optuna.surgery.loading.checksums import check_checksums
+from effllava_optuna.surgery.loading.finite_values import require_finite_weights
 from effllava_optuna.surgery.loading.one_line_errors import errors_in_one_line
 from effllava_optuna.surgery.loading.policy_file import (
     POLICY_FILE,
@@ -65,8 +66,9 @@ def load(
         depth: Whether to offer whole blocks of the decoder, too.
 
     Raises:
-        ModelError: There is no such checkpoint, its weights do not fit its configuration, it has
-            no prunable parts, part of it is offloaded, or another version exported it.
+        ModelError: There is no such checkpoint, its weights do not fit its configuration or are
+            not finite, it has no prunable parts, part of it is offloaded, or another version
+            exported it.
 
     Example:
         >>> loaded = load("digits-vlm", device="cpu")
@@ -93,6 +95,7 @@ def load(
     if policy is not None:
         with errors_in_one_line(f"{source}/{POLICY_FILE}"):
             loaded = replace(loaded, pruning_record=pruning_record(policy))
+    require_finite_weights(model, source)
     return verify_structure(loaded, encode_example(processor, model, source))
 
 

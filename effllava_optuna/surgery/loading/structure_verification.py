@@ -17,6 +17,7 @@ from effllava_optuna.errors import ModelError, describe
 from effllava_optuna.policy import Policy, Ranking
 from effllava_optuna.surgery.apply.masking import masked
 from effllava_optuna.surgery.apply.narrowing import narrowed
+from effllava_optuna.surgery.loading.finite_values import require_finite_logits
 from effllava_optuna.surgery.structure.block_removal import find_undescribable, module_settings
 from effllava_optuna.surgery.structure.component_handle import BlockHandle, ComponentHandle
 from effllava_optuna.surgery.structure.prunable_parts import PrunableParts, UnprunablePart
@@ -41,7 +42,8 @@ def verify_structure(loaded: LoadedModel, inputs: Mapping[str, Any]) -> LoadedMo
         inputs: Keyword arguments of the model, such as `build_example_inputs` returns.
 
     Raises:
-        ModelError: The model cannot run, or a tower has nothing left to prune.
+        ModelError: The model cannot run, its logits are not finite, or a tower has nothing left
+            to prune.
     """
     moved = {name: value.to(loaded.device) for name, value in inputs.items()}
     try:
@@ -51,6 +53,7 @@ def verify_structure(loaded: LoadedModel, inputs: Mapping[str, Any]) -> LoadedMo
             f"{loaded.source} does not run on an example: {describe(error)}.",
             hint="Check the checkpoint and the version of transformers.",
         ) from error
+    require_finite_logits(loaded, dense[0][None], ["an example"])
     fault_by_class: dict[object, str] = {}
     unprunable = []
     handles: list[ComponentHandle | BlockHandle] = [*loaded.handles, *loaded.blocks]
@@ -110,7 +113,10 @@ def _run(
     inputs: Mapping[str, Any],
     handle: ComponentHandle | BlockHandle | None,
 ) -> list[torch.Tensor]:
-    """Return the logits, and the outputs of the output layer of ``handle``."""
+    """Return the logits, but for those of padding, and the outputs of ``handle``'s output layer.
+
+    Some kernels of attention return NaN for padding, which has nothing to read.
+    """
     outputs: list[torch.Tensor] = []
 
     def record(_: nn.Module, __: object, output: torch.Tensor) -> None:
@@ -124,6 +130,9 @@ def _run(
     finally:
         if hook is not None:
             hook.remove()
+    mask = inputs.get("attention_mask")
+    if mask is not None and mask.shape == logits.shape[:2]:
+        logits = logits[mask.to(device=logits.device, dtype=torch.bool)]
     return [logits, *outputs]
 
 
