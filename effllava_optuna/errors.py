@@ -4,6 +4,7 @@
 
     EffllavaError                base class: a message and a hint
      +- ConfigError              a study file has an invalid key or value
+     |   +- UserFunctionError    a function that it names failed or returned something invalid
      +- PolicyError              a policy, gene or space does not match its model structure
      +- ModelError               a checkpoint cannot be loaded, inspected or pruned
      |   +- ExportError          a checkpoint cannot be written, or does not reload as written
@@ -38,6 +39,10 @@ class EffllavaError(Exception):
 
 class ConfigError(EffllavaError):
     """A study file has an invalid key or value."""
+
+
+class UserFunctionError(ConfigError):
+    """A function that a study file names failed, or returned what cannot be used."""
 
 
 class PolicyError(EffllavaError):

@@ -159,11 +159,14 @@ def _check_deep(config: StudyConfig, display: ProgressDisplay) -> tuple[dict[str
     from effllava_optuna.config.task_factory import make_task
     from effllava_optuna.config.user_functions import user_functions
     from effllava_optuna.objectives import describe_task
+    from effllava_optuna.policy import Policy
     from effllava_optuna.tasks import DataTask, Split
     from effllava_optuna.tasks.sample_check import check_samples
 
-    user_functions(config)
+    functions = user_functions(config)
     loaded, task = load_model(config), make_task(config)
+    if functions.term is not None:
+        functions.term(Policy.dense(loaded.structure), loaded)
     sizes = {str(split): len(task.samples(split)) for split in Split}
     generate = config.task.measure == "generation"
     check_samples(

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from effllava_optuna.config.checked_functions import UserFunction, checked_task
 from effllava_optuna.config.schema import ROWS
 from effllava_optuna.config.user_functions import import_function
-from effllava_optuna.tasks import DataTask, Digits, TaskOptions, validate_task
+from effllava_optuna.tasks import (
+    DataTask,
+    Digits,
+    Split,
+    TaskOptions,
+    grade_answer,
+    validate_task,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from effllava_optuna.config.schema import StudyConfig
     from effllava_optuna.tasks import Task
 
@@ -19,17 +25,24 @@ def make_task(config: StudyConfig) -> Task:
     """Create the task of a study, and check that it can be searched.
 
     Raises:
-        ConfigError: ``task.name`` is a function that cannot be imported.
-        TaskError: The data cannot be read, rows cannot be used, or two splits share a group.
+        ConfigError: ``task.name`` is a function that cannot be imported or returns no task.
+        TaskError: The data cannot be read, rows cannot be used, two splits share a group, or a
+            rule does not grade.
     """
-    return validate_task(make_unchecked_task(config))
+    task = validate_task(make_unchecked_task(config))
+    for split in Split:  # one sample of each rule: before the search, which grades the rest
+        samples = {id(sample.rule): sample for sample in task.samples(split)}
+        for sample in samples.values():
+            if sample.rule is not None:
+                grade_answer(sample, sample.correct_answer)
+    return task
 
 
 def make_unchecked_task(config: StudyConfig) -> Task:
     """Create the task of a study; its rows may have no answers.
 
     Raises:
-        ConfigError: ``task.name`` is a function that cannot be imported.
+        ConfigError: ``task.name`` is a function that cannot be imported or returns no task.
         TaskError: The data cannot be read, or rows cannot be used.
     """
     settings = config.task
@@ -47,7 +60,8 @@ def make_unchecked_task(config: StudyConfig) -> Task:
             seed=config.task_seed,
             **sizes,
         )
-    create: Callable[..., Task] = Digits
-    if ":" in settings.name:
-        create = import_function("task.name", settings.name, config.study.modules)
-    return create(seed=config.task_seed, **sizes)
+    if ":" not in settings.name:
+        return Digits(seed=config.task_seed, **sizes)
+    create = import_function("task.name", settings.name, config.study.modules)
+    function = UserFunction("task.name", settings.name, create)
+    return checked_task(function, seed=config.task_seed, **sizes)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import sys
 from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from effllava_optuna.config.checked_functions import (
+    CheckedSamplerFactory,
+    CheckedTerm,
+    CheckedTraining,
+    UserFunction,
+)
 from effllava_optuna.errors import ConfigError
 from effllava_optuna.samplers import EpochStockSampler
 from effllava_optuna.training import train_projector
@@ -101,8 +108,8 @@ def user_functions(config: StudyConfig) -> UserFunctions:
     """Import the functions that a study file names.
 
     Raises:
-        ConfigError: A function cannot be imported, or ``search.sampler`` does not create a
-            sampler for two objectives.
+        ConfigError: A function cannot be imported or takes other arguments, or
+            ``search.sampler`` does not create a sampler for two objectives.
     """
     names = {
         "search.sampler": config.search.sampler,
@@ -110,17 +117,21 @@ def user_functions(config: StudyConfig) -> UserFunctions:
         "projector.train": config.projector.train or "",
     }
     functions = {
-        key: import_function(key, name, config.study.modules)
+        key: UserFunction(key, name, import_function(key, name, config.study.modules))
         for key, name in names.items()
         if ":" in name
     }
-    sampler = functions.get("search.sampler")
+    sampler, term, train = (functions.get(key) for key in names)
     if sampler is not None:
-        _check_sampler(config.search.sampler, sampler)
+        _check_sampler(sampler.name, sampler.function)
+    if term is not None:
+        term.check_call("policy", "loaded")
+    if train is not None:
+        train.check_call(*inspect.signature(train_projector).parameters)
     return UserFunctions(
-        sampler=sampler,
-        term=functions.get("quality.term"),
-        train=functions.get("projector.train", train_projector),
+        sampler=None if sampler is None else CheckedSamplerFactory(sampler),
+        term=None if term is None else CheckedTerm(term),
+        train=train_projector if train is None else CheckedTraining(train),
         digests={key: _file_digest(names[key]) for key in functions},
     )
 

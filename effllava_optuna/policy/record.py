@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -63,8 +64,12 @@ class TrialRecord:
 
     @property
     def eligible(self) -> bool:
-        """Return whether the trial may be on a front: measured, feasible, from the search."""
-        return self.measured and self.feasible and not self.enqueued_by_user
+        """Return whether the trial may be on a front: measured, feasible, from the search.
+
+        A trial with an infinite value, which an objective of the user may return, may not.
+        """
+        finite = math.isfinite(self.quality) and math.isfinite(self.latency_ms)
+        return self.measured and finite and self.feasible and not self.enqueued_by_user
 
 
 def front_of(trials: Sequence[TrialRecord]) -> list[TrialRecord]:

@@ -96,9 +96,13 @@ class Evaluator:
         return risk(policy, self.loaded, self.calibration.risk)
 
     def term(self, policy: Policy) -> float:
-        """Return the user's own term of ``policy``, in accuracy; 0 if there is none."""
+        """Return the user's own term of ``policy``, in accuracy; 0 if there is none.
+
+        Raises:
+            UserFunctionError: The term failed, or is not a finite number.
+        """
         term = self.inputs.functions.term
-        return 0.0 if term is None else float(term(policy, self.loaded))
+        return 0.0 if term is None else term(policy, self.loaded)
 
     def measure(
         self, policy: Policy, weight_state: WeightState, latency_factor: float = 1.0

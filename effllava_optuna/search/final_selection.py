@@ -8,11 +8,12 @@ the best of it by validation.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.allocation import uniform_by_kind, uniform_policies
-from effllava_optuna.errors import StudyError
+from effllava_optuna.errors import StudyError, UserFunctionError
 from effllava_optuna.objectives import (
     constant_of,
     groups_of,
@@ -208,17 +209,19 @@ class FinalSelection:
 
     def _baseline(self, name: str, grid: Sequence[Policy], chosen: Finalist) -> Finalist | None:
         """Choose from ``grid`` as the choice was made, under the same weight state."""
-        tried = [
-            Finalist(
-                name=name,
-                policy=policy,
-                weight_state=chosen.weight_state,
-                measured=self._measure(policy, chosen.weight_state),
-                epoch=chosen.epoch,
-            )
-            for policy in grid
-            if self.costs.allows(policy)
-        ]
+        tried = []
+        for policy in filter(self.costs.allows, grid):
+            with suppress(UserFunctionError):  # no trial has shown that it has a quality
+                measured = self._measure(policy, chosen.weight_state)
+                tried.append(
+                    Finalist(
+                        name=name,
+                        policy=policy,
+                        weight_state=chosen.weight_state,
+                        measured=measured,
+                        epoch=chosen.epoch,
+                    )
+                )
         tried.sort(key=lambda finalist: -finalist.measured.quality)
         return self._best(tried[: self.count]) if tried else None
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from effllava_optuna.errors import EffllavaError
+from effllava_optuna.errors import EffllavaError, UserFunctionError
 from effllava_optuna.logging import get_logger
 from effllava_optuna.samplers import duplicate_of, release_trial, write_user_attrs
 from effllava_optuna.storage.names import REASON
@@ -90,6 +90,9 @@ class PruningObjective:
                 weight_state = session.epochs.weight_state(trial.user_attrs["weight_state"])
                 factor = session.epochs.epoch(trial.user_attrs["epoch"]).latency_factor
                 measured = session.evaluator.measure(policy, weight_state, factor)
+        except UserFunctionError as error:  # this policy alone may be the reason
+            trial.set_user_attr(REASON, error.message[:_LONGEST_REASON])
+            raise TrialFailed(error.message) from error
         except (KeyboardInterrupt, EffllavaError):
             release_trial(trial)
             raise
@@ -97,7 +100,7 @@ class PruningObjective:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST_REASON]}"
             trial.set_user_attr(REASON, reason)
             raise TrialFailed(reason) from error
-        if math.isnan(measured.quality) or math.isnan(measured.latency_ms):
+        if not (math.isfinite(measured.quality) and math.isfinite(measured.latency_ms)):
             reason = f"quality is {measured.quality}, latency {measured.latency_ms} ms"
             trial.set_user_attr(REASON, reason)
             raise TrialFailed(reason)

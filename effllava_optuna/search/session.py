@@ -13,6 +13,7 @@ from effllava_optuna.calibration.environment import check_environment
 from effllava_optuna.calibration.stage_callback import silent
 from effllava_optuna.errors import StudyError
 from effllava_optuna.objectives import describe_task, groups_of, number_groups
+from effllava_optuna.policy import Policy
 from effllava_optuna.samplers import Seed
 from effllava_optuna.search.budget import budget_of
 from effllava_optuna.search.epochs import Epoch, EpochRegistry
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from effllava_optuna.calibration.stage_callback import StageCallback
     from effllava_optuna.config.schema import StudyConfig
     from effllava_optuna.objectives import Stopwatch
-    from effllava_optuna.policy import CostModel, Policy
+    from effllava_optuna.policy import CostModel
     from effllava_optuna.samplers import EpochSampler
     from effllava_optuna.storage.artifact_store import ArtifactStore
     from effllava_optuna.storage.control_study import ControlStudy
@@ -104,12 +105,14 @@ def open_session(
     Raises:
         StudyError: The study belongs to another model, what it depends on has changed, or its
             control study is missing.
-        ConfigError: No policy is within the budget.
+        ConfigError: No policy is within the budget, or ``quality.term`` cannot be used.
     """
     configure_sqlite(storage_of(study))
     _check_structure(study, inputs)
     check_environment(study, inputs, force=force)
     _record_task(study, inputs)
+    if inputs.functions.term is not None:  # before hours of search: the dense model has a quality
+        inputs.functions.term(Policy.dense(inputs.structure), inputs.loaded)
     control_study = open_control_study(study)
     stopwatch = inputs.stopwatch()
     calibration, digest = _calibration(

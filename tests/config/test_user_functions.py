@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from optuna.storages import InMemoryStorage
@@ -15,9 +16,10 @@ from effllava_optuna.calibration.calibration_run import calibrate
 from effllava_optuna.calibration.environment import check_environment, manifest_of
 from effllava_optuna.calibration.inputs import study_inputs
 from effllava_optuna.calibration.stage_callback import silent
+from effllava_optuna.config.checked_functions import CheckedTraining
 from effllava_optuna.config.schema import StudyConfig
 from effllava_optuna.config.user_functions import import_function, user_functions
-from effllava_optuna.errors import ConfigError, StudyError
+from effllava_optuna.errors import ConfigError, StudyError, UserFunctionError
 from effllava_optuna.policy import Policy
 from effllava_optuna.search.evaluator import Evaluator
 from effllava_optuna.storage.studies import create_study
@@ -132,10 +134,13 @@ def test_a_function_of_the_user_replaces_the_projector_training(
 ) -> None:
     write("own_d", MODULE)
     assert user_functions(load_config(SMOKE)).train is train_projector
-    train = user_functions(load("projector.train=own_d:train")).train
-    assert train is import_function("projector.train", "own_d:train")
-    with pytest.raises(RuntimeError, match="trained for 2"):
-        train(None, None, [1, 2], None, None)
+    train: Any = user_functions(load("projector.train=own_d:train")).train
+    assert isinstance(train, CheckedTraining)
+    assert train.function.function is import_function("projector.train", "own_d:train")
+    message = r"projector\.train = 'own_d:train' failed: RuntimeError: trained for 2\. Fix"
+    call: Callable[..., Any] = train
+    with pytest.raises(UserFunctionError, match=message):
+        call(None, None, [1, 2], None, None)
 
 
 def test_a_study_does_not_continue_with_a_changed_function(

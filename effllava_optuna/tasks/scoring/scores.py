@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from effllava_optuna.errors import TaskError, shorten
+from effllava_optuna.errors import TaskError, describe, shorten
 from effllava_optuna.tasks.prompts.batch import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -180,11 +180,28 @@ def grade_answer(sample: Sample, text: str) -> float:
     """Grade a generated answer by the rule of its sample, in [0, 1].
 
     Raises:
-        TaskError: The sample has no rule.
+        TaskError: The sample has no rule, or the rule returns no number in [0, 1].
     """
     if sample.rule is None:
         raise TaskError(
             f"Sample {shorten(sample.id)} has no rule to grade {shorten(text)} by.",
             hint="Set `rule`, or compare its answers by their first tokens.",
         )
-    return float(sample.rule.grade(sample, text))
+    try:
+        score = sample.rule.grade(sample, text)
+        valid = not isinstance(score, str) and 0 <= float(score) <= 1
+    except TaskError:
+        raise
+    except Exception as error:  # the user's rule may raise anything
+        raise TaskError(
+            f"Rule {sample.rule.name!r} cannot grade {shorten(text)} of sample "
+            f"{shorten(sample.id)}: {describe(error)}.",
+            hint="Fix the rule.",
+        ) from error
+    if not valid:
+        raise TaskError(
+            f"Rule {sample.rule.name!r} grades {shorten(text)} of sample {shorten(sample.id)} as "
+            f"{shorten(score)}.",
+            hint="Return a number in [0, 1].",
+        )
+    return float(score)
