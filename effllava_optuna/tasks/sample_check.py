@@ -12,7 +12,7 @@ from effllava_optuna.tasks.sample import Split
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from effllava_optuna.tasks.sample import Sample
+    from effllava_optuna.tasks.sample import GradingRule, Sample
     from effllava_optuna.tasks.task import Task
 
 _LISTED = 3  # faults in one message
@@ -67,8 +67,26 @@ def _encode(processor: Any, sample: Sample, *, with_answer: bool) -> None:
     encode = encode_with_answers if closed or with_answer else encode_prompts
     try:
         encode(processor, [sample])
+        if sample.rule is not None and sample.is_open_ended:
+            _check_answer_length(processor.tokenizer, sample, sample.rule)
     except ValueError as error:  # processors raise it for the shape of an image, for example
         raise TaskError(
             f"Sample {shorten(sample.id)} cannot be encoded: {error}.",
             hint="Fix that row, or remove it.",
         ) from error
+
+
+def _check_answer_length(tokenizer: Any, sample: Sample, rule: GradingRule) -> None:
+    """Refuse a question whose correct answers score 0 because they are not generated whole."""
+    answers = [tokenizer.encode(text, add_special_tokens=False) for text in sample.targets]
+    whole, cut = (
+        max((rule.grade(sample, tokenizer.decode(ids[:length])) for ids in answers), default=0)
+        for length in (None, rule.new_tokens)
+    )
+    if whole > 0 and cut == 0:
+        shortest = min(map(len, answers))
+        raise TaskError(
+            f"Sample {shorten(sample.id)} has no correct answer of {rule.new_tokens} tokens, "
+            f"which are generated; the shortest has {shortest}, and {rule.name} grades a part 0.",
+            hint="Raise task.new_tokens, or use another task.harness.",
+        )

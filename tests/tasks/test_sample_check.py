@@ -32,9 +32,9 @@ def rows(tmp_path: Path) -> list[dict[str, Any]]:
     return [row | {"answer": "3"} for row in rows]
 
 
-def check_deep(where: Path, rows: list[dict[str, Any]]) -> tuple[int, str]:
+def check_deep(where: Path, rows: list[dict[str, Any]], config: str = CONFIG) -> tuple[int, str]:
     (where / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    (where / "study.toml").write_text(CONFIG)
+    (where / "study.toml").write_text(config)
     result = invoke("check", where / "study.toml", "--deep", check=False)
     assert result.stderr.count("\n") == (1 if result.returncode else 0)
     return result.returncode, result.stderr
@@ -68,3 +68,15 @@ def test_options_with_the_same_first_token_are_reported(
 ) -> None:
     code, message = check_deep(tmp_path, [row | {"choices": ["3", "4", "5"]} for row in rows])
     assert (code, "two of its answers begin with the same token" in message) == (2, True)
+
+
+def test_answers_that_are_longer_than_what_is_generated_are_reported(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    config = f'{CONFIG}harness = "exact-match"\nnew_tokens = '
+    rows = [row | {"answer": "the sum of the digits"} for row in rows]
+    code, message = check_deep(tmp_path, rows, f"{config}3")
+    assert (code, "has no correct answer of 3 tokens, which are generated" in message) == (2, True)
+    assert "13 more cannot be used. Raise task.new_tokens" in message
+    assert check_deep(tmp_path, rows, f"{config}5") == (0, "")
+    assert check_deep(tmp_path, rows, f"{CONFIG}new_tokens = 3") == (0, "")  # a part has an F1

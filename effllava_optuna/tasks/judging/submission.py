@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from effllava_optuna.tasks.judging.benchmark_judges import AnsweredQuestion
 
 _MMVET_PREFIX = "v1_"
-_N_OPTIONS = 5  # A to E: `--options` of eval_science_qa.py
+_N_OPTIONS = 26  # letters; `--options` of eval_science_qa.py lists them, A to E by default
 _UNPARSED = -1
 
 
@@ -117,7 +117,7 @@ def write_scienceqa(
         correct: Index of the correct letter by problem id.
 
     Raises:
-        TaskError: There are no answers, the ids differ, an index is outside A to E, or the file
+        TaskError: There are no answers, the ids differ, an index is outside A to Z, or the file
             cannot be written.
     """
     _require_answers(path, choices)

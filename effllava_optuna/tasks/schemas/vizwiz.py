@@ -45,7 +45,8 @@ class VizWiz(RowSchema):
         if answers and all(isinstance(answer, Mapping) for answer in answers):
             # The files of vizwiz.org have a mapping of answer and confidence for each person.
             row = {**row, "answers": [answer.get("answer") for answer in answers]}
-        texts = read_texts(row, "answers", 1) if answers else ()
+        # An answer is compared with those of the other people, so that one alone scores 0.
+        texts = read_texts(row, "answers", 2) if answers else ()
         counts = Counter(text.lower() for text in texts)
         category = read_text(row, "category", empty=True)
         return ParsedRow(

@@ -14,8 +14,9 @@ from effllava_optuna.errors import TaskError
 HARNESSES = ("llava", "lmms-eval")
 """The evaluation harnesses whose parsing rules are implemented."""
 
-_INDEX = {letter: index for index, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
-_LLAVA_LETTERS = frozenset("ABCDE")
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_INDEX = {letter: index for index, letter in enumerate(_LETTERS.lower())}
+_LLAVA_OPTIONS = 5  # letters that the script of LLaVA accepts by default
 # As upstream, the last dot matches any character, not only a full stop: "The answer is Blue"
 # names B.
 _LLAVA_SENTENCE = re.compile(r"The answer is ([A-Z]).")
@@ -28,9 +29,10 @@ def parse_choice(text: str, choices: int, harness: str = "llava") -> int | None:
     have, is wrong. White space around ``text`` is ignored.
 
     ``"llava"`` (``llava/eval/eval_science_qa.py`` of haotian-liu/LLaVA; ``model_vqa_science.py``
-    strips the text before) accepts the letters A to E, in this order: the bare letter; a letter
-    followed by ``". "`` and more text; the letter of ``The answer is X`` and one further
-    character, if the text contains that exactly once.
+    strips the text before) accepts letters in this order: the bare letter; a letter followed by
+    ``". "`` and more text; the letter of ``The answer is X`` and one further character, if the
+    text contains that exactly once. The letters are an option of the script, A to E by default,
+    as ScienceQA needs; for questions with more options they are extended to all of them.
 
     ``"lmms-eval"`` (``lmms_eval/tasks/scienceqa/utils.py`` of EvolvingLMMs-Lab/lmms-eval) accepts
     the bare letter in either case, or a capital letter followed by a dot and any text.
@@ -58,17 +60,19 @@ def parse_choice(text: str, choices: int, harness: str = "llava") -> int | None:
             f"A question cannot have {choices} options.", hint=f"Use 1 to {len(_INDEX)} options."
         )
     stripped = text.strip()
-    letter = _llava_letter(stripped) if harness == "llava" else _lmms_eval_letter(stripped)
+    letters = _LETTERS[: max(_LLAVA_OPTIONS, choices)]
+    llava = harness == "llava"
+    letter = _llava_letter(stripped, letters) if llava else _lmms_eval_letter(stripped)
     index = _INDEX.get(letter.lower())
     return index if index is not None and index < choices else None
 
 
-def _llava_letter(text: str) -> str:
-    """Return the letter that ``text`` names, or an empty text."""
-    if text[:1] in _LLAVA_LETTERS and (len(text) == 1 or text[1:3] == ". "):
+def _llava_letter(text: str, letters: str) -> str:
+    """Return the one of ``letters`` that ``text`` names, or an empty text."""
+    if text and text[0] in letters and (len(text) == 1 or text[1:3] == ". "):
         return text[0]
-    letters: list[str] = _LLAVA_SENTENCE.findall(text)
-    return letters[0] if len(letters) == 1 and letters[0] in _LLAVA_LETTERS else ""
+    named: list[str] = _LLAVA_SENTENCE.findall(text)
+    return named[0] if len(named) == 1 and named[0] in letters else ""
 
 
 def _lmms_eval_letter(text: str) -> str:

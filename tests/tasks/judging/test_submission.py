@@ -116,8 +116,8 @@ def test_scienceqa_refuses_incomplete_or_impossible_answers(tmp_path: Path) -> N
         write_scienceqa(path, {"1": 0}, {"1": "A", "2": "B"})
     with pytest.raises(TaskError, match="problem '3' lacks"):
         write_scienceqa(path, {"1": 0, "3": 0}, {"1": "A", "3": "A"}, correct={"1": 0})
-    with pytest.raises(TaskError, match="problem '1' has choice 5"):
-        write_scienceqa(path, {"1": 5}, {"1": "F"})
+    with pytest.raises(TaskError, match="problem '1' has choice 26"):
+        write_scienceqa(path, {"1": 26}, {"1": "F"})
     with pytest.raises(TaskError, match="problem '1' has choice -2"):
         write_scienceqa(path, {"1": -2}, {"1": "?"})
     assert not path.exists()

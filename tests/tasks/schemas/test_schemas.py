@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from effllava_optuna.errors import TaskError
-from effllava_optuna.tasks import DataTask, Split, TaskOptions, grade_answer
+from effllava_optuna.tasks import DataTask, Sample, Split, TaskOptions, grade_answer
+from effllava_optuna.tasks.schemas import RowSchema, ScienceQA, UserRows, VizWiz
 from tests.tasks.row_tasks import benchmark_task, rows_with_images, write_rows
 
 
@@ -122,3 +126,54 @@ def test_an_answer_that_matches_two_choices_is_refused(
     rows = [row | {"choices": choices, "answer": answer} for row in rows_with_images(tmp_path, 12)]
     with pytest.raises(TaskError, match=f"row 0: answer {message}"):
         DataTask("qa", write_rows(tmp_path, rows), proxy=8).samples(Split.PROXY)
+
+
+@pytest.mark.parametrize("harness", [None, "llava", "lmms-eval", "token-f1", "exact-match"])
+@pytest.mark.parametrize("count", [2, 5, 6, 8, 26])
+def test_a_perfect_model_scores_one_with_any_number_of_choices(
+    count: int, harness: str | None
+) -> None:
+    schema = UserRows(TaskOptions(harness=harness))
+    choices = [f"option {number}" for number in range(count)]
+    for index in range(count):
+        row = {"question": "q?", "choices": choices, "answer": index}
+        sample = sample_of(schema, row)
+        assert grade_answer(sample, sample.correct_answer) == 1
+        assert grade_answer(sample, f"{sample.correct_answer}. {choices[index]}") == 1
+
+
+@pytest.mark.parametrize("harness", ["token-f1", "exact-match"])
+@given(answer=st.text(min_size=1).filter(lambda text: text.strip() and text.isprintable()))
+@example(answer="C++")
+@example(answer="\u7ea2\u8272")
+@example(answer="-1,000.50 %")
+@example(answer="the A.")
+def test_a_perfect_model_scores_one_on_any_text(answer: str, harness: str) -> None:
+    sample = sample_of(
+        UserRows(TaskOptions(harness=harness)), {"question": "q?", "answer": answer}
+    )
+    assert grade_answer(sample, answer) == 1
+
+
+@pytest.mark.parametrize("schema", [UserRows, ScienceQA])
+def test_more_choices_than_letters_are_refused(schema: type[RowSchema]) -> None:
+    row = {"question": "q?", "choices": [str(number) for number in range(27)], "answer": 26}
+    with pytest.raises(ValueError, match="choices has 27 entries, 26 at most"):
+        schema(TaskOptions()).parse(row, has_image=False)
+
+
+def test_one_answer_is_refused_where_an_answer_is_compared_with_those_of_others() -> None:
+    """VizWiz compares an answer with those of the other people: one answer always scores 0."""
+    row = {"question": "q?", "answers": ["cat"]}
+    with pytest.raises(ValueError, match="answers has 1 entries, but needs 2"):
+        VizWiz(TaskOptions()).parse(row, has_image=True)
+    sample = sample_of(VizWiz(TaskOptions()), {"question": "q?", "answers": ["cat"] * 4})
+    assert grade_answer(sample, "cat") == 1
+
+
+def sample_of(schema: RowSchema, row: dict[str, Any]) -> Sample:
+    content = schema.parse(row, has_image=True)
+    rule = schema.grading_rule(closed=content.answer is not None)
+    return Sample(
+        "a", "a", Split.TEST, None, content.question, content.targets, content.answer, rule
+    )
