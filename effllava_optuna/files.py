@@ -6,7 +6,9 @@ A reader of a file sees its old content or its new content, never a part.
 from __future__ import annotations
 
 import codecs
+import errno
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -14,10 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from effllava_optuna.errors import EffllavaError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from effllava_optuna.errors import EffllavaError
 
 DRAFT_SUFFIX = ".part"
 """Suffix of the name of a draft. A draft that remains was left by a killed process."""
@@ -166,10 +168,44 @@ def write_errors_as(error: type[EffllavaError], path: Path, *, hint: str) -> Ite
         hint: What to do about it.
 
     Raises:
-        EffllavaError: Of class ``error``: an `OSError` or `UnicodeEncodeError` occurred.
+        EffllavaError: Of class ``error``: an `OSError` or `UnicodeEncodeError` occurred, or an
+            error of the system in a library that has exceptions of its own for them.
     """
     try:
         yield
-    except (OSError, UnicodeEncodeError) as cause:
-        reason = getattr(cause, "strerror", None) or cause
+    except EffllavaError:
+        raise
+    except Exception as cause:
+        reason = _why_not_written(cause)
+        if not reason:
+            raise
         raise error(f"{path} cannot be written: {reason}.", hint=hint) from cause
+
+
+def _why_not_written(error: Exception) -> str:
+    """Return the reason of a write error; empty for another error."""
+    if isinstance(error, (OSError, UnicodeEncodeError)):
+        return str(getattr(error, "strerror", None) or error)
+    # The exceptions of libraries in Rust (safetensors, tokenizers) have no common class.
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return os.strerror(int(number[1])) if number else ""
+
+
+def why_unwritable(path: Path) -> str:
+    """Return why a file or directory can certainly not be written or created; empty if it may.
+
+    Nothing is written. A full disk is not recognised.
+    """
+    place = path.absolute()
+    try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if os.access(place, os.W_OK) and (place.is_dir() or place == path.absolute()):
+            return ""
+        if not place.is_dir() and place != path.absolute():
+            return f"{place} is not a directory"
+        if os.statvfs(place).f_flag & os.ST_RDONLY:
+            return os.strerror(errno.EROFS)
+    except OSError as error:  # such as a name that is too long
+        return str(error.strerror)
+    return os.strerror(errno.EACCES)

@@ -16,8 +16,9 @@ from effllava_optuna.config.loading import load_config
 from effllava_optuna.errors import EffllavaError
 from effllava_optuna.evaluation.judged_answers import StoredReply
 from effllava_optuna.evaluation.record_file import RecordFile
+from effllava_optuna.export_target import is_export
 from effllava_optuna.surgery.loading.checksums import check_checksums, write_checksums
-from effllava_optuna.surgery.loading.policy_file import is_export, read_policy, write_policy
+from effllava_optuna.surgery.loading.policy_file import read_policy, write_policy
 from effllava_optuna.tasks.judging.judge_prompts import load_llava_bench_prompt, load_mmvet_prompt
 from effllava_optuna.tasks.prompts import format_prompt
 from tests.study_fixtures import invoke

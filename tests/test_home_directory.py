@@ -116,7 +116,7 @@ def test_exports_may_be_in_the_home_directory(home: Path, tiny: LoadedModel) -> 
     for path in ("~/small", Path("~/small")):
         with pytest.raises(ExportError, match="~/small is not empty"):
             effllava_optuna.export(tiny, path)
-        with pytest.raises(ModelError, match=r"policy.json has format 9"):
+        with pytest.raises(ModelError, match=f"{home}/small"):
             effllava_optuna.load_pruned(path)
         with pytest.raises(ExportError, match=r"~/small.onnx exists already"):
             effllava_optuna.export_onnx(tiny, f"{path}.onnx")

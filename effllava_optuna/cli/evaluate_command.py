@@ -14,6 +14,7 @@ from effllava_optuna.cli.options import OutputFormat, UserPath, format_option, s
 from effllava_optuna.cli.output import console, print_json, quiet_transformers
 from effllava_optuna.cli.progress import ProgressDisplay
 from effllava_optuna.errors import ConfigError
+from effllava_optuna.files import why_unwritable
 from effllava_optuna.storage.location import StudyLocation
 
 if TYPE_CHECKING:
@@ -131,6 +132,11 @@ def evaluate(
     answers_file = out or _answers_file(location, evaluation_options)
     if submit is not None:
         check_submission(config, letters=evaluation_options.letters)
+        reason = why_unwritable(submit)
+        if reason:
+            raise ConfigError(
+                f"{submit} cannot be written: {reason}.", hint="Use another --submit."
+            )
     judge_options = None
     if judge is not None:
         judge_options = JudgeOptions(judge, judge_url, judge_key, judge_prompt)

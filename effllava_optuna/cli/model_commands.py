@@ -12,6 +12,7 @@ from effllava_optuna.cli.options import OutputFormat, UserPath, format_option, s
 from effllava_optuna.cli.output import console, print_json, quiet_transformers
 from effllava_optuna.cli.progress import ProgressDisplay
 from effllava_optuna.errors import ConfigError
+from effllava_optuna.export_target import check_export_directory, check_onnx_file
 from effllava_optuna.storage.location import StudyLocation
 
 
@@ -106,6 +107,8 @@ def export_(
         raise ConfigError("No directory for the export is given.", hint="Use --out DIR.")
     if form == "onnx" and out is None:
         path = path.with_suffix(".onnx")
+    check = check_onnx_file if form == "onnx" else check_export_directory
+    check(path, overwrite=overwrite)  # before the model is loaded and the policy fitted again
     quiet_transformers()
     from effllava_optuna.search.runner import resume
     from effllava_optuna.search.trial_export import export_trial
@@ -183,6 +186,7 @@ def recover(
     source = checkpoint or location.export_directory(config)
     if source is None:
         raise ConfigError("No checkpoint to recover is given.", hint="Use --checkpoint DIR.")
+    check_export_directory(out, overwrite=overwrite)  # before the training
     quiet_transformers()
     from effllava_optuna.evaluation.checkpoint_recovery import RecoveryOptions, recover_checkpoint
 

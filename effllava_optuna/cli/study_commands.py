@@ -20,7 +20,12 @@ from effllava_optuna.cli.options import (
 from effllava_optuna.cli.output import print_line, quiet_optuna, quiet_transformers
 from effllava_optuna.cli.progress import ProgressDisplay
 from effllava_optuna.cli.report_commands import document_of
-from effllava_optuna.storage.location import StudyLocation, locate_file, storage_arguments
+from effllava_optuna.storage.location import (
+    StudyLocation,
+    check_outputs,
+    locate_file,
+    storage_arguments,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +61,7 @@ def run(file: Path, changes: tuple[str, ...], workers: int, device: str | None) 
     location = locate_file(file, config)
     if changes:  # the file alone would describe another study
         location = replace(location, arguments=storage_arguments(location.url, location.name))
+    check_outputs(location, config)
     quiet_optuna()
     quiet_transformers()
     from effllava_optuna.search.runner import begin
@@ -96,6 +102,7 @@ def resume(location: StudyLocation, workers: int, device: str | None, *, force: 
         update_paths(study, location.config)
     if _is_complete(study, location):
         return
+    check_outputs(location, location.config_of(study))
     quiet_transformers()
     from effllava_optuna.search.runner import resume as resume_study
     from effllava_optuna.search.workers import devices_for

@@ -15,7 +15,7 @@ from effllava_optuna.cli.output import print_json, print_line, quiet_transformer
 from effllava_optuna.cli.progress import ProgressDisplay
 from effllava_optuna.errors import ConfigError
 from effllava_optuna.files import write_atomically, write_errors_as
-from effllava_optuna.storage.location import locate_file, without_password
+from effllava_optuna.storage.location import check_outputs, locate_file, without_password
 
 if TYPE_CHECKING:
     from effllava_optuna.config.schema import StudyConfig
@@ -132,6 +132,7 @@ def check(file: Path, *, deep: bool, output_format: OutputFormat) -> None:
     check_format(config.model.path)
     if has_video_part(config.model.path):
         require_torchvision(config.model.path)
+    check_outputs(location, config)
     search = config.search
     show_table = output_format == "table"
     if show_table:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from effllava_optuna.errors import ConfigError, EffllavaError, StudyError
-from effllava_optuna.files import expand_home
+from effllava_optuna.errors import ConfigError, EffllavaError, ExportError, StudyError
+from effllava_optuna.files import expand_home, why_unwritable
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -111,6 +111,44 @@ def locate_file(file: Path, config: StudyConfig) -> StudyLocation:
         except StudyError as error:
             raise ConfigError(f"{file}: [study]: {error.message}", hint=error.hint) from error
     return StudyLocation(url, config.study.name, shlex.quote(str(file)), config=config, file=file)
+
+
+def check_outputs(location: StudyLocation, config: StudyConfig) -> None:
+    """Check that what a study writes can be written where its file says, before it begins.
+
+    Raises:
+        ConfigError: The database, the artifacts, the latency tables or the export cannot be
+            written there.
+    """
+    from effllava_optuna.export_target import check_export_directory
+    from effllava_optuna.storage.artifact_store import DirectoryArtifactStore, artifact_backend_of
+    from effllava_optuna.storage.urls import file_of
+
+    source = location.file or location.name
+    artifacts, table = artifact_backend_of(location.url, config), config.latency.table
+    outputs = {
+        "study.storage": file_of(location.url),
+        "study.artifacts": (
+            artifacts.path if isinstance(artifacts, DirectoryArtifactStore) else None
+        ),
+        "latency.table": None if table is None else expand_home(table),
+    }
+    for key, path in outputs.items():
+        reason = why_unwritable(path) if path is not None else ""
+        if reason:
+            raise ConfigError(
+                f"{source}: {key}: {path} cannot be written: {reason}.",
+                hint="Use another place, or change its permissions.",
+            )
+    directory = location.export_directory(config)
+    if directory is None:
+        return
+    try:
+        check_export_directory(directory, overwrite=True)
+    except ExportError as error:
+        raise ConfigError(
+            f"{source}: export.directory: {error.message}", hint=error.hint
+        ) from error
 
 
 def locate(url: str, name: str) -> StudyLocation:

@@ -8,12 +8,12 @@ that a stock configuration can express, and loads wherever the base model loads.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from effllava_optuna.errors import ExportError
+from effllava_optuna.export_target import check_export_directory, is_export
 from effllava_optuna.files import expand_home, scratch_beside, write_errors_as
 from effllava_optuna.surgery.export.checkpoint_files import (
     size_plan,
@@ -27,7 +27,6 @@ from effllava_optuna.surgery.export.stock_sizes import pad_to_stock_sizes
 from effllava_optuna.surgery.loading.checksums import write_checksums
 from effllava_optuna.surgery.loading.example_inputs import build_example_inputs
 from effllava_optuna.surgery.loading.loader import load
-from effllava_optuna.surgery.loading.policy_file import is_export
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,12 +88,7 @@ def export(
             portable, or the reloaded checkpoint has other keys, logits or tokens.
     """
     target = expand_home(directory).resolve()
-    occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
-    if occupied and not (overwrite and is_export(target)):
-        raise ExportError(
-            f"{directory} is not empty.",
-            hint="Choose another directory, or allow overwriting an earlier export.",
-        )
+    check_export_directory(directory, overwrite=overwrite)
     if inputs is None:
         if pruned.processor is None:
             raise ExportError(
@@ -120,10 +114,21 @@ def export(
         verified = VerifiedExport(str(directory), **measured, padded=round(padded, 6))
         write_description(pruned, draft, form, card or ModelCard(), verified)
         write_checksums(draft)
-        if target.exists():
-            shutil.rmtree(target)
-        draft.rename(target)
+        _replace(target, draft, scratch)
     return verified
+
+
+def _replace(target: Path, draft: Path, scratch: Path) -> None:
+    """Rename ``draft`` to ``target``; an earlier export is moved to ``scratch``, or stays."""
+    earlier = scratch / "earlier"
+    if target.exists():
+        target.rename(earlier)
+    try:
+        draft.rename(target)
+    except OSError:
+        if earlier.exists():
+            earlier.rename(target)
+        raise
 
 
 def load_pruned(

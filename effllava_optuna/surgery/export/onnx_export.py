@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from effllava_optuna.errors import ExportError, describe
+from effllava_optuna.export_target import check_onnx_file, onnx_weights_file
 from effllava_optuna.files import expand_home, scratch_beside, write_errors_as
 from effllava_optuna.surgery.export.comparison import within_tolerance
 from effllava_optuna.surgery.loading.example_inputs import build_example_inputs
@@ -84,12 +85,8 @@ def export_onnx(
     """
     _check_packages()
     target = expand_home(path).resolve()
-    weights = target.with_name(f"{target.name}.data")
-    if target.is_dir() or (not overwrite and (target.exists() or weights.exists())):
-        raise ExportError(
-            f"{path} exists already.",
-            hint="Choose another name, or allow overwriting an earlier export.",
-        )
+    weights = onnx_weights_file(target)
+    check_onnx_file(path, overwrite=overwrite)
     if pruned.model.dtype not in (torch.float32, torch.float16):
         raise ExportError(
             f"{pruned.source} has dtype {pruned.model.dtype}, which onnxruntime does not support.",

@@ -17,14 +17,17 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from effllava_optuna.checkpoint_format import DESCRIPTIONS, check_format, locate_checkpoint
+from effllava_optuna.checkpoint_format import (
+    DESCRIPTIONS,
+    check_format,
+    locate_checkpoint,
+)
 from effllava_optuna.errors import ModelError
+from effllava_optuna.export_target import POLICY_FILE, is_export
 from effllava_optuna.surgery.loading.checksums import check_checksums
 from effllava_optuna.surgery.loading.finite_values import require_finite_weights
 from effllava_optuna.surgery.loading.one_line_errors import errors_in_one_line
 from effllava_optuna.surgery.loading.policy_file import (
-    POLICY_FILE,
-    is_export,
     pruning_record,
     read_policy,
 )

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from effllava_optuna.errors import ModelError, shorten
+from effllava_optuna.export_target import POLICY_FILE
 from effllava_optuna.files import read_text
 from effllava_optuna.policy import ComponentId
 from effllava_optuna.surgery.structure.loaded_model import PruningRecord
 
-POLICY_FILE = "policy.json"
 _FORMAT = 2
 _KEYS_OF_FORMAT_1 = ("anatomy", "order", "sites")
 
@@ -49,15 +49,6 @@ def read_policy(directory: str | Path) -> dict[str, Any]:
         f"{file} has format {shorten(file_format)}{keys}; this version reads format {_FORMAT}.",
         hint="Export the checkpoint again, or use the version of effllava_optuna that wrote it.",
     )
-
-
-def is_export(path_or_id: str | Path) -> bool:
-    """Return whether ``path_or_id`` is a directory that any version of `export` wrote."""
-    try:
-        document = json.loads(read_text(Path(path_or_id) / POLICY_FILE))
-    except (OSError, ValueError):
-        return False
-    return isinstance(document, dict) and {"format", "effllava_optuna"} <= set(document)
 
 
 def pruning_record(document: dict[str, Any]) -> PruningRecord | None:

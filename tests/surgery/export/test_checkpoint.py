@@ -335,7 +335,7 @@ def test_without_a_processor_inputs_must_be_given(pruned: LoadedModel, tmp_path:
 
 def test_a_directory_that_cannot_be_created_is_named(pruned: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ExportError, match=r"file/new cannot be written: .*\. Choose a directory"):
+    with pytest.raises(ExportError, match=r"file/new cannot be written: .*\. Choose another"):
         export(pruned, tmp_path / "file" / "new")
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from effllava_optuna import load, load_pruned
 from effllava_optuna.errors import ModelError
+from effllava_optuna.export_target import is_export
 from effllava_optuna.surgery.loading.policy_file import (
-    is_export,
     pruning_record,
     read_policy,
     write_policy,
