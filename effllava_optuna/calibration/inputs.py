@@ -13,6 +13,7 @@ from effllava_optuna.config.user_functions import UserFunctions, user_functions
 from effllava_optuna.objectives import EncodedProxy, Stopwatch, Workload, parameters
 from effllava_optuna.surgery import load, restrict_to_stock_sizes
 from effllava_optuna.tasks import Split
+from effllava_optuna.tasks.sample_check import check_prompt_lengths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,7 +105,8 @@ def study_inputs(
 
     Raises:
         ModelError: The model cannot be loaded.
-        TaskError: The samples cannot be read or encoded.
+        TaskError: The samples cannot be read or encoded, or do not fit into the context of the
+            model.
     """
     functions = user_functions(config)
     loaded = loaded or load_model(config, device=device)
@@ -119,6 +121,7 @@ def study_inputs(
             config.pruning.folds,
             generate=config.task.measure == "generation",
         )
+        check_prompt_lengths(task, loaded.processor, loaded.context)
         yield StudyInputs(config, functions, loaded, task, proxy=proxy)
     finally:
         if loaded.device.type == "cpu":

@@ -173,6 +173,7 @@ def _check_deep(config: StudyConfig, display: ProgressDisplay) -> tuple[dict[str
     check_samples(
         task,
         loaded.processor,
+        loaded.context,
         generate=generate,
         progress=lambda share: display.report_stage("checking the samples", share),
     )

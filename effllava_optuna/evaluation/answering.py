@@ -86,7 +86,9 @@ def _answer_batch(
 ) -> list[GradedAnswer]:
     encode = encode_prompts if generate else encode_with_answers
     answers = []
-    for batch in encode(loaded.processor, samples, batch_size=len(samples)):
+    for batch in encode(
+        loaded.processor, samples, batch_size=len(samples), context=loaded.context
+    ):
         encoded = encode_images(loaded, batch.inputs, batch.positions)
         if not generate:
             scores = score_batch(loaded, EncodedBatch(batch.to(loaded.device), encoded))

@@ -88,19 +88,19 @@ def encode_samples(
             graded by their rules. If False, the likelihood of a right answer is scored. Closed
             questions are always scored by comparing their options.
         device: Where the tensors are stored; None: on the device of the model.
+
+    Raises:
+        TaskError: A sample cannot be encoded, or does not fit into the context of the model.
     """
     where = loaded.device if device is None else device
     scored = [sample for sample in samples if not (generate and sample.is_open_ended)]
     generated = [sample for sample in samples if generate and sample.is_open_ended]
-    processor = loaded.processor
-    batches = [
-        *(
-            encode_with_answers(processor, scored, batch_size=batch_size)
-            if scored or not generated
-            else ()
-        ),
-        *(encode_prompts(processor, generated, batch_size=batch_size) if generated else ()),
-    ]
+    processor, context = loaded.processor, loaded.context
+    batches: list[Batch] = []
+    if scored or not generated:
+        batches += encode_with_answers(processor, scored, batch_size=batch_size, context=context)
+    if generated:
+        batches += encode_prompts(processor, generated, batch_size=batch_size, context=context)
     return tuple(
         EncodedBatch(
             batch.to(where), encode_images(loaded, batch.inputs, batch.positions).to(where), fit

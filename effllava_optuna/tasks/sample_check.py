@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from effllava_optuna.errors import TaskError, shorten
 from effllava_optuna.tasks.data.row_task import DataTask
 from effllava_optuna.tasks.prompts import encode_prompts, encode_with_answers
+from effllava_optuna.tasks.prompts.prompt_length import count_text_tokens, require_text_context
 from effllava_optuna.tasks.sample import Split
 
 if TYPE_CHECKING:
@@ -16,16 +17,23 @@ if TYPE_CHECKING:
     from effllava_optuna.tasks.task import Task
 
 _LISTED = 3  # faults in one message
+_PICTURES = 4  # pictures whose tokens are counted
 
 
 def check_samples(
-    task: Task, processor: Any, *, generate: bool, progress: Callable[[float], None]
+    task: Task,
+    processor: Any,
+    context: int | None,
+    *,
+    generate: bool,
+    progress: Callable[[float], None],
 ) -> None:
     """Encode the samples of all splits as a study does, and open every image of the dataset.
 
     Args:
         task: The task of the study.
         processor: The processor of the model.
+        context: Largest number of tokens of a sample; None: any number.
         generate: Whether the search scores open-ended questions by generated answers.
         progress: Called with the finished share.
 
@@ -35,15 +43,17 @@ def check_samples(
     """
     drawn = [sample for split in Split for sample in task.samples(split)]
     others = _rows_outside(task, drawn)
+    picture_tokens = _picture_tokens(processor, drawn)
     faults: list[TaskError] = []
     for number, sample in enumerate([*drawn, *others]):
         progress(number / (len(drawn) + len(others)))
         try:
             if number < len(drawn):
                 with_answer = not generate and sample.split is Split.PROXY
-                _encode(processor, sample, with_answer=with_answer)
+                _encode(processor, sample, context, with_answer=with_answer)
             else:
                 sample.load_image()
+                require_text_context(processor, [sample], context, picture_tokens)
         except TaskError as error:
             faults.append(error)
     if not faults:
@@ -62,11 +72,42 @@ def _rows_outside(task: Task, drawn: Sequence[Sample]) -> list[Sample]:
     return [sample for key, sample in rows.items() if key not in inside]
 
 
-def _encode(processor: Any, sample: Sample, *, with_answer: bool) -> None:
+def check_prompt_lengths(task: Task, processor: Any, context: int | None) -> None:
+    """Check that validation and test fit into the context, without opening all their pictures.
+
+    A study encodes them at its end.
+
+    Args:
+        task: The task of the study.
+        processor: The processor of the model.
+        context: Largest number of tokens of a sample; None: any number.
+
+    Raises:
+        TaskError: A sample does not fit; the message names it.
+    """
+    picture_tokens = _picture_tokens(processor, task.samples(Split.PROXY))
+    for split in (Split.VALIDATION, Split.TEST):
+        require_text_context(processor, task.samples(split), context, picture_tokens)
+
+
+def _picture_tokens(processor: Any, samples: Sequence[Sample]) -> int:
+    """Count the tokens of a picture beside its token in the text; 0 if pictures differ in it."""
+    counts = set()
+    for sample in [sample for sample in samples if sample.image is not None][:_PICTURES]:
+        try:
+            (batch,) = encode_prompts(processor, [sample])
+        except (TaskError, ValueError):  # `check_samples` names the sample
+            continue
+        tokens = batch.inputs["input_ids"].shape[1]
+        counts.add(tokens - count_text_tokens(processor, sample))
+    return counts.pop() if len(counts) == 1 else 0
+
+
+def _encode(processor: Any, sample: Sample, context: int | None, *, with_answer: bool) -> None:
     closed = not sample.is_open_ended
     encode = encode_with_answers if closed or with_answer else encode_prompts
     try:
-        encode(processor, [sample])
+        encode(processor, [sample], context=context)
         if sample.rule is not None and sample.is_open_ended:
             _check_answer_length(processor.tokenizer, sample, sample.rule)
     except ValueError as error:  # processors raise it for the shape of an image, for example

@@ -186,7 +186,9 @@ def _distillation_batches(
     """Encode ``samples`` for ``pruned``, and compute the outputs of ``dense``."""
     vocabulary = pruned.model.get_output_embeddings().weight.shape[0]
     batches = []
-    for batch in encode_with_answers(pruned.processor, samples, batch_size=batch_size):
+    for batch in encode_with_answers(
+        pruned.processor, samples, batch_size=batch_size, context=pruned.context
+    ):
         dense_inputs = encode_images(dense, batch.inputs, batch.positions)
         logits = answer_logits(dense, dense_inputs).float()
         if logits.shape[-1] != vocabulary:

@@ -80,3 +80,51 @@ def test_answers_that_are_longer_than_what_is_generated_are_reported(
     assert "13 more cannot be used. Raise task.new_tokens" in message
     assert check_deep(tmp_path, rows, f"{config}5") == (0, "")
     assert check_deep(tmp_path, rows, f"{CONFIG}new_tokens = 3") == (0, "")  # a part has an F1
+
+
+LONG = "what is it? " * 60
+
+
+@pytest.mark.parametrize(
+    ("change", "number", "message"),
+    [
+        ({"question": LONG}, 3, "Sample '3' has a prompt of"),
+        ({"question": LONG, "image": None}, 23, "Sample '23' has a prompt of"),
+        ({"question": LONG, "image": "0.png"}, 7, "Sample '7' has a prompt of"),
+    ],
+)
+def test_a_prompt_that_is_longer_than_the_context_is_reported(
+    change: dict[str, Any], number: int, message: str, tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    rows[number] |= change
+    code, printed = check_deep(tmp_path, rows)
+    assert (code, message in printed) == (2, True), printed
+    assert "but the model has a context of 128" in printed
+    assert "task.new_tokens" in printed
+
+
+def test_the_answer_that_is_read_counts_to_the_prompt(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    code, printed = check_deep(tmp_path, [row | {"answer": "3 " * 120} for row in rows])
+    assert (code, printed.count("has a prompt of")) == (2, 3)
+
+
+def test_a_system_turn_counts_to_the_prompt(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    (tmp_path / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for key in ("system", "instruction"):
+        (tmp_path / "study.toml").write_text(f'{CONFIG}{key} = "{LONG}"\n')
+        done = invoke("check", tmp_path / "study.toml", "--deep", check=False)
+        assert done.returncode == 2
+        assert done.stderr.count("has a prompt of") == 3
+        assert "21 more cannot be used" in done.stderr
+
+
+def test_answers_that_may_leave_the_context_are_reported(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    (tmp_path / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "study.toml").write_text(f"{CONFIG}new_tokens = 120\n")
+    done = invoke("check", tmp_path / "study.toml", "--deep", check=False)
+    assert done.returncode == 2
+    assert "tokens and may generate 120, but the model has a context of 128" in done.stderr

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from effllava_optuna.errors import ModelError
+from effllava_optuna.surgery.structure.context_length import context_length
 from effllava_optuna.surgery.structure.inspection import inspect_model
 from effllava_optuna.surgery.structure.prunable_parts import LANGUAGE, PrunableParts
 
@@ -94,6 +95,11 @@ class LoadedModel:
                 hint="Load the whole model into memory.",
             )
         return device
+
+    @property
+    def context(self) -> int | None:
+        """Return the largest number of tokens of a prompt with its answer; None: any number."""
+        return context_length(self.model.config)
 
     @staticmethod
     def of(

@@ -21,6 +21,7 @@ from effllava_optuna.tasks.prompts.chat_prompt import (
     build_model_inputs,
     format_prompt,
 )
+from effllava_optuna.tasks.prompts.prompt_length import require_context
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +32,11 @@ _MAX_LOGITS = 2**27  # logits of one batch with appended answers: 512 MB in floa
 
 
 def encode_with_answers(
-    processor: Any, samples: Sequence[Sample], *, batch_size: int = 64
+    processor: Any,
+    samples: Sequence[Sample],
+    *,
+    batch_size: int = 64,
+    context: int | None = None,
 ) -> tuple[Batch, ...]:
     """Encode samples with their answers, at most ``batch_size`` in a batch.
 
@@ -39,21 +44,32 @@ def encode_with_answers(
     order within a kind is kept, unless the kind needs several batches: then the longest questions
     come first.
 
+    Args:
+        processor: Processor of the model.
+        samples: The samples.
+        batch_size: Largest number of samples in a batch.
+        context: Largest number of tokens of a sample; None: any number.
+
     Raises:
         TaskError: There are no samples, an image cannot be opened, a text contains the image
             token, two answers of a question begin with the same token, an open-ended question has
-            no correct answer, or the processor cannot format a prompt.
+            no correct answer, the processor cannot format a prompt, or a sample is longer than
+            ``context``.
     """
-    return tuple(
-        _encode_open_ended(processor, members)
-        if members[0].is_open_ended
-        else _encode_closed(processor, members)
-        for members in _divide(processor, samples, batch_size, answers=True)
-    )
+    batches = []
+    for members in _divide(processor, samples, batch_size, answers=True):
+        encode = _encode_open_ended if members[0].is_open_ended else _encode_closed
+        batches.append(encode(processor, members))
+        require_context(batches[-1], context)
+    return tuple(batches)
 
 
 def encode_prompts(
-    processor: Any, samples: Sequence[Sample], *, batch_size: int = 64
+    processor: Any,
+    samples: Sequence[Sample],
+    *,
+    batch_size: int = 64,
+    context: int | None = None,
 ) -> tuple[Batch, ...]:
     """Encode the prompts of samples without answers, for generation.
 
@@ -64,12 +80,12 @@ def encode_prompts(
     Raises:
         TaskError: See `encode_with_answers`; answers are not checked.
     """
-    return tuple(
-        Batch(
-            _inputs(processor, members, _prompts(processor, members)), None, None, tuple(members)
-        )
-        for members in _divide(processor, samples, batch_size, answers=False)
-    )
+    batches = []
+    for members in _divide(processor, samples, batch_size, answers=False):
+        inputs = _inputs(processor, members, _prompts(processor, members))
+        batches.append(Batch(inputs, None, None, tuple(members)))
+        require_context(batches[-1], context)
+    return tuple(batches)
 
 
 def _divide(
