@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from effllava_optuna.tasks.data.row_source import RowSource
 
-_CACHED_BYTES = 2**29  # decoded columns of one parquet file that are kept
+_CACHED_BYTES = 2**28  # decoded columns of parquet files that are kept, of all files together
 _BATCH = 1024  # rows that are converted at once
 
 
@@ -64,11 +64,48 @@ class ArrowRows:
         return _decoded(values.type, values[row].as_py())
 
 
+class _RecentColumns:
+    """Columns of row groups, by owner, row group and name; the ones used last.
+
+    Attributes:
+        limit: Largest number of bytes, unless one column alone is larger.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._columns: OrderedDict[tuple[int, int, str], Any] = OrderedDict()
+
+    def get(self, key: tuple[int, int, str]) -> Any:
+        """Return a column; None if it is not kept."""
+        if key in self._columns:
+            self._columns.move_to_end(key)
+        return self._columns.get(key)
+
+    def add(self, key: tuple[int, int, str], column: Any) -> None:
+        """Add a column, and drop those that were not used for the longest time."""
+        self._columns[key] = column
+        while len(self._columns) > 1 and self.n_bytes > self.limit:
+            self._columns.popitem(last=False)
+
+    @property
+    def n_bytes(self) -> int:
+        """Return the size of all columns."""
+        return sum(int(column.nbytes) for column in self._columns.values())
+
+    def remove(self, owner: int) -> None:
+        """Drop the columns of an owner."""
+        for key in [key for key in self._columns if key[0] == owner]:
+            del self._columns[key]
+
+
+_RECENT = _RecentColumns(_CACHED_BYTES)
+
+
 class ParquetRows:
     """The rows of a parquet file, which are decoded when they are read.
 
-    A value is read with its row group. The last row groups are kept, because neighbouring rows
-    are often read one after another.
+    A value is read with its row group. The row groups that were used last are kept, because
+    neighbouring rows are often read one after another.
 
     Args:
         file: The file.
@@ -86,7 +123,7 @@ class ParquetRows:
         metadata = self._parquet.metadata
         sizes = [int(metadata.row_group(i).num_rows) for i in range(metadata.num_row_groups)]
         self._starts: list[int] = [0, *accumulate(sizes)]
-        self._decoded: OrderedDict[tuple[int, str], Any] = OrderedDict()
+        weakref.finalize(self, _RECENT.remove, id(self))
         self.columns: tuple[str, ...] = tuple(self._parquet.schema_arrow.names)
         if len(set(self.columns)) < len(self.columns):
             raise TaskError(f"{file}: two columns have the same name.", hint="Rename one of them.")
@@ -108,21 +145,12 @@ class ParquetRows:
         if column not in self.columns:
             return None
         group = bisect_right(self._starts, row) - 1
-        values = self._column(group, column)
+        key = id(self), group, column
+        values = _RECENT.get(key)
+        if values is None:
+            values = self._parquet.read_row_group(group, columns=[column]).column(column)
+            _RECENT.add(key, values)
         return _decoded(values.type, values[row - self._starts[group]].as_py())
-
-    def _column(self, group: int, column: str) -> Any:
-        key = group, column
-        if key not in self._decoded:
-            table = self._parquet.read_row_group(group, columns=[column])
-            self._decoded[key] = table.column(column)
-            while len(self._decoded) > 1 and self._cached_bytes() > _CACHED_BYTES:
-                self._decoded.popitem(last=False)
-        self._decoded.move_to_end(key)
-        return self._decoded[key]
-
-    def _cached_bytes(self) -> int:
-        return sum(int(values.nbytes) for values in self._decoded.values())
 
 
 def map_arrow_file(file: Path) -> ArrowRows:
