@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import reprlib
 
+from effllava_optuna.passwords import hide_passwords
+
 _LONGEST = 2000  # characters of a message, whatever values it has
 _LONGEST_VALUE = 120  # characters of a value in a message
 
@@ -32,8 +34,8 @@ class EffllavaError(Exception):
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        self.message = _cut(message, _LONGEST)
-        self.hint = _cut(hint, _LONGEST)
+        self.message = _cut(hide_passwords(message), _LONGEST)
+        self.hint = _cut(hide_passwords(hint), _LONGEST)
         super().__init__(f"{self.message} {self.hint}".rstrip())
 
 

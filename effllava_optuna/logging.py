@@ -18,6 +18,8 @@ import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
+from effllava_optuna.passwords import hide_passwords
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -59,6 +61,13 @@ class _LogFileHandler(logging.FileHandler):
         get_logger(__name__).warning(message)
 
 
+class _Formatter(logging.Formatter):
+    """Format a message, and the traceback of its error, without the passwords of URLs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return hide_passwords(super().format(record))
+
+
 class _StderrHandler(logging.StreamHandler[TextIO]):
     """Write to the present `sys.stderr`, which tests and notebooks replace."""
 
@@ -69,7 +78,7 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 
 def _create_handler() -> logging.Handler:
     handler = _StderrHandler()
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.setFormatter(_Formatter(_FORMAT))
     root = logging.getLogger(_ROOT)
     root.addHandler(handler)
     root.setLevel(logging.INFO)
@@ -125,7 +134,7 @@ def logging_to_file(file: Path) -> Iterator[None]:
     """Write messages of all levels to a file, too; the first message creates the file."""
     root, verbosity = logging.getLogger(_ROOT), get_verbosity()
     handler = _LogFileHandler(file)
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.setFormatter(_Formatter(_FORMAT))
     root.addHandler(handler)
     _handler.setLevel(verbosity)
     root.setLevel(logging.DEBUG)

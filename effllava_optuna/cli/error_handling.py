@@ -11,6 +11,7 @@ from effllava_optuna.cli import PROGRAM
 from effllava_optuna.cli.output import print_line
 from effllava_optuna.errors import EffllavaError
 from effllava_optuna.logging import get_logger
+from effllava_optuna.passwords import hide_passwords
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,8 +54,9 @@ def usage_error_line(error: click.ClickException, words: Sequence[str]) -> str:
 
 
 def one_line(message: str) -> str:
-    """Return a message without line breaks and characters that cannot be printed."""
-    printable = "".join(char if char.isprintable() else " " for char in message)
+    """Return a message without line breaks, passwords and characters that cannot be printed."""
+    shown = hide_passwords(message)
+    printable = "".join(char if char.isprintable() else " " for char in shown)
     return " ".join(printable.split())
 
 

@@ -20,6 +20,7 @@ from effllava_optuna.cli.options import (
 from effllava_optuna.cli.output import print_line, quiet_optuna, quiet_transformers
 from effllava_optuna.cli.progress import ProgressDisplay
 from effllava_optuna.cli.report_commands import document_of
+from effllava_optuna.passwords import hide_passwords
 from effllava_optuna.storage.location import (
     StudyLocation,
     check_outputs,
@@ -71,7 +72,7 @@ def run(file: Path, changes: tuple[str, ...], workers: int, device: str | None) 
         if location.exists():
             return f"resume {location.arguments}"
         overrides = [word for change in changes for word in ("--set", change)]
-        return shlex.join(["run", str(file), *overrides])
+        return hide_passwords(shlex.join(["run", str(file), *overrides]))
 
     own_device, *worker_devices = devices_for(workers, device)
     with (

@@ -15,7 +15,8 @@ from effllava_optuna.cli.output import print_json, print_line, quiet_transformer
 from effllava_optuna.cli.progress import ProgressDisplay
 from effllava_optuna.errors import ConfigError
 from effllava_optuna.files import write_atomically, write_errors_as
-from effllava_optuna.storage.location import check_outputs, locate_file, without_password
+from effllava_optuna.passwords import hide_in_document, shown_url
+from effllava_optuna.storage.location import check_outputs, locate_file
 
 if TYPE_CHECKING:
     from effllava_optuna.config.schema import StudyConfig
@@ -139,9 +140,10 @@ def check(file: Path, *, deep: bool, output_format: OutputFormat) -> None:
         print_line(
             f"{file}: study {config.study.name!r}, {search.epochs} epochs x {search.generations} "
             f"generations x {search.population} policies = {search.trials} trials, in "
-            f"{without_password(location.url)}"
+            f"{shown_url(location.url)}"
         )
-    document = config.document() | {"trials": search.trials, "url": location.url}
+    document = hide_in_document(config.document())
+    document |= {"trials": search.trials, "url": shown_url(location.url)}
     if deep:
         quiet_transformers()
         with ProgressDisplay(

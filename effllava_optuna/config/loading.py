@@ -16,6 +16,7 @@ from effllava_optuna.checkpoint_format import EMBEDDED
 from effllava_optuna.config.schema import StudyConfig
 from effllava_optuna.errors import ConfigError, shorten
 from effllava_optuna.files import expand_home, read_text
+from effllava_optuna.passwords import hide_in_document
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,9 +113,9 @@ def _exists(path: Path) -> bool:
 def relative_document(config: StudyConfig) -> dict[str, Any]:
     """Return a config as JSON values, with the paths as a study file beside its modules has them.
 
-    Reports and comparisons then do not depend on where a study is stored.
+    Reports and comparisons then do not depend on where a study is stored. URLs have no passwords.
     """
-    document = config.document()
+    document: dict[str, Any] = hide_in_document(config.document())
     directory = document["study"].pop("modules")
     if directory is None:
         return document

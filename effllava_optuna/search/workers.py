@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -63,13 +64,15 @@ def running_workers(url: str, name: str, devices: Sequence[str | None]) -> Itera
             f"{len(devices) + 1} processes share one SQLite file and will wait for each other; "
             "use PostgreSQL or a journal file for more than four."
         )
+    # Every user of a machine can read the arguments of a process, and the URL may have a password.
+    environment = os.environ | {"OPTUNA_STORAGE": url}
     workers = []
     try:
         for device in devices:
             command = [sys.executable, "-m", "effllava_optuna.study", "worker"]
-            command += ["--storage", url, "--study-name", name]
+            command += ["--study-name", name]
             command += [] if device is None else ["--device", device]
-            workers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+            workers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment))
         yield
     except BaseException:
         for worker in workers:

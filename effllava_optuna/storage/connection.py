@@ -13,6 +13,7 @@ import sqlalchemy
 from optuna.exceptions import ExperimentalWarning
 
 from effllava_optuna.errors import StudyError, describe
+from effllava_optuna.passwords import shown_url
 from effllava_optuna.storage.database import Database, configure_sqlite
 from effllava_optuna.storage.storage_internals import with_cache
 from effllava_optuna.storage.urls import GRPC, JOURNAL, check_url, expand_url, file_of, sqlite_file
@@ -56,7 +57,7 @@ def _open_database(url: str, file: Path | None) -> Database:
         database.get_all_studies()
     except ImportError as error:
         raise StudyError(
-            f"{url!r}: its driver is missing: {error}.",
+            f"{shown_url(url)!r}: its driver is missing: {error}.",
             hint="Install effllava-optuna[postgresql], and write postgresql+psycopg://.",
         ) from error
     except (
@@ -67,8 +68,8 @@ def _open_database(url: str, file: Path | None) -> Database:
         cause = error.__cause__ or error  # Optuna's own message hides that of the database
         reason = describe(getattr(cause, "orig", None) or cause)
         raise StudyError(
-            f"{file or url}: cannot be opened as an Optuna database: {reason}.",
-            hint=f"Use another one, or `optuna storage upgrade --storage {url}`.",
+            f"{file or shown_url(url)}: cannot be opened as an Optuna database: {reason}.",
+            hint=f"Use another one, or `optuna storage upgrade --storage {shown_url(url)}`.",
         ) from error
     return database
 
@@ -110,11 +111,15 @@ def _open_journal(file: Path) -> BaseStorage:
 def _open_proxy(url: str) -> BaseStorage:
     host, _, port = url.removeprefix(GRPC).partition(":")
     if not host or not port.isdigit():
-        raise StudyError(f"{url!r} has no host or no port.", hint="Use grpc://HOST:PORT.")
+        raise StudyError(
+            f"{shown_url(url)!r} has no host or no port.", hint="Use grpc://HOST:PORT."
+        )
     try:
         from optuna.storages import GrpcStorageProxy
     except ImportError as error:
-        raise StudyError(f"{url!r}: {error}.", hint="Install effllava-optuna[grpc].") from error
+        raise StudyError(
+            f"{shown_url(url)!r}: {error}.", hint="Install effllava-optuna[grpc]."
+        ) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         proxy = GrpcStorageProxy(host=host, port=int(port))
@@ -122,7 +127,7 @@ def _open_proxy(url: str) -> BaseStorage:
         proxy.wait_server_ready(timeout=10)
     except Exception as error:  # errors of gRPC cannot be named without gRPC
         raise StudyError(
-            f"{url!r} does not answer: {type(error).__name__}.",
+            f"{shown_url(url)!r} does not answer: {type(error).__name__}.",
             hint="Start optuna.storages.run_grpc_proxy_server in front of a database.",
         ) from error
     return proxy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from effllava_optuna.errors import ConfigError, EffllavaError, ExportError, StudyError
 from effllava_optuna.files import expand_home, why_unwritable
+from effllava_optuna.passwords import shown_url
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -157,15 +157,5 @@ def locate(url: str, name: str) -> StudyLocation:
 
 
 def storage_arguments(url: str, name: str) -> str:
-    """Return the options that select a study by its storage."""
-    return f"--storage {shlex.quote(url)} --study-name {shlex.quote(name)}"
-
-
-def without_password(url: str) -> str:
-    """Return a URL with its password replaced, for messages.
-
-    Example:
-        >>> without_password("postgresql+psycopg://me:secret@host/name")
-        'postgresql+psycopg://me:***@host/name'
-    """
-    return re.sub(r"(?<=://)([^:/@]*):[^@/]*@", r"\1:***@", url)
+    """Return the options that select a study by its storage, without a password."""
+    return f"--storage {shlex.quote(shown_url(url))} --study-name {shlex.quote(name)}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 
 from effllava_optuna.errors import StudyError
+from effllava_optuna.passwords import shown_url
 from effllava_optuna.storage.connection import open_storage
 from effllava_optuna.storage.control_study import create_control_study
 from effllava_optuna.storage.names import CONFIG, DIRECTIONS, LEGACY, METRICS, is_control_name
@@ -77,7 +78,14 @@ def store_config(study: Study, config: StudyConfig) -> None:
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names(METRICS)
     create_control_study(study)
-    study.set_user_attr(CONFIG, config.document())  # the last one: see `open_study`
+    _write_config(study, config.document())  # the last one: see `open_study`
+
+
+def _write_config(study: Study, document: dict[str, Any]) -> None:
+    """Write a config; who may read the study need not know the password of its storage."""
+    table = document["study"]
+    storage = None if table["storage"] is None else shown_url(table["storage"])
+    study.set_user_attr(CONFIG, document | {"study": table | {"storage": storage}})
 
 
 def open_study(storage: BaseStorage, name: str) -> Study:
@@ -148,7 +156,7 @@ def update_failure_limits(study: Study, given: StudyConfig) -> None:
     limits = given.search.model_dump(mode="json", include=set(_LIMITS))
     if document["search"] | limits != document["search"]:
         document["search"] |= limits
-        study.set_user_attr(CONFIG, document)
+        _write_config(study, document)
 
 
 def with_paths(stored: StudyConfig, given: StudyConfig) -> StudyConfig:
@@ -168,7 +176,7 @@ def update_paths(study: Study, given: StudyConfig) -> None:
     stored = config_of(study)
     current = with_paths(stored, given)
     if current != stored:
-        study.set_user_attr(CONFIG, current.document())
+        _write_config(study, current.document())
 
 
 def first_difference(stored: StudyConfig, given: StudyConfig) -> str | None:

@@ -11,6 +11,7 @@ from optuna.storages import RDBStorage
 
 from effllava_optuna.errors import StudyError
 from effllava_optuna.files import expand_home
+from effllava_optuna.passwords import shown_url
 from effllava_optuna.storage.storage_internals import (
     backend_of,
     grpc_address_of,
@@ -93,8 +94,8 @@ def sqlite_file(url: str) -> Path | None:
     """
     try:
         parsed = sqlalchemy.make_url(expand_url(url))
-    except sqlalchemy.exc.ArgumentError as error:
-        raise StudyError(f"{url!r} is not a database URL.", hint=_HINT) from error
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # of a port; it may be part of a password
+        raise StudyError(f"{shown_url(url)!r} is not a database URL.", hint=_HINT) from None
     if parsed.get_backend_name() != "sqlite" or not parsed.database:
         return None
     return Path(parsed.database)
@@ -108,18 +109,22 @@ def check_url(url: str) -> None:
     """
     if url.startswith((JOURNAL, GRPC)):
         if not url.removeprefix(JOURNAL).removeprefix(GRPC):
-            raise StudyError(f"{url!r} has no file or host.", hint=_HINT)
+            raise StudyError(f"{shown_url(url)!r} has no file or host.", hint=_HINT)
         return
     file = sqlite_file(url)
     kind = sqlalchemy.make_url(url).get_backend_name()
+    if "@" in (sqlalchemy.make_url(url).host or ""):
+        raise StudyError(
+            f"{shown_url(url)!r} has an @ in its password or user name.", hint="Write %40 instead."
+        )
     if kind not in _REASONS:
-        raise StudyError(f"{url!r}: {kind} is not supported.", hint=_HINT)
+        raise StudyError(f"{shown_url(url)!r}: {kind} is not supported.", hint=_HINT)
     if _REASONS[kind]:
-        raise StudyError(f"{url!r}: {_REASONS[kind]}.", hint=_HINT)
+        raise StudyError(f"{shown_url(url)!r}: {_REASONS[kind]}.", hint=_HINT)
     if kind == "sqlite" and (file is None or str(file) == ":memory:"):
-        raise StudyError(f"{url!r} has no file.", hint=_HINT)
+        raise StudyError(f"{shown_url(url)!r} has no file.", hint=_HINT)
     if kind == "sqlite" and str(file).startswith("file:"):
-        raise StudyError(f"{url!r} names its file by a URI.", hint=_HINT)
+        raise StudyError(f"{shown_url(url)!r} names its file by a URI.", hint=_HINT)
 
 
 def sqlite_url_of(study: Study) -> str | None:
@@ -136,7 +141,7 @@ def shareable_url(study: Study) -> str:
         url = sqlalchemy.make_url(backend.url)
         if url.get_backend_name() == "sqlite" and url.database:
             url = url.set(database=Path(url.database).name)
-        return url.render_as_string(hide_password=True)
+        return shown_url(url.render_as_string(hide_password=True))
     file = journal_file_of(storage)
     if file is not None:
         return f"{JOURNAL}{file.name}"

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from optuna.storages import RDBStorage
 
 from effllava_optuna.errors import EffllavaError
+from effllava_optuna.passwords import hide_passwords, shown_url
 from effllava_optuna.storage.backends.journal_file import torn_writes
 from effllava_optuna.storage.connection import open_storage
 from effllava_optuna.storage.integrity.check_result import CheckResult, listed
-from effllava_optuna.storage.location import without_password
 from effllava_optuna.storage.storage_internals import backend_of, journal_file_of
 from effllava_optuna.storage.urls import file_of, sqlite_file
 
@@ -40,7 +40,11 @@ def check_storage(location: StudyLocation) -> list[CheckResult]:
         if location.file is not None:
             return [CheckResult("storage", "ok", f"{location.name!r} has not begun")]
         cure = "Use the URL of an existing database."
-        return [CheckResult("storage", "fault", f"{file}: there is no such database", cure)]
+        return [
+            CheckResult(
+                "storage", "fault", hide_passwords(f"{file}: there is no such database"), cure
+            )
+        ]
     if sqlite_file(location.url) is not None and file is not None:
         problem = _sqlite_problem(file)
         if problem is not None:
@@ -49,7 +53,7 @@ def check_storage(location: StudyLocation) -> list[CheckResult]:
         storage = open_storage(location.url)
     except EffllavaError as error:
         return [CheckResult("storage", "fault", error.message, error.hint)]
-    url = without_password(location.url)
+    url = shown_url(location.url)
     if file is not None and not os.access(file, os.W_OK):
         cure = "Grant yourself write access, or only read with `status` and `report`."
         result = CheckResult("storage", "warning", f"{file} cannot be written", cure)
