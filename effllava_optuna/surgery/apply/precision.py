@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from effllava_optuna.surgery.structure.inspection import find_stacks
+from effllava_optuna.surgery.structure.recognition import find_stacks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

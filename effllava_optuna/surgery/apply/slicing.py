@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from effllava_optuna.surgery.apply.narrowing import narrowed
-from effllava_optuna.surgery.structure.block_removal import remove_unread_blocks
 from effllava_optuna.surgery.structure.loaded_model import LoadedModel, PruningRecord
 from effllava_optuna.surgery.structure.prunable_parts import LANGUAGE, UnprunablePart
+from effllava_optuna.surgery.structure.unread_blocks import remove_unread_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Collection

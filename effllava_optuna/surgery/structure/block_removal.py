@@ -134,44 +134,6 @@ def module_settings(module: nn.Module) -> tuple[tuple[str, object], ...]:
     )
 
 
-def count_unread_blocks(model: nn.Module, stack: nn.ModuleList) -> int:
-    """Count the last blocks of a vision tower whose output nothing reads (LLaVA reads -2)."""
-    config: Any = getattr(model, "config", None)
-    read: Any = getattr(config, "vision_feature_layer", None)
-    vision: Any = getattr(config, "vision_config", None)
-    if read is None or getattr(vision, "num_hidden_layers", None) != len(stack):
-        return 0
-    # Hidden state 0 is the input of the first block, -1 the output of the last.
-    last = max(layer if layer >= 0 else len(stack) + 1 + layer for layer in _as_list(read))
-    return len(stack) - last
-
-
-def remove_unread_blocks(model: Any) -> None:
-    """Remove the blocks of a vision tower whose output nothing reads, permanently."""
-    decoder_modules = {id(module) for module in model.get_decoder().modules()}
-    stacks = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.ModuleList) and id(module) not in decoder_modules
-    ]
-    stack = max(
-        stacks, key=lambda stack: count_unread_blocks(model, stack), default=nn.ModuleList()
-    )
-    unread = count_unread_blocks(model, stack)
-    if not unread:
-        return
-    config = model.config
-    del stack[len(stack) - unread :]
-    config.vision_config.num_hidden_layers -= unread
-    read = config.vision_feature_layer
-    layers = [layer + unread if layer < 0 else layer for layer in _as_list(read)]
-    config.vision_feature_layer = layers[0] if isinstance(read, int) else layers
-
-
-def _as_list(read: int | Sequence[int]) -> list[int]:
-    return [read] if isinstance(read, int) else list(read)
-
-
 @contextmanager
 def blocks_removed(blocks: Sequence[BlockHandle]) -> Iterator[None]:
     """Take ``blocks`` out of their stack for the duration of the ``with``."""

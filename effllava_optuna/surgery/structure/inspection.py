@@ -16,7 +16,7 @@ from torch import nn
 
 from effllava_optuna.errors import ModelError
 from effllava_optuna.policy import Component, Kind
-from effllava_optuna.surgery.structure.block_removal import count_unread_blocks, split_removable
+from effllava_optuna.surgery.structure.block_removal import split_removable
 from effllava_optuna.surgery.structure.component_handle import BlockHandle, ComponentHandle
 from effllava_optuna.surgery.structure.prunable_parts import (
     LANGUAGE,
@@ -30,8 +30,10 @@ from effllava_optuna.surgery.structure.recognition import (
     attention_handle,
     find_attention,
     find_mlps,
+    find_stacks,
     mlp_handle,
 )
+from effllava_optuna.surgery.structure.unread_blocks import count_unread_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -222,19 +224,6 @@ def _shared(model: nn.Module, parts: PrunableParts) -> Iterator[UnprunablePart]:
     for block in parts.blocks:
         if modules[id(block.module)] > 1:
             yield UnprunablePart(block.component.id, "a second place in the stack")
-
-
-def find_stacks(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
-    """Find the outermost lists of blocks with attention, with their paths."""
-    inner_modules: set[int] = set()
-    for path, module in model.named_modules():
-        if (
-            isinstance(module, nn.ModuleList)
-            and id(module) not in inner_modules
-            and any(True for block in module for _ in find_attention(block))
-        ):
-            inner_modules.update(id(inner) for inner in module.modules())
-            yield path, module
 
 
 def _tower(path: str) -> str:

@@ -70,6 +70,19 @@ def find_attention(block: nn.Module) -> Iterator[ModuleMatch]:
             )
 
 
+def find_stacks(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    """Find the outermost lists of blocks with attention, with their paths."""
+    inner_modules: set[int] = set()
+    for path, module in model.named_modules():
+        if (
+            isinstance(module, nn.ModuleList)
+            and id(module) not in inner_modules
+            and any(True for block in module for _ in find_attention(block))
+        ):
+            inner_modules.update(id(inner) for inner in module.modules())
+            yield path, module
+
+
 def find_mlps(block: nn.Module) -> Iterator[ModuleMatch]:
     """Find the MLPs of a block or any other module, itself included."""
     for module in block.modules():
