@@ -98,10 +98,11 @@ def locate_file(file: Path, config: StudyConfig) -> StudyLocation:
     Raises:
         ConfigError: Its storage, or its directory or bucket of artifacts, cannot be used.
     """
-    url = f"sqlite:///{file.with_suffix('.db')}"
+    from effllava_optuna.storage.urls import absolute_url, check_url, sqlite_url
+
+    url = sqlite_url(file.with_suffix(".db"))
     if config.study.storage is not None or config.study.artifacts is not None:
         from effllava_optuna.storage.artifact_store import artifact_backend_of
-        from effllava_optuna.storage.urls import absolute_url, check_url
 
         if config.study.storage is not None:
             url = absolute_url(config.study.storage, file.absolute().parent)

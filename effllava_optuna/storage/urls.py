@@ -38,6 +38,22 @@ _REASONS = {
 }
 
 
+def sqlite_url(file: Path) -> str:
+    """Return the URL of a SQLite file.
+
+    SQLAlchemy takes what follows a question mark as options, and decodes percent signs.
+
+    Example:
+        >>> sqlite_url(Path("/a [1]/50%?.db"))
+        'sqlite:////a [1]/50%25%3F.db'
+    """
+    return f"sqlite:///{_quoted(file)}"
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("%", "%25").replace("?", "%3F")
+
+
 def absolute_url(url: str, directory: Path) -> str:
     """Return a URL in which the file of a SQLite or journal URL is relative to a directory.
 
@@ -53,7 +69,8 @@ def absolute_url(url: str, directory: Path) -> str:
     file, mark, query = rest.partition("?")
     if kind.partition("+")[0] not in _FILES or not file or file == ":memory:":
         return url
-    path = os.path.normpath(directory / expand_home(file))
+    place = directory if url.startswith(JOURNAL) else Path(_quoted(directory))
+    path = os.path.normpath(place / expand_home(file))
     return f"{kind}{separator}{path}{mark}{query}"
 
 
