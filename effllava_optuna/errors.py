@@ -17,10 +17,12 @@ The command line prints ``message`` and ``hint`` on one line and exits with code
 
 from __future__ import annotations
 
+import re
 import reprlib
 
 from effllava_optuna.passwords import hide_passwords
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST = 2000  # characters of a message, whatever values it has
 _LONGEST_VALUE = 120  # characters of a value in a message
 
@@ -106,17 +108,20 @@ def _cut(text: str, length: int) -> str:
 def describe(error: BaseException) -> str:
     r"""Return the type of an error and the first line of its message, without a final mark.
 
-    A sentence that goes on in the next line is not cut.
+    A sentence that goes on in the next line is not cut. Colour codes of terminals are removed.
 
     Example:
         >>> describe(ValueError("\n no such file: \n a.txt"))
         'ValueError: no such file'
         >>> describe(ImportError("A package is not found. See the\npage of it:\nhttp"))
         'ImportError: A package is not found. See the page of it'
+        >>> describe(ValueError("\x1b[96mstep 1\x1b[0m failed"))
+        'ValueError: step 1 failed'
         >>> describe(ValueError())
         'ValueError: no message'
     """
-    first, *others = [line.strip() for line in str(error).strip().splitlines()] or ["no message"]
+    text = _COLOUR.sub("", str(error)).strip()
+    first, *others = [line.strip() for line in text.splitlines()] or ["no message"]
     for line in others:
         if first.endswith((".", ":", "!", "?")) or not line[:1].islower():
             break

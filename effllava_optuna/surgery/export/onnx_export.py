@@ -3,18 +3,17 @@
 The graph maps ``inputs_embeds`` (batch, sequence, hidden) and ``attention_mask`` (batch,
 sequence; 1 for tokens, 0 for padding on the left) to ``logits`` (batch, sequence, vocabulary), for
 any batch and sequence size. Layers may have different widths. Vision tower, projector and token
-embeddings are not in the graph, nor is a key-value cache: the graph computes the prefill.
+embeddings are not in the graph, nor is a key-value cache: the graph computes the prefill. That of
+a text decoder has its token embeddings, and ``input_ids`` (batch, sequence) instead of
+``inputs_embeds``.
 """
 
 from __future__ import annotations
 
-import logging
-import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,17 +21,16 @@ from torch import nn
 from effllava_optuna.errors import ExportError, describe
 from effllava_optuna.export_target import check_onnx_file, onnx_weights_file
 from effllava_optuna.files import expand_home, scratch_beside, write_errors_as
+from effllava_optuna.surgery.apply.precision import in_float32
 from effllava_optuna.surgery.export.comparison import within_tolerance
+from effllava_optuna.surgery.export.onnx_tracing import input_name, trace_prefill
 from effllava_optuna.surgery.loading.example_inputs import build_example_inputs
 from effllava_optuna.surgery.structure.inspection import language_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from effllava_optuna.surgery.structure.loaded_model import LoadedModel
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_TRACED_SHAPE = (3, 8)  # rows and tokens; the graph takes any numbers of them
 _MAX_EMBEDDED_BYTES = 2**30  # of weights in the file itself; a protobuf holds at most 2 GiB
 
 
@@ -51,21 +49,6 @@ class VerifiedOnnxExport:
     parameters: int
     logit_difference: float
     shapes: tuple[tuple[int, int], ...]
-
-
-class _EmbeddingsToLogits(nn.Module):
-    """A model as a function of input embeddings and attention mask."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Compute the logits at every position, shape ``(batch, sequence, vocabulary)``."""
-        logits: torch.Tensor = self.model(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False
-        ).logits
-        return logits
 
 
 def export_onnx(
@@ -92,10 +75,15 @@ def export_onnx(
             f"{pruned.source} has dtype {pruned.model.dtype}, which onnxruntime does not support.",
             hint='Load it with dtype="float32".',
         )
+    if pruned.processor is None:
+        raise ExportError(
+            f"{pruned.source} has no processor to create example inputs.",
+            hint="Load the model with its processor.",
+        )
     hint = "Choose a place on a disk with room for the weights."
     with write_errors_as(ExportError, target, hint=hint), scratch_beside(target) as scratch:
         draft = scratch / target.name
-        program = _trace(pruned)
+        program = trace_prefill(pruned)
         size = sum(weight.nbytes for weight in pruned.model.parameters())
         program.save(draft, external_data=size > _MAX_EMBEDDED_BYTES)
         verified = verify_onnx(pruned, draft)
@@ -116,7 +104,8 @@ def verify_onnx(pruned: LoadedModel, path: str | Path) -> VerifiedOnnxExport:
 
     Two questions about a picture are compared in one padded batch, and the first of them alone.
     The reference is the output of the whole model. So a family is refused if its decoder reads
-    more than embeddings and a mask.
+    more than embeddings and a mask. In float16, the difference may be four times that which
+    float16 makes in the model itself.
 
     Raises:
         ExportError: A package is missing, onnxruntime cannot run the file, or its logits differ
@@ -126,13 +115,13 @@ def verify_onnx(pruned: LoadedModel, path: str | Path) -> VerifiedOnnxExport:
     import onnxruntime
 
     path = expand_home(path)
-    inputs, expected = _decoder_inputs(pruned)
+    inputs, reference = _graph_inputs(pruned)
     first_tokens = inputs["attention_mask"][0].bool()
     cases = [
-        (inputs, expected),
+        (inputs, reference.logits),
         (
             {name: value[:1, first_tokens] for name, value in inputs.items()},
-            expected[:1, first_tokens],
+            reference.logits[:1, first_tokens],
         ),
     ]
     options = onnxruntime.SessionOptions()
@@ -154,7 +143,7 @@ def verify_onnx(pruned: LoadedModel, path: str | Path) -> VerifiedOnnxExport:
             hint="Nothing was written.",
         ) from error
     largest = float(torch.stack(differences).max())
-    if not within_tolerance(largest, float(expected.abs().max())):
+    if not within_tolerance(largest, float(reference.logits.abs().max()), reference.rounding):
         raise ExportError(
             f"The ONNX export of {pruned.source} is not the same model: logits differ by "
             f"{largest:.2g}.",
@@ -174,64 +163,55 @@ def _check_packages() -> None:
             )
 
 
-def _decoder_inputs(pruned: LoadedModel) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Return the decoder's inputs for two questions about a picture, and the model's logits."""
-    captured: list[torch.Tensor] = []
+class _Reference(NamedTuple):
+    """The logits of a model, shape ``(batch, sequence, vocabulary)``, computed in float32.
+
+    Attributes:
+        logits: The logits, on the CPU.
+        rounding: Their largest difference to those that the model computes in its own dtype.
+    """
+
+    logits: torch.Tensor
+    rounding: float
+
+
+def _graph_inputs(pruned: LoadedModel) -> tuple[dict[str, torch.Tensor], _Reference]:
+    """Return inputs of the graph for two questions, one of them padded, and their logits."""
     examples = build_example_inputs(pruned.processor)
+    if input_name(pruned) == "input_ids":
+        examples = _with_padded_row(examples["input_ids"])
     inputs = {name: value.to(pruned.device) for name, value in examples.items()}
+    embeddings: list[torch.Tensor] = []
+
+    def keep_embeddings(_: nn.Module, arguments: Any, named: dict[str, Any]) -> Any:
+        """Record the decoder's input, and repeat it in float32: its rounding is no difference."""
+        if named.get("inputs_embeds") is not None:
+            embeddings.append(named["inputs_embeds"])
+            named = named | {"inputs_embeds": embeddings[0].to(embeddings[-1].dtype)}
+        return arguments, named
+
+    model = pruned.model
     with pruned.lock:
-        hook = language_model(pruned.model).register_forward_pre_hook(
-            lambda _, __, named: captured.append(named["inputs_embeds"]), with_kwargs=True
-        )
+        hook = language_model(model).register_forward_pre_hook(keep_embeddings, with_kwargs=True)
         try:
-            logits = pruned.model(**inputs).logits
+            own = model(**inputs).logits.float().cpu()
+            with in_float32(model):
+                logits = model(**inputs).logits.float().cpu()
         finally:
             hook.remove()
-    decoder_inputs = {"inputs_embeds": captured[0], "attention_mask": inputs["attention_mask"]}
-    return decoder_inputs, logits.float().cpu()
+    mask = inputs["attention_mask"]
+    rounding = float((own - logits)[mask.bool().cpu()].abs().max())
+    name = input_name(pruned)
+    tokens = embeddings[0] if name == "inputs_embeds" else inputs[name]
+    return {name: tokens, "attention_mask": mask}, _Reference(logits, rounding)
 
 
-def _trace(pruned: LoadedModel) -> Any:
-    """Trace the language part for any number of rows and tokens."""
-    model = pruned.model
-    width = model.get_input_embeddings().embedding_dim
-    embeddings = torch.zeros(*_TRACED_SHAPE, width, dtype=model.dtype, device=pruned.device)
-    mask = torch.ones(_TRACED_SHAPE, dtype=torch.long, device=pruned.device)
+def _with_padded_row(tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return a batch of a question without its last token, padded on the left, and all of it."""
+    padded = torch.cat([tokens[:, :1], tokens[:, :-1]], 1)
+    mask = torch.ones(2, tokens.shape[1], dtype=torch.long)
     mask[0, 0] = 0
-    any_size = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
-    with pruned.lock, _without_tracer_messages():
-        try:
-            program: Any = torch.onnx.export(
-                _EmbeddingsToLogits(model).eval(),
-                (embeddings, mask),
-                input_names=["inputs_embeds", "attention_mask"],
-                output_names=["logits"],
-                dynamic_shapes=({0: "batch", 1: "sequence"}, any_size),
-                dynamo=True,
-                verbose=False,
-            )
-        except Exception as error:  # from anywhere in the tracer, the model or onnxscript
-            raise ExportError(
-                f"The language part of {pruned.source} cannot be traced: {describe(error)}.",
-                hint="Export it natively; `export` writes every model that can be pruned.",
-            ) from error
-    for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # file names and line numbers of the traced code
-    return program
-
-
-@contextmanager
-def _without_tracer_messages() -> Iterator[None]:
-    """Suppress messages of the tracer about itself and about a torchvision that is not needed."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    return {"input_ids": torch.cat([padded, tokens]), "attention_mask": mask}
 
 
 def _count_parameters(path: str | Path) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 import pytest
@@ -12,7 +15,8 @@ from effllava_optuna import export_onnx
 from effllava_optuna.errors import ExportError
 from effllava_optuna.surgery import LoadedModel, VerifiedOnnxExport, verify_onnx
 from effllava_optuna.surgery.export import onnx_export as module
-from tests.surgery.export.pruned_models import slice_reversed
+from tests.surgery.export.pruned_models import slice_reversed, state_of
+from tests.surgery.family_models import text_decoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,21 +163,116 @@ def test_an_export_that_onnxruntime_does_not_confirm_is_not_kept(
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def branch(_: object, inputs: tuple[torch.Tensor]) -> None:
+    """Depend on values, which a graph cannot."""
+    if inputs[0].sum() > 0:
+        inputs[0].neg_()
+
+
+def use_what_onnx_lacks(_: object, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    return (inputs[0] + torch.linalg.matrix_exp(inputs[0][:, :2, :2]).sum(),)
+
+
+def raise_an_error(*_: object) -> None:
+    if torch.compiler.is_exporting():
+        raise ValueError("\x1b[96mNo such thing.\x1b[0m\nSee the manual.")
+
+
 @pytest.mark.families
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (branch, "GuardOnDataDependentSymNode: Could not guard on data-dependent expression"),
+        (use_what_onnx_lacks, r"DispatchError: No ONNX function found for .*matrix_exp"),
+        (raise_an_error, "ValueError: No such thing"),
+    ],
+)
 def test_a_decoder_that_cannot_be_traced_is_refused_in_one_line(
-    make_llava: Callable[..., LoadedModel], tmp_path: Path
+    make_llava: Callable[..., LoadedModel],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    fault: Callable[..., Any],
+    reason: str,
 ) -> None:
     pruned = prune_two_blocks(make_llava(num_hidden_layers=2))
-
-    def branch(_: object, inputs: tuple[torch.Tensor]) -> None:
-        if inputs[0].sum() > 0:
-            inputs[0].neg_()
-
-    pruned.model.lm_head.register_forward_pre_hook(branch)
-    with pytest.raises(ExportError, match=r"cannot be traced: .* Export it natively") as caught:
+    pruned.model.lm_head.register_forward_pre_hook(fault)
+    levels = {name: logging.getLogger(name).level for name in ("torch", "torch.onnx")}
+    with pytest.raises(ExportError, match=rf"cannot be traced: {reason}.* Export it") as caught:
         export_onnx(pruned, tmp_path / "a.onnx")
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert capfd.readouterr() == ("", "")
+    assert {name: logging.getLogger(name).level for name in levels} == levels
     assert not list(tmp_path.iterdir())
+
+
+def text_model(processor: Any, config: str, **settings: Any) -> LoadedModel:
+    """A text decoder with another width in each block, and a tokenizer without padding token."""
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.pad_token = None
+    model = text_decoder(config, num_hidden_layers=2, **settings)
+    return slice_reversed(LoadedModel.of(model, tokenizer, config), [1, 7, 2, 20])
+
+
+TEXT_CONFIGS = {
+    "LlamaConfig": {},
+    "GemmaConfig": {"head_dim": 16},
+    "Qwen3Config": {"head_dim": 16, "tie_word_embeddings": True},
+    "OPTConfig": {"ffn_dim": 96, "word_embed_proj_dim": 64},
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(name, marks=[] if name == "LlamaConfig" else [pytest.mark.families])
+        for name in TEXT_CONFIGS
+    ],
+)
+def test_a_text_decoder_is_exported_with_its_embeddings(
+    processor: Any, tmp_path: Path, config: str
+) -> None:
+    pruned = text_model(processor, config, **TEXT_CONFIGS[config])
+    last_logits = pruned.model(torch.tensor([[7, 9]])).logits  # the first run installs hooks
+    before = state_of(pruned)
+    verified = export_onnx(pruned, tmp_path / "a.onnx")
+    assert state_of(pruned) == before
+    assert last_logits.isfinite().all()
+    ((rows, tokens), (one, fewer)) = verified.shapes
+    assert (rows, one, fewer) == (2, 1, tokens - 1)
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
+    ids = torch.arange(8, 38).reshape(3, 10)
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    with torch.no_grad():
+        expected = pruned.model(input_ids=ids, attention_mask=mask).logits
+    inputs = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
+    logits = torch.from_numpy(session.run(["logits"], inputs)[0])
+    torch.testing.assert_close(logits[mask.bool()], expected[mask.bool()], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("takes_images", [True, False])
+def test_a_missing_head_is_recognised_in_half_precision(
+    make_llava: Callable[..., LoadedModel], processor: Any, tmp_path: Path, *, takes_images: bool
+) -> None:
+    """It changes the logits by less than a twentieth of the largest."""
+    pruned = text_model(processor, "LlamaConfig")
+    if takes_images:
+        pruned = prune_two_blocks(make_llava("Qwen2Config", num_hidden_layers=2))
+    pruned.model.to(torch.float16)
+    export_onnx(pruned, tmp_path / "a.onnx")
+    (handle,) = (h for h in pruned.handles if h.component.id == "language.01.attn")
+    with torch.no_grad():
+        handle.linear(handle.output).weight[:, : handle.columns] *= 0.8
+    with pytest.raises(ExportError, match="is not the same model: logits differ by"):
+        verify_onnx(pruned, tmp_path / "a.onnx")
+
+
+def test_without_a_processor_there_is_nothing_to_compare(
+    pruned: LoadedModel, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match="has no processor to create example inputs"):
+        export_onnx(replace(pruned, processor=None), tmp_path / "a.onnx")
 
 
 @pytest.mark.families
