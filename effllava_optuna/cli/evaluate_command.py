@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from effllava_optuna.cli.options import OutputFormat, UserPath, format_option, study_options
+from effllava_optuna.cli.options import (
+    OutputFormat,
+    UserPath,
+    format_option,
+    study_options,
+)
 from effllava_optuna.cli.output import console, print_json, quiet_transformers
 from effllava_optuna.cli.progress import ProgressDisplay
 from effllava_optuna.errors import ConfigError
@@ -130,13 +135,14 @@ def evaluate(
 
     evaluation_options = EvaluationOptions(**options)
     answers_file = out or _answers_file(location, evaluation_options)
-    if submit is not None:
-        check_submission(config, letters=evaluation_options.letters)
-        reason = why_unwritable(submit)
+    for option, path in (("--out", answers_file), ("--submit", submit)):
+        reason = "" if path is None else why_unwritable(path)
         if reason:
             raise ConfigError(
-                f"{submit} cannot be written: {reason}.", hint="Use another --submit."
+                f"{path} cannot be written: {reason}.", hint=f"Use another {option}."
             )
+    if submit is not None:
+        check_submission(config, letters=evaluation_options.letters)
     judge_options = None
     if judge is not None:
         judge_options = JudgeOptions(judge, judge_url, judge_key, judge_prompt)

@@ -8,7 +8,12 @@ from typing import Any, Literal
 import click
 
 from effllava_optuna.cli.messages import export_summary, recovery_summary
-from effllava_optuna.cli.options import OutputFormat, UserPath, format_option, study_options
+from effllava_optuna.cli.options import (
+    OutputFormat,
+    UserPath,
+    format_option,
+    study_options,
+)
 from effllava_optuna.cli.output import console, print_json, quiet_transformers
 from effllava_optuna.cli.progress import ProgressDisplay
 from effllava_optuna.errors import ConfigError

@@ -16,9 +16,9 @@ from effllava_optuna.cli.options import (
     several_study_options,
     study_options,
 )
-from effllava_optuna.cli.output import console, print_json
+from effllava_optuna.cli.output import console, print_json, print_line
 from effllava_optuna.errors import ConfigError, StudyError
-from effllava_optuna.files import write_atomically, write_errors_as
+from effllava_optuna.files import why_unwritable, write_atomically, write_errors_as
 from effllava_optuna.storage.location import StudyLocation
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def report(
     show_table = output_format == "table"
     if show_table:
         console().print(*render_report(document))
-        out = out or _page_path(location, ".html")
+        out = out or _default_page(location, ".html")
     else:
         print_json(document)
     if out is not None:
@@ -181,15 +181,26 @@ def _compare(
     show_table = output_format == "table"
     if show_table:
         console().print(render_tables(*comparison_tables(result)))
-        out = out or _page_path(locations[0], ".compared.html")
+        out = out or _default_page(locations[0], ".compared.html")
     else:
         print_json(result)
     if out is not None:
         _write_page(out, comparison_page(result, documents), announce=show_table)
 
 
-def _page_path(location: StudyLocation, suffix: str) -> Path:
-    """Return the path of a page: beside the study file, the database, or in this directory."""
+def _default_page(location: StudyLocation, suffix: str) -> Path | None:
+    """Return the path of a page: beside the study file, the database, or in this directory.
+
+    None, with a warning, in a read-only place: the results can be looked at all the same.
+    """
+    path = _path_beside(location, suffix)
+    if not why_unwritable(path):
+        return path
+    print_line(f"No page is written: {path} is in a read-only place. Use --out.", stderr=True)
+    return None
+
+
+def _path_beside(location: StudyLocation, suffix: str) -> Path:
     if location.file is not None:
         return location.file.with_suffix(suffix)
     from effllava_optuna.storage.urls import file_of

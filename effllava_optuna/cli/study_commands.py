@@ -98,12 +98,12 @@ def resume(location: StudyLocation, workers: int, device: str | None, *, force: 
     from effllava_optuna.storage.studies import update_failure_limits, update_paths
 
     study = location.open()
-    if location.config is not None:
-        update_failure_limits(study, location.config)
-        update_paths(study, location.config)
     if _is_complete(study, location):
         return
     check_outputs(location, location.config_of(study))
+    if location.config is not None:
+        update_failure_limits(study, location.config)
+        update_paths(study, location.config)
     quiet_transformers()
     from effllava_optuna.search.runner import resume as resume_study
     from effllava_optuna.search.workers import devices_for
@@ -156,6 +156,7 @@ def worker(location: StudyLocation, device: str | None, *, force: bool) -> None:
       effllava-optuna worker --storage sqlite:///q.db --study-name quickstart
     """
     study = location.open()
+    location.refuse_read_only()
     quiet_transformers()
     from effllava_optuna.search.runner import resume as resume_study
     from effllava_optuna.search.runner import search

@@ -133,7 +133,8 @@ def check(file: Path, *, deep: bool, output_format: OutputFormat) -> None:
     check_format(config.model.path)
     if has_video_part(config.model.path):
         require_torchvision(config.model.path)
-    check_outputs(location, config)
+    if not location.is_read_only:  # such a study exists, to be looked at
+        check_outputs(location, config)
     search = config.search
     show_table = output_format == "table"
     if show_table:

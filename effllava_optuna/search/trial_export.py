@@ -9,6 +9,7 @@ from effllava_optuna.calibration.calibration_run import calibration_batch
 from effllava_optuna.objectives import LIKELIEST
 from effllava_optuna.policy import Policy
 from effllava_optuna.storage.names import EXPORTED, RESULTS, TASK
+from effllava_optuna.storage.storage_internals import storage_is_read_only, storage_of
 from effllava_optuna.storage.trial_records import measured_record
 from effllava_optuna.surgery import (
     FULL_FIT,
@@ -108,7 +109,8 @@ def export_trial(
     facts = {"trial": number, "directory": str(path), "form": form}
     if exported.before is not None and exported.after is not None:
         facts |= {"before": asdict(exported.before), "after": asdict(exported.after)}
-    session.study.set_user_attr(EXPORTED, facts)
+    if not storage_is_read_only(storage_of(session.study)):
+        session.study.set_user_attr(EXPORTED, facts)
     return exported
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sqlite3
 import warnings
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import sqlalchemy
@@ -14,11 +15,14 @@ from optuna.exceptions import ExperimentalWarning
 
 from effllava_optuna.errors import StudyError, describe
 from effllava_optuna.passwords import shown_url
+from effllava_optuna.storage.backends.read_only import ReadOnlySqlite, is_read_only
 from effllava_optuna.storage.database import Database, configure_sqlite
 from effllava_optuna.storage.storage_internals import with_cache
 from effllava_optuna.storage.urls import GRPC, JOURNAL, check_url, expand_url, file_of, sqlite_file
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from optuna.storages import BaseStorage
 
 
@@ -39,8 +43,11 @@ def open_storage(url: str, *, create: bool = False) -> BaseStorage:
     file = file_of(url)
     if file is not None and not create and not file.is_file():
         raise StudyError(f"{file}: there is no such database.", hint="Start with `run`.")
-    if file is not None and not create and sqlite_file(url) is not None:
-        _refuse_other_database(file)
+    if file is not None and file.is_file() and sqlite_file(url) is not None:
+        if is_read_only(file):
+            return with_cache(_open_read_only(url, file))
+        if not create:
+            _refuse_other_database(file)
     if url.startswith(JOURNAL):
         return _open_journal(Path(url.removeprefix(JOURNAL)))
     if url.startswith(GRPC):
@@ -48,11 +55,34 @@ def open_storage(url: str, *, create: bool = False) -> BaseStorage:
     return with_cache(_open_database(url, file))
 
 
-def _open_database(url: str, file: Path | None) -> Database:
-    is_sqlite = sqlalchemy.make_url(url).get_backend_name() == "sqlite"
-    options = {"connect_args": {"timeout": 60}} if is_sqlite else {"pool_pre_ping": True}
+def _open_read_only(url: str, file: Path) -> Database:
+    """Open a SQLite database in a place that cannot be written.
+
+    Raises:
+        StudyError: It cannot be read.
+    """
     try:
-        database = Database(url, engine_kwargs=options)
+        source = ReadOnlySqlite(file)
+    except (sqlite3.Error, OSError) as error:
+        raise StudyError(
+            f"{file}: cannot be read as an Optuna database: {describe(error)}.",
+            hint="Use another file, or copy it with the files beside it.",
+        ) from error
+    _refuse_other_database(file, source.connect)
+    return _open_database(url, file, source)
+
+
+def _open_database(
+    url: str, file: Path | None, read_only: ReadOnlySqlite | None = None
+) -> Database:
+    is_sqlite = sqlalchemy.make_url(url).get_backend_name() == "sqlite"
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if is_sqlite:
+        options = {"connect_args": {"timeout": 60}}
+    if read_only is not None:
+        options = {"creator": read_only.connect}
+    try:
+        database = Database(url, read_only=read_only, engine_kwargs=options)
         configure_sqlite(database)
         database.get_all_studies()
     except ImportError as error:
@@ -74,7 +104,9 @@ def _open_database(url: str, file: Path | None) -> Database:
     return database
 
 
-def _refuse_other_database(file: Path) -> None:
+def _refuse_other_database(
+    file: Path, connect: Callable[[], sqlite3.Connection] | None = None
+) -> None:
     """Refuse a SQLite file without studies: Optuna would add its tables to it.
 
     Raises:
@@ -82,7 +114,8 @@ def _refuse_other_database(file: Path) -> None:
     """
     try:
         uri = f"{file.absolute().as_uri()}?mode=ro"
-        with closing(sqlite3.connect(uri, uri=True, timeout=60)) as connection:
+        connect = connect or partial(sqlite3.connect, uri, uri=True, timeout=60)
+        with closing(connect()) as connection:
             query = "SELECT count(*) FROM sqlite_master WHERE name = 'studies'"
             (n_tables,) = connection.execute(query).fetchone()
         reason = "there are no studies in it"

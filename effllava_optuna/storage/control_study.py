@@ -190,13 +190,17 @@ class ControlStudy:
     """
 
     def __init__(self, storage: BaseStorage, name: str) -> None:
-        self._study = optuna.create_study(
-            storage=storage,
-            study_name=name,
-            direction="maximize",
-            sampler=optuna.samplers.RandomSampler(),
-            load_if_exists=True,
-        )
+        sampler = optuna.samplers.RandomSampler()
+        try:  # without a write, which a read-only storage refuses
+            self._study = optuna.load_study(storage=storage, study_name=name, sampler=sampler)
+        except KeyError:
+            self._study = optuna.create_study(
+                storage=storage,
+                study_name=name,
+                direction="maximize",
+                sampler=sampler,
+                load_if_exists=True,  # another process may create it first
+            )
         self._published: dict[int, FrozenTrial] = {}  # a cache: published epochs never change
 
     @property

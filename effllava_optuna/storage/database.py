@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from sqlalchemy import Connection, Engine
 
+    from effllava_optuna.storage.backends.read_only import ReadOnlySqlite
+
 _READ_ONLY = "effllava_read_only"  # an execution option of a connection
 _TRIES, _PAUSE_SECONDS = 5, 0.5  # to create a trial while other processes lock the study
 
@@ -34,12 +36,13 @@ def configure_sqlite(storage: BaseStorage) -> None:
 
     Optuna reads before it writes inside one transaction. SQLite lets two processes read, and then
     both may take the same waiting trial. BEGIN IMMEDIATE takes the write lock first; read-only
-    connections do not need it. The write-ahead log with synchronous=NORMAL saves two of three
-    flushes: a power cut can lose the last commits, a killed process loses none.
+    connections and databases do not need it. The write-ahead log with synchronous=NORMAL saves two
+    of three flushes: a power cut can lose the last commits, a killed process loses none.
 
     Does nothing for other storages, or if the storage is configured already.
     """
-    engine = getattr(backend_of(storage), "engine", None)
+    backend = backend_of(storage)
+    engine = getattr(backend, "engine", None)
     if engine is None or engine.dialect.name != "sqlite" or engine in _configured:
         return
     _configured.add(engine)
@@ -49,12 +52,15 @@ def configure_sqlite(storage: BaseStorage) -> None:
     def _connect(connection: Any, _: Any) -> None:
         connection.isolation_level = None
         connection.execute("PRAGMA busy_timeout=60000")
+        if getattr(backend, "read_only", False):
+            return
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
 
     @sqlalchemy.event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
-        read_only = connection.get_execution_options().get(_READ_ONLY)
+        options = connection.get_execution_options()
+        read_only = options.get(_READ_ONLY) or getattr(backend, "read_only", False)
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
@@ -68,8 +74,13 @@ class Database(RDBStorage):
     gives to a waiting trial after its creation are read when the trial runs.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, read_only: ReadOnlySqlite | None = None, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
+        self.read_only = read_only is not None
+        if read_only is not None:
+            read_only.configure(self.engine)
         self._compatible: dict[tuple[int, str], BaseDistribution] = {}  # by study id and parameter
         self._waiting: dict[int, FrozenTrial] = {}
 

@@ -79,6 +79,28 @@ class StudyLocation:
         except EffllavaError:
             return False
 
+    @property
+    def is_read_only(self) -> bool:
+        """Return whether the storage is a file in a place that cannot be written."""
+        from effllava_optuna.storage.backends.read_only import is_read_only
+        from effllava_optuna.storage.urls import file_of
+
+        file = file_of(self.url)
+        return file is not None and is_read_only(file)
+
+    def refuse_read_only(self) -> None:
+        """Refuse a storage in a place that cannot be written.
+
+        Raises:
+            StudyError: It is.
+        """
+        from effllava_optuna.storage.backends.read_only import read_only_error
+        from effllava_optuna.storage.urls import file_of
+
+        file = file_of(self.url)
+        if file is not None and self.is_read_only:
+            raise read_only_error(file)
+
     def export_directory(self, config: StudyConfig) -> Path | None:
         """Return the export directory; None: no export.
 
@@ -118,17 +140,20 @@ def check_outputs(location: StudyLocation, config: StudyConfig) -> None:
     """Check that what a study writes can be written where its file says, before it begins.
 
     Raises:
+        StudyError: The study exists in a read-only place.
         ConfigError: The database, the artifacts, the latency tables or the export cannot be
             written there.
     """
+    location.refuse_read_only()
     from effllava_optuna.export_target import check_export_directory
     from effllava_optuna.storage.artifact_store import DirectoryArtifactStore, artifact_backend_of
     from effllava_optuna.storage.urls import file_of
 
     source = location.file or location.name
     artifacts, table = artifact_backend_of(location.url, config), config.latency.table
+    database = file_of(location.url)
     outputs = {
-        "study.storage": file_of(location.url),
+        "study.storage": database,
         "study.artifacts": (
             artifacts.path if isinstance(artifacts, DirectoryArtifactStore) else None
         ),
@@ -141,6 +166,11 @@ def check_outputs(location: StudyLocation, config: StudyConfig) -> None:
                 f"{source}: {key}: {path} cannot be written: {reason}.",
                 hint="Use another place, or change its permissions.",
             )
+    if database is not None and not database.absolute().parent.is_dir():
+        raise ConfigError(
+            f"{source}: study.storage: there is no directory {str(database.parent)!r}.",
+            hint="Create it, or use another place.",
+        )
     directory = location.export_directory(config)
     if directory is None:
         return

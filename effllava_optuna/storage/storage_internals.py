@@ -38,6 +38,7 @@ __all__ = [
     "journal_file_of",
     "rdb_models",
     "set_constraint",
+    "storage_is_read_only",
     "storage_of",
     "study_id_of",
     "trial_id_of",
@@ -58,6 +59,11 @@ def with_cache(database: RDBStorage) -> BaseStorage:
 def backend_of(storage: BaseStorage) -> Any:
     """Return the storage behind Optuna's cache, or the file or server of a journal storage."""
     return getattr(storage, "_backend", storage)
+
+
+def storage_is_read_only(storage: BaseStorage) -> bool:
+    """Return whether a storage is a file in a place that cannot be written."""
+    return bool(getattr(backend_of(storage), "read_only", False))
 
 
 def journal_file_of(storage: BaseStorage) -> Path | None:

@@ -18,6 +18,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from effllava_optuna.errors import StudyError
+from effllava_optuna.storage.backends.read_only import is_read_only, read_only_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,6 +40,11 @@ class JournalFile(JournalFileBackend):
         self._writer_lock = JournalFileOpenLock(str(file))
         super().__init__(str(file), lock_obj=self._writer_lock)
         self._offsets = {0: 0}  # by the number of records before it
+
+    @property
+    def read_only(self) -> bool:
+        """Return whether the file, or its directory, in which it is locked, is read-only."""
+        return is_read_only(self.file)
 
     # Optuna declares a generator, and uses an iterator.
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
@@ -74,8 +80,11 @@ class JournalFile(JournalFileBackend):
         """Append records; they are on disk when this returns.
 
         Raises:
+            StudyError: The file or its directory is read-only.
             StorageInternalError: They cannot be written. No part of them remains in the file.
         """
+        if self.read_only:
+            raise read_only_error(self.file)
         lines = [json.dumps(log, separators=(",", ":")) for log in logs]
         data = "".join(f"{line}\n" for line in lines).encode()
         try:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 from optuna.storages import RDBStorage
@@ -12,6 +12,11 @@ from optuna.storages import RDBStorage
 from effllava_optuna.errors import EffllavaError
 from effllava_optuna.passwords import hide_passwords, shown_url
 from effllava_optuna.storage.backends.journal_file import torn_writes
+from effllava_optuna.storage.backends.read_only import (
+    ReadOnlySqlite,
+    is_read_only,
+    read_only_error,
+)
 from effllava_optuna.storage.connection import open_storage
 from effllava_optuna.storage.integrity.check_result import CheckResult, listed
 from effllava_optuna.storage.storage_internals import backend_of, journal_file_of
@@ -54,9 +59,9 @@ def check_storage(location: StudyLocation) -> list[CheckResult]:
     except EffllavaError as error:
         return [CheckResult("storage", "fault", error.message, error.hint)]
     url = shown_url(location.url)
-    if file is not None and not os.access(file, os.W_OK):
-        cure = "Grant yourself write access, or only read with `status` and `report`."
-        result = CheckResult("storage", "warning", f"{file} cannot be written", cure)
+    if file is not None and is_read_only(file):
+        refusal = read_only_error(file)
+        result = CheckResult("storage", "warning", refusal.message.rstrip("."), refusal.hint)
     else:
         result = CheckResult("storage", "ok", f"{url} opens and can be written")
     return [result, *_check_schema(storage, url), *_check_journal(storage)]
@@ -88,14 +93,15 @@ def _check_journal(storage: BaseStorage) -> list[CheckResult]:
 def _sqlite_problem(file: Path) -> CheckResult | None:
     """Return a fault if a SQLite file is damaged, or locked by another process."""
     cure = "Restore it from a copy, or start a new study."
-    mode = "rw" if os.access(file, os.W_OK) else "ro"
-    uri = f"{file.absolute().as_uri()}?mode={mode}"
+    writable = not is_read_only(file)
+    uri = f"{file.absolute().as_uri()}?mode=rw"
+    connect = partial(sqlite3.connect, uri, uri=True, timeout=_LOCK_TIMEOUT)
     try:
-        with closing(sqlite3.connect(uri, uri=True, timeout=_LOCK_TIMEOUT)) as connection:
+        with closing(connect() if writable else ReadOnlySqlite(file).connect()) as connection:
             (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
             if verdict != "ok":
                 return CheckResult("storage", "fault", f"{file}: {verdict}", cure)
-            if mode == "rw":
+            if writable:
                 connection.execute("BEGIN IMMEDIATE")
                 connection.rollback()
     except sqlite3.OperationalError as error:
