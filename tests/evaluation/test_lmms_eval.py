@@ -5,6 +5,7 @@ Tests that need lmms-eval itself are skipped if it is not installed.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -358,3 +359,16 @@ def test_the_command_of_lmms_eval_evaluates_an_exported_checkpoint(
     (written,) = (tmp_path / "out").rglob("*_results.json")
     results = json.loads(written.read_text(encoding="utf-8"))["results"]
     assert results["digits_words"]["exact_match,none"] == pytest.approx(np.mean(right))
+
+
+def test_pictures_of_a_benchmark_are_shown_as_a_viewer_shows_them() -> None:
+    transparent = Image.new("RGBA", (4, 2), (9, 9, 9, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    file = io.BytesIO()
+    Image.new("L", (4, 2)).save(file, "PNG", exif=exif)
+    white, turned = lmms._pictures([transparent, Image.open(file)], 0, "task", "test")
+    assert (white.getpixel((0, 0)), turned.size) == ((255, 255, 255), (2, 4))
+    deep = Image.fromarray(np.array([[-1, 0]], dtype=np.int32))
+    with pytest.raises(TaskError, match=r"Document 3 of 'task' .*: its values are from -1 to 0"):
+        lmms._pictures([deep], 3, "task", "test")

@@ -135,12 +135,13 @@ def read_split(data: str, split: str, config: str | None = None) -> DatasetRows:
             (``val.parquet``, ``test.jsonl``) in it or in its ``data``; one parquet, jsonl, json
             or csv file, for which ``split`` is ignored; or a hub id.
         split: Name of the split.
-        config: Name of the configuration on the hub; None: the only one.
+        config: Name of the configuration on the hub, or of its directory in a download; None:
+            the only one.
 
     Raises:
         TaskError: The dataset or the split does not exist, or cannot be read.
     """
-    path = expand_home(data)
+    path = _locate(data, config)
     with _read_errors(data):
         if path.is_file():
             rows = read_row_file(path)
@@ -159,7 +160,7 @@ def split_names(data: str, config: str | None = None) -> list[str] | None:
     Raises:
         TaskError: The dataset does not exist, or cannot be read.
     """
-    path = expand_home(data)
+    path = _locate(data, config)
     if path.is_file():
         return None
     with _read_errors(data):
@@ -170,6 +171,12 @@ def split_names(data: str, config: str | None = None) -> list[str] | None:
             return None if _saved_files(path) is not None else list(list_splits(path))
         _refuse_missing_path(data)
         return _hub_splits(data, config)
+
+
+def _locate(data: str, config: str | None) -> Path:
+    """Return the path of a dataset, or of its configuration if it has a directory for each."""
+    path = expand_home(data)
+    return path if config is None or not (path / config).is_dir() else path / config
 
 
 def _refuse_missing_path(data: str) -> None:
@@ -223,9 +230,14 @@ def _read_document(file: Path) -> dict[str, Any]:
 
 def _missing_split_error(directory: Path, split: str, names: list[str]) -> TaskError:
     listed = ", ".join(names) or "no parquet, jsonl, json or csv files"
+    hint = "Use one of them in task.splits."
+    if not names:
+        folders = (folder for folder in sorted(directory.iterdir()) if folder.is_dir())
+        with_rows = next((folder for folder in folders if list_splits(folder)), None)
+        hint = f"Set task.data to {with_rows}." if with_rows else "Use another directory."
     return TaskError(
         f"task.data = {str(directory)!r} has no split {shorten(split)}; it has {listed}.",
-        hint="Use one of them in task.splits.",
+        hint=hint,
     )
 
 

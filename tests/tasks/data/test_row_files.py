@@ -97,3 +97,13 @@ def test_files_that_are_not_the_shards_of_one_split_are_refused(
         write_parquet(tmp_path / name)
     with pytest.raises(TaskError, match=f"split 'train' .*{message}"):
         read_split(str(tmp_path), "train")
+
+
+def test_a_download_may_have_a_directory_for_each_configuration(tmp_path: Path) -> None:
+    for name in ("FULL", "IMG"):
+        write_parquet(tmp_path / name / "train-00000-of-00001.parquet")
+    assert split_names(str(tmp_path), "IMG") == ["train"]
+    assert read_split(str(tmp_path), "train", "IMG").directory == tmp_path / "IMG"
+    with pytest.raises(TaskError, match=r"has no split 'train'; it has no parquet") as caught:
+        read_split(str(tmp_path), "train")
+    assert caught.value.hint == f"Set task.data to {tmp_path / 'FULL'}."
