@@ -69,13 +69,13 @@ def locate_checkpoint(path_or_id: str | Path) -> str | Path:
     """
     source = str(path_or_id)
     embedded = EMBEDDED / source
-    if "/" not in source and (embedded / _CONFIG).is_file():
+    if "/" not in source and _exists(embedded / _CONFIG):
         return embedded
     path = expand_home(path_or_id)
-    if _is_file(path):
+    if _exists(path) and path.is_file():
         _refuse_file(source, path)
     is_path = isinstance(path_or_id, Path) or source[:1] in {"/", ".", "~"}
-    if is_path and not path.is_dir():
+    if is_path and not is_directory(path):
         raise ModelError(
             f"There is no directory {source!r}.", hint="Use a directory, a hub id, or digits-vlm."
         )
@@ -93,12 +93,12 @@ def check_format(path_or_id: str | Path) -> None:
             have.
     """
     source, location = str(path_or_id), locate_checkpoint(path_or_id)
-    is_directory = Path(location).is_dir()
-    directory = Path(location) if is_directory else _downloaded(str(location))
+    is_local = is_directory(location)
+    directory = Path(location) if is_local else _downloaded(str(location))
     if directory is None or directory.parent == EMBEDDED:
         return
     _refuse_adapter(source, directory)
-    if is_directory:  # a download may be incomplete
+    if is_local:  # a download may be incomplete
         _refuse_other_format(source, directory)
     config = _read_json(directory / _CONFIG)
     _refuse_quantised(source, directory, config)
@@ -112,7 +112,7 @@ def has_video_part(path_or_id: str | Path) -> bool:
     Of a hub id, the files that have been downloaded are read.
     """
     location = locate_checkpoint(path_or_id)
-    directory = Path(location) if Path(location).is_dir() else _downloaded(str(location))
+    directory = Path(location) if is_directory(location) else _downloaded(str(location))
     if directory is None:
         return False
     return (
@@ -122,9 +122,14 @@ def has_video_part(path_or_id: str | Path) -> bool:
     )
 
 
-def _is_file(path: Path) -> bool:
+def is_directory(location: str | Path) -> bool:
+    """Return whether a location is a directory, and not a hub id."""
+    return _exists(Path(location)) and Path(location).is_dir()
+
+
+def _exists(path: Path) -> bool:
     try:
-        return path.is_file()
+        return path.exists()
     except (OSError, ValueError):  # a name that is too long, or has a null byte
         return False
 
@@ -262,13 +267,12 @@ def _stored_quantised(directory: Path) -> str:
 
 
 def _read_header(file: Path) -> dict[str, Any]:
-    """Return names, types and shapes in a safetensors file; empty if it is damaged."""
-    with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        text = stream.read(size) if size < _MAX_HEADER else b""
+    """Return names, types and shapes in a safetensors file; empty if loading it will fail."""
     try:
-        header = json.loads(text)
-    except (ValueError, RecursionError):
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(size) if size < _MAX_HEADER else b"")
+    except (OSError, ValueError, RecursionError):
         return {}
     return header if isinstance(header, dict) else {}
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from effllava_optuna import load
+from effllava_optuna.checkpoint_format import check_format
 from effllava_optuna.errors import ModelError
 from effllava_optuna.surgery import inspect_checkpoint
 from tests.study_fixtures import invoke
@@ -319,3 +320,58 @@ def test_code_that_transformers_does_not_need_is_not_run(
     assert load("model", device="cpu").structure.components
     assert not (model / "was_run").exists()
     assert "[y/N]" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "a" * 300, f"a/{'b' * 300}", f"/{'a' * 300}", "x\0y", "a\nb", "http://x/y", "a--b/c"],
+)
+def test_a_name_that_is_neither_a_path_nor_a_hub_id_is_refused_in_one_line(name: str) -> None:
+    for function in (load, inspect_checkpoint):
+        with pytest.raises(ModelError) as caught:
+            function(name)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 64, (2**40).to_bytes(8, "little"), b"\x02\0"])
+def test_damaged_weights_are_left_to_the_loader(content: bytes, model: Path) -> None:
+    (model / "model.safetensors").write_bytes(content)
+    assert inspect_checkpoint(model).structure.components
+    with pytest.raises(ModelError, match="does not load"):
+        load(model, device="cpu")
+
+
+def test_a_link_to_weights_that_are_gone_is_left_to_the_loader(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors").symlink_to(model / "blob")
+    assert inspect_checkpoint(model).structure.components
+    with pytest.raises(ModelError, match="does not load"):
+        load(model, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("adapter_config.json", _ADAPTER, "is an adapter of 'llava-hf/llava-1.5-7b-hf'"),
+        ("config.json", '{"model_type": "llama", "quantization_config": {"quant_method": "awq"}}',
+         "is quantised (awq)"),
+        ("config.json", '{"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]}',
+         "has LLaVA's own format"),
+    ],
+)  # fmt: skip
+def test_a_hub_id_is_refused_by_its_downloaded_files(
+    file: str, content: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0123")
+    (repository / "snapshots" / "0123").mkdir(parents=True)
+    (repository / "snapshots" / "0123" / file).write_text(content)
+    checked = invoke("check", write_study(Path("someone/model")), check=False)
+    assert checked.returncode == 2
+    assert message in checked.stderr
+    with pytest.raises(ModelError) as caught:
+        check_format("someone/model")
+    assert f"{caught.value}\n" == checked.stderr

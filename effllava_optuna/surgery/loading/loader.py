@@ -20,6 +20,7 @@ from transformers.utils import cached_file
 from effllava_optuna.checkpoint_format import (
     DESCRIPTIONS,
     check_format,
+    is_directory,
     locate_checkpoint,
 )
 from effllava_optuna.errors import ModelError
@@ -133,7 +134,7 @@ def read_config(path_or_id: str | Path) -> Any:
     """
     source, location = str(path_or_id), locate_checkpoint(path_or_id)
     with errors_in_one_line(source):
-        if not Path(location).is_dir():
+        if not is_directory(location):
             for name in DESCRIPTIONS:  # so that `check_format` finds them
                 cached_file(
                     location,
