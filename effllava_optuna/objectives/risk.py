@@ -51,7 +51,7 @@ def risk_table(
         compensation: The compensation table, for ``compensated``.
 
     Raises:
-        ModelError: The form is unknown, or a matrix is all zero.
+        ModelError: The form is unknown, or a matrix is all zero or not finite.
     """
     if form not in FORMS:
         raise ModelError(f"There is no risk form {form!r}.", hint=f"Use {' or '.join(FORMS)}.")
@@ -75,7 +75,8 @@ def risk_table(
                 if form == "compensated" and name == handle.output and matrix is not None:
                     kept = float(matrix.double().pow(2).sum())
                 weight = handle.linear(name).weight.numel() / total
-                nats += weight * 0.5 * math.log(kept / float(squares.sum()))
+                place = f"{component.id}: {name} at width {width}"
+                nats += weight * 0.5 * _log_ratio(kept, float(squares.sum()), place)
             table[component.id][width] = nats
         absent = -sum(
             handle.linear(name).weight.numel()
@@ -99,6 +100,21 @@ def risk(policy: Policy, loaded: LoadedModel, table: RiskTable) -> float:
         for component, width in policy.active_widths.items()
         if width in table[component]
     )
+
+
+def _log_ratio(kept: float, dense: float, place: str) -> float:
+    """Return the logarithm of a ratio of squared norms: infinite risks would win or lose a study.
+
+    Raises:
+        ModelError: A norm is zero or not finite.
+    """
+    if not (0 < kept < math.inf and 0 < dense < math.inf):
+        raise ModelError(
+            f"{place} has the squared norm {kept:g}, and {dense:g} in the dense model.",
+            hint="The structural-risk term needs finite weights that are not all zero; with "
+            "quality.risk = 'paper', the original weights count.",
+        )
+    return math.log(kept / dense)
 
 
 def _squared_norms(handle: ComponentHandle, units: torch.Tensor) -> dict[str, torch.Tensor]:

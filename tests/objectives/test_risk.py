@@ -76,3 +76,21 @@ def test_the_compensation_form_takes_the_norms_that_run(tiny: LoadedModel) -> No
 def test_an_unknown_form_is_refused(tiny: LoadedModel) -> None:
     with pytest.raises(ModelError, match=r"There is no risk form 'sum'. Use paper or compensated"):
         risk_table(tiny, rank_units(tiny), every_width(tiny), form="sum")
+
+
+@pytest.mark.parametrize("value", [0.0, math.inf, math.nan])
+def test_compensated_weights_without_a_finite_norm_are_refused(
+    tiny: LoadedModel, value: float
+) -> None:
+    """A risk of -inf would be the quality inf, which no policy beats."""
+    component, handle = tiny.structure.components[1], tiny.handles[1]
+    fitted = torch.full((handle.linear(handle.output).out_features, 2), value)
+    compensation = {(component.id, 2): FittedOutput(fitted)}
+    with pytest.raises(ModelError, match=rf"^{component.id}: .* at width 2 has the squared norm"):
+        risk_table(
+            tiny,
+            rank_units(tiny),
+            every_width(tiny),
+            form="compensated",
+            compensation=compensation,
+        )

@@ -212,12 +212,12 @@ def _judge_rows(
     judgements = []
     for row in rows:
         question = benchmark.format_question(prompt.text, row)
-        reply = judge(question)
+        reply = _reply_of(judge, question, row)
         for _ in range(attempts - 1):
             if benchmark.parse_reply(reply) is not None:
                 break
             # A judge at temperature 0 would give the same reply to the same question.
-            reply = judge(question + benchmark.reminder)
+            reply = _reply_of(judge, question + benchmark.reminder, row)
         scores = benchmark.parse_reply(reply)
         categories = tuple(sorted(set(row.categories)))
         judgements.append(Judgement.from_reply(row.id, scores, reply, categories))
@@ -228,6 +228,21 @@ def _judge_rows(
         judgements=tuple(judgements),
         multi_label=benchmark.multi_label,
     )
+
+
+def _reply_of(judge: Judge, question: str, row: AnsweredQuestion) -> str:
+    """Ask a judge, which may be a function of the user.
+
+    Raises:
+        TaskError: It returns no text.
+    """
+    reply: object = judge(question)
+    if not isinstance(reply, str):
+        raise TaskError(
+            f"The judge replied {shorten(reply)} to question {shorten(row.id)}.",
+            hint="A judge returns the text of its reply.",
+        )
+    return reply
 
 
 def _format_mmvet_question(prompt: str, row: AnsweredQuestion) -> str:

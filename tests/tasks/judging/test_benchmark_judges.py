@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
-from effllava_optuna.errors import TaskError
+from effllava_optuna.errors import TaskError, shorten
 from effllava_optuna.tasks.judging.benchmark_judges import (
     AnsweredQuestion,
     judge_llava_bench,
@@ -239,6 +241,18 @@ def test_a_reply_that_cannot_be_parsed_is_requested_again_with_a_reminder() -> N
         assert second == third
         assert second.startswith(first)
         assert len(second) > len(first)
+
+
+@pytest.mark.parametrize("reply", [None, 0.4, ("0.4",), b"0.4"])
+def test_a_judge_that_returns_no_text_is_refused(reply: object) -> None:
+    def judge(_: str) -> Any:
+        return reply
+
+    message = rf"The judge replied {re.escape(shorten(reply))} to question '"
+    with pytest.raises(TaskError, match=message):
+        judge_mmvet([mmvet(0, "rec")], judge, name="j")
+    with pytest.raises(TaskError, match=message):
+        judge_llava_bench([llava_bench(0)], judge, name="j")
 
 
 def test_a_judge_is_called_at_most_as_often_as_allowed() -> None:
