@@ -7,10 +7,19 @@ from pathlib import Path
 
 import datasets
 import pytest
+from PIL import Image
 
 from effllava_optuna.errors import TaskError
-from effllava_optuna.tasks import DataTask, Split
-from effllava_optuna.tasks.data.dataset_rows import read_split, split_names
+from effllava_optuna.tasks import DataTask, Split, TaskOptions
+from effllava_optuna.tasks.data import dataset_rows
+from effllava_optuna.tasks.data.dataset_rows import (
+    DatasetRows,
+    StoredImage,
+    read_split,
+    split_names,
+)
+from effllava_optuna.tasks.data.row_parsing import parse_rows
+from effllava_optuna.tasks.schemas import UserRows
 from tests.tasks.row_tasks import benchmark_task, write_rows
 
 
@@ -120,3 +129,31 @@ def test_the_message_about_an_unreachable_hub_has_a_cure(tmp_path: Path) -> None
         DataTask("scienceqa").samples(Split.PROXY)
     assert "task.data = DIR" in caught.value.hint
     assert "\n" not in str(caught.value)
+
+
+def test_rows_and_images_of_the_hub_are_read_through_datasets(tmp_path: Path) -> None:
+    """`datasets` reads a directory as it reads a repository of the hub."""
+    images = [Image.new("RGB", (2, 2), (number, 0, 0)) for number in range(4)]
+    columns = {"image": images, "answer": list("abcd")}
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "data" / "train.parquet")
+    rows = dataset_rows._read_hub(str(tmp_path), "train", None)
+    assert dataset_rows._hub_splits(str(tmp_path), None) == ["train"]
+    assert (len(rows), rows.columns) == (4, ("image", "answer"))
+    assert list(rows.iterate(["answer"]))[2] == {"answer": "c"}
+    assert StoredImage(rows, 3, "image", tmp_path).open().getpixel((0, 0)) == (3, 0, 0)
+
+
+def test_a_number_of_a_json_file_on_the_hub_that_may_be_a_text_is_refused(tmp_path: Path) -> None:
+    """The JSON builder of `datasets` stores the text "1" of such a column as a number."""
+    lines = [
+        {"question": f"q {number}?", "choices": ["x", "y", "1"], "answer": answer}
+        for number, answer in enumerate(("1", 0, "x", 1))
+    ]
+    write_rows(tmp_path, lines, "train.jsonl")
+    rows = dataset_rows._read_hub(str(tmp_path), "train", None)
+    schema = UserRows(TaskOptions())
+    with pytest.raises(TaskError, match="row 0: answer 1 may be the index or the text") as caught:
+        parse_rows(DatasetRows("hub", rows, tmp_path), schema, {})
+    assert "row 1" not in str(caught.value)
+    assert "row 2" not in str(caught.value)
