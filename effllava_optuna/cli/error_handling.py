@@ -32,12 +32,7 @@ def one_line_errors(function: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if not _is_database_error(error):
                 raise
-            cause = getattr(error.__cause__ or error, "orig", None) or error
-            _exit_with(
-                f"The database failed: {cause}. No stored trial is lost. Free disk space or end "
-                "the process that locks the database, then continue with `resume`.",
-                error,
-            )
+            _exit_with(_database_message(error), error)
 
     return wrapped
 
@@ -60,10 +55,22 @@ def one_line(message: str) -> str:
     return " ".join(printable.split())
 
 
+def _database_message(error: Exception) -> str:
+    """Return what happened to a database, and what to do about it."""
+    from effllava_optuna.storage.backends.database_errors import cure_of
+
+    if isinstance(error, KeyError):
+        return "The study was deleted while this command worked on it. Start it again with `run`."
+    cause = getattr(error.__cause__ or error, "orig", None) or error
+    return f"The database failed: {cause}. {cure_of(str(cause))}"
+
+
 def _is_database_error(error: Exception) -> bool:
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
+    if isinstance(error, KeyError):  # every storage of Optuna raises it
+        return error.args == ("Record does not exist.",)
     return isinstance(error, (StorageInternalError, SQLAlchemyError))
 
 

@@ -33,6 +33,7 @@ from effllava_optuna.samplers._lease import (
     leases_of,
     lost_trials,
     owner_alive,
+    owns_trial,
     release_trial,
     renew_lease,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "leases_of",
     "lost_trials",
     "owner_alive",
+    "owns_trial",
     "release_trial",
     "renew_lease",
     "repair",

@@ -152,6 +152,18 @@ def write_owner(study: Study, trial: FrozenTrial) -> None:
     _optuna_internals.set_system_attrs(study, trial, {OWNER: this_process()})
 
 
+def owns_trial(trial: Trial) -> bool:
+    """Return whether a trial is still stored as one of this process.
+
+    It is not if its study was deleted: a database may give its id to a trial of another study.
+    """
+    try:
+        stored = storage_of(trial.study).get_trial(_optuna_internals.trial_id_of(trial))
+    except KeyError:
+        return False
+    return bool(stored.system_attrs.get(OWNER) == this_process())
+
+
 def release_trial(trial: Trial) -> None:
     """Mark the coming FAIL of a trial as an interruption: its slot is due again.
 

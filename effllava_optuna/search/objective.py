@@ -10,7 +10,8 @@ from optuna.trial import TrialState
 
 from effllava_optuna.errors import EffllavaError, UserFunctionError
 from effllava_optuna.logging import get_logger
-from effllava_optuna.samplers import duplicate_of, release_trial, write_user_attrs
+from effllava_optuna.samplers import duplicate_of, owns_trial, release_trial, write_user_attrs
+from effllava_optuna.storage.control_study import study_was_deleted
 from effllava_optuna.storage.names import REASON
 from effllava_optuna.storage.storage_internals import set_constraint
 
@@ -69,6 +70,8 @@ class PruningObjective:
         if decoded.snapped:
             described["snapped"] = ", ".join(decoded.snapped)
         measured = self._measure(trial, decoded.policy)
+        if not owns_trial(trial):
+            raise study_was_deleted(trial.study.study_name)
         write_user_attrs(
             trial.study,
             trial,

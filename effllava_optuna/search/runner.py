@@ -20,7 +20,7 @@ from effllava_optuna.search.objective import PruningObjective, run_trial
 from effllava_optuna.search.schedule import SearchOver
 from effllava_optuna.search.session import open_session
 from effllava_optuna.storage.artifact_store import ArtifactStore, artifact_backend_of
-from effllava_optuna.storage.connection import open_storage
+from effllava_optuna.storage.connection import is_being_created, open_storage
 from effllava_optuna.storage.control_study import EpochPublication
 from effllava_optuna.storage.names import RESULTS
 from effllava_optuna.storage.storage_internals import storage_of
@@ -80,7 +80,7 @@ def begin(
         StudyError: A study of that name exists, or ``latency.table`` cannot be used.
     """
     file = file_of(url)
-    if file is None or file.is_file():
+    if file is None or (file.is_file() and not is_being_created(file)):
         refuse_existing(open_storage(url), config.study.name)
     if config.latency.table is not None:
         check_file(expand_home(config.latency.table))
@@ -172,6 +172,7 @@ def search(session: SearchSession, callbacks: Callbacks | None = None) -> None:
     schedule.advance()
     while not schedule.finished:
         with suppress(SearchOver):  # another process may finish the last slot at any moment
+            session.epochs.control_study.check_study(study)
             written = session.sampler.queue_due_trials(study)
             if not written and not _waiting(study):
                 time.sleep(_POLL_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 import warnings
 from contextlib import closing
 from functools import partial
@@ -15,15 +16,27 @@ from optuna.exceptions import ExperimentalWarning
 
 from effllava_optuna.errors import StudyError, describe
 from effllava_optuna.passwords import shown_url
+from effllava_optuna.storage.backends.database_errors import cure_of
 from effllava_optuna.storage.backends.read_only import ReadOnlySqlite, is_read_only
 from effllava_optuna.storage.database import Database, configure_sqlite
 from effllava_optuna.storage.storage_internals import with_cache
-from effllava_optuna.storage.urls import GRPC, JOURNAL, check_url, expand_url, file_of, sqlite_file
+from effllava_optuna.storage.urls import (
+    GRPC,
+    JOURNAL,
+    absolute_url,
+    check_url,
+    expand_url,
+    file_of,
+    sqlite_file,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from optuna.storages import BaseStorage
+
+_PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between tries to create the tables
+_OF_CREATION = ("already exists", "unique", "duplicate key", "locked", "deadlock")
 
 
 def open_storage(url: str, *, create: bool = False) -> BaseStorage:
@@ -72,17 +85,43 @@ def _open_read_only(url: str, file: Path) -> Database:
     return _open_database(url, file, source)
 
 
-def _open_database(
-    url: str, file: Path | None, read_only: ReadOnlySqlite | None = None
-) -> Database:
+def _connected(url: str, read_only: ReadOnlySqlite | None) -> Database:
+    """Connect to a database, and create its tables if it has none.
+
+    Optuna does not expect other processes to create them at the same time (issues 1092 and 5385),
+    and fails at different statements; a later try finds what they have created.
+    """
     is_sqlite = sqlalchemy.make_url(url).get_backend_name() == "sqlite"
     options: dict[str, Any] = {"pool_pre_ping": True}
     if is_sqlite:
         options = {"connect_args": {"timeout": 60}}
     if read_only is not None:
         options = {"creator": read_only.connect}
+    absolute = absolute_url(url, Path.cwd())  # the working directory may change
+    connect = partial(Database, absolute, read_only=read_only, engine_kwargs=options)
+    for pause in _PAUSES:
+        try:
+            return connect()
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            if not _is_about_creation(error):
+                raise
+            time.sleep(pause)
+    return connect()
+
+
+def _is_about_creation(error: Exception) -> bool:
+    """Return whether an error may come from another process that creates the same tables."""
+    reason = str(error.__cause__ or error).lower()
+    return isinstance(error, sqlalchemy.exc.IntegrityError) or any(
+        words in reason for words in _OF_CREATION
+    )
+
+
+def _open_database(
+    url: str, file: Path | None, read_only: ReadOnlySqlite | None = None
+) -> Database:
     try:
-        database = Database(url, read_only=read_only, engine_kwargs=options)
+        database = _connected(url, read_only)
         configure_sqlite(database)
         database.get_all_studies()
     except ImportError as error:
@@ -99,7 +138,7 @@ def _open_database(
         reason = describe(getattr(cause, "orig", None) or cause)
         raise StudyError(
             f"{file or shown_url(url)}: cannot be opened as an Optuna database: {reason}.",
-            hint=f"Use another one, or `optuna storage upgrade --storage {shown_url(url)}`.",
+            hint=cure_of(reason, shown_url(url)),
         ) from error
     return database
 
@@ -123,9 +162,19 @@ def _refuse_other_database(
         n_tables, reason = 0, str(error)
     if not n_tables:
         raise StudyError(
-            f"{file}: cannot be opened as an Optuna database: {reason}.",
-            hint="Use another file, or start with `run`.",
+            f"{file}: cannot be opened as an Optuna database: {reason}.", hint=cure_of(reason)
         )
+
+
+def is_being_created(file: Path) -> bool:
+    """Return whether a SQLite file has no tables yet: another process has just created it."""
+    try:
+        uri = f"{file.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True, timeout=60)) as connection:
+            (n_tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.Error:
+        return False
+    return not n_tables
 
 
 def _open_journal(file: Path) -> BaseStorage:

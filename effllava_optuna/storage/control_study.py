@@ -121,6 +121,14 @@ def _control_of(storage: BaseStorage, study_name: str) -> str | None:
     return name
 
 
+def study_was_deleted(name: str) -> StudyError:
+    """Return the error about a study that was deleted while this process worked on it."""
+    return StudyError(
+        f"Study {name!r} was deleted while this process worked on it.",
+        hint="Start it again with `run`.",
+    )
+
+
 def control_study_name(study: Study) -> str:
     """Return the name of the control study of a study."""
     name: str = study.user_attrs.get(CONTROL, control_name(study.study_name))
@@ -207,6 +215,19 @@ class ControlStudy:
     def study(self) -> Study:
         """Return the control study."""
         return self._study
+
+    def check_study(self, study: Study) -> None:
+        """Check that a study is the one of this control study, not one that got its id.
+
+        Raises:
+            StudyError: The study was deleted.
+        """
+        try:
+            unchanged = control_study_name(study) == self._study.study_name
+        except KeyError:
+            unchanged = False
+        if not unchanged:
+            raise study_was_deleted(self._study.user_attrs.get(_STUDY, self._study.study_name))
 
     def published_epochs(self) -> list[FrozenTrial]:
         """Return the effective attempt of each epoch, from 0, up to the first gap."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
@@ -14,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from effllava_optuna.storage import trial_queries, trial_updates
+from effllava_optuna.storage.backends.watched_file import WatchedFile
 from effllava_optuna.storage.storage_internals import backend_of, created_copy, trial_id_of
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ def configure_sqlite(storage: BaseStorage) -> None:
     connections and databases do not need it. The write-ahead log with synchronous=NORMAL saves two
     of three flushes: a power cut can lose the last commits, a killed process loses none.
 
+    No transaction starts if the file was removed or replaced: see `WatchedFile`.
+
     Does nothing for other storages, or if the storage is configured already.
     """
     backend = backend_of(storage)
@@ -47,6 +51,13 @@ def configure_sqlite(storage: BaseStorage) -> None:
         return
     _configured.add(engine)
     engine.dispose()
+    file = engine.url.database
+    watched = WatchedFile(Path(file)) if file and file != ":memory:" else None
+
+    @sqlalchemy.event.listens_for(engine, "do_connect")
+    def _check(*_: Any) -> None:
+        if watched is not None:
+            watched.check()  # SQLite would create a file that does not exist
 
     @sqlalchemy.event.listens_for(engine, "connect")
     def _connect(connection: Any, _: Any) -> None:
@@ -59,6 +70,8 @@ def configure_sqlite(storage: BaseStorage) -> None:
 
     @sqlalchemy.event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
+        if watched is not None:
+            watched.check()
         options = connection.get_execution_options()
         read_only = options.get(_READ_ONLY) or getattr(backend, "read_only", False)
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

@@ -8,7 +8,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 
 from effllava_optuna.errors import StudyError
 from effllava_optuna.passwords import shown_url
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from effllava_optuna.config.schema import StudyConfig
 
+_EXISTS = "Continue it with `resume`, or choose another study.name."
 _LIMITS = ("failures", "timeout")  # keys of [search] that do not change what is measured
 
 _PATHS = (
@@ -43,12 +44,17 @@ def create_study(storage: BaseStorage, config: StudyConfig) -> Study:
         StudyError: A study of that name exists.
     """
     refuse_existing(storage, config.study.name)
-    study = optuna.create_study(
-        storage=storage,
-        study_name=config.study.name,
-        directions=DIRECTIONS,
-        sampler=optuna.samplers.RandomSampler(),
-    )
+    try:
+        study = optuna.create_study(
+            storage=storage,
+            study_name=config.study.name,
+            directions=DIRECTIONS,
+            sampler=optuna.samplers.RandomSampler(),
+        )
+    except DuplicatedStudyError as error:
+        raise StudyError(
+            f"Another process has just created study {config.study.name!r}.", hint=_EXISTS
+        ) from error
     store_config(study, config)
     return study
 
@@ -61,10 +67,7 @@ def refuse_existing(storage: BaseStorage, name: str) -> None:
     """
     if study_exists(storage, name):
         open_study(storage, name)  # raises if it cannot be continued
-        raise StudyError(
-            f"Study {name!r} exists already.",
-            hint="Continue it with `resume`, or choose another study.name.",
-        )
+        raise StudyError(f"Study {name!r} exists already.", hint=_EXISTS)
 
 
 def study_exists(storage: BaseStorage, name: str) -> bool:
@@ -106,8 +109,9 @@ def open_study(storage: BaseStorage, name: str) -> Study:
     refuse_older_version(study)
     if CONFIG not in study.user_attrs:
         raise StudyError(
-            f"Study {name!r} was not created by effllava_optuna.",
-            hint="Start one with `effllava-optuna run FILE`.",
+            f"Study {name!r} was not created by effllava_optuna, or another process is just "
+            "creating it.",
+            hint="Repeat the command with `resume`; if it fails again, choose another study.name.",
         )
     return study
 

@@ -245,7 +245,7 @@ def test_a_locked_database_is_a_fault(study: Path) -> None:
         connection.close()
     assert code == 2
     assert results["storage"]["detail"].endswith("database is locked")
-    assert results["storage"]["cure"] == "End the process that holds it, or wait."
+    assert results["storage"]["cure"].startswith("Wait for the process that locks the database")
 
 
 @pytest.mark.parametrize("content", [b"", b"no database", None])

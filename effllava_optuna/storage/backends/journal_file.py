@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from effllava_optuna.errors import StudyError
 from effllava_optuna.storage.backends.read_only import is_read_only, read_only_error
+from effllava_optuna.storage.backends.watched_file import WatchedFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,9 +38,12 @@ class JournalFile(JournalFileBackend):
     """
 
     def __init__(self, file: Path) -> None:
-        self.file = file
-        self._writer_lock = JournalFileOpenLock(str(file))
-        super().__init__(str(file), lock_obj=self._writer_lock)
+        self.file = file.absolute()  # the working directory may change
+        self._writer_lock = JournalFileOpenLock(str(self.file))
+        super().__init__(str(self.file), lock_obj=self._writer_lock)
+        self._watched = WatchedFile(self.file)
+        # While it is open, no other file gets its inode, by which a replaced file is recognised.
+        weakref.finalize(self, os.close, os.open(self.file, os.O_RDONLY))
         self._offsets = {0: 0}  # by the number of records before it
 
     @property
@@ -51,12 +56,19 @@ class JournalFile(JournalFileBackend):
         """Read the records from a number on.
 
         Raises:
-            StudyError: A line is not a record, and it is not the last one.
+            StudyError: A line is not a record, and it is not the last one; or the file is not the
+                one that was opened.
         """
+        self._watched.check()
         with self.file.open("rb") as file:
             end = os.fstat(file.fileno()).st_size  # others may write meanwhile
             number = log_number_from if log_number_from in self._offsets else 0
             position = file.seek(self._offsets[number])
+            if position > end:
+                raise StudyError(
+                    f"{self.file} is shorter than before: it was cut while this process used it.",
+                    hint="Restore it from a copy, then continue with `resume`.",
+                )
             while position < end:
                 line = file.readline()
                 position += len(line)
@@ -80,9 +92,11 @@ class JournalFile(JournalFileBackend):
         """Append records; they are on disk when this returns.
 
         Raises:
-            StudyError: The file or its directory is read-only.
+            StudyError: The file or its directory is read-only, or it is not the one that was
+                opened.
             StorageInternalError: They cannot be written. No part of them remains in the file.
         """
+        self._watched.check()
         if self.read_only:
             raise read_only_error(self.file)
         lines = [json.dumps(log, separators=(",", ":")) for log in logs]

@@ -11,6 +11,7 @@ from optuna.storages import RDBStorage
 
 from effllava_optuna.errors import EffllavaError
 from effllava_optuna.passwords import hide_passwords, shown_url
+from effllava_optuna.storage.backends.database_errors import cure_of
 from effllava_optuna.storage.backends.journal_file import torn_writes
 from effllava_optuna.storage.backends.read_only import (
     ReadOnlySqlite,
@@ -92,7 +93,6 @@ def _check_journal(storage: BaseStorage) -> list[CheckResult]:
 
 def _sqlite_problem(file: Path) -> CheckResult | None:
     """Return a fault if a SQLite file is damaged, or locked by another process."""
-    cure = "Restore it from a copy, or start a new study."
     writable = not is_read_only(file)
     uri = f"{file.absolute().as_uri()}?mode=rw"
     connect = partial(sqlite3.connect, uri, uri=True, timeout=_LOCK_TIMEOUT)
@@ -100,14 +100,10 @@ def _sqlite_problem(file: Path) -> CheckResult | None:
         with closing(connect() if writable else ReadOnlySqlite(file).connect()) as connection:
             (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
             if verdict != "ok":
-                return CheckResult("storage", "fault", f"{file}: {verdict}", cure)
+                return CheckResult("storage", "fault", f"{file}: {verdict}", cure_of("corrupt"))
             if writable:
                 connection.execute("BEGIN IMMEDIATE")
                 connection.rollback()
-    except sqlite3.OperationalError as error:
-        if "locked" in str(error):
-            cure = "End the process that holds it, or wait."
-        return CheckResult("storage", "fault", f"{file}: {error}", cure)
     except sqlite3.DatabaseError as error:
-        return CheckResult("storage", "fault", f"{file}: {error}", cure)
+        return CheckResult("storage", "fault", f"{file}: {error}", cure_of(str(error)))
     return None
