@@ -8,6 +8,7 @@ configuration of LLaVA's own 13B, whose keys it does not know.
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -284,8 +285,9 @@ def _refuse_unknown_architecture(source: str, config: Mapping[str, Any]) -> None
 
     architectures, model_type = config.get("architectures"), config.get("model_type")
     named = architectures if isinstance(architectures, list) else []
-    known = {name.casefold() for name in dir(transformers)}
-    unknown = [name for name in named if isinstance(name, str) and name.casefold() not in known]
+    unknown = [
+        name for name in named if isinstance(name, str) and name.casefold() not in _known_names()
+    ]
     registered = model_type in CONFIG_MAPPING and model_type not in CONFIG_MAPPING_NAMES
     if registered:  # by the user, with AutoConfig.register
         return
@@ -308,6 +310,14 @@ def _refuse_unknown_architecture(source: str, config: Mapping[str, Any]) -> None
                 hint="Use a checkpoint that was converted for transformers, or another version "
                 "of transformers.",
             )
+
+
+@functools.cache
+def _known_names() -> frozenset[str]:
+    """Return the names of transformers, in lower case, without importing what they name."""
+    import transformers
+
+    return frozenset(name.casefold() for name in dir(transformers))
 
 
 def refuse_code(source: str, place: str) -> NoReturn:

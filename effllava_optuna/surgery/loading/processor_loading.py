@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateSyntaxError
 from transformers.utils import cached_file
 
 from effllava_optuna.errors import ModelError, describe
@@ -139,15 +140,10 @@ def _check_template(processor: Any, location: str | Path, source: str) -> None:
     """
     takes_images = hasattr(processor, "image_processor")
     file = _template_file(processor.chat_template, location, takes_images=takes_images)
-    fault = ""
     try:
-        if takes_images:
-            fault = _find_template_fault(processor)
-        else:  # of a text decoder; nothing says which conversations its template supports
-            _parse(processor)
+        fault = _find_template_fault(processor) if takes_images else _find_syntax_error(processor)
     except Exception as error:  # a template may raise anything
-        task = "format a question about a picture" if takes_images else "parse"
-        fault = f"does not {task} ({describe(error)})"
+        fault = f"does not format a question about a picture ({describe(error)})"
     if fault:
         raise ModelError(
             f"{source!r}: {file} {fault}.",
@@ -170,17 +166,19 @@ def _find_template_fault(processor: Any) -> str:
     return ""
 
 
-def _parse(tokenizer: Any) -> None:
-    """Parse the templates of a tokenizer.
+def _find_syntax_error(tokenizer: Any) -> str:
+    """Return why the template of a text decoder does not parse; empty if it does.
 
-    Raises:
-        jinja2.TemplateSyntaxError: One does not parse.
+    Nothing says which conversations it supports, so that it may raise any other error.
     """
-    from jinja2.sandbox import SandboxedEnvironment
-
-    templates = tokenizer.chat_template
-    for template in templates.values() if isinstance(templates, dict) else (templates,):
-        SandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
+    conversation = [{"role": "user", "content": EXAMPLE_QUESTION}]
+    try:
+        tokenizer.apply_chat_template(conversation, tokenize=False)
+    except TemplateSyntaxError as error:
+        return f"does not parse ({describe(error)})"
+    except Exception:
+        return ""
+    return ""
 
 
 def _template_file(template: Any, location: str | Path, *, takes_images: bool) -> str:

@@ -138,12 +138,20 @@ def test_a_chat_template_of_a_text_decoder_that_does_not_parse_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_a_text_decoder_keeps_a_chat_template_of_strings(
-    tiny: LoadedModel, tmp_path: Path
+@pytest.mark.parametrize(
+    "template",
+    [
+        _TEXT_TEMPLATES["adds strings"],
+        "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}",
+        "{{ raise_exception('A system turn is required.') }}",
+    ],
+)
+def test_a_text_decoder_keeps_any_chat_template_that_parses(
+    template: str, tiny: LoadedModel, tmp_path: Path
 ) -> None:
     FAMILIES["llama"].build().save_pretrained(tmp_path)
     tiny.processor.tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "chat_template.jinja").write_text(_TEXT_TEMPLATES["adds strings"])
+    (tmp_path / "chat_template.jinja").write_text(template)
     assert load(tmp_path, device="cpu").structure.components
 
 
