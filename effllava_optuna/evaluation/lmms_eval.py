@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from tqdm import tqdm
 
-from effllava_optuna.errors import TaskError, shorten
+from effllava_optuna.errors import TaskError, describe, shorten
 from effllava_optuna.tasks.rgb_conversion import convert_to_rgb
 
 if TYPE_CHECKING:
@@ -283,9 +283,9 @@ def _pictures(visuals: Any, number: int, task: str, split: str) -> tuple[Image.I
             )
         try:
             pictures.append(convert_to_rgb(visual))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a format of Pillow may raise anything for a damaged file
             raise TaskError(
-                f"{document} has a picture that cannot be opened: {error}.",
+                f"{document} has a picture that cannot be opened: {describe(error)}.",
                 hint="Download the benchmark again.",
             ) from error
     return tuple(pictures)

@@ -47,7 +47,7 @@ def convert_to_rgb(image: Image.Image) -> Image.Image:
         OSError: The pixels cannot be decoded.
     """
     transparent = _transparent_value(image)
-    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]
+    bits = (*getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, ()), 16)[0]
     image.load()
     orientation = _orientation(image)  # loading a TIFF file applies and removes it
     if image.mode.startswith(("I", "F")):

@@ -128,13 +128,10 @@ class Sample:
                 image = self.image if isinstance(self.image, Image.Image) else self.image.open()
                 if all(image.size):
                     return convert_to_rgb(image)
-        except (
-            OSError, SyntaxError, ValueError, TypeError,
-            Image.DecompressionBombError, Image.DecompressionBombWarning,
-        ) as error:  # fmt: skip
+        except Exception as error:  # a format of Pillow may raise anything for a damaged file
+            reason = str(error).rstrip(".") or type(error).__name__
             raise TaskError(
-                f"The image of sample {shorten(self.id)} cannot be opened: "
-                f"{str(error).rstrip('.')}.",
+                f"The image of sample {shorten(self.id)} cannot be opened: {reason}.",
                 hint="Replace the file, or remove the row.",
             ) from error
         raise TaskError(

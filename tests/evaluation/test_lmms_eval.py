@@ -370,5 +370,5 @@ def test_pictures_of_a_benchmark_are_shown_as_a_viewer_shows_them() -> None:
     white, turned = lmms._pictures([transparent, Image.open(file)], 0, "task", "test")
     assert (white.getpixel((0, 0)), turned.size) == ((255, 255, 255), (2, 4))
     deep = Image.fromarray(np.array([[-1, 0]], dtype=np.int32))
-    with pytest.raises(TaskError, match=r"Document 3 of 'task' .*: its values are from -1 to 0"):
+    with pytest.raises(TaskError, match=r"Document 3 of 'task' .*its values are from -1 to 0"):
         lmms._pictures([deep], 3, "task", "test")

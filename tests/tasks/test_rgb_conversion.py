@@ -265,3 +265,23 @@ def test_a_cmyk_file_has_its_colours() -> None:
         image = stored(Image.fromarray(colours).convert("CMYK"), format_, **options)
         assert image.mode == "CMYK"
         close(load(image)[8::16, 8::16], COLOURS, 12)
+
+
+class Damaged:
+    """An image whose format raises an error without a message."""
+
+    def open(self) -> Image.Image:
+        raise AssertionError
+
+
+@pytest.mark.parametrize("box", [b"iloc", b"av1C"])
+def test_a_damaged_file_is_named_whatever_its_format_raises(box: bytes) -> None:
+    """Pillow raises RuntimeError for AVIF, AssertionError for ICNS."""
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(file, "AVIF")
+    content = file.getvalue().replace(box, b"xxxx")
+    avif = StoredImage(ListedRows([{"image": content}]), 0, "image", Path())
+    for source, reason in ((avif, "."), (Damaged(), r"AssertionError\.")):
+        sample = Sample("a", "a", Split.PROXY, source, "q?", ("a", "b"), 0)
+        with pytest.raises(TaskError, match=f"The image of sample 'a' cannot be opened: {reason}"):
+            sample.load_image()
