@@ -41,9 +41,14 @@ def verify_in_fresh_process(pruned: LoadedModel, directory: Path, scratch: Path)
         [sys.executable, "-m", _PROGRAM, str(directory), str(scratch), str(pruned.device),
          dtype],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="backslashreplace",  # of a C library
         check=False,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(scratch / "modules")},
+        env=os.environ | {
+            "HF_HUB_OFFLINE": "1",
+            "HF_MODULES_CACHE": str(scratch / "modules"),
+            "PYTHONIOENCODING": "utf-8",  # not that of the user's terminal
+        },
     )  # fmt: skip
     if process.returncode:
         last_line = (process.stderr.strip() or "no message").splitlines()[-1]
