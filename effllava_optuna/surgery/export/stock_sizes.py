@@ -20,6 +20,7 @@ from effllava_optuna.policy import Kind
 from effllava_optuna.surgery.structure.inspection import inspect_model
 from effllava_optuna.surgery.structure.prunable_parts import LANGUAGE, VISION, UnprunablePart
 from effllava_optuna.surgery.structure.pruned_class import stock_class
+from effllava_optuna.surgery.structure.unread_blocks import remove_unread_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -81,12 +82,17 @@ def _output_paths(model: nn.Module, handles: Sequence[ComponentHandle]) -> list[
 def _fields_for_width(
     model: Any, handle: ComponentHandle, paths: Sequence[str], width: int
 ) -> Mapping[str, float] | None:
-    """Return fields of the configuration that give the layers at ``paths`` ``width`` units."""
+    """Return fields of the configuration that give the layers at ``paths`` ``width`` units.
+
+    They change nothing that is not pruned: in Jamba, one field sizes MLPs and experts.
+    """
+    stock = stock_class(model)
     for fields in _candidate_fields(model.config, handle, width):
         config = copy.deepcopy(model.config)
         try:
             _set_fields(config, handle, fields)
-            if _expresses(config, stock_class(model), paths, width * handle.columns):
+            expressed = _expresses(config, stock, paths, width * handle.columns)
+            if expressed and _other_shapes(config, model) == _other_shapes(model.config, model):
                 return fields
         except Exception:  # configurations and models raise anything at sizes they cannot have
             continue
@@ -134,6 +140,22 @@ def _expresses(config: Any, stock: Any, paths: Sequence[str], columns: int) -> b
     """Return whether the layers at ``paths`` have ``columns`` columns under a configuration."""
     by_path = _linear_columns(config, stock)
     return all(by_path.get(path) == columns for path in paths)
+
+
+def _other_shapes(config: Any, model: nn.Module) -> dict[str, torch.Size]:
+    """Return the shapes of the parameters that belong to no component, under a configuration."""
+    components = {id(handle.module) for handle in inspect_model(model).handles}
+    inside = tuple(
+        f"{path}." for path, module in model.named_modules() if id(module) in components
+    )
+    with torch.device("meta"):
+        stock = stock_class(model)(copy.deepcopy(config))
+    remove_unread_blocks(stock)  # as in an export
+    return {
+        name: weight.shape
+        for name, weight in stock.named_parameters()
+        if not name.startswith(inside)
+    }
 
 
 def _linear_columns(config: Any, stock: Any) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -14,10 +14,19 @@ from effllava_optuna import export, load, rank_units, sliced
 from effllava_optuna.errors import ExportError, ModelError
 from effllava_optuna.policy import Kind, Policy
 from effllava_optuna.surgery import LoadedModel, VerifiedExport, pad_to_stock_sizes
-from effllava_optuna.surgery.export.checkpoint_files import write_checkpoint
+from effllava_optuna.surgery.export.checkpoint_files import size_plan, write_checkpoint
 from effllava_optuna.surgery.export.comparison import ReloadDifference, write_expected
 from effllava_optuna.surgery.export.verification import main
 from tests.surgery.export.pruned_models import last_logits, prune, state_of
+from tests.surgery.family_models import (
+    CLOSE,
+    compute_logits,
+    random_policy,
+    rebuilt,
+    text_decoder,
+    text_inputs,
+    verified_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,3 +134,38 @@ def test_a_uniform_policy_is_portable_without_padding(
     config = padded.config.text_config
     assert (config.num_key_value_heads, config.num_attention_heads) == (2, 4)
     assert (config.head_dim, config.intermediate_size) == (8, 9)
+
+
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        # One field sizes the MLPs and the experts, which are not pruned.
+        (
+            "JambaConfig",
+            {"num_experts": 2, "num_experts_per_tok": 1, "attn_layer_period": 2,
+             "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+        ),
+        # The MLPs are sized by another field than the experts.
+        (
+            "Llama4TextConfig",
+            {"intermediate_size_mlp": 48, "num_local_experts": 2, "interleave_moe_layer_step": 2,
+             "head_dim": 16},
+        ),
+        ("Qwen3MoeConfig", {"num_experts": 4, "num_experts_per_tok": 2, "head_dim": 16,
+                            "moe_intermediate_size": 32, "mlp_only_layers": [0, 2]}),
+        ("Gemma2Config", {"sliding_window": 3, "head_dim": 16}),
+        ("OPTConfig", {"ffn_dim": 96, "word_embed_proj_dim": 64}),
+    ],
+)  # fmt: skip
+def test_whatever_can_be_chosen_can_be_exported_without_a_plan(
+    config: str, settings: dict[str, Any]
+) -> None:
+    loaded = verified_text(text_decoder(config, num_hidden_layers=4, **settings))
+    for seed in range(3):
+        small = sliced(loaded, *random_policy(loaded.structure, seed))
+        padded = pad_to_stock_sizes(small)
+        plan = size_plan(padded)
+        assert not plan["linears"]
+        assert not plan["counts"]
+        logits = compute_logits(small.model, text_inputs())
+        torch.testing.assert_close(compute_logits(rebuilt(padded), text_inputs()), logits, **CLOSE)
