@@ -75,5 +75,6 @@ def test_a_study_whose_rows_were_not_drawn_says_so(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("drawn-vlm", "digits-vlm"))
     failed = invoke("run", file, check=False)
     assert failed.returncode == 2
-    assert "task.data = './drawn/scienceqa': there is no such file or directory" in failed.stderr
+    rows = tmp_path / "drawn" / "scienceqa"
+    assert f"task.data = {str(rows)!r}: there is no such file or directory" in failed.stderr
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
