@@ -141,8 +141,19 @@ class EpochRegistry:
             hint="Keep the control study and the artifacts together with the database.",
         )
 
+    def check_artifacts(self) -> None:
+        """Check that the tensors of all published epochs exist: this process has them in memory.
+
+        Raises:
+            StudyError: They were removed.
+        """
+        for attempt in self.control_study.published_epochs():
+            if "artifact" in attempt.user_attrs:
+                self.artifact_store.require(attempt.user_attrs["artifact"])
+
     def publish(self, number: int, make: Callable[[], NextEpoch]) -> None:
         """Publish an epoch, unless another process does; ``make`` it if this process leads."""
+        self.check_artifacts()
         made: list[Epoch] = []
 
         def publication() -> EpochPublication:

@@ -255,6 +255,7 @@ def conclude(session: SearchSession, callbacks: Callbacks | None = None) -> None
         callbacks: Draw the pages of the dashboard.
     """
     callbacks = callbacks or Callbacks()
+    session.epochs.check_artifacts()
     if RESULTS not in session.study.user_attrs:
 
         def publication() -> EpochPublication:

@@ -146,9 +146,29 @@ class ArtifactStore:
         Raises:
             StudyError: The file is missing, unreadable or damaged.
         """
+        content = self._read(name, -1)
+        if hashlib.sha256(content).hexdigest() != name:
+            raise StudyError(
+                f"{self._location}/{name}: the artifact is damaged (its SHA-256 has changed).",
+                hint="Restore it from a copy, or start a new study.",
+            )
+        from safetensors.torch import load
+
+        return load(content)
+
+    def require(self, name: str) -> None:
+        """Check that a file exists and can be read.
+
+        Raises:
+            StudyError: It is missing or unreadable.
+        """
+        self._read(name, 1)
+
+    def _read(self, name: str, size: int) -> bytes:
+        """Read the first ``size`` bytes of a file, or all of it."""
         try:
             with contextlib.closing(self.backend.open_reader(name)) as file:
-                content = file.read()
+                content: bytes = file.read(size)
         except ArtifactNotFound as error:
             raise StudyError(
                 f"{self._location}/{name}: the artifact is missing.",
@@ -159,14 +179,7 @@ class ArtifactStore:
                 f"{self._location}/{name}: the artifact cannot be read: {_cause(error)}.",
                 hint="Grant access to it, then continue with `resume`.",
             ) from error
-        if hashlib.sha256(content).hexdigest() != name:
-            raise StudyError(
-                f"{self._location}/{name}: the artifact is damaged (its SHA-256 has changed).",
-                hint="Restore it from a copy, or start a new study.",
-            )
-        from safetensors.torch import load
-
-        return load(content)
+        return content
 
 
 def _cause(error: Exception) -> str:

@@ -137,3 +137,16 @@ def test_a_command_stops_with_one_line_if_its_study_is_deleted(
         study = optuna.load_study(storage=open_storage(url), study_name="smoke", sampler=SAMPLER)
         assert study.get_trials() == []
         assert storage_of(study) is not None
+
+
+def test_a_command_stops_with_one_line_if_its_artifacts_are_removed(
+    calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = copy_study(calibrated, tmp_path / "study")
+    artifacts = file.with_suffix(".artifacts")
+    during_measurement(monkeypatch, lambda: shutil.rmtree(artifacts))
+    result = invoke("resume", file, check=False)
+    assert result.returncode == 2
+    assert f"{artifacts}/" in result.stderr
+    assert "the artifact is missing" in result.stderr
+    assert "Traceback" not in result.stderr
