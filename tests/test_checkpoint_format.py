@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from effllava_optuna import load
 from effllava_optuna.checkpoint_format import check_format
 from effllava_optuna.errors import ModelError
 from effllava_optuna.surgery import inspect_checkpoint
+from effllava_optuna.surgery.loading.loader import read_config
 from tests.study_fixtures import invoke
 
 if TYPE_CHECKING:
@@ -272,6 +274,24 @@ def test_a_model_type_of_another_architecture_is_refused(model: Path) -> None:
     configure(architectures=["MistralForCausalLM"])(model)
     with pytest.raises(ModelError, match=r"'MistralForCausalLM', .* model_type 'llava'"):
         inspect_checkpoint("model")
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture"),
+    [
+        ("InternLM3Config", "LlamaForCausalLM"),
+        ("ShieldGemma2Config", "Gemma3ForConditionalGeneration"),
+        ("Qwen3_5Config", "Qwen3_5ForCausalLM"),
+    ],
+)
+def test_an_architecture_that_transformers_has_for_the_model_type_is_allowed(
+    config: str, architecture: str, tmp_path: Path
+) -> None:
+    """Some types have a class that belongs to another type by its own configuration."""
+    written = getattr(transformers, config)()
+    written.architectures = [architecture]
+    written.save_pretrained(tmp_path)
+    assert isinstance(read_config(tmp_path), type(written))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
@@ -156,7 +157,8 @@ def _check_config(source: str, config: Any, document: Mapping[str, Any]) -> None
     """
     for name in document.get("architectures") or ():
         expected = getattr(getattr(transformers, name, None), "config_class", None)
-        if expected is not None and not isinstance(config, expected):
+        fits = expected is None or isinstance(config, expected) or name in _class_names(config)
+        if not fits:
             raise ModelError(
                 f"{source!r} has a config.json with the architecture {name!r}, but with the "
                 f"model_type {config.model_type!r}.",
@@ -170,6 +172,15 @@ def _check_config(source: str, config: Any, document: Mapping[str, Any]) -> None
             f"{type(config).__name__} of transformers reads {depth}.",
             hint="Use a checkpoint that was converted for transformers.",
         )
+
+
+def _class_names(config: Any) -> set[str]:
+    """Return the classes that transformers loads for a configuration, if only by its mappings."""
+    mappings = (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING)
+    found = [mapping[type(config)] for mapping in mappings if type(config) in mapping]
+    # A few types have several classes.
+    classes = [c for entry in found for c in (entry if isinstance(entry, tuple) else (entry,))]
+    return {c.__name__ for c in classes}
 
 
 def read_model(location: str | Path, source: str, **options: Any) -> Any:
