@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 _PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between tries to create the tables
+_LONGEST_CREATION = 20.0  # seconds
 _OF_CREATION = ("already exists", "unique", "duplicate key", "locked", "deadlock")
 
 
@@ -99,11 +100,14 @@ def _connected(url: str, read_only: ReadOnlySqlite | None) -> Database:
         options = {"creator": read_only.connect}
     absolute = absolute_url(url, Path.cwd())  # the working directory may change
     connect = partial(Database, absolute, read_only=read_only, engine_kwargs=options)
+    start = time.monotonic()
     for pause in _PAUSES:
         try:
             return connect()
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            if not _is_about_creation(error):
+            # SQLite has waited for a lock already, unless a wait would have been a deadlock.
+            waited = time.monotonic() - start > _LONGEST_CREATION
+            if waited or not _is_about_creation(error):
                 raise
             time.sleep(pause)
     return connect()
