@@ -1,14 +1,9 @@
-"""A full disk, a quota and a place that cannot be written: one line, and nothing is lost.
-
-A limit of the size of files stands for a full disk: at the limit, the system refuses a write in
-the middle of a file, to Python and to libraries in other languages alike.
-"""
+"""A full disk, a quota and a place that cannot be written: one line, and nothing is lost."""
 
 from __future__ import annotations
 
 import copy
 import os
-import resource
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +23,7 @@ from effllava_optuna.files import write_errors_as
 from effllava_optuna.storage.artifact_store import ArtifactStore, DirectoryArtifactStore
 from effllava_optuna.surgery.export.comparison import write_expected
 from effllava_optuna.tasks.judging.submission import write_mmvet
+from tests.full_disk import file_size_limited
 from tests.surgery.export.pruned_models import prune
 
 if TYPE_CHECKING:
@@ -36,17 +32,6 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery import LoadedModel
 
 TEXT = "x" * 10_000
-LIMIT = 4_000  # bytes
-
-
-@contextmanager
-def file_size_limited(limit: int = LIMIT) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -98,7 +83,7 @@ def small(make_llava: Callable[..., LoadedModel]) -> LoadedModel:
     ]
 )  # fmt: skip
 def write(request: pytest.FixtureRequest, small: LoadedModel) -> Callable[[Path], Any]:
-    """Write something of more than `LIMIT` bytes below a directory."""
+    """Write something of more bytes than `file_size_limited` allows below a directory."""
 
     def write_weights(place: Path) -> None:
         with export_errors(place):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
+from optuna.storages import InMemoryStorage
 
 from effllava_optuna.errors import StudyError
 from effllava_optuna.logging import get_logger, logging_to_file
@@ -18,7 +19,7 @@ from effllava_optuna.storage.connection import open_storage
 from effllava_optuna.storage.names import CONFIG
 from effllava_optuna.storage.studies import create_study, open_study
 from effllava_optuna.study import load_config
-from tests.study_fixtures import FinishedStudy, copy_study, invoke
+from tests.study_fixtures import SMOKE, copy_study, invoke
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,6 +48,13 @@ URLS = [
     f"me:{SECRET}@host",
 ]
 VERBS = ["status", "report", "resume", "worker", "dashboard", "doctor", "pick", "export"]
+
+
+def study_file(directory: Path) -> Path:
+    """Write the study file of a study that does not exist."""
+    file = directory / "smoke.toml"
+    file.write_text(SMOKE.read_text())
+    return file
 
 
 def printed(tmp_path: Path, *words: object) -> str:
@@ -78,43 +86,40 @@ def test_no_command_prints_a_password(tmp_path: Path, url: str, verb: str) -> No
 
 @pytest.mark.parametrize("url", URLS[::4])
 @pytest.mark.parametrize("verb", ["check", "run"])
-def test_no_message_about_a_study_file_has_a_password(
-    smoke: FinishedStudy, tmp_path: Path, url: str, verb: str
-) -> None:
+def test_no_message_about_a_study_file_has_a_password(tmp_path: Path, url: str, verb: str) -> None:
     file = tmp_path / "a.toml"
     table = f"[study]\nstorage = {json.dumps(url)}\nartifacts = 'x'\n"
-    file.write_text(table + smoke.file.read_text())
+    file.write_text(table + SMOKE.read_text())
     assert SECRET not in printed(tmp_path, verb, file)
     if verb == "check":
         assert SECRET not in printed(tmp_path, verb, file, "-f", "json")
         return
-    assert SECRET not in printed(tmp_path, verb, smoke.file, "--set", f"study.storage={url}")
+    assert SECRET not in printed(
+        tmp_path, verb, study_file(tmp_path), "--set", f"study.storage={url}"
+    )
 
 
 @pytest.mark.parametrize("artifacts", [f"s3://key:{SECRET}@bucket/x", f"https://me:{SECRET}@host"])
-def test_no_message_about_artifacts_has_a_password(
-    smoke: FinishedStudy, tmp_path: Path, artifacts: str
-) -> None:
-    changed = printed(tmp_path, "run", smoke.file, "--set", f"study.artifacts={artifacts}")
+def test_no_message_about_artifacts_has_a_password(tmp_path: Path, artifacts: str) -> None:
+    changed = printed(
+        tmp_path, "run", study_file(tmp_path), "--set", f"study.artifacts={artifacts}"
+    )
     assert "study.artifacts" in changed
     assert SECRET not in changed
 
 
-def test_a_study_does_not_store_a_password(smoke: FinishedStudy, tmp_path: Path) -> None:
+def test_a_study_does_not_store_a_password(tmp_path: Path) -> None:
     """The dashboard, reports and copies show what a study stores."""
-    file = copy_study(smoke.file, tmp_path / "study")
-    config = load_config(
-        file, (f"study.storage={URLS[0]}", "study.name=other", "study.artifacts=x")
-    )
-    study = create_study(open_storage(f"sqlite:///{file.with_suffix('.db')}"), config)
+    config = load_config(study_file(tmp_path), (f"study.storage={URLS[0]}", "study.artifacts=x"))
+    study = create_study(InMemoryStorage(), config)
     assert SECRET not in json.dumps(study.user_attrs)
     assert study.user_attrs[CONFIG]["study"]["storage"] == URLS[0].replace(SECRET, "***")
 
 
 def test_a_report_of_a_study_that_has_stored_a_password_does_not_show_it(
-    smoke: FinishedStudy, tmp_path: Path
+    calibrated: Path, tmp_path: Path
 ) -> None:
-    file = copy_study(smoke.file, tmp_path / "study")
+    file = copy_study(calibrated, tmp_path / "study")
     url = f"sqlite:///{file.with_suffix('.db')}"
     study = open_study(open_storage(url), "smoke")
     document = study.user_attrs[CONFIG]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from effllava_optuna.errors import StudyError
 from effllava_optuna.storage.connection import open_storage
-from tests.study_fixtures import invoke, subprocess_environment
+from tests.full_disk import file_size_limited
+from tests.study_fixtures import invoke
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,30 +98,18 @@ def test_a_process_that_has_the_journal_open_reads_what_follows_half_a_line(file
     assert len(study.trials) == len(stock_opened(file).trials) == 3
 
 
-FULL = """
-import resource, signal, sys
-import optuna
-from effllava_optuna.storage.connection import open_storage
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-study = optuna.load_study(storage=open_storage(sys.argv[1]), study_name="s")
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
-try:
-    study.set_user_attr("long", "x" * 5000)
-except Exception as error:
-    print(type(error).__name__, error)
-"""
-
-
 def test_a_full_disk_leaves_no_half_line(file: Path) -> None:
-    opened(file).ask()
+    study = opened(file)
+    study.ask()
     before = file.read_bytes()
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, f"journal:///{file}", f"{len(before) + 1000}"],
-        capture_output=True, text=True, check=True, env=subprocess_environment(),
-    )  # fmt: skip
-    assert done.stdout.startswith(f"StorageInternalError {file}: ")
-    assert "File too large" in done.stdout
+    with (
+        file_size_limited(len(before) + 1000),
+        pytest.raises(StorageInternalError, match=f"{file}: File too large"),
+    ):
+        study.set_user_attr("long", "x" * 5000)
     assert file.read_bytes() == before
+    study.set_user_attr("long", "x" * 5000)
+    assert opened(file).user_attrs == {"long": "x" * 5000}
 
 
 def damaged(file: Path, line: bytes) -> int:
