@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from effllava_optuna.errors import TaskError
-from effllava_optuna.tasks.schemas.row_schema import UntypedInt
+from effllava_optuna.tasks.schemas.row_schema import UntypedFloat, UntypedInt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -178,7 +178,7 @@ def _decoded(kind: Any, value: Any) -> Any:
     if value is None or not _holds_json(kind):
         return value
     if isinstance(kind, pa.JsonType):
-        return json.loads(value, parse_int=UntypedInt)
+        return json.loads(value, parse_int=UntypedInt, parse_float=UntypedFloat)
     if isinstance(value, dict):
         return {field.name: _decoded(field.type, value[field.name]) for field in kind}
     return [_decoded(kind.field(0).type, item) for item in value]

@@ -55,27 +55,33 @@ class StoredImage:
 
         Raises:
             OSError: The file cannot be read.
-            ValueError: The value is not an image, or is a list of several.
+            ValueError: The value is not an image, or is a list of several; or a file is empty.
         """
         value = self.rows.value(self.row, self.column)
-        if isinstance(value, list) and len(value) <= 1:
-            value = value[0] if value else None
         if isinstance(value, list):
-            raise ValueError(f"{self.column} is a list of {len(value)} images, not of one")
+            if len(value) > 1:
+                raise ValueError(f"{self.column} is a list of {len(value)} images, not of one")
+            value = value[0] if value else None
         if isinstance(value, Mapping) and {"bytes", "path"} & set(value):
-            if value.get("bytes") is not None:
-                return bytes(value["bytes"])
-            value = value.get("path")
+            encoded = value.get("bytes")
+            if not isinstance(encoded, (bytes, type(None))):
+                raise ValueError(
+                    f"{self.column} has the bytes {shorten(encoded)}, which are not bytes"
+                )
+            value = value.get("path") if encoded is None else encoded
         if value is None or value == "":
             return None
-        if isinstance(value, (bytes, bytearray)):
-            return bytes(value)
+        if isinstance(value, bytes):
+            return value
         if not isinstance(value, str):
             raise ValueError(f"{self.column} is {shorten(value)}, which is not an image")
         file = expand_home(value)
         for path in (self.directory / file, self.directory / "images" / file):
             if _is_file(path):
-                return path.read_bytes()
+                content = path.read_bytes()
+                if not content:
+                    raise ValueError(f"{self.column} {shorten(value)} is an empty file")
+                return content
         raise OSError(
             f"{self.column} {shorten(value)} is not a file beside the rows or in images/"
         )
@@ -119,8 +125,30 @@ class DatasetRows:
         return self.rows.columns
 
     def iterate(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Iterate over the rows with the given columns; a column that does not exist is None."""
-        return self.rows.iterate(columns)
+        """Iterate over the rows with the given columns; a column that does not exist is None.
+
+        Raises:
+            TaskError: A value cannot be decoded.
+        """
+        try:
+            yield from self.rows.iterate(columns)
+        except Exception as error:  # those of pyarrow have no common class
+            self._refuse_undecodable(columns)
+            raise TaskError(
+                f"{self.source} cannot be read: {describe(error)}.", hint="Write the file again."
+            ) from error
+
+    def _refuse_undecodable(self, columns: Sequence[str]) -> None:
+        """Refuse the first value that cannot be decoded; rows are converted many at once."""
+        for row in range(len(self)):
+            for column in columns:
+                try:
+                    self.rows.value(row, column)
+                except Exception as error:
+                    raise TaskError(
+                        f"{self.source}: row {row}: {column} cannot be read: {describe(error)}.",
+                        hint="Write the file again, or remove the row.",
+                    ) from error
 
     def iterate_images(self, column: str) -> Iterator[StoredImage]:
         """Iterate over the images of a column without reading them."""

@@ -92,7 +92,7 @@ def _match_columns(
         if column not in rows.columns and (name in schema.required or name in renamed):
             raise TaskError(
                 f"{rows.source} has no column {shorten(column)}; "
-                f"it has {', '.join(rows.columns)}.",
+                f"it has {', '.join(map(shorten, rows.columns))}.",
                 hint=f"Set task.columns.{name} to one of them.",
             )
     return columns

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -101,6 +102,11 @@ def read_csv(file: Path) -> ListedRows:
     rows: list[dict[str, Any]] = []
     try:
         header = next(reader, [])
+        if len(header) == 1 and re.search("[;\t]", header[0]):
+            raise TaskError(
+                f"{file}: its first line has no comma: {shorten(header[0])}.",
+                hint="Separate the cells by commas.",
+            )
         if len(set(header)) < len(header):
             raise TaskError(
                 f"{file}: two columns of its first line have the same name.",
@@ -136,12 +142,16 @@ def _parse_lines(file: Path, text: str) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = _DECODER.decode(line.strip())
+            # Each part of joined files may begin with a mark.
+            row = _DECODER.decode(line.removeprefix("\ufeff"))
             if not isinstance(row, dict):
                 raise ValueError("it is not an object")
         except (ValueError, RecursionError) as error:
+            reason = str(error)
+            if isinstance(error, json.JSONDecodeError):  # its own message names line 1
+                reason = f"{error.msg} at column {error.colno}"
             raise TaskError(
-                f"{file}: line {number} is not valid JSON: {error}.",
+                f"{file}: line {number} is not valid JSON: {reason}.",
                 hint="Fix or remove that line.",
             ) from error
         rows.append(row)

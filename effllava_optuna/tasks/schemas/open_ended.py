@@ -9,11 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.tasks.sample import GradingRule, Split
-from effllava_optuna.tasks.schemas.row_schema import ParsedRow, RowSchema, read_id, read_text
+from effllava_optuna.tasks.schemas.row_schema import (
+    ParsedRow,
+    RowSchema,
+    read_id,
+    read_text,
+    read_texts,
+)
 from effllava_optuna.tasks.scoring.free_text import and_or_score, token_f1
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from effllava_optuna.tasks.sample import Sample
 
@@ -37,9 +43,11 @@ class MMVet(RowSchema):
         """Parse a row."""
         reference = read_text(row, "answer")
         plain = reference.split("<OR>")[0].replace("<AND>", ", ")
-        column = row.get("capability") or ""
-        names = column if isinstance(column, (list, tuple)) else column.split(",")
-        capabilities = tuple(str(name).strip() for name in names if str(name).strip())
+        if isinstance(row.get("capability"), list):
+            names: Sequence[str] = read_texts(row, "capability", 0)
+        else:
+            names = read_text(row, "capability", empty=True).split(",")
+        capabilities = tuple(name.strip() for name in names if name.strip())
         return ParsedRow(
             id=read_id(row, "question_id"),
             question=self.add_instruction(read_text(row, "question"), ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +12,7 @@ from effllava_optuna.tasks.sample import GradingRule, Split
 from effllava_optuna.tasks.scoring.multiple_choice import parse_choice
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from effllava_optuna.tasks.sample import Sample
 
@@ -20,7 +21,25 @@ LETTER_INSTRUCTION = "Answer with the option's letter from the given choices dir
 
 
 class UntypedInt(int):
-    """A number in a JSON column of `datasets`, which stores 1 and the text "1" alike."""
+    """A number in a JSON column of `datasets`, which stores 1 and the text "1" alike.
+
+    Attributes:
+        text: The text.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+class UntypedFloat(float):
+    """A number in a JSON column of `datasets`, which stores 1.0 and the text "1.0" alike.
+
+    Attributes:
+        text: The text.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,10 +217,20 @@ def read_choices(row: Mapping[str, Any]) -> tuple[str, ...]:
     return choices
 
 
-def read_index(value: Any, choices: Sequence[str]) -> int:
+def is_empty(value: Any) -> bool:
+    """Return whether a column of lists has no list in a row; a cell of a csv file is a text."""
+    return value is None or value in ([], "")
+
+
+def read_index(value: Any, choices: Sequence[str], names: str = "") -> int:
     """Return the index of the correct option.
 
     A whole number may be stored as a float: pandas converts a column with a missing value.
+
+    Args:
+        value: The value.
+        choices: The options.
+        names: Other values that name an option, for the message.
 
     Raises:
         ValueError: The value is not a whole number, or is outside the options.
@@ -209,10 +238,22 @@ def read_index(value: Any, choices: Sequence[str]) -> int:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if is_number and 0 <= value < len(choices) and value == int(value):
         return int(value)
-    raise ValueError(f"answer {shorten(value)} is outside its {len(choices)} choices")
+    raise ValueError(
+        f"answer {shorten(value)} is outside its {len(choices)} choices "
+        f"(0 to {len(choices) - 1}{names})"
+    )
 
 
 def read_id(row: Mapping[str, Any], column: str) -> str | None:
-    """Return the id in a column; None if the row has none."""
+    """Return the id in a column; None if the row has none.
+
+    Raises:
+        ValueError: The value is neither a text nor a number or a date.
+    """
     value = row.get(column)
-    return None if value is None or value == "" else _valid(str(value), column)
+    if value is None or value == "":
+        return None
+    if isinstance(value, (list, tuple, Mapping, bytes)) or value != value:  # NaN
+        raise ValueError(f"{column} is {shorten(value)}, which is not a text or a number")
+    is_untyped = isinstance(value, (UntypedInt, UntypedFloat))
+    return _valid(value.text if is_untyped else str(value), column)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from effllava_optuna.errors import shorten
 from effllava_optuna.tasks.sample import GradingRule, Split
 from effllava_optuna.tasks.schemas.row_schema import (
     LETTER_INSTRUCTION,
@@ -77,4 +78,6 @@ def _grade_subset(grade: str) -> str:
     number = grade.removeprefix("grade")
     if not number.isdecimal():
         return ""
+    if len(number) > 2:
+        raise ValueError(f"grade is {shorten(grade)}, which is not a school grade")
     return "G1-6" if int(number) <= 6 else "G7-12"

@@ -11,8 +11,10 @@ from effllava_optuna.tasks.schemas.row_schema import (
     LETTERS,
     ParsedRow,
     RowSchema,
+    UntypedFloat,
     UntypedInt,
     format_choices,
+    is_empty,
     letter_rule,
     read_choices,
     read_id,
@@ -52,7 +54,7 @@ class UserRows(RowSchema):
         stratum = read_text(row, "stratum", empty=True)
         subsets = (stratum,) if stratum else ()
         question, row_id = read_text(row, "question"), read_id(row, "id")
-        if row.get("choices"):
+        if not is_empty(row.get("choices")):
             choices = read_choices(row)
             return ParsedRow(
                 id=row_id,
@@ -85,10 +87,11 @@ class UserRows(RowSchema):
 
 
 def _choice_index(answer: Any, choices: tuple[str, ...]) -> int:
-    if isinstance(answer, UntypedInt) and str(answer) in choices:
-        if 0 <= answer < len(choices) and choices[answer] != str(answer):
-            raise ValueError(f"answer {answer} may be the index or the text of a choice")
-        return choices.index(str(answer))
+    if isinstance(answer, (UntypedInt, UntypedFloat)) and answer.text in choices:
+        index = choices.index(answer.text)
+        if answer in range(len(choices)) and answer != index:
+            raise ValueError(f"answer {answer.text} may be the index or the text of a choice")
+        return index
     if isinstance(answer, str):
         name = answer.strip()
         indices = [i for i, text in enumerate(choices) if name in (text, LETTERS[i])]
@@ -97,7 +100,7 @@ def _choice_index(answer: Any, choices: tuple[str, ...]) -> int:
             raise ValueError(f"answer {shorten(answer)} may be {letters}")
         if indices:
             return indices[0]
-    return read_index(answer, choices)
+    return read_index(answer, choices, f", A to {LETTERS[len(choices) - 1]}, or their texts")
 
 
 def _token_f1(sample: Sample, text: str) -> float:

@@ -10,6 +10,7 @@ from effllava_optuna.tasks.sample import GradingRule, Split
 from effllava_optuna.tasks.schemas.row_schema import (
     ParsedRow,
     RowSchema,
+    is_empty,
     read_id,
     read_text,
     read_texts,
@@ -42,11 +43,11 @@ class VizWiz(RowSchema):
     def parse(self, row: Mapping[str, Any], *, has_image: bool) -> ParsedRow:
         """Parse a row; the answers are sorted by frequency."""
         answers = row.get("answers")
-        if answers and all(isinstance(answer, Mapping) for answer in answers):
+        if isinstance(answers, list) and all(isinstance(answer, Mapping) for answer in answers):
             # The files of vizwiz.org have a mapping of answer and confidence for each person.
             row = {**row, "answers": [answer.get("answer") for answer in answers]}
         # An answer is compared with those of the other people, so that one alone scores 0.
-        texts = read_texts(row, "answers", 2) if answers else ()
+        texts = () if is_empty(answers) else read_texts(row, "answers", 2)
         counts = Counter(text.lower() for text in texts)
         category = read_text(row, "category", empty=True)
         return ParsedRow(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -96,12 +97,31 @@ def test_rows_without_images_are_grouped_by_their_questions(tmp_path: Path) -> N
         ({"choices": ["a", "b"], "answer": "c"}, "row 3: answer 'c' is outside its 2 choices"),
         ({"choices": ["a"], "answer": "a"}, "row 3: choices has 1 entries, but needs 2"),
         ({"id": "7"}, "row 7: id '7' is also that of row 3"),
+        ({"id": ["7"]}, r"row 3: id is \['7'\], which is not a text or a number"),
+        ({"id": {"a": 1}}, "row 3: id is {'a': 1}, which is not a text or a number"),
+        ({"id": math.nan}, "row 3: id is nan, which is not a text or a number"),
+        ({"choices": 0}, "row 3: choices is 0, which is not a list of texts"),
+        ({"choices": False}, "row 3: choices is False, which is not a list of texts"),
+        ({"choices": {}}, "row 3: choices is {}, which is not a list of texts"),
+        (
+            {"choices": list("pqrst"), "answer": "(C)"},
+            r"row 3: answer '\(C\)' is outside its 5 choices \(0 to 4, A to E, or their texts\)",
+        ),
+        ({"choices": ["p", "q"], "answer": "b"}, r"row 3: answer 'b' is outside .*, A to B, or"),
+        ({"image": {"bytes": "abc"}}, "row 3: image has the bytes 'abc', which are not bytes"),
+        ({"image": {"bytes": 5}}, "row 3: image has the bytes 5, which are not bytes"),
+        ({"image": {"bytes": 1.5}}, r"row 3: image has the bytes 1\.5, which are not bytes"),
+        ({"image": {"bytes": [137, 80]}}, r"row 3: image has the bytes \[137, 80\], which are"),
+        ({"image": [{"bytes": {}}]}, "row 3: image has the bytes {}, which are not bytes"),
+        ({"image": [["a.png"]]}, r"row 3: image is \['a.png'\], which is not an image"),
+        ({"image": "empty.png"}, "row 3: image 'empty.png' is an empty file"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     rows = rows_with_images(tmp_path, 20)
     rows = [{"id": str(number), **row} for number, row in enumerate(rows)]
     rows[3] |= change
+    (tmp_path / "empty.png").touch()
     with pytest.raises(TaskError, match=rf"mine\.jsonl, split 'train': {message}") as caught:
         DataTask("qa", write_rows(tmp_path, rows), proxy=8).samples(Split.PROXY)
     assert caught.value.hint == "Fix these rows (the first one is row 0), or remove them."

@@ -128,6 +128,89 @@ def test_a_number_that_may_be_a_text_in_a_json_column_is_refused(tmp_path: Path)
     assert "row 4" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("choices", "text", "expected"),
+    [
+        (["1.0", "2.0"], "1.0", "may be the index or the text"),  # stored as the number 1.0
+        (["1e0", "1"], "1e0", "may be the index or the text"),
+        (["x", "1.50"], "1.50", 1),
+        (["0.0", "1.0"], "0.0", 0),
+        (["1.5", "x"], "1.50", r"answer 1\.5 is outside its 2 choices"),
+    ],
+)
+def test_a_float_in_a_json_column_may_be_a_text(
+    tmp_path: Path, choices: list[str], text: str, expected: int | str
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"question": f"q {number}?", "choices": choices, "answer": 1} for number in range(20)
+    ]
+    rows[3]["answer"] = text
+    saved = datasets.Dataset.from_list(rows, on_mixed_types="use_json")
+    saved.save_to_disk(tmp_path / "saved")
+    task = DataTask("qa", str(tmp_path / "saved"), proxy=8, validation=4, test=8)
+    if isinstance(expected, str):
+        with pytest.raises(TaskError, match=f"row 3: .*{expected}") as error:
+            task.samples(Split.PROXY)
+        assert "row 4" not in str(error.value)
+    else:
+        answers = {s.question.split("\n")[0]: s.answer for sp in Split for s in task.samples(sp)}
+        assert answers["q 3?"] == expected
+
+
+def test_an_id_in_a_json_column_is_its_text(tmp_path: Path) -> None:
+    ids = ["1.50", 7, "1.5", 7.0, "a"]
+    rows = [{"question": f"q {id_}?", "answer": "x", "id": id_} for id_ in ids]
+    datasets.Dataset.from_list(rows, on_mixed_types="use_json").save_to_disk(tmp_path / "saved")
+    task = DataTask("qa", str(tmp_path / "saved"), proxy=2, validation=1, test=2)
+    found = {sample.question: sample.id for split in Split for sample in task.samples(split)}
+    assert found == {f"q {id_}?": str(id_) for id_ in ids}
+
+
+def write_damaged_page(file: Path) -> None:
+    table = pa.table({"question": ["q?" * 99] * 9, "answer": ["a"] * 9})
+    pq.write_table(table, file, compression="zstd")
+    content = bytearray(file.read_bytes())
+    content[30:60] = bytes(30)
+    file.write_bytes(content)
+
+
+def write_invalid_unicode(file: Path) -> None:
+    texts = [b"q?"] * 6 + [b"\xff?"] + [b"q?"] * 2
+    questions = pa.array(texts).view(pa.string())
+    pq.write_table(pa.table({"question": questions, "answer": ["a"] * 9}), file)
+
+
+def write_invalid_json(file: Path) -> None:
+    """`datasets` itself stores the text "007" of a column of several types so."""
+    answers = pa.array([*['"a"'] * 6, "007", "1", "1"], pa.json_())
+    pq.write_table(pa.table({"question": ["q?"] * 9, "answer": answers}), file)
+
+
+def write_far_date(file: Path) -> None:
+    ids = pa.array([0] * 6 + [2**60] + [0] * 2, pa.timestamp("us"))
+    table = pa.table({"question": ["q?"] * 9, "answer": ["a"] * 9, "id": ids})
+    pq.write_table(table, file)
+
+
+@pytest.mark.parametrize(
+    ("write_file", "message"),
+    [
+        (write_damaged_page, "row 0: question cannot be read: "),
+        (write_invalid_unicode, "row 6: question cannot be read: UnicodeDecodeError: "),
+        (write_invalid_json, "row 6: answer cannot be read: JSONDecodeError: "),
+        (write_far_date, "row 6: id cannot be read: "),
+    ],
+)
+def test_a_value_that_cannot_be_decoded_is_named(
+    tmp_path: Path, write_file: Any, message: str
+) -> None:
+    write_file(tmp_path / "mine.parquet")
+    with pytest.raises(TaskError, match=message) as error:
+        DataTask("qa", str(tmp_path / "mine.parquet"), proxy=4).samples(Split.PROXY)
+    assert "\n" not in str(error.value)
+    assert error.value.hint == "Write the file again, or remove the row."
+
+
 def test_an_index_that_pandas_stored_as_a_float_is_an_index(tmp_path: Path) -> None:
     """A column of whole numbers with a missing one is a column of floats in pandas."""
     rows = {"question": [f"q {n}?" for n in range(12)], "choices": [["x", "y"]] * 12}
@@ -138,7 +221,7 @@ def test_an_index_that_pandas_stored_as_a_float_is_an_index(tmp_path: Path) -> N
     for bad in (0.5, math.nan, 2.0, -1.0):
         table = pa.table({**rows, "answer": [*answers[:5], bad, *answers[6:]]})
         pq.write_table(table, tmp_path / "mine.parquet")
-        with pytest.raises(TaskError, match=r"row 5: answer .* is outside its 2 choices\."):
+        with pytest.raises(TaskError, match=r"row 5: answer .* is outside its 2 choices"):
             DataTask("qa", str(tmp_path / "mine.parquet"), proxy=6).samples(Split.PROXY)
 
 

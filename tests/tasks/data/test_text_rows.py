@@ -54,6 +54,7 @@ def test_another_encoding_is_named_in_one_line(tmp_path: Path, name: str, encodi
         ("mine.jsonl", '{"a": 1}{"a": 2}', "line 1 is not valid JSON: Extra data"),
         ("mine.jsonl", '{"a": ' + "[" * 100_000, "line 1 is not valid JSON"),
         ("mine.jsonl", '{"a": ' + "9" * 5000 + "}", "line 1 is not valid JSON"),
+        ("mine.jsonl", '{"a": 1}\n{"a" 1}', "line 2 is not valid JSON: .* at column 6"),
         ("mine.jsonl", "\n \n", "split 'mine', is empty"),
         ("mine.json", '[{"a": 1},\n{"a": 2}\n', "is not valid JSON: .*line 3"),
         ("mine.json", '[{"a": 1}, [2]]', "row 1 is not an object"),
@@ -62,6 +63,8 @@ def test_another_encoding_is_named_in_one_line(tmp_path: Path, name: str, encodi
         ("mine.json", "[]", "split 'mine', is empty"),
         ("mine.json", "3", "is one JSON value, not a list of rows"),
         ("mine.csv", "a,b,a\n1,2,3\n", "two columns of its first line have the same name"),
+        ("mine.csv", "a;b\n1;2\n", "its first line has no comma: 'a;b'"),
+        ("mine.csv", "a\tb\n1\t2\n", r"its first line has no comma: 'a\\tb'"),
         ("mine.csv", 'a,b\n1,"2\n3,4\n', "line 3 is not valid CSV: unexpected end of data"),
         ("mine.csv", "a\n" + "x" * 200_000, "line 2 is not valid CSV: field larger than"),
     ],
@@ -74,3 +77,10 @@ def test_what_cannot_be_parsed_is_named(
         read(tmp_path / name)
     assert len(str(caught.value)) < 400
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mine.jsonl", "mine.json"])
+def test_files_with_byte_order_marks_can_be_joined(tmp_path: Path, name: str) -> None:
+    lines = [json.dumps(row).encode() + b"\r\n" for row in ROWS]
+    (tmp_path / name).write_bytes(b"".join(codecs.BOM_UTF8 + line for line in lines))
+    assert read(tmp_path / name) == ROWS

@@ -177,3 +177,25 @@ def sample_of(schema: RowSchema, row: dict[str, Any]) -> Sample:
     return Sample(
         "a", "a", Split.TEST, None, content.question, content.targets, content.answer, rule
     )
+
+
+@pytest.mark.parametrize(
+    ("task", "column", "value"),
+    [
+        *(("mmvet", "capability", value) for value in (5, 0.5, True, {"a": 1}, [1], [["ocr"]])),
+        *(("vizwiz", "answers", value) for value in (5, 0, 0.5, True, {"a": 1}, [1, 2], "yes")),
+        ("vizwiz", "answers", [{"answer": 5}, {"answer": "a"}]),
+        ("scienceqa", "grade", "grade" + "9" * 5000),
+    ],
+)
+def test_a_value_of_another_type_in_a_benchmark_is_named(
+    tmp_path: Path, task: str, column: str, value: Any
+) -> None:
+    rows = rows_with_images(tmp_path, 12)
+    for row in rows:
+        row |= {"answers": ["a", "b"]}
+        row |= {"choices": ["a", "b"], "answer": 0} if task == "scienceqa" else {}
+    rows[3][column] = value
+    with pytest.raises(TaskError, match=f"row 3: {column} (is|has) ") as caught:
+        DataTask(task, write_rows(tmp_path, rows), proxy=4).samples(Split.PROXY)
+    assert "row 4" not in str(caught.value)
