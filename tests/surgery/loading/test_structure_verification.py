@@ -64,6 +64,44 @@ def test_a_norm_over_all_heads_is_found_even_if_it_has_no_weights() -> None:
     assert all(part.reason.startswith("units that are not independent") for part in unprunable)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_weak_coupling_of_channels_is_found_in_every_dtype(dtype: torch.dtype) -> None:
+    """In half precision, it changes the logits by less than rounding does."""
+
+    class WeakCoupling(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.silu(x) + x.softmax(-1)
+
+    model = text_decoder("LlamaConfig")
+    model.model.layers[1].mlp.act_fn = WeakCoupling()
+    faults = {part.id: part.reason for part in verified_text(model.to(dtype)).unprunable}
+    assert list(faults) == ["language.00.block", "language.01.mlp"]
+    assert faults["language.01.mlp"].startswith("units that are not independent")
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3", "mllama", "blip-2", "qwen3"])
+def test_the_same_parts_are_found_in_half_precision(name: str) -> None:
+    family = FAMILIES[name]
+    model = family.build().to(torch.bfloat16)
+    before = {path: weight.dtype for path, weight in model.state_dict().items()}
+    half = LoadedModel.of(model, None, name, towers=None, depth=True)
+    parts = verify_structure(half, family.inputs()).parts
+    assert parts.structure == load_family(name).structure
+    assert parts.unprunable == load_family(name).unprunable
+    assert {path: weight.dtype for path, weight in model.state_dict().items()} == before
+
+
+def test_a_model_that_overflows_in_half_precision_alone_is_refused() -> None:
+    """It is verified in float32, but it will run in its own dtype."""
+    model = text_decoder("LlamaConfig")
+    for block in model.model.layers:
+        block.mlp.up_proj.weight.data *= 3e3
+        block.mlp.down_proj.weight.data *= 3e3
+    verified_text(model)
+    with pytest.raises(ModelError, match=r"answers (NaN|inf) to an example in float16"):
+        verified_text(model.half())
+
+
 def test_blocks_of_one_class_with_different_functions_are_tested_separately() -> None:
     """A function is not a module: its identity alone shows that a softmax couples the channels."""
 
