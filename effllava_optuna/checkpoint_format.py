@@ -10,10 +10,16 @@ from __future__ import annotations
 
 import functools
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from effllava_optuna.errors import ModelError
+from effllava_optuna.damaged_files import (
+    read_header,
+    refuse_damaged_documents,
+    refuse_damaged_weights,
+)
+from effllava_optuna.errors import ModelError, shorten
 from effllava_optuna.files import expand_home, read_text
 
 if TYPE_CHECKING:
@@ -39,8 +45,8 @@ _QUANTISED_KEYS = ("quantization_config", "compression_config", "quantization")
 _QUANTISED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 _METHODS = ("quant_method", "quant_algo")
 _STORED_TYPES = ("F64", "F32", "F16", "BF16")
+_LLAVA_KEYS = ("mm_vision_tower", "mm_projector_type")
 _VIDEO_KEYS = ("video_token_id", "video_token_index")
-_MAX_HEADER = 100_000_000  # bytes, the limit of safetensors
 _ANY_RESOLUTION = "any resolution"
 # Checkpoints that were converted from LLaVA's own format, by architecture, and hidden size or
 # handling of pictures.
@@ -90,8 +96,8 @@ def check_format(path_or_id: str | Path) -> None:
 
     Raises:
         ModelError: There is no such directory, or it has an adapter, quantised weights, weights
-            in another format than safetensors, or an architecture that transformers does not
-            have.
+            in another format than safetensors, an architecture that transformers does not have,
+            or a damaged file.
     """
     source, location = str(path_or_id), locate_checkpoint(path_or_id)
     is_local = is_directory(location)
@@ -99,12 +105,24 @@ def check_format(path_or_id: str | Path) -> None:
     if directory is None or directory.parent == EMBEDDED:
         return
     _refuse_adapter(source, directory)
-    if is_local:  # a download may be incomplete
-        _refuse_other_format(source, directory)
     config = _read_json(directory / _CONFIG)
     _refuse_quantised(source, directory, config)
     if PLAN not in config:
         _refuse_unknown_architecture(source, config)
+    if is_local:  # a download may be incomplete
+        _refuse_other_format(source, directory)
+    refuse_damaged_documents(source, directory)
+
+
+def check_weights(path_or_id: str | Path) -> None:
+    """Refuse a directory whose files of weights are missing or not complete.
+
+    Raises:
+        ModelError: They are; the first is named.
+    """
+    location = locate_checkpoint(path_or_id)
+    if is_directory(location):
+        refuse_damaged_weights(str(path_or_id), Path(location))
 
 
 def has_video_part(path_or_id: str | Path) -> bool:
@@ -173,12 +191,16 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _first_match(directory: Path, patterns: tuple[str, ...]) -> str:
-    """Return the name of the first file that matches one of ``patterns``; empty if none does."""
+    """Return the name of the first file that matches one of ``patterns``; empty if none does.
+
+    Upper case is no difference.
+    """
+    files = sorted(file.name for file in directory.iterdir())
     names = (
-        file.name
+        name
         for pattern in patterns
-        for file in sorted(directory.glob(pattern))
-        if not file.name.startswith(_NOT_WEIGHTS)
+        for name in files
+        if fnmatchcase(name.casefold(), pattern) and not name.startswith(_NOT_WEIGHTS)
     )
     return next(names, "")
 
@@ -258,7 +280,7 @@ def _method(entry: Mapping[str, Any]) -> str:
 def _stored_quantised(directory: Path) -> str:
     """Return the first weight that is stored as quantised numbers; empty if there is none."""
     for file in sorted(directory.glob("*.safetensors")):
-        for name, entry in _read_header(file).items():
+        for name, entry in read_header(file).items():
             stored = str(entry.get("dtype")) if isinstance(entry, dict) else ""
             # Buffers may have integers, such as the numbers of positions.
             is_weight = "weight" in name.rpartition(".")[2] or stored.startswith(("F8", "F4"))
@@ -267,23 +289,18 @@ def _stored_quantised(directory: Path) -> str:
     return ""
 
 
-def _read_header(file: Path) -> dict[str, Any]:
-    """Return names, types and shapes in a safetensors file; empty if loading it will fail."""
-    try:
-        with file.open("rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(size) if size < _MAX_HEADER else b"")
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return header if isinstance(header, dict) else {}
-
-
 def _refuse_unknown_architecture(source: str, config: Mapping[str, Any]) -> None:
     """Refuse a model type or an architecture that transformers does not have itself."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
     architectures, model_type = config.get("architectures"), config.get("model_type")
+    if not isinstance(model_type, (str, type(None))):
+        raise ModelError(
+            f"{source!r} does not load: {_CONFIG} has the model_type {shorten(model_type)}, which "
+            "is no text.",
+            hint="Use a complete checkpoint.",
+        )
     named = architectures if isinstance(architectures, list) else []
     unknown = [
         name for name in named if isinstance(name, str) and name.casefold() not in _known_names()
@@ -291,14 +308,8 @@ def _refuse_unknown_architecture(source: str, config: Mapping[str, Any]) -> None
     registered = model_type in CONFIG_MAPPING and model_type not in CONFIG_MAPPING_NAMES
     if registered:  # by the user, with AutoConfig.register
         return
-    converted = _converted_checkpoint(unknown, config)
-    if converted:
-        raise ModelError(
-            f"{source!r} has LLaVA's own format: {_CONFIG} names the architecture {unknown[0]!r}, "
-            f"which transformers {transformers.__version__} does not have.",
-            hint=f"Use a converted checkpoint, such as {converted}.",
-        )
-    unknown_type = isinstance(model_type, str) and model_type not in CONFIG_MAPPING
+    _refuse_own_format_of_llava(source, unknown, config)
+    unknown_type = model_type is not None and model_type not in CONFIG_MAPPING
     code = config.get("auto_map")
     if isinstance(code, dict) and (unknown or unknown_type):
         refuse_code(source, _code_file(code))
@@ -336,21 +347,30 @@ def refuse_code(source: str, place: str) -> NoReturn:
 
 def _code_file(auto_map: Mapping[str, Any]) -> str:
     """Return the file of code that an ``auto_map`` names first."""
-    reference = str(next(iter(auto_map.values()), ""))
+    reference: Any = next(iter(auto_map.values()), "")
+    if isinstance(reference, list):  # of a tokenizer without and with a fast form
+        reference = next((name for name in reference if name), "")
+    reference = str(reference)
     repository, separator, name = reference.rpartition("--")
     file = f"{name.partition('.')[0]}.py"
     return f"{file} of {repository}" if separator else file
 
 
-def _converted_checkpoint(architectures: list[str], config: Mapping[str, Any]) -> str:
-    """Return the converted form of a checkpoint in LLaVA's own format; empty if it is another."""
-    for name in architectures:
-        family = name.casefold().removesuffix("forcausallm")
-        if not (family.startswith("llava") or "mm_vision_tower" in config):
-            continue
-        size = config.get("hidden_size")
-        any_resolution = "anyres" in str(config.get("image_aspect_ratio"))
-        sizes = _CONVERTED.get(family, {})
-        keys = ((size, _ANY_RESOLUTION), size) if any_resolution else (size,)
-        return next((sizes[key] for key in keys if key in sizes), "those of llava-hf on the hub")
-    return ""
+def _refuse_own_format_of_llava(
+    source: str, unknown: list[str], config: Mapping[str, Any]
+) -> None:
+    """Refuse LLaVA's own format: by an unknown architecture, or by a key that only it has."""
+    family = next((name for name in unknown if name.casefold().startswith("llava")), "")
+    key = next((key for key in _LLAVA_KEYS if key in config), "")
+    if not (family or key):
+        return
+    size = config.get("hidden_size")
+    any_resolution = "anyres" in str(config.get("image_aspect_ratio"))
+    sizes = _CONVERTED.get(family.casefold().removesuffix("forcausallm"), {})
+    keys = ((size, _ANY_RESOLUTION), size) if any_resolution else (size,)
+    converted = next((sizes[key] for key in keys if key in sizes), "those of llava-hf on the hub")
+    names = f"names the architecture {family!r}" if family else f"has {key!r}"
+    raise ModelError(
+        f"{source!r} has LLaVA's own format, which transformers does not read: {_CONFIG} {names}.",
+        hint=f"Use a converted checkpoint, such as {converted}.",
+    )

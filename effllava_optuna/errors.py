@@ -24,6 +24,7 @@ from effllava_optuna.passwords import hide_passwords
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST = 2000  # characters of a message, whatever values it has
+_LONGEST_MESSAGE = 400  # characters of the message of another library
 _LONGEST_VALUE = 120  # characters of a value in a message
 
 
@@ -108,12 +109,13 @@ def _cut(text: str, length: int) -> str:
 def describe(error: BaseException) -> str:
     r"""Return the type of an error and the first line of its message, without a final mark.
 
-    A sentence that goes on in the next line is not cut. Colour codes of terminals are removed.
+    A sentence that goes on in the next line is not cut. Colour codes of terminals are removed,
+    and the middle of a long message, such as a list of all names, is left out.
 
     Example:
         >>> describe(ValueError("\n no such file: \n a.txt"))
-        'ValueError: no such file'
-        >>> describe(ImportError("A package is not found. See the\npage of it:\nhttp"))
+        'ValueError: no such file: a.txt'
+        >>> describe(ImportError("A package is not found. See the\npage of it.\nhttp"))
         'ImportError: A package is not found. See the page of it'
         >>> describe(ValueError("\x1b[96mstep 1\x1b[0m failed"))
         'ValueError: step 1 failed'
@@ -122,8 +124,8 @@ def describe(error: BaseException) -> str:
     """
     text = _COLOUR.sub("", str(error)).strip()
     first, *others = [line.strip() for line in text.splitlines()] or ["no message"]
-    for line in others:
-        if first.endswith((".", ":", "!", "?")) or not line[:1].islower():
+    for line in filter(None, others):
+        if not (first.endswith(":") or (line[:1].islower() and first[-1] not in ".!?")):
             break
         first += f" {line}"
-    return f"{type(error).__name__}: {first.rstrip('.:')}"
+    return f"{type(error).__name__}: {_cut(first.rstrip('.:,'), _LONGEST_MESSAGE)}"

@@ -39,6 +39,14 @@ def write(name: str, text: str | bytes = "x") -> Change:
     return change
 
 
+def both(*changes: Change) -> Change:
+    def change(directory: Path) -> None:
+        for each in changes:
+            each(directory)
+
+    return change
+
+
 def without_weights(change: Change) -> Change:
     def both(directory: Path) -> None:
         (directory / "model.safetensors").unlink()
@@ -114,6 +122,9 @@ CASES: dict[str, tuple[Change, str]] = {
     ),
     "GGUF": (without_weights(write("model-Q4_K_M.gguf")), "(model-Q4_K_M.gguf)"),
     "GGUF alone": (alone(write("model.gguf")), "has its weights in the format GGUF (model.gguf)"),
+    "GGUF in upper case": (
+        without_weights(write("MODEL.GGUF")), "in the format GGUF (MODEL.GGUF)",
+    ),
     "pickled shards": (
         without_weights(write("pytorch_model-00001-of-00002.bin")),
         "has pickled weights (pytorch_model-00001-of-00002.bin)",
@@ -167,6 +178,26 @@ CASES: dict[str, tuple[Change, str]] = {
         ),
         "such as llava-hf/llava-v1.6-mistral-7b-hf.",
     ),
+    "LLaVA's own format on MPT": (
+        configure(architectures=["LlavaMPTForCausalLM"], model_type="llava_mpt"),
+        "has LLaVA's own format, which transformers does not read: config.json names the archite",
+    ),
+    "LLaVA's own format without an architecture": (
+        configure(architectures=None, model_type="llava", mm_vision_tower="openai/clip"),
+        "has LLaVA's own format, which transformers does not read: config.json has 'mm_vision_to",
+    ),
+    "LLaVA's own format under the architecture of its decoder": (
+        configure(architectures=["LlamaForCausalLM"], model_type="llama",
+                  mm_projector_type="mlp2x_gelu"),
+        "config.json has 'mm_projector_type'",
+    ),
+    "LLaVA's own format with pickled weights": (
+        without_weights(both(
+            write("pytorch_model-00001-of-00002.bin"),
+            configure(architectures=["LlavaLlamaForCausalLM"], hidden_size=4096),
+        )),
+        "Use a converted checkpoint, such as llava-hf/llava-1.5-7b-hf.",
+    ),
     "LLaVA-OneVision's own format": (
         configure(architectures=["LlavaQwenForCausalLM"], model_type="qwen2", hidden_size=896),
         "such as llava-hf/llava-onevision-qwen2-0.5b-ov-hf.",
@@ -181,6 +212,14 @@ CASES: dict[str, tuple[Change, str]] = {
     "code of its own": (
         configure(architectures=["Own"], model_type="own", auto_map=_CODE),
         "needs code of its own (configuration_own.py), which is never run",
+    ),
+    "code of a tokenizer, of which there are two": (
+        configure(architectures=None, model_type="own",
+                  auto_map={"AutoTokenizer": [None, "tokenization_own.Own"]}),
+        "needs code of its own (tokenization_own.py), which is never run",
+    ),
+    "a type that is no text": (
+        configure(model_type=["llava"]), "config.json has the model_type ['llava'], which is no t",
     ),
     "code of another repository": (
         configure(

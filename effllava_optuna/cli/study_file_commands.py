@@ -124,13 +124,14 @@ def check(file: Path, *, deep: bool, output_format: OutputFormat) -> None:
     Example:
       effllava-optuna check studies/quickstart.toml --deep
     """
-    from effllava_optuna.checkpoint_format import check_format, has_video_part
+    from effllava_optuna.checkpoint_format import check_format, check_weights, has_video_part
     from effllava_optuna.config.loading import load_config
     from effllava_optuna.torchvision_package import require_torchvision
 
     config = load_config(file)
     location = locate_file(file, config)
     check_format(config.model.path)
+    check_weights(config.model.path)
     if has_video_part(config.model.path):
         require_torchvision(config.model.path)
     if not location.is_read_only:  # such a study exists, to be looked at

@@ -24,6 +24,7 @@ from effllava_optuna.checkpoint_format import (
     is_directory,
     locate_checkpoint,
 )
+from effllava_optuna.damaged_files import refuse_damaged_weights
 from effllava_optuna.errors import ModelError
 from effllava_optuna.export_target import POLICY_FILE, is_export
 from effllava_optuna.surgery.loading.checksums import check_checksums
@@ -156,7 +157,7 @@ def _check_config(source: str, config: Any, document: Mapping[str, Any]) -> None
     A class of transformers ignores the keys that it does not know and uses its defaults instead.
     """
     for name in document.get("architectures") or ():
-        expected = getattr(getattr(transformers, name, None), "config_class", None)
+        expected = getattr(getattr(transformers, str(name), None), "config_class", None)
         fits = expected is None or isinstance(config, expected) or name in _class_names(config)
         if not fits:
             raise ModelError(
@@ -195,6 +196,8 @@ def read_model(location: str | Path, source: str, **options: Any) -> Any:
         ModelError: The checkpoint cannot be read, or its weights do not fit.
     """
     with errors_in_one_line(source):
+        if is_directory(location):
+            refuse_damaged_weights(source, Path(location))
         if has_plan(location):
             factory = pruned_class(Path(location))
         else:
