@@ -14,7 +14,7 @@ import optuna
 import sqlalchemy
 from optuna.exceptions import ExperimentalWarning
 
-from effllava_optuna.errors import StudyError, describe
+from effllava_optuna.errors import EffllavaError, StudyError, describe
 from effllava_optuna.passwords import shown_url
 from effllava_optuna.storage.backends.database_errors import cure_of
 from effllava_optuna.storage.backends.read_only import ReadOnlySqlite, is_read_only
@@ -187,10 +187,21 @@ def _open_journal(file: Path) -> BaseStorage:
     from effllava_optuna.storage.backends.journal_file import JournalFile
 
     try:
-        return JournalStorage(JournalFile(file))
-    except (OSError, ValueError, KeyError) as error:
+        backend = JournalFile(file)
+    except OSError as error:
         raise StudyError(
-            f"{file}: cannot be opened as an Optuna journal: {error}.", hint="Use another file."
+            f"{file}: cannot be opened as an Optuna journal: {error.strerror}.",
+            hint=cure_of(str(error)),
+        ) from error
+    try:
+        return JournalStorage(backend)
+    except EffllavaError:
+        raise
+    except Exception as error:  # Optuna reads the fields of a record without checks
+        raise StudyError(
+            f"{file}: line {backend.n_read} is not a record that this Optuna can read: "
+            f"{describe(error)}.",
+            hint="Restore it from a copy, or use the Optuna that wrote it.",
         ) from error
 
 

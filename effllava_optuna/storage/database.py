@@ -14,15 +14,22 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
+from effllava_optuna.errors import describe
 from effllava_optuna.storage import trial_queries, trial_updates
 from effllava_optuna.storage.backends.watched_file import WatchedFile
-from effllava_optuna.storage.storage_internals import backend_of, created_copy, trial_id_of
+from effllava_optuna.storage.storage_internals import (
+    backend_of,
+    created_copy,
+    rdb_models,
+    trial_id_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping, Sequence
 
     from optuna.distributions import BaseDistribution
     from optuna.storages import BaseStorage
+    from optuna.study._frozen import FrozenStudy
     from sqlalchemy import Connection, Engine
 
     from effllava_optuna.storage.backends.read_only import ReadOnlySqlite
@@ -99,7 +106,11 @@ class Database(RDBStorage):
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
-        with _translated_errors(), self.engine.connect() as connection:
+        with (
+            _translated_errors(),
+            _named_damage(),
+            self.engine.connect() as connection,
+        ):
             yield connection.execution_options(**{_READ_ONLY: True})
 
     @contextmanager
@@ -202,6 +213,21 @@ class Database(RDBStorage):
         self._waiting.clear()
         self._compatible.clear()
 
+    def get_all_studies(self) -> list[FrozenStudy]:
+        """Read the names and attributes of all studies."""
+        with _named_damage():
+            return super().get_all_studies()
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        """Read the user attributes of a study."""
+        with _named_damage():
+            return super().get_study_user_attrs(study_id)
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        """Read the system attributes of a study."""
+        with _named_damage():
+            return super().get_study_system_attrs(study_id)
+
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Read one trial.
 
@@ -240,6 +266,20 @@ class Database(RDBStorage):
             if trial.state == TrialState.WAITING
         }
         return [trials[row.trial_id] for row in selected]
+
+
+@contextmanager
+def _named_damage() -> Iterator[None]:
+    """Raise errors about stored values as `StorageInternalError`.
+
+    A value may be no JSON, no date, or no state of a trial, although SQLite finds its pages whole.
+    """
+    try:
+        yield
+    except (ValueError, LookupError, TypeError) as error:
+        if error.args == (rdb_models.NOT_FOUND_MSG,):  # a study or trial
+            raise
+        raise StorageInternalError(f"a stored value is corrupt: {describe(error)}") from None
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 _KEPT = "What was stored before is kept."
 _CURES = (
     (
-        ("malformed", "not a database", "corrupt", "invalid page"),
+        ("malformed", "not a database", "corrupt", "invalid page", "could not decode"),
         "The database is damaged. Keep a copy of it, and restore an earlier one, or what "
         "`sqlite3 FILE .recover` can read.",
     ),

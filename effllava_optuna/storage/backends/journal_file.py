@@ -45,6 +45,7 @@ class JournalFile(JournalFileBackend):
         # While it is open, no other file gets its inode, by which a replaced file is recognised.
         weakref.finalize(self, os.close, os.open(self.file, os.O_RDONLY))
         self._offsets = {0: 0}  # by the number of records before it
+        self.n_read = 0  # records up to the last one that was read
 
     @property
     def read_only(self) -> bool:
@@ -86,6 +87,7 @@ class JournalFile(JournalFileBackend):
                 number += 1
                 self._offsets[number] = position
                 if number > log_number_from:
+                    self.n_read = number
                     yield record
 
     def append_logs(self, logs: Sequence[dict[str, Any]]) -> None:
