@@ -13,7 +13,7 @@ from optuna.storages import InMemoryStorage
 
 from effllava_optuna.errors import StudyError
 from effllava_optuna.logging import get_logger, logging_to_file
-from effllava_optuna.passwords import hide_passwords
+from effllava_optuna.passwords import hide_passwords, shown_url
 from effllava_optuna.search import workers
 from effllava_optuna.storage.connection import open_storage
 from effllava_optuna.storage.names import CONFIG
@@ -163,6 +163,31 @@ def test_messages_are_logged_without_passwords(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        f"host=127.0.0.1 user=me password={SECRET} dbname=x",
+        f"host=h password = 'a {SECRET}' dbname=x",
+        f"PGPASSWORD={SECRET}",
+        f"MYSQL_PWD={SECRET}; PGUSER=me",
+        f"{{'password': '{SECRET}', 'host': 'h'}}",
+        f'{{"sslpassword": "a\\"{SECRET}"}}',
+        f"connect(host='h', password='{SECRET}')",
+        f"aws_secret_access_key = {SECRET}",
+        f"postgresql://me@h/n?sslkey=engine:{SECRET}",
+        f"postgresql://me@h/n?options=-c%20app.password%3D{SECRET}",
+        f"mssql+pyodbc:///?odbc_connect=DRIVER%3D%7Bx%7D%3BUID%3Dme%3BPWD%3D{SECRET}",
+        f"mssql+pyodbc:///?odbc_connect=DRIVER={{x}};UID=me;PWD={{a {SECRET}}}",
+        f"https://account.blob.core.windows.net/c?sv=1&sig={SECRET}",
+        f"https://b.s3.amazonaws.com/x?X-Amz-Signature={SECRET}",
+        f"https://host/page#access_token={SECRET}",
+    ],
+)
+def test_keywords_fields_and_signatures_are_hidden_too(text: str) -> None:
+    assert SECRET not in hide_passwords(f"cannot connect: {text}")
+    assert SECRET not in shown_url(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         "sqlite:////data/a:b@c.db",
         "postgresql://me@host:5432/name",
         "see https://host:8080/page, or ask me@host",
@@ -170,6 +195,9 @@ def test_messages_are_logged_without_passwords(tmp_path: Path) -> None:
         "the password is wrong",
         "a@b.c: no token = none",
         "key=value&other=1",
+        "max_new_tokens=3, pad_token=0 of https://host/page#part",
+        "password authentication failed for user me",
+        "design=a&assigned=b",
     ],
 )
 def test_other_texts_are_unchanged(text: str) -> None:
