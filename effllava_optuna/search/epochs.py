@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from effllava_optuna.errors import StudyError
 from effllava_optuna.policy import Space
 from effllava_optuna.samplers import Seed
-from effllava_optuna.storage.control_study import EpochPublication
+from effllava_optuna.storage.control_study import EpochPublication, latency_factor_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import torch
+    from optuna.trial import FrozenTrial
 
     from effllava_optuna.storage.artifact_store import ArtifactStore
     from effllava_optuna.storage.control_study import ControlStudy
@@ -121,7 +122,7 @@ class EpochRegistry:
                 raise StudyError(
                     f"Epoch {number} is not published.", hint="Continue with `resume`."
                 )
-            self._epochs[number] = self._read(attempt.user_attrs)
+            self._epochs[number] = self._read(attempt)
         return self._epochs[number]
 
     def weight_state(self, digest: str) -> WeightState:
@@ -165,14 +166,14 @@ class EpochRegistry:
         if made and made[0].weight_state.digest == published:
             self._epochs[number] = made[0]
 
-    def _read(self, facts: Mapping[str, Any]) -> Epoch:
-        first = self._epochs[0]
+    def _read(self, attempt: FrozenTrial) -> Epoch:
+        first, facts = self._epochs[0], attempt.user_attrs
         projectors = _by_fit(self.artifact_store.read_tensors(facts["artifact"]))
         return Epoch(
             Space.from_json(facts["space"], first.space.structure),
             first.weight_state.with_projectors(projectors),
             tuple(Seed(seed["params"], "reeval", seed["origin"]) for seed in facts["elites"]),
-            facts["latency_factor"],
+            latency_factor_of(attempt),
         )
 
 

@@ -162,6 +162,14 @@ def published_epochs(control: Study) -> list[FrozenTrial]:
     return _until_gap(_first_complete(control))
 
 
+def latency_factor_of(epoch: FrozenTrial) -> float:
+    """Return the share of the savings in the latency table that a published epoch expects.
+
+    It is 1 in epoch 0, and in the epochs of versions that did not correct the table.
+    """
+    return float(epoch.user_attrs.get("latency_factor", 1.0))
+
+
 def _until_gap(attempts: Mapping[int, FrozenTrial]) -> list[FrozenTrial]:
     return [
         attempts[epoch] for epoch in itertools.takewhile(attempts.__contains__, itertools.count())

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.config.loading import relative_document
 from effllava_optuna.policy import ModelStructure, with_latest_correction
 from effllava_optuna.report import StudyFacts
-from effllava_optuna.storage.control_study import load_control_study, published_epochs
+from effllava_optuna.storage.control_study import (
+    latency_factor_of,
+    load_control_study,
+    published_epochs,
+)
 from effllava_optuna.storage.names import CHANGES, MANIFEST, RESULTS, SCORES, STRUCTURE, TASK
 from effllava_optuna.storage.studies import config_of
 from effllava_optuna.storage.trial_records import effective_records, failure_counts, search_digest
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna.trial import FrozenTrial
 
 _UPDATE_ATTRS = (  # of a published projector update, for the report
-    "latency_factor",
-    "latency_errors",
     "steps",
     "seconds",
     "proxy_accuracy_before",
@@ -41,7 +44,7 @@ def read_study_facts(study: Study) -> StudyFacts:
     calibration = epochs[0].user_attrs["calibration"] if epochs else None
     trials = effective_records(study)
     if calibration is not None:
-        factors = [1.0, *(epoch.user_attrs["latency_factor"] for epoch in epochs[1:])]
+        factors = [latency_factor_of(epoch) for epoch in epochs]
         trials = with_latest_correction(trials, factors, calibration["dense"]["latency_ms"])
     return StudyFacts(
         name=study.study_name,
@@ -56,7 +59,7 @@ def read_study_facts(study: Study) -> StudyFacts:
         digest=search_digest(study),
         structure=ModelStructure.from_json(attrs[STRUCTURE]) if STRUCTURE in attrs else None,
         calibration=calibration,
-        updates=[{name: epoch.user_attrs[name] for name in _UPDATE_ATTRS} for epoch in epochs[1:]],
+        updates=[_update(epoch) for epoch in epochs[1:]],
         metric=attrs.get(TASK, {}).get("metric"),
         groups=attrs.get(TASK, {}).get("groups"),
         results=attrs.get(RESULTS),
@@ -67,6 +70,16 @@ def read_study_facts(study: Study) -> StudyFacts:
         times=_search_times(study),
         failures=dict(failure_counts(study).most_common()),
     )
+
+
+def _update(epoch: FrozenTrial) -> dict[str, Any]:
+    """Return what a report has of a projector update and its latency correction."""
+    attrs = epoch.user_attrs
+    correction = {
+        "latency_factor": latency_factor_of(epoch),
+        "latency_errors": attrs.get("latency_errors", []),
+    }
+    return correction | {name: attrs[name] for name in _UPDATE_ATTRS}
 
 
 def _search_times(study: Study) -> tuple[str | None, str | None]:

@@ -156,6 +156,23 @@ def test_an_epoch_predicts_with_what_whole_runs_of_the_last_front_saved(
         assert row["speedup_measured"] == pytest.approx(row["speedup_predicted"])
 
 
+def test_an_epoch_of_a_version_without_corrections_expects_all_savings(
+    opened: StudyFactory,
+) -> None:
+    with opened(keep_ratio=0.5) as session:
+        search(session)
+        control = session.epochs.control_study
+        attempt = control.published_attempt(1)
+        assert attempt is not None
+        for name in ("latency_factor", "latency_errors"):  # in the storage, which is in memory
+            del attempt.user_attrs[name]
+        other = EpochRegistry(control, session.epochs.artifact_store, session.epochs.epoch(0))
+        assert other.epoch(1).latency_factor == 1
+        report = study_document(read_study_facts(session.study))
+    correction = {"latency_factor": 1.0, "latency_errors": []}
+    assert report["latency_table"]["corrections"] == [correction]
+
+
 def test_without_rechecks_latencies_stay_those_of_the_table(
     opened: StudyFactory, clock: Callable[[float], Clock]
 ) -> None:
