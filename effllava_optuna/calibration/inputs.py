@@ -13,11 +13,12 @@ from effllava_optuna.config.user_functions import UserFunctions, user_functions
 from effllava_optuna.objectives import EncodedProxy, Stopwatch, Workload, parameters
 from effllava_optuna.surgery import load, restrict_to_stock_sizes
 from effllava_optuna.tasks import Split
-from effllava_optuna.tasks.sample_check import check_prompt_lengths
+from effllava_optuna.tasks.sample_check import check_final_samples, check_prompt_lengths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from effllava_optuna.calibration.stage_callback import StageCallback
     from effllava_optuna.config.schema import StudyConfig
     from effllava_optuna.policy import ModelStructure
     from effllava_optuna.surgery import LoadedModel
@@ -63,6 +64,22 @@ class StudyInputs:
             seconds=table.seconds,
         )
         return Stopwatch(self.loaded, self.proxy.samples, workload)
+
+    def check_final_samples(self, report_stage: StageCallback) -> None:
+        """Check that the samples which a study needs after its search can be encoded.
+
+        Args:
+            report_stage: Called with the current stage and its finished share.
+
+        Raises:
+            TaskError: Some cannot; the message names three of them and counts the others.
+        """
+        check_final_samples(
+            self.task,
+            self.loaded.processor,
+            self.loaded.context,
+            lambda share: report_stage("checking the samples", share),
+        )
 
 
 def load_model(config: StudyConfig, *, device: str | None = None) -> LoadedModel:

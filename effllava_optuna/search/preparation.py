@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from effllava_optuna.calibration.inputs import study_inputs
+from effllava_optuna.calibration.stage_callback import silent
 from effllava_optuna.config.loading import load_config
 from effllava_optuna.config.schema import StudyConfig
 from effllava_optuna.errors import ConfigError, StudyError
@@ -67,6 +68,7 @@ def prepare(config: StudyConfig | str | Path, study: Study) -> SearchSession:
     with ExitStack() as stack:
         inputs = stack.enter_context(study_inputs(config))
         if CONFIG not in study.user_attrs:
+            inputs.check_final_samples(silent)
             store_config(study, config)
         fail_lost_trials(study)
         session = open_session(study, inputs, artifact_store, endless=True)

@@ -86,6 +86,7 @@ def begin(
         check_file(expand_home(config.latency.table))
     report_stage("loading the model", 0.0)
     with study_inputs(config, device=device) as inputs:
+        inputs.check_final_samples(report_stage)
         study = create_study(open_storage(url, create=True), config)
         artifact_store = ArtifactStore(artifact_backend_of(url, config))
         with open_session(study, inputs, artifact_store, report_stage) as session:

@@ -9,6 +9,7 @@ from effllava_optuna.tasks.data.row_task import DataTask
 from effllava_optuna.tasks.prompts import encode_prompts, encode_with_answers
 from effllava_optuna.tasks.prompts.prompt_length import count_text_tokens, require_text_context
 from effllava_optuna.tasks.sample import Split
+from effllava_optuna.tasks.scoring.scores import grade_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,11 +52,43 @@ def check_samples(
             if number < len(drawn):
                 with_answer = not generate and sample.split is Split.PROXY
                 _encode(processor, sample, context, with_answer=with_answer)
+                if sample.rule is not None and sample.is_open_ended:
+                    _check_answer_length(processor.tokenizer, sample, sample.rule)
             else:
                 sample.load_image()
                 require_text_context(processor, [sample], context, picture_tokens)
         except TaskError as error:
             faults.append(error)
+    _raise_together(faults)
+
+
+def check_final_samples(
+    task: Task, processor: Any, context: int | None, progress: Callable[[float], None]
+) -> None:
+    """Encode the samples of validation and test as a study does at its end, after the search.
+
+    Args:
+        task: The task of the study.
+        processor: The processor of the model.
+        context: Largest number of tokens of a sample; None: any number.
+        progress: Called with the finished share.
+
+    Raises:
+        TaskError: See `check_samples`.
+    """
+    samples = [*task.samples(Split.VALIDATION), *task.samples(Split.TEST)]
+    faults: list[TaskError] = []
+    for number, sample in enumerate(samples):
+        progress(number / len(samples))
+        try:
+            _encode(processor, sample, context, with_answer=False)
+        except TaskError as error:
+            faults.append(error)
+    _raise_together(faults)
+
+
+def _raise_together(faults: Sequence[TaskError]) -> None:
+    """Raise one error for several, if there are any."""
     if not faults:
         return
     listed = " ".join(fault.message for fault in faults[:_LISTED])
@@ -108,8 +141,6 @@ def _encode(processor: Any, sample: Sample, context: int | None, *, with_answer:
     encode = encode_with_answers if closed or with_answer else encode_prompts
     try:
         encode(processor, [sample], context=context)
-        if sample.rule is not None and sample.is_open_ended:
-            _check_answer_length(processor.tokenizer, sample, sample.rule)
     except ValueError as error:  # processors raise it for the shape of an image, for example
         raise TaskError(
             f"Sample {shorten(sample.id)} cannot be encoded: {error}.",
@@ -121,7 +152,7 @@ def _check_answer_length(tokenizer: Any, sample: Sample, rule: GradingRule) -> N
     """Refuse a question whose correct answers score 0 because they are not generated whole."""
     answers = [tokenizer.encode(text, add_special_tokens=False) for text in sample.targets]
     whole, cut = (
-        max((rule.grade(sample, tokenizer.decode(ids[:length])) for ids in answers), default=0)
+        max((grade_answer(sample, tokenizer.decode(ids[:length])) for ids in answers), default=0)
         for length in (None, rule.new_tokens)
     )
     if whole > 0 and cut == 0:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from effllava_optuna.tasks import DataTask, Split
 from tests.study_fixtures import invoke
 
 CONFIG = """
@@ -128,3 +129,27 @@ def test_answers_that_may_leave_the_context_are_reported(
     done = invoke("check", tmp_path / "study.toml", "--deep", check=False)
     assert done.returncode == 2
     assert "tokens and may generate 120, but the model has a context of 128" in done.stderr
+
+
+@pytest.mark.parametrize("split", [Split.VALIDATION, Split.TEST])
+@pytest.mark.parametrize("fault", ["picture", "question"])
+def test_run_refuses_a_sample_that_it_would_need_after_the_search(
+    tmp_path: Path, rows: list[dict[str, Any]], split: Split, fault: str
+) -> None:
+    (tmp_path / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "study.toml").write_text(CONFIG)
+    task = DataTask("qa", str(tmp_path / "mine.jsonl"), proxy=8, validation=4, test=4)
+    row = rows[int(task.samples(split)[-1].id)]
+    if fault == "picture":
+        file = tmp_path / row["image"]
+        file.write_bytes(file.read_bytes()[:60])
+        reason = "cannot be opened: image file is truncated."
+    else:
+        row["question"] = "q<image>?"
+        (tmp_path / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        reason = "has '<image>' in its question."
+    before = sorted(tmp_path.iterdir())
+    result = invoke("run", tmp_path / "study.toml", check=False)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert f"ample '{row['id']}' {reason}" in result.stderr
+    assert sorted(tmp_path.iterdir()) == before
