@@ -37,8 +37,8 @@ class EffllavaError(Exception):
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        self.message = _cut(hide_passwords(message), _LONGEST)
-        self.hint = _cut(hide_passwords(hint), _LONGEST)
+        self.message = _cut(_one_line(hide_passwords(message)), _LONGEST)
+        self.hint = _cut(_one_line(hide_passwords(hint)), _LONGEST)
         super().__init__(f"{self.message} {self.hint}".rstrip())
 
 
@@ -98,6 +98,11 @@ class _ShortRepr(reprlib.Repr):
 
 
 _SHORT = _ShortRepr()
+
+
+def _one_line(text: str) -> str:
+    """Join the lines of a text; those of a value or of another exception are not meant."""
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _cut(text: str, length: int) -> str:

@@ -434,3 +434,22 @@ def test_a_hub_id_is_refused_by_its_downloaded_files(
     with pytest.raises(ModelError) as caught:
         check_format("someone/model")
     assert f"{caught.value}\n" == checked.stderr
+
+
+_TEXT_FILES = ("config.json", "generation_config.json", "processor_config.json", "tokenizer.json",
+               "tokenizer_config.json", "chat_template.jinja")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _TEXT_FILES)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
+def test_a_file_in_an_encoding_that_transformers_does_not_read_is_named(
+    name: str, encoding: str, model: Path
+) -> None:
+    text = (model / name).read_text()
+    marked = text.replace("{", '{"\u00e9": 1,', 1) if name.endswith(".json") else f"{text}\u00e9"
+    (model / name).write_bytes(marked.encode(encoding))
+    if (name, encoding) == ("chat_template.jinja", "utf-8-sig"):
+        check_format(model)  # the mark is removed when it is loaded
+        return
+    with pytest.raises(ModelError, match=f"{name} is no (valid JSON|text in UTF-8)"):
+        check_format(model)

@@ -118,3 +118,10 @@ def test_a_large_value_in_a_study_file_is_shortened(tmp_path: Path, line: str) -
     with pytest.raises(ConfigError) as caught:
         load_config(file)
     assert len(str(caught.value)) < 3000
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r", "\n\n  ", "\u2028", "\x0b"])
+def test_a_message_is_one_line(line_end: str) -> None:
+    error = EffllavaError(f"It failed:{line_end}a.", hint=f"Use{line_end}b.")
+    assert (error.message, error.hint) == ("It failed: a.", "Use b.")
+    assert str(error) == "It failed: a. Use b."

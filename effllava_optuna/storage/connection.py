@@ -99,6 +99,7 @@ def _connected(url: str, read_only: ReadOnlySqlite | None) -> Database:
     if read_only is not None:
         options = {"creator": read_only.connect}
     absolute = absolute_url(url, Path.cwd())  # the working directory may change
+    absolute = absolute.replace("{", "{{").replace("}", "}}")  # Optuna takes it as a template
     connect = partial(Database, absolute, read_only=read_only, engine_kwargs=options)
     start = time.monotonic()
     for pause in _PAUSES:

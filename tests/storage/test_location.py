@@ -15,7 +15,7 @@ STUDY = '[model]\npath = "digits-vlm"\n[task]\nname = "digits"\n'
 
 
 NAMES = ("v?1", "v?", "a%41", "100%", "50%25", "a#b", "exp[1]", "v*", "a b", "a::b",
-         "a@b:c", "\u00e9")  # fmt: skip
+         "a@b:c", "\u00e9", "{x,y}", "{}", "{0}", "a{b", "{{b}}", "{SCHEMA_VERSION}")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -23,7 +23,9 @@ NAMES = ("v?1", "v?", "a%41", "100%", "50%25", "a#b", "exp[1]", "v*", "a b", "a:
     "storage", ["", 'storage = "sqlite:///own.db"\n', 'storage = "sqlite:///own.db?timeout=3"\n']
 )
 def test_a_path_is_no_part_of_a_url(tmp_path: Path, name: str, storage: str) -> None:
-    """SQLAlchemy takes what follows a question mark as options, and decodes percent signs."""
+    """SQLAlchemy takes what follows a question mark as options, and decodes percent signs; Optuna
+    takes the URL as a template.
+    """
     folder = tmp_path / name
     folder.mkdir()
     file = folder / f"{name}.toml"

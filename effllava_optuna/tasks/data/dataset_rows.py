@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from effllava_optuna.tasks.data.row_source import RowSource
+
+
+_DATA_HINT = "Use a file, a directory, or a hub id such as lmms-lab/ScienceQA."
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,14 +207,24 @@ def split_names(data: str, config: str | None = None) -> list[str] | None:
 def _locate(data: str, config: str | None) -> Path:
     """Return the path of a dataset, or of its configuration if it has a directory for each."""
     path = expand_home(data)
-    return path if config is None or not (path / config).is_dir() else path / config
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except (OSError, ValueError) as error:  # the name is too long, or has a null character
+        raise TaskError(
+            f"task.data = {shorten(data)} cannot be read: "
+            f"{getattr(error, 'strerror', None) or error}.",
+            hint=_DATA_HINT,
+        ) from error
+    return path / config if config is not None and _is_directory(path / config) else path
 
 
 def _refuse_missing_path(data: str) -> None:
     if data[:1] in {"/", ".", "~"} or Path(data).suffix in FORMATS or data.count("/") != 1:
         raise TaskError(
             f"task.data = {shorten(data)}: there is no such file or directory.",
-            hint="Use a file, a directory, or a hub id such as lmms-lab/ScienceQA.",
+            hint=_DATA_HINT,
         )
 
 
@@ -238,22 +251,40 @@ def _read_directory(directory: Path, split: str) -> RowSource:
 
 def _saved_splits(directory: Path) -> list[str] | None:
     """Return the names of the splits that `DatasetDict.save_to_disk` wrote; None: it did not."""
-    document = _read_document(directory / "dataset_dict.json")
-    return document.get("splits")
+    file = directory / "dataset_dict.json"
+    names = _read_document(file).get("splits")
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _damaged_document_error(file, "it names no splits")
+    return names
 
 
 def _saved_files(directory: Path) -> list[Path] | None:
     """Return the files that `Dataset.save_to_disk` wrote; None: it did not write here."""
-    names = _read_document(directory / "state.json").get("_data_files")
-    return None if names is None else [directory / entry["filename"] for entry in names]
+    file = directory / "state.json"
+    entries = _read_document(file).get("_data_files")
+    if entries is None:
+        return None
+    try:
+        return [directory / entry["filename"] for entry in entries]
+    except (TypeError, KeyError) as error:
+        raise _damaged_document_error(file, "it names no files") from error
 
 
 def _read_document(file: Path) -> dict[str, Any]:
     """Return a JSON object; empty if there is no such file, or it is something else."""
     if not file.is_file():
         return {}
-    document = json.loads(read_text(file))
+    try:
+        document = json.loads(read_text(file))
+    except (ValueError, RecursionError) as error:
+        raise _damaged_document_error(file, f"it is not valid JSON: {error}") from error
     return document if isinstance(document, dict) else {}
+
+
+def _damaged_document_error(file: Path, reason: str) -> TaskError:
+    return TaskError(f"{file}: {reason}.", hint="Save or download the dataset again.")
 
 
 def _missing_split_error(directory: Path, split: str, names: list[str]) -> TaskError:
@@ -287,10 +318,15 @@ def _hub_splits(data: str, config: str | None) -> list[str]:
 
 
 def _is_file(path: Path) -> bool:
-    try:
+    with suppress(OSError, ValueError):  # the name is too long, or has a null character
         return path.is_file()
-    except (OSError, ValueError):  # the name is too long, or has a null character
-        return False
+    return False
+
+
+def _is_directory(path: Path) -> bool:
+    with suppress(OSError, ValueError):  # see `_is_file`
+        return path.is_dir()
+    return False
 
 
 @contextmanager

@@ -124,6 +124,37 @@ def test_a_missing_path_is_refused_without_a_request_to_the_hub(data: str) -> No
         DataTask("qa", data).samples(Split.PROXY)
 
 
+@pytest.mark.parametrize("data", ["x" * 5000, "/" + "x" * 300, "\0", "a/" + "x" * 5000 + ".csv"])
+@pytest.mark.parametrize("config", [None, "y" * 5000])
+def test_a_name_that_no_file_can_have_is_refused_in_a_short_line(
+    data: str, config: str | None
+) -> None:
+    for read in (split_names, lambda data, config: read_split(data, "train", config)):
+        with pytest.raises(TaskError, match=r"task\.data = ") as caught:
+            read(data, config)
+        assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("state.json", "{", "state.json: it is not valid JSON: "),
+        ("dataset_dict.json", "{'splits': []}", "dataset_dict.json: it is not valid JSON: "),
+        ("state.json", '{"_data_files": [{"name": "a"}]}', "state.json: it names no files"),
+        ("state.json", '{"_data_files": "a.arrow"}', "state.json: it names no files"),
+        ("state.json", '{"_data_files": ["a.arrow"]}', "state.json: it names no files"),
+        ("dataset_dict.json", '{"splits": "train"}', "dataset_dict.json: it names no splits"),
+        ("dataset_dict.json", '{"splits": [1]}', "dataset_dict.json: it names no splits"),
+    ],
+)
+def test_a_damaged_list_of_files_is_named(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(TaskError, match=message):
+        read_split(str(tmp_path), "train")
+
+
 def test_the_message_about_an_unreachable_hub_has_a_cure(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"'derek-thomas/ScienceQA' cannot be read") as caught:
         DataTask("scienceqa").samples(Split.PROXY)
