@@ -13,7 +13,7 @@ _SECRET_NAME = re.compile(
 )
 # Of a keyword of libpq or ODBC, a variable, or a field of a dictionary, as drivers show them.
 _PAIR = re.compile(
-    r"(\w*(?:password|passwd|passphrase|pwd|secret|access_key)['\"]?\s*(?:=|(?<=['\"]):)\s*)"
+    r"((?:password|passwd|passphrase|pwd|secret|access_key)['\"]?\s*(?:=|(?<=['\"]):)\s*)"
     r"('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\{[^}]*\}|[^\s'\"&;,)}]*[^\s'\"&;,)}.:])",
     re.IGNORECASE,
 )
