@@ -99,7 +99,7 @@ def _eight_bits(pixels: NDArray[Any], bits: int, transparent: Any) -> Image.Imag
         grey = pixels.astype(np.int64) >> (bits - 8 if 8 < bits < 16 else 8)
     else:
         raise ValueError(
-            f"its values are from {low:g} to {high:g}, for which no brightness is defined; "
+            f"its values are from {low:.9g} to {high:.9g}, for which no brightness is defined; "
             "convert it to 8 bits"
         )
     picture = Image.fromarray(grey.astype(np.uint8))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from PIL import Image
@@ -41,12 +42,23 @@ class GradingRule:
         new_tokens: Largest number of tokens that the model generates.
         baseline_answer: A constant answer that scores well on many samples. Reports print its
             score, too. None: there is no such answer.
+
+    Raises:
+        TaskError: ``new_tokens`` is not a whole number of at least 1.
     """
 
     name: str
     grade: Callable[[Sample, str], float]
     new_tokens: int = 16
     baseline_answer: str | None = None
+
+    def __post_init__(self) -> None:
+        tokens = self.new_tokens
+        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+            raise TaskError(
+                f"Rule {shorten(self.name)} has new_tokens = {shorten(tokens)}.",
+                hint="Use a whole number of at least 1.",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +85,8 @@ class Sample:
         context: Description of the image for a judge. The model does not receive it.
 
     Raises:
-        TaskError: An open-ended question has no rule, or a closed one has fewer than two possible
-            answers or an index outside them.
+        TaskError: A field has another type or is not valid Unicode, an open-ended question has no
+            rule, or a closed one has fewer than two possible answers or an index outside them.
     """
 
     id: str
@@ -90,6 +102,7 @@ class Sample:
     context: str = ""
 
     def __post_init__(self) -> None:
+        self._require_types()
         if self.answer is None:
             if self.rule is None:
                 raise TaskError(
@@ -102,6 +115,37 @@ class Sample:
                 f"index of the correct one is {self.answer}.",
                 hint="List at least two possible answers, and count from 0.",
             )
+
+    def _require_types(self) -> None:
+        """Refuse values of other types, which a function of the user may have."""
+        for name in ("id", "group", "question", "system", "context"):
+            if not isinstance(getattr(self, name), str):
+                raise self._type_error(name, "a text")
+        for name in ("targets", "subsets"):
+            values = getattr(self, name)
+            is_sequence = isinstance(values, (tuple, list))
+            if not is_sequence or not all(isinstance(text, str) for text in values):
+                raise self._type_error(name, "a tuple of texts")
+        for name in ("question", "targets", "system"):
+            try:
+                "".join(getattr(self, name)).encode()
+            except UnicodeEncodeError as error:  # half of a surrogate pair
+                raise self._type_error(name, "valid Unicode") from error
+        is_index = hasattr(self.answer, "__index__") and not isinstance(self.answer, bool)
+        if self.answer is not None and not is_index:
+            raise self._type_error("answer", "an index")
+        has_source = hasattr(self.image, "open") and not isinstance(self.image, Path)
+        if self.image is not None and not isinstance(self.image, Image.Image) and not has_source:
+            raise self._type_error("image", "a picture of Pillow or an `ImageSource`")
+        if self.rule is not None and not isinstance(self.rule, GradingRule):
+            raise self._type_error("rule", "a GradingRule")
+
+    def _type_error(self, name: str, kind: str) -> TaskError:
+        return TaskError(
+            f"Sample {shorten(self.id)}: {name} is {shorten(getattr(self, name))}, which is not "
+            f"{kind}.",
+            hint="Fix the function that returns the sample.",
+        )
 
     @property
     def is_open_ended(self) -> bool:
@@ -126,6 +170,8 @@ class Sample:
                 warnings.simplefilter("ignore", UserWarning)  # about damaged metadata
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 image = self.image if isinstance(self.image, Image.Image) else self.image.open()
+                if not isinstance(image, Image.Image):
+                    raise TypeError(f"its source opens {shorten(image)}, which is not a picture")
                 if all(image.size):
                     return convert_to_rgb(image)
         except Exception as error:  # a format of Pillow may raise anything for a damaged file

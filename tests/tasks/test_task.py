@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from effllava_optuna.errors import LeakError, TaskError
-from effllava_optuna.tasks import Digits, Sample, Split, require_proxy, validate_task
+from effllava_optuna.tasks import Digits, GradingRule, Sample, Split, require_proxy, validate_task
 
 
 @dataclass(frozen=True)
@@ -68,3 +71,66 @@ def test_a_closed_question_needs_two_answers_and_an_index_of_one(
     message = f"has {len(targets)} possible answers, and the index of the correct one is {answer}"
     with pytest.raises(TaskError, match=message):
         replace(SAMPLE, targets=targets, answer=answer)
+
+
+class NoPicture:
+    """An image source that opens something else than a picture."""
+
+    def open(self) -> Any:
+        return np.zeros((4, 4))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [
+        ("id", 5, "text"),
+        ("group", None, "text"),
+        ("group", ["a"], "text"),
+        ("question", None, "text"),
+        ("question", b"q?", "text"),
+        ("question", ["q?"], "text"),
+        ("question", "\ud800", "valid Unicode"),
+        ("system", None, "text"),
+        ("context", 5, "text"),
+        ("targets", "ab", "tuple of texts"),
+        ("targets", {"a", "b"}, "tuple of texts"),
+        ("targets", np.array(["a", "b"]), "tuple of texts"),
+        ("targets", ("a", None), "tuple of texts"),
+        ("targets", (1, 2), "tuple of texts"),
+        ("targets", ("a", "\udfff"), "valid Unicode"),
+        ("subsets", "ab", "tuple of texts"),
+        ("subsets", None, "tuple of texts"),
+        ("answer", "1", "index"),
+        ("answer", 1.0, "index"),
+        ("answer", True, "index"),
+        ("answer", [0], "index"),
+        ("image", "a.png", "picture"),
+        ("image", Path("a.png"), "picture"),
+        ("image", b"abc", "picture"),
+        ("image", [], "picture"),
+        ("image", np.zeros((4, 4, 3), dtype=np.uint8), "picture"),
+        ("rule", "exact match", "GradingRule"),
+    ],
+)
+def test_a_field_of_another_type_is_refused(field: str, value: Any, kind: str) -> None:
+    fields: dict[str, Any] = {
+        "id": "a", "group": "a", "split": Split.PROXY, "image": None, "question": "q?",
+        "targets": ("a", "b"), "answer": 0,
+    }  # fmt: skip
+    Sample(**fields)
+    Sample(**(fields | {"answer": np.int64(1), "targets": ["a", "b"]}))
+    with pytest.raises(TaskError, match=rf"{field} is .*, which is not a?n? ?{kind}") as caught:
+        Sample(**(fields | {field: value}))
+    assert len(str(caught.value)) < 400
+
+
+def test_a_source_that_opens_no_picture_is_named() -> None:
+    sample = Sample("a", "a", Split.PROXY, NoPicture(), "q?", ("a", "b"), 0)
+    with pytest.raises(TaskError, match=r"image of sample 'a' .* array.*, which is not a picture"):
+        sample.load_image()
+
+
+@pytest.mark.parametrize("new_tokens", [-1, 0, "8", 2.5, None, True])
+def test_a_rule_without_a_length_is_refused(new_tokens: Any) -> None:
+    with pytest.raises(TaskError, match=r"Rule 'mine' has new_tokens = .*"):
+        GradingRule("mine", lambda *_: 1.0, new_tokens)
