@@ -11,6 +11,9 @@ from effllava_optuna.files import expand_home, read_text, why_unwritable, write_
 POLICY_FILE = "policy.json"
 """File of an export that says how it was pruned."""
 
+CHECKSUMS_FILE = "checksums.json"
+"""File of an export with the SHA-256 of its other files."""
+
 
 def is_export(path_or_id: str | Path) -> bool:
     """Return whether ``path_or_id`` is a directory that any version of `export` wrote."""
@@ -29,9 +32,10 @@ def check_export_directory(directory: str | Path, *, overwrite: bool) -> None:
         overwrite: Whether an earlier export may be replaced.
 
     Raises:
-        ExportError: The directory is not empty, or it cannot be created.
+        ExportError: The directory is not empty, it has files that no export wrote, or it cannot
+            be created.
     """
-    target = expand_home(directory).resolve()
+    target = resolve_target(directory)
     with write_errors_as(ExportError, target, hint="Choose another directory."):
         occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
     if occupied and not (overwrite and is_export(target)):
@@ -39,7 +43,41 @@ def check_export_directory(directory: str | Path, *, overwrite: bool) -> None:
             f"{directory} is not empty.",
             hint="Choose another directory, or allow overwriting an earlier export.",
         )
+    added = _added_file(target) if occupied else ""
+    if added:
+        raise ExportError(
+            f"{directory} cannot be overwritten: {added} is not of the earlier export.",
+            hint="Move that file, or choose another directory.",
+        )
     _refuse_unwritable(directory, target)
+
+
+def resolve_target(path: str | Path) -> Path:
+    """Return the absolute path of an export, without symbolic links.
+
+    Raises:
+        ExportError: No file can have this path.
+    """
+    try:
+        return expand_home(path).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, or a null byte
+        raise ExportError(
+            f"{str(path)!r} cannot be written: {error}.", hint="Choose another place."
+        ) from error
+
+
+def _added_file(directory: Path) -> str:
+    """Return a file in an export that it did not write; empty if there is none."""
+    try:
+        checksums = json.loads(read_text(directory / CHECKSUMS_FILE))
+        written = {*checksums.keys(), CHECKSUMS_FILE}
+    except (AttributeError, OSError, ValueError):  # the list is damaged or of an older version
+        return ""
+    for file in sorted(directory.rglob("*")):
+        name = str(file.relative_to(directory))
+        if name not in written and not file.is_dir() and "__pycache__" not in file.parts:
+            return name
+    return ""
 
 
 def check_onnx_file(path: str | Path, *, overwrite: bool) -> None:
@@ -52,7 +90,7 @@ def check_onnx_file(path: str | Path, *, overwrite: bool) -> None:
     Raises:
         ExportError: The file exists, or it cannot be created.
     """
-    target = expand_home(path).resolve()
+    target = resolve_target(path)
     with write_errors_as(ExportError, target, hint="Choose another name."):
         exists = target.exists() or onnx_weights_file(target).exists()
         is_directory = target.is_dir()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from effllava_optuna.errors import ExportError
-from effllava_optuna.export_target import check_export_directory, is_export
+from effllava_optuna.export_target import check_export_directory, is_export, resolve_target
 from effllava_optuna.files import expand_home, scratch_beside, write_errors_as
 from effllava_optuna.surgery.export.checkpoint_files import (
     size_plan,
@@ -87,8 +87,10 @@ def export(
             compare outputs on, the model is narrowed instead of sliced, its sizes are not
             portable, or the reloaded checkpoint has other keys, logits or tokens.
     """
-    target = expand_home(directory).resolve()
+    if form not in ("native", "portable"):
+        raise ExportError(f"form is {form!r}.", hint="Use native or portable, or export_onnx().")
     check_export_directory(directory, overwrite=overwrite)
+    target = resolve_target(directory)
     if inputs is None:
         if pruned.processor is None:
             raise ExportError(

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from effllava_optuna.errors import ExportError, describe
-from effllava_optuna.export_target import check_onnx_file, onnx_weights_file
+from effllava_optuna.export_target import check_onnx_file, onnx_weights_file, resolve_target
 from effllava_optuna.files import expand_home, scratch_beside, write_errors_as
 from effllava_optuna.surgery.apply.precision import in_float32
 from effllava_optuna.surgery.export.comparison import within_tolerance
@@ -67,9 +67,9 @@ def export_onnx(
             part cannot be traced, or onnxruntime computes other logits.
     """
     _check_packages()
-    target = expand_home(path).resolve()
-    weights = onnx_weights_file(target)
     check_onnx_file(path, overwrite=overwrite)
+    target = resolve_target(path)
+    weights = onnx_weights_file(target)
     if pruned.model.dtype not in (torch.float32, torch.float16):
         raise ExportError(
             f"{pruned.source} has dtype {pruned.model.dtype}, which onnxruntime does not support.",

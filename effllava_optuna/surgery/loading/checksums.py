@@ -7,12 +7,11 @@ import json
 from typing import TYPE_CHECKING
 
 from effllava_optuna.errors import ModelError
+from effllava_optuna.export_target import CHECKSUMS_FILE
 from effllava_optuna.files import read_text
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-_CHECKSUMS_FILE = "checksums.json"
 
 
 def write_checksums(directory: Path) -> None:
@@ -20,10 +19,10 @@ def write_checksums(directory: Path) -> None:
     checksums = {
         str(file.relative_to(directory)): _sha256(file)
         for file in sorted(directory.rglob("*"))
-        if file.is_file() and file.name != _CHECKSUMS_FILE
+        if file.is_file() and file.name != CHECKSUMS_FILE
     }
     text = json.dumps(checksums, indent=2) + "\n"
-    (directory / _CHECKSUMS_FILE).write_text(text, encoding="utf-8")
+    (directory / CHECKSUMS_FILE).write_text(text, encoding="utf-8")
 
 
 def check_checksums(directory: Path) -> None:
@@ -34,10 +33,10 @@ def check_checksums(directory: Path) -> None:
     """
     hint = "Copy or export the checkpoint again."
     try:
-        checksums = json.loads(read_text(directory / _CHECKSUMS_FILE))
+        checksums = json.loads(read_text(directory / CHECKSUMS_FILE))
         expected = dict(checksums.items())
     except (AttributeError, OSError, ValueError) as error:
-        raise ModelError(f"{directory} has no readable {_CHECKSUMS_FILE}.", hint=hint) from error
+        raise ModelError(f"{directory} has no readable {CHECKSUMS_FILE}.", hint=hint) from error
     for name, checksum in expected.items():
         file = directory / name
         if not file.is_file():

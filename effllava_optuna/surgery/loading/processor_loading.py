@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +21,15 @@ from effllava_optuna.surgery.loading.one_line_errors import errors_in_one_line
 from effllava_optuna.surgery.structure.inspection import language_model
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
     from torch import nn
 
 # Where transformers looks for a template: the first file that has one takes precedence.
 _PROCESSOR_TEMPLATES = ("processor_config.json", "chat_template.json", "chat_template.jinja")
 _TOKENIZER_TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")
+_FEWEST_TOKENS = 2  # attention to a single token depends on no query and no key
 _CLASS_TOKENS = ("class_embedding", "cls_token")  # of a vision tower: one more image token
 
 
@@ -44,7 +49,8 @@ def load_processor(location: str | Path, source: str, *, takes_images: bool) -> 
         from transformers import AutoProcessor, AutoTokenizer
 
         factory = AutoProcessor if takes_images else AutoTokenizer
-        processor = factory.from_pretrained(location, trust_remote_code=False)
+        with _sentencepiece_named(source):
+            processor = factory.from_pretrained(location, trust_remote_code=False)
     if takes_images:
         for part in ("image_processor", "tokenizer"):
             if not hasattr(processor, part):
@@ -53,10 +59,42 @@ def load_processor(location: str | Path, source: str, *, takes_images: bool) -> 
                     f"{part.replace('_', ' ')}.",
                     hint="Use a complete checkpoint, with its processor_config.json.",
                 )
+        _adopt_template(processor)
     if getattr(processor, "chat_template", None):
         _remove_byte_order_mark(processor)
         _check_template(processor, location, source)
     return processor
+
+
+@contextmanager
+def _sentencepiece_named(source: str) -> Iterator[None]:
+    """Name the package that a tokenizer.model needs; transformers asks for tiktoken."""
+    try:
+        yield
+    except ValueError as error:
+        if "`tiktoken` is required" not in str(error) or find_spec("sentencepiece") is not None:
+            raise
+        raise ModelError(
+            f"The tokenizer of {source!r} needs sentencepiece, which is not installed.",
+            hint="Run `pip install sentencepiece`, or add a tokenizer.json.",
+        ) from error
+
+
+def _adopt_template(processor: Any) -> None:
+    """Use the chat template of the tokenizer if the processor has none and it shows pictures.
+
+    Training programs store a template in tokenizer_config.json; a processor does not read it.
+    """
+    template = getattr(processor.tokenizer, "chat_template", None)
+    if not template or getattr(processor, "chat_template", None):
+        return
+    processor.chat_template = template
+    try:
+        fault = _find_template_fault(processor)
+    except Exception as error:  # a template may raise anything
+        fault = describe(error)
+    if fault:
+        processor.chat_template = None
 
 
 def _remove_byte_order_mark(processor: Any) -> None:
@@ -89,6 +127,12 @@ def encode_example(processor: Any, model: Any, source: str) -> dict[str, torch.T
             hint="Use the processor that belongs to the checkpoint.",
         ) from error
     rows, ids = model.get_input_embeddings().weight.shape[0], inputs["input_ids"]
+    if ids.shape[1] < _FEWEST_TOKENS:
+        raise ModelError(
+            f"The tokenizer of {source!r} encodes {EXAMPLE_QUESTION!r} as {ids.shape[1]} tokens.",
+            hint="Use the tokenizer that belongs to the checkpoint, in the class that "
+            "tokenizer_config.json names.",
+        )
     # Image tokens are replaced by features: some families have no embedding for them.
     outside = ids[(ids >= rows) & (ids != getattr(model.config, "image_token_id", -1))]
     if outside.numel():

@@ -327,6 +327,20 @@ def test_foreign_files_and_exports_are_not_overwritten(
     assert (folder / "thesis.txt").read_text() == file.read_text() == "years of work"
 
 
+def test_a_file_that_was_added_to_an_export_is_not_overwritten(
+    pruned: LoadedModel, copied: Path
+) -> None:
+    (copied / "model-Q4_K_M.gguf").write_text("hours of work")
+    with pytest.raises(ExportError, match=r"Q4_K_M\.gguf is not of the earlier export"):
+        export(pruned, copied, overwrite=True)
+    assert (copied / "model-Q4_K_M.gguf").read_text() == "hours of work"
+
+
+def test_an_unknown_form_is_refused(pruned: LoadedModel, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"form is 'gguf'\. Use native or portable"):
+        export(pruned, tmp_path / "small", form="gguf")  # type: ignore[arg-type]
+
+
 def test_without_a_processor_inputs_must_be_given(pruned: LoadedModel, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="has no processor to create example inputs"):
         export(replace(pruned, processor=None), tmp_path / "small")

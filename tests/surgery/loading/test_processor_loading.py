@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from transformers import Blip2Processor, LlavaNextProcessor
 from effllava_optuna import load
 from effllava_optuna.errors import ModelError
 from effllava_optuna.surgery import LoadedModel, build_example_inputs
-from effllava_optuna.surgery.loading.processor_loading import complete_processor
+from effllava_optuna.surgery.loading.example_inputs import format_example
+from effllava_optuna.surgery.loading.processor_loading import complete_processor, load_processor
 from tests.surgery.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -181,3 +183,47 @@ def test_a_token_without_an_embedding_is_named(copied: Path) -> None:
     )
     with pytest.raises(ModelError, match=r"token '\[NEW\]' \(number \d+\), but \d+ embedd"):
         load(copied, device="cpu")
+
+
+def test_the_template_of_the_tokenizer_is_used_if_the_processor_has_none(
+    copied: Path, tiny: LoadedModel
+) -> None:
+    """It must show pictures: that of a text model is no template of the processor."""
+    template = (copied / "chat_template.jinja").read_text()
+    (copied / "chat_template.jinja").unlink()
+    assert not load(copied, device="cpu").processor.chat_template
+    file = copied / "tokenizer_config.json"
+    for text in _TEXT_TEMPLATES.values():
+        edit(file, lambda document, text=text: document.update(chat_template=text))  # type: ignore[misc]
+        assert not load_processor(copied, "a", takes_images=True).chat_template
+    edit(file, lambda document: document.update(chat_template=template))
+    processor = load(copied, device="cpu").processor
+    assert format_example(processor) == format_example(tiny.processor)
+
+
+def test_a_tokenizer_that_encodes_a_question_as_one_token_is_refused(
+    tiny: LoadedModel, tmp_path: Path
+) -> None:
+    """Attention to one token would be verified without its queries and keys."""
+    FAMILIES["llama"].build().save_pretrained(tmp_path)
+    tiny.processor.tokenizer.save_pretrained(tmp_path)
+    edit(
+        tmp_path / "tokenizer.json",
+        lambda document: document.update(pre_tokenizer=None, post_processor=None),
+    )
+    with pytest.raises(ModelError, match=r"encodes 'what is in the picture\?' as 1 tokens"):
+        load(tmp_path, device="cpu")
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="sentencepiece is installed")
+def test_a_tokenizer_of_sentencepiece_names_the_package(copied: Path) -> None:
+    """transformers asks for tiktoken instead."""
+    (copied / "tokenizer.json").unlink()
+    (copied / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>")
+    edit(
+        copied / "tokenizer_config.json",
+        lambda document: document.update(tokenizer_class="LlamaTokenizer"),
+    )
+    with pytest.raises(ModelError, match="needs sentencepiece, which is not installed") as caught:
+        load(copied, device="cpu")
+    assert "pip install sentencepiece" in caught.value.hint
