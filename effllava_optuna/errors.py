@@ -127,7 +127,11 @@ def describe(error: BaseException) -> str:
         >>> describe(ValueError())
         'ValueError: no message'
     """
-    text = _COLOUR.sub("", str(error)).strip()
+    try:
+        message = str(error)
+    except Exception:  # of a class whose text fails
+        message = ""
+    text = _COLOUR.sub("", message).strip()
     first, *others = [line.strip() for line in text.splitlines()] or ["no message"]
     for line in filter(None, others):
         if not (first.endswith(":") or (line[:1].islower() and first[-1] not in ".!?")):

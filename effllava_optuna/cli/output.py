@@ -76,6 +76,14 @@ class _LossyFile(io.RawIOBase):
         return len(data)
 
 
+class _LossyText(io.TextIOWrapper):
+    """A stream to print to that a function of the user cannot close."""
+
+    def close(self) -> None:
+        """Write what is left, and stay open."""
+        self.flush()
+
+
 @contextmanager
 def protected_output() -> Iterator[OutputState]:
     """Replace the standard streams by ones that no print can fail on, and restore them on exit.
@@ -108,7 +116,7 @@ def _lossy(stream: TextIO, state: OutputState) -> TextIO:
     if buffer is None:  # a notebook or an `io.StringIO`, which accept every character
         return stream
     stream.flush()
-    return io.TextIOWrapper(
+    return _LossyText(
         io.BufferedWriter(_LossyFile(getattr(buffer, "raw", buffer), state)),
         encoding=stream.encoding,
         errors="backslashreplace",

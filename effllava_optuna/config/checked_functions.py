@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial, TrialState
+    from torch import nn
 
     from effllava_optuna.policy import Policy
     from effllava_optuna.surgery import LoadedModel, WeightState
@@ -75,20 +76,58 @@ class UserFunction:
     def errors_in_one_line(self) -> Iterator[None]:
         """Raise what the function raises as an error that names the function.
 
+        `SystemExit`, too: after ``sys.exit(0)`` a command would look as if it had finished.
+
         Raises:
-            UserFunctionError: The function has raised an exception.
+            UserFunctionError: The function has raised anything but `KeyboardInterrupt`.
         """
         try:
             yield
-        except UserFunctionError:
+        except (KeyboardInterrupt, UserFunctionError):
             raise
-        except Exception as error:  # the user's function may raise anything
+        except BaseException as error:  # the user's function may raise anything
             raise UserFunctionError(f"{self} failed: {describe(error)}.", hint=_AGAIN) from error
+
+    @contextmanager
+    def unchanged(self, model: nn.Module, but: nn.Module | None = None) -> Iterator[None]:
+        """Refuse a function that changes weights: what is measured with them would be wrong.
+
+        Args:
+            model: The model that the function gets.
+            but: Part of the model that the function may change.
+
+        Raises:
+            ConfigError: The function has changed others.
+        """
+        before = _weights_of(model, but)
+        yield
+        after = _weights_of(model, but)
+        changed = [name for name in before | after if before.get(name) != after.get(name)]
+        if changed:
+            others = f" and {len(changed) - 1} more" if changed[1:] else ""
+            raise ConfigError(
+                f"{self} changed weights of the model: {shorten(changed[0])}{others}.",
+                hint=f"Work on a copy of the model. {_AGAIN}",
+            )
 
     def refuse(self, value: object, expected: str) -> UserFunctionError:
         """Return the error about a value that the function has returned."""
         text = shorten(value)
         return UserFunctionError(f"{self} returned {text}.", hint=f"Return {expected}. {_AGAIN}")
+
+
+def _weights_of(model: nn.Module, but: nn.Module | None) -> dict[str, tuple[object, ...]]:
+    """Return by name what tells that a weight was changed: its memory, type, shape and version.
+
+    PyTorch counts the changes of a tensor in its version. Values are not compared, so that large
+    models take no time.
+    """
+    left_out = set() if but is None else set(map(id, but.parameters()))
+    return {
+        name: (weight.data_ptr(), weight.dtype, weight.shape, weight._version)
+        for name, weight in model.named_parameters()
+        if id(weight) not in left_out
+    }
 
 
 def finite_number(value: object) -> float | None:
@@ -128,10 +167,11 @@ class CheckedTerm:
 
         Raises:
             UserFunctionError: The function has failed, or returned something else.
+            ConfigError: It has changed weights of the model.
         """
-        with self.function.errors_in_one_line():
+        with self.function.unchanged(loaded.model), self.function.errors_in_one_line():
             value = self.function.function(policy, loaded)
-        number = finite_number(value)
+            number = finite_number(value)
         if number is None:
             raise self.function.refuse(value, "a finite number, in accuracy")
         return number
@@ -158,8 +198,12 @@ class CheckedTraining:
 
         Raises:
             UserFunctionError: The function has failed, or returned something else.
+            ConfigError: It has changed other weights than those of the projector.
         """
-        with self.function.errors_in_one_line():
+        from effllava_optuna.surgery import projector
+
+        unchanged = self.function.unchanged(loaded.model, but=projector(loaded.model))
+        with unchanged, self.function.errors_in_one_line():
             update = self.function.function(loaded, weight_state, elites, *others)
         if not isinstance(update, ProjectorUpdate):
             raise self.function.refuse(update, "a ProjectorUpdate, as train_projector does")

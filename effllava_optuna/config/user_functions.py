@@ -17,7 +17,7 @@ from effllava_optuna.config.checked_functions import (
     CheckedTraining,
     UserFunction,
 )
-from effllava_optuna.errors import ConfigError
+from effllava_optuna.errors import ConfigError, describe
 from effllava_optuna.samplers import EpochStockSampler
 from effllava_optuna.training import train_projector
 
@@ -66,7 +66,9 @@ def import_function(key: str, name: str, directory: str | None = None) -> Callab
     importlib.invalidate_caches()  # of directories in which the module was written just now
     try:
         function: Any = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the user's module may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's module may raise anything, `SystemExit` too
         is_plain = isinstance(error, ImportError | AttributeError)
         reason = " ".join((str(error) if is_plain else repr(error)).split())
         raise ConfigError(
@@ -139,8 +141,10 @@ def user_functions(config: StudyConfig) -> UserFunctions:
 def _check_sampler(name: str, make_sampler: MakeSampler) -> None:
     try:
         EpochStockSampler(None, make_sampler)
-    except Exception as error:  # the user's sampler may raise anything
-        reason = " ".join(str(error).split()).rstrip(".")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's sampler may raise anything, `SystemExit` too
+        reason = describe(error)
         raise ConfigError(
             f"search.sampler = {name!r}: {reason}.",
             hint="Use a function that takes a seed and returns an Optuna sampler for two "

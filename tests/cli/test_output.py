@@ -153,6 +153,22 @@ def test_an_error_message_that_cannot_be_printed_keeps_its_exit_code(
             assert run_with(monkeypatch, *words, out=make(), err=make()) == 2
 
 
+def test_a_function_of_the_user_may_close_the_streams(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    with text_stream(output) as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with protected_output() as state:
+            for stream_of_user in (sys.stdout, sys.stderr):
+                stream_of_user.write("before")
+                stream_of_user.close()
+                stream_of_user.write(", after")
+        monkeypatch.undo()
+    assert output.read_text() == "before, after"
+    assert state.error is None
+
+
 def test_the_streams_of_the_process_are_restored(tmp_path: Path) -> None:
     before = sys.stdout, sys.stderr
     with protected_output() as output:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import sys
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
@@ -30,7 +32,7 @@ from effllava_optuna.policy import Policy
 from effllava_optuna.search.final_selection import FinalSelection
 from effllava_optuna.search.runner import search
 from effllava_optuna.search.session import SearchSession
-from effllava_optuna.surgery import projector_state
+from effllava_optuna.surgery import projector, projector_state
 from effllava_optuna.tasks import Digits, GradingRule, Sample, Split, grade_answer
 from effllava_optuna.training import ProjectorScore, ProjectorUpdate
 from tests.study_fixtures import StudyFactory
@@ -49,6 +51,13 @@ NO_NUMBERS = [None, -math.inf, math.inf, math.nan, (0.1, 0.2), [0.1], "0.1", b"0
               10**400, {}, object(), Decimal("0.1"), lambda: 0.1]  # fmt: skip
 
 
+POLICY: Any = None  # not used
+
+
+def a_model() -> Any:
+    return SimpleNamespace(model=torch.nn.Linear(2, 2))
+
+
 def own(function: Callable[..., Any], key: str = "quality.term") -> UserFunction:
     return UserFunction(key, "own:f", function)
 
@@ -56,7 +65,7 @@ def own(function: Callable[..., Any], key: str = "quality.term") -> UserFunction
 @pytest.mark.parametrize("value", NUMBERS, ids=repr)
 def test_a_finite_number_is_a_term(value: Any) -> None:
     term = CheckedTerm(own(lambda policy, loaded: value))
-    number = term(None, None)  # type: ignore[arg-type]  # not used
+    number = term(POLICY, a_model())
     assert type(number) is float
     assert number == pytest.approx(float(value.item() if hasattr(value, "item") else value))
 
@@ -66,7 +75,7 @@ def test_anything_else_is_refused_as_a_term(value: Any) -> None:
     assert finite_number(value) is None
     term = CheckedTerm(own(lambda policy, loaded: value))
     with pytest.raises(UserFunctionError) as caught:
-        term(None, None)  # type: ignore[arg-type]  # not used
+        term(POLICY, a_model())
     message = str(caught.value)
     assert message.startswith("quality.term = 'own:f' returned ")
     assert "Return a finite number, in accuracy." in message
@@ -74,11 +83,110 @@ def test_anything_else_is_refused_as_a_term(value: Any) -> None:
     assert "\n" not in message
 
 
-def test_a_term_that_raises_is_named() -> None:
-    term = CheckedTerm(own(lambda policy, loaded: policy.nothing))
-    message = r"^quality\.term = 'own:f' failed: AttributeError: .* Fix the function, then"
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+class NoFloat(float):
+    def __float__(self) -> float:
+        raise RuntimeError("no float")
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def function(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda policy, loaded: policy.nothing, "AttributeError: .*nothing.*"),
+        (lambda policy, loaded: sys.exit(), "SystemExit: no message"),
+        (lambda policy, loaded: sys.exit(3), "SystemExit: 3"),
+        (raising(SystemExit(0)), "SystemExit: 0"),
+        (raising(GeneratorExit("closed")), "GeneratorExit: closed"),
+        (raising(BaseException("all")), "BaseException: all"),
+        (raising(StopIteration()), "StopIteration: no message"),
+        (raising(Unprintable()), "Unprintable: no message"),
+        (lambda policy, loaded: NoFloat(1.0), "RuntimeError: no float"),
+    ],
+)
+def test_a_term_that_raises_is_named(function: Callable[..., Any], reason: str) -> None:
+    term = CheckedTerm(own(function))
+    message = rf"^quality\.term = 'own:f' failed: {reason}\. Fix the function, then"
     with pytest.raises(UserFunctionError, match=message):
-        term(None, None)  # type: ignore[arg-type]  # not used
+        term(POLICY, a_model())
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), SystemExit("bye"), GeneratorExit()], ids=repr)
+def test_no_function_of_the_user_ends_a_command_as_if_it_had_finished(
+    tiny: LoadedModel, error: BaseException
+) -> None:
+    weight_state: Any = SimpleNamespace(compensations=(None,))
+    end = raising(error)
+    with pytest.raises(UserFunctionError, match="train = 'own:f' failed"):
+        CheckedTraining(own(end, "projector.train"))(tiny, weight_state, [], None, None)
+    with pytest.raises(UserFunctionError, match="sampler = 'own:f' failed"):
+        CheckedSamplerFactory(own(end, "search.sampler"))(seed=0)
+    with pytest.raises(UserFunctionError, match="name = 'own:f' failed"):
+        checked_task(own(end, "task.name"))
+    sample = Sample("7", "g", Split.PROXY, None, "?", ("a",), rule=GradingRule("own", end))
+    with pytest.raises(TaskError, match="Rule 'own' cannot grade"):
+        grade_answer(sample, "a")
+
+
+def test_an_interruption_in_a_function_of_the_user_stays_one() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        CheckedTerm(own(raising(KeyboardInterrupt())))(POLICY, a_model())
+
+
+def scale(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        next(model.parameters()).mul_(0.5)
+
+
+def reload(model: torch.nn.Module) -> None:
+    model.load_state_dict({name: weight / 2 for name, weight in model.state_dict().items()})
+
+
+CHANGES = [
+    scale,
+    reload,
+    lambda model: model.half(),
+    lambda model: setattr(model, "weight", torch.nn.Parameter(torch.zeros(2, 2))),
+    lambda model: setattr(model, "more", torch.nn.Linear(2, 2)),
+    lambda model: delattr(model, "bias"),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_term_may_not_change_the_model(change: Callable[[Any], object]) -> None:
+    loaded = a_model()
+    CheckedTerm(own(lambda policy, loaded: loaded.model(torch.ones(2)).sum()))(POLICY, loaded)
+    term = CheckedTerm(own(lambda policy, loaded: change(loaded.model) or 0.0))
+    with pytest.raises(
+        ConfigError, match=r"^quality\.term = 'own:f' changed weights of the model:"
+    ):
+        term(POLICY, loaded)
+
+
+@pytest.mark.parametrize("change", CHANGES[:3])
+def test_a_training_may_change_nothing_but_the_projector(
+    tiny: LoadedModel, change: Callable[[Any], object]
+) -> None:
+    copied = replace(tiny, model=copy.deepcopy(tiny.model))
+    weight_state: Any = SimpleNamespace(compensations=(None,))
+    update = update_of(tiny, 1)
+
+    def training(part: torch.nn.Module) -> CheckedTraining:
+        return CheckedTraining(own(lambda *_: (change(part), update)[1], "projector.train"))
+
+    assert training(projector(copied.model))(copied, weight_state, [], None, None) is update
+    with pytest.raises(ConfigError, match=r"^projector\.train = 'own:f' changed weights"):
+        training(copied.model.get_input_embeddings())(copied, weight_state, [], None, None)
 
 
 def test_a_function_with_other_arguments_is_refused_before_it_is_called() -> None:

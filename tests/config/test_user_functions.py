@@ -39,6 +39,9 @@ def cmaes(seed):
 def nothing(seed):
     return None
 
+def ends(seed):
+    raise SystemExit(0)
+
 def half(policy, loaded):
     return 0.5
 
@@ -72,6 +75,8 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str
         ("optuna.samplers:NoSampler", "has no attribute 'NoSampler'. Use a function"),
         ("own_a:number", "is 3. Use a function."),
         ("own_b:make", r"'own_b:make': SyntaxError\(.*\)\. Use a function of a module"),
+        ("own_e:make", r"'own_e:make': SystemExit\(0\)\. Use a function of a module"),
+        ("own_a:ends", r"'own_a:ends': SystemExit: 0\. Use a function that takes a seed"),
         ("own_a:nothing", "not a NoneType"),
         ("own_a:cmaes", "CmaEsSampler cannot be used"),
         ("own_a:half", "unexpected keyword argument 'seed'"),
@@ -82,6 +87,7 @@ def test_a_function_that_creates_no_suitable_sampler_is_refused(
 ) -> None:
     write("own_a", MODULE)
     write("own_b", "def make(:\n")
+    write("own_e", "raise SystemExit(0)\n")
     with pytest.raises(ConfigError, match=message) as caught:
         user_functions(load(f"search.sampler={function}"))
     assert str(caught.value).startswith("search.sampler = ")
@@ -130,7 +136,7 @@ def test_a_term_is_subtracted_from_the_quality(
 
 
 def test_a_function_of_the_user_replaces_the_projector_training(
-    write: Callable[[str, str], str],
+    write: Callable[[str, str], str], tiny: LoadedModel
 ) -> None:
     write("own_d", MODULE)
     assert user_functions(load_config(SMOKE)).train is train_projector
@@ -140,7 +146,7 @@ def test_a_function_of_the_user_replaces_the_projector_training(
     message = r"projector\.train = 'own_d:train' failed: RuntimeError: trained for 2\. Fix"
     call: Callable[..., Any] = train
     with pytest.raises(UserFunctionError, match=message):
-        call(None, None, [1, 2], None, None)
+        call(tiny, None, [1, 2], None, None)
 
 
 def test_a_study_does_not_continue_with_a_changed_function(

@@ -190,9 +190,9 @@ def grade_answer(sample: Sample, text: str) -> float:
     try:
         score = sample.rule.grade(sample, text)
         valid = not isinstance(score, str) and 0 <= float(score) <= 1
-    except TaskError:
+    except (KeyboardInterrupt, TaskError):
         raise
-    except Exception as error:  # the user's rule may raise anything
+    except BaseException as error:  # the user's rule may raise anything, `SystemExit` too
         raise TaskError(
             f"Rule {sample.rule.name!r} cannot grade {shorten(text)} of sample "
             f"{shorten(sample.id)}: {describe(error)}.",
