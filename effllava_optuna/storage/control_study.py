@@ -6,6 +6,9 @@ with its owner. The lowest-numbered running attempt of an epoch leads, and the o
 COMPLETE publishes, and every worker reads the lowest-numbered COMPLETE attempt. An attempt whose
 process has died, or whose lease has run out, is failed and replaced by a worker that waits for it.
 If that process was only slow, it publishes nothing: a failed trial cannot be completed.
+
+Anybody may end an attempt, on the dashboard or in a script, with any state. Only one that has been
+marked by its process counts, and that process publishes what it has created in another attempt.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 _logger = get_logger(__name__)
+_PUBLISHED = "published"  # user attribute of an attempt: everything else is written
 _STUDY = "study"  # user attribute of a control study: the name of its study
 _MIN_PAUSE, _MAX_PAUSE = 0.05, 1.0  # seconds between two reads
 
@@ -180,8 +184,16 @@ def _first_complete(control: Study) -> dict[int, FrozenTrial]:
     """Return the lowest-numbered COMPLETE attempt by epoch."""
     first: dict[int, FrozenTrial] = {}
     for attempt in control.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        first.setdefault(int(attempt.params["epoch"]), attempt)
+        if _is_published(attempt):
+            first.setdefault(int(attempt.params["epoch"]), attempt)
     return first
+
+
+def _is_published(attempt: FrozenTrial) -> bool:
+    """Return whether an attempt was completed by its process, not by somebody else."""
+    # In older studies no attempt is marked, and all epochs have an artifact.
+    marked = not {_PUBLISHED, "artifact"}.isdisjoint(attempt.user_attrs)
+    return attempt.state == TrialState.COMPLETE and marked
 
 
 def dead_attempts(control: Study) -> list[FrozenTrial]:
@@ -192,8 +204,9 @@ def dead_attempts(control: Study) -> list[FrozenTrial]:
 
 def _dead(control: Study, running: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     leases = leases_of(control)
+    owned = [attempt for attempt in running if "owner" in attempt.user_attrs]
     return [
-        attempt for attempt in running if owner_alive(attempt.user_attrs["owner"], leases) is False
+        attempt for attempt in owned if owner_alive(attempt.user_attrs["owner"], leases) is False
     ]
 
 
@@ -253,9 +266,9 @@ class ControlStudy:
 
         Args:
             epoch: The epoch.
-            create: Creates what is published; called only by the attempt that leads.
+            create: Creates what is published; called once, by a process whose attempt leads.
         """
-        pause = _MIN_PAUSE
+        pause, publication = _MIN_PAUSE, None
         while (published := self.published_attempt(epoch)) is None:
             attempt = self._start_attempt(epoch)
             if attempt is None:
@@ -263,11 +276,12 @@ class ControlStudy:
                 pause = min(2 * pause, _MAX_PAUSE)
                 continue
             try:
-                self._complete(attempt, create())
+                publication = publication or create()
+                self._complete(attempt, publication)
             except UpdateFinishedTrialError:
                 _logger.warning(
-                    f"Epoch {epoch} was taken over by another process: the lease of this one "
-                    "had run out."
+                    f"The attempt of this process to publish epoch {epoch} was ended by another "
+                    "process or on the dashboard."
                 )
             except BaseException:
                 fail_trial(self._study, attempt)
@@ -301,7 +315,7 @@ class ControlStudy:
         rivals = [
             attempt.number
             for attempt in self._attempts(epoch)
-            if attempt.state in (TrialState.RUNNING, TrialState.COMPLETE)
+            if attempt.state == TrialState.RUNNING or _is_published(attempt)
         ]
         if started.number != min(rivals):
             fail_trial(self._study, started)
@@ -309,7 +323,8 @@ class ControlStudy:
         return started
 
     def _complete(self, attempt: FrozenTrial, publication: EpochPublication) -> None:
-        attributes, artifact = dict(publication.attributes), publication.artifact
+        attributes = {**publication.attributes, _PUBLISHED: True}
+        artifact = publication.artifact
         if artifact is not None:
             attributes["artifact"] = artifact
         write_user_attrs(self._study, attempt, attributes)

@@ -16,6 +16,7 @@ from effllava_optuna.storage.connection import open_storage
 from effllava_optuna.storage.control_study import (
     ControlStudy,
     EpochPublication,
+    dead_attempts,
     left_control_studies,
     load_control_study,
     open_control_study,
@@ -143,6 +144,43 @@ def test_epochs_are_read_up_to_the_first_gap(storage: BaseStorage) -> None:
     assert published is not None
     assert published.number == third
     assert control_study.published_attempt(1) is None
+
+
+@pytest.mark.parametrize("state", [TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED])
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_an_attempt_that_somebody_else_ended_publishes_nothing(
+    storage: BaseStorage, state: TrialState, epoch: int
+) -> None:
+    """The dashboard shows the trials of a control study, and ends them with any value."""
+    control_study = ControlStudy(storage, "s")
+    created = []
+    if epoch:
+        control_study.publish_once(0, lambda: EpochPublication(0.1, {}, None))
+
+    def create() -> EpochPublication:
+        created.append(1)
+        values = [0.9] if state == TrialState.COMPLETE else None
+        [attempt] = control_study.study.get_trials(states=(TrialState.RUNNING,))
+        storage.set_trial_state_values(trial_id_of(attempt), state, values)
+        assert ControlStudy(storage, "s").published_attempt(epoch) is None
+        return EpochPublication(0.5, {"fact": 1}, None)
+
+    published = control_study.publish_once(epoch, create)
+    assert created == [1]
+    assert (published.user_attrs["fact"], published.value) == (1, 0.5)
+    again = ControlStudy(storage, "s").publish_once(epoch, create)
+    assert again.number == published.number
+    assert len(published_epochs(control_study.study)) == epoch + 1
+
+
+def test_trials_that_are_no_attempts_are_not_read(storage: BaseStorage) -> None:
+    control_study = ControlStudy(storage, "s")
+    study = control_study.study
+    study.ask()
+    study.add_trial(create_trial(value=0.9))
+    published = control_study.publish_once(0, lambda: EpochPublication(0.5, {"fact": 1}, None))
+    assert published_epochs(study) == [published]
+    assert dead_attempts(study) == []
 
 
 CONFIG = {"study": {"name": "s"}, "model": {"path": "m"}, "task": {"name": "digits"}}
