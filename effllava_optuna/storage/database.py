@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from optuna.distributions import BaseDistribution
     from optuna.storages import BaseStorage
-    from optuna.study._frozen import FrozenStudy
     from sqlalchemy import Connection, Engine
 
     from effllava_optuna.storage.backends.read_only import ReadOnlySqlite
@@ -213,7 +212,7 @@ class Database(RDBStorage):
         self._waiting.clear()
         self._compatible.clear()
 
-    def get_all_studies(self) -> list[FrozenStudy]:
+    def get_all_studies(self) -> list[Any]:  # of a class that Optuna keeps private
         """Read the names and attributes of all studies."""
         with _named_damage():
             return super().get_all_studies()

@@ -14,10 +14,12 @@ from effllava_optuna.config.schema import StudyConfig
 from effllava_optuna.config.task_factory import make_unchecked_task
 from effllava_optuna.config.user_functions import user_functions
 from effllava_optuna.errors import ConfigError, StudyError
+from effllava_optuna.policy import Policy
 from effllava_optuna.storage.artifact_store import DirectoryArtifactStore, artifact_backend_of
 from effllava_optuna.storage.location import locate, locate_file
 from effllava_optuna.storage.studies import first_difference, with_paths
 from effllava_optuna.storage.urls import check_url, file_of
+from effllava_optuna.surgery import LoadedModel
 from tests.study_fixtures import FinishedStudy, copy_study, invoke
 
 STUDY = """
@@ -209,8 +211,9 @@ def write_module(directory: Path, name: str, text: str) -> None:
 
 @pytest.mark.parametrize("module", ["beside_a", "package_a.part"])
 def test_functions_are_imported_from_the_directory_of_the_study_file(
-    studies: Path, module: str
+    studies: Path, tiny: LoadedModel, module: str
 ) -> None:
+    policy = Policy.dense(tiny.structure)
     helper = f"helper_{module.replace('.', '_')}"
     write_module(studies, helper, "value = 0.25")
     text = f"def term(policy, loaded):\n    from {helper} import value\n    return value\n"
@@ -224,7 +227,7 @@ def test_functions_are_imported_from_the_directory_of_the_study_file(
     functions = user_functions(config)
     assert functions.term is not None
     term = functions.term
-    assert term(None, None) == 0.25  # type: ignore[arg-type]  # it uses neither
+    assert term(policy, tiny) == 0.25
     again = user_functions(StudyConfig.of(config.document()))  # as a worker reads it
     assert again.term == functions.term
     assert str(studies) not in sys.path[:1]

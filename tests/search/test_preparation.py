@@ -23,6 +23,7 @@ def documented_blocks() -> tuple[str, list[list[str]]]:
     return script, [program_arguments(words) or [] for _, words in commands_of(shell)]
 
 
+@pytest.mark.docs
 def test_the_documented_script_runs_with_two_threads_and_the_commands_continue_it(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

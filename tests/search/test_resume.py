@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
+
 from effllava_optuna.search.runner import conclude, resume, search
 from effllava_optuna.storage.connection import open_storage
 from effllava_optuna.storage.studies import open_study
@@ -12,6 +14,7 @@ from tests.cli.test_study_commands import wait_for_trials
 from tests.study_fixtures import FinishedStudy, copy_study, start_command
 
 
+@pytest.mark.kill
 def test_three_kills_change_nothing(
     calibrated: Path, smoke: FinishedStudy, tmp_path: Path
 ) -> None:
