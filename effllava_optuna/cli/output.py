@@ -135,8 +135,8 @@ def _open_closed_descriptors() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            lowest_free = os.open(os.devnull, os.O_RDWR)
-            os.set_inheritable(lowest_free, True)  # noqa: FBT003  # a parameter without a name
+            lowest_free, inheritable = os.open(os.devnull, os.O_RDWR), True
+            os.set_inheritable(lowest_free, inheritable)
 
 
 def console(*, stderr: bool = False) -> Console:

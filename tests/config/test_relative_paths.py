@@ -41,11 +41,11 @@ directory = "out/small"
 @pytest.fixture
 def studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory of study files; the working directory is another one."""
-    studies, work = tmp_path / "studies", tmp_path / "work"
+    studies, elsewhere = tmp_path / "studies", tmp_path / "elsewhere"
     (studies / "models" / "tiny").mkdir(parents=True)
     (studies / "rows.jsonl").write_text("{}")
-    work.mkdir()
-    monkeypatch.chdir(work)
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
     return studies
 
 
@@ -174,7 +174,7 @@ def test_what_is_only_in_the_working_directory_is_refused_with_the_right_path(
     assert str(caught.value) == (
         f"{file}: model.path = 'models/tiny' is relative to the study file, and "
         f"{studies / 'models' / 'tiny'} does not exist, but there is a models/tiny in the current "
-        "directory. Use '../work/models/tiny'."
+        "directory. Use '../elsewhere/models/tiny'."
     )
     (studies / "rows.jsonl").rename("rows.jsonl")
     with pytest.raises(ConfigError, match=r"rows\.jsonl.* in the current directory"):

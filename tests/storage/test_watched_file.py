@@ -87,6 +87,8 @@ def test_the_working_directory_may_change(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path / "other")
     for study in studies:
         study.set_user_attr("written", value=True)
+        assert study.user_attrs["written"] is True
+    assert list((tmp_path / "other").iterdir()) == []
 
 
 def during_measurement(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:

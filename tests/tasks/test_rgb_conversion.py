@@ -45,9 +45,9 @@ def stack(grey: NDArray[Any]) -> NDArray[Any]:
     return np.stack([grey] * 3, axis=-1)
 
 
-def close(found: NDArray[Any], expected: NDArray[Any], tolerance: float = 1) -> None:
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= tolerance
+def close(shown: NDArray[Any], expected: NDArray[Any], tolerance: float = 1) -> bool:
+    """Return whether two pictures have one size and nearly the same colours."""
+    return shown.shape == expected.shape and bool(np.abs(shown - expected).max() <= tolerance)
 
 
 def in_mode(mode: str) -> Image.Image:
@@ -78,7 +78,7 @@ def test_every_mode_of_pillow_shows_the_same_colours(mode: str) -> None:
     expected = stack(GREY) if image.size == (3, 2) else COLOURS
     if mode == "1":
         expected = stack(np.where(GREY > 127, 255, 0))
-    close(load(image), expected, {"YCbCr": 4, "LAB": 12, "HSV": 6}.get(mode, 1))
+    assert close(load(image), expected, {"YCbCr": 4, "LAB": 12, "HSV": 6}.get(mode, 1))
     assert (image.tobytes(), image.info) == before
 
 
@@ -98,7 +98,7 @@ def test_an_alpha_channel_is_put_on_white(mode: str) -> None:
         colours.putalpha(alpha)
         image, shown = colours.convert(mode), COLOURS
     opacity = (ALPHA / 255)[..., None]
-    close(load(image), np.rint(shown * opacity + 255 * (1 - opacity)), 2)
+    assert close(load(image), np.rint(shown * opacity + 255 * (1 - opacity)), 2)
 
 
 def png(bits: int, colour: int, row: bytes, transparent: bytes, palette: bytes = b"") -> bytes:
@@ -172,7 +172,7 @@ def test_a_picture_is_turned_upright(format_: str, orientation: int) -> None:
     middles = slice(4, None, 8)  # of blocks of a compressed file
     # The image, the image that was loaded already, and one that was turned already.
     for picture in (image, image, ImageOps.exif_transpose(image)):
-        close(load(picture)[middles, middles], upright[middles, middles], 9)
+        assert close(load(picture)[middles, middles], upright[middles, middles], 9)
         assert load(picture).shape == upright.shape
 
 
@@ -196,7 +196,7 @@ def test_an_animation_shows_its_first_frame(format_: str) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
     image = stored(frames[0], format_, save_all=True, append_images=frames[1:])
     assert getattr(image, "n_frames", 1) == 3
-    close(load(image), np.full((16, 16, 3), [255, 0, 0]), 4)
+    assert close(load(image), np.full((16, 16, 3), [255, 0, 0]), 4)
 
 
 def tiff(pixels: NDArray[Any]) -> Image.Image:
@@ -224,7 +224,7 @@ def tiff(pixels: NDArray[Any]) -> Image.Image:
     ids=lambda image: f"{image.format}-{image.mode}",
 )
 def test_deep_grey_values_are_scaled(image: Image.Image) -> None:
-    close(load(image), stack(GREY), 1)
+    assert close(load(image), stack(GREY), 1)
 
 
 def test_the_bits_of_a_twelve_bit_tiff_are_scaled() -> None:
@@ -236,7 +236,7 @@ def test_the_bits_of_a_twelve_bit_tiff_are_scaled() -> None:
     content += struct.pack("<H", len(tags)) + entries + bytes(4)
     image = Image.open(io.BytesIO(content))
     assert image.mode == "I;16"
-    close(load(image), stack(np.array([[255, 128]])), 1)
+    assert close(load(image), stack(np.array([[255, 128]])), 1)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_a_cmyk_file_has_its_colours() -> None:
         options = {"quality": 100} if format_ == "JPEG" else {}
         image = stored(Image.fromarray(colours).convert("CMYK"), format_, **options)
         assert image.mode == "CMYK"
-        close(load(image)[8::16, 8::16], COLOURS, 12)
+        assert close(load(image)[8::16, 8::16], COLOURS, 12)
 
 
 class Damaged:

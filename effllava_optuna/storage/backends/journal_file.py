@@ -23,7 +23,7 @@ from effllava_optuna.storage.backends.read_only import is_read_only, read_only_e
 from effllava_optuna.storage.backends.watched_file import WatchedFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
     from pathlib import Path
 
 _START = b'{"op_code"'  # of a record; inside a record its quotation marks are escaped
@@ -52,8 +52,7 @@ class JournalFile(JournalFileBackend):
         """Return whether the file, or its directory, in which it is locked, is read-only."""
         return is_read_only(self.file)
 
-    # Optuna declares a generator, and uses an iterator.
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         """Read the records from a number on.
 
         Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,7 +195,7 @@ def test_the_template_of_the_tokenizer_is_used_if_the_processor_has_none(
     assert not load(copied, device="cpu").processor.chat_template
     file = copied / "tokenizer_config.json"
     for text in _TEXT_TEMPLATES.values():
-        edit(file, lambda document, text=text: document.update(chat_template=text))  # type: ignore[misc]
+        edit(file, partial(dict.update, chat_template=text))
         assert not load_processor(copied, "a", takes_images=True).chat_template
     edit(file, lambda document: document.update(chat_template=template))
     processor = load(copied, device="cpu").processor
