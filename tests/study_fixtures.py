@@ -73,6 +73,17 @@ every = 1
 [report]
 finalists = 2
 """
+# A study of rows in a file beside it.
+ROWS_STUDY = """
+[model]
+path = "digits-vlm"
+[task]
+name = "qa"
+data = "mine.jsonl"
+proxy = 8
+validation = 4
+test = 4
+"""
 TINY_TRIALS = 2 * 2 * 6
 
 

@@ -13,7 +13,7 @@ from effllava_optuna.config.user_functions import UserFunctions, user_functions
 from effllava_optuna.objectives import EncodedProxy, Stopwatch, Workload, parameters
 from effllava_optuna.surgery import load, restrict_to_stock_sizes
 from effllava_optuna.tasks import Split
-from effllava_optuna.tasks.sample_check import check_final_samples, check_prompt_lengths
+from effllava_optuna.tasks.sample_check import check_final_samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,7 +138,6 @@ def study_inputs(
             config.pruning.folds,
             generate=config.task.measure == "generation",
         )
-        check_prompt_lengths(task, loaded.processor, loaded.context)
         yield StudyInputs(config, functions, loaded, task, proxy=proxy)
     finally:
         if loaded.device.type == "cpu":

@@ -105,24 +105,6 @@ def _rows_outside(task: Task, drawn: Sequence[Sample]) -> list[Sample]:
     return [sample for key, sample in rows.items() if key not in inside]
 
 
-def check_prompt_lengths(task: Task, processor: Any, context: int | None) -> None:
-    """Check that validation and test fit into the context, without opening all their pictures.
-
-    A study encodes them at its end.
-
-    Args:
-        task: The task of the study.
-        processor: The processor of the model.
-        context: Largest number of tokens of a sample; None: any number.
-
-    Raises:
-        TaskError: A sample does not fit; the message names it.
-    """
-    picture_tokens = _picture_tokens(processor, task.samples(Split.PROXY))
-    for split in (Split.VALIDATION, Split.TEST):
-        require_text_context(processor, task.samples(split), context, picture_tokens)
-
-
 def _picture_tokens(processor: Any, samples: Sequence[Sample]) -> int:
     """Count the tokens of a picture beside its token in the text; 0 if pictures differ in it."""
     counts = set()

@@ -9,24 +9,15 @@ import pytest
 from PIL import Image
 
 from effllava_optuna.calibration.inputs import study_inputs
+from effllava_optuna.calibration.stage_callback import silent
 from effllava_optuna.config.loading import load_config
 from effllava_optuna.errors import TaskError
 from effllava_optuna.surgery import LoadedModel, load
 from effllava_optuna.tasks import Split
+from tests.study_fixtures import ROWS_STUDY
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-STUDY = """
-[model]
-path = "digits-vlm"
-[task]
-name = "qa"
-data = "mine.jsonl"
-proxy = 8
-validation = 4
-test = 4
-"""
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +30,11 @@ def digits() -> LoadedModel:
 def test_a_long_prompt_in_any_split_is_refused_before_the_search(
     words: int, picture: bool, digits: LoadedModel, tmp_path: Path
 ) -> None:
-    """The pictures of validation and test are not opened: their tokens are those of the proxy."""
     rows: list[dict[str, Any]] = []
     for number in range(16):
         Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / f"{number}.png")
         rows.append({"id": str(number), "image": f"{number}.png", "question": "q?", "answer": "3"})
-    (tmp_path / "study.toml").write_text(STUDY)
+    (tmp_path / "study.toml").write_text(ROWS_STUDY)
     data = tmp_path / "mine.jsonl"
     data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     config = load_config(tmp_path / "study.toml")
@@ -59,9 +49,10 @@ def test_a_long_prompt_in_any_split_is_refused_before_the_search(
     if too_long:
         with (
             pytest.raises(TaskError, match=f"Sample '{number}' has a prompt of \\d+ tok"),
-            study_inputs(config, digits),
+            study_inputs(config, digits) as inputs,
         ):
-            pass
+            inputs.check_final_samples(silent)
     else:
-        with study_inputs(config, digits):
-            pass
+        with study_inputs(config, digits) as inputs:
+            inputs.check_final_samples(silent)
+            assert len(inputs.task.samples(Split.TEST)) == 4

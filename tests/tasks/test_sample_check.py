@@ -10,18 +10,7 @@ import pytest
 from PIL import Image
 
 from effllava_optuna.tasks import DataTask, Split
-from tests.study_fixtures import invoke
-
-CONFIG = """
-[model]
-path = "digits-vlm"
-[task]
-name = "qa"
-data = "mine.jsonl"
-proxy = 8
-validation = 4
-test = 4
-"""
+from tests.study_fixtures import ROWS_STUDY, invoke
 
 
 @pytest.fixture
@@ -33,7 +22,9 @@ def rows(tmp_path: Path) -> list[dict[str, Any]]:
     return [row | {"answer": "3"} for row in rows]
 
 
-def check_deep(where: Path, rows: list[dict[str, Any]], config: str = CONFIG) -> tuple[int, str]:
+def check_deep(
+    where: Path, rows: list[dict[str, Any]], config: str = ROWS_STUDY
+) -> tuple[int, str]:
     (where / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (where / "study.toml").write_text(config)
     result = invoke("check", where / "study.toml", "--deep", check=False)
@@ -74,13 +65,13 @@ def test_options_with_the_same_first_token_are_reported(
 def test_answers_that_are_longer_than_what_is_generated_are_reported(
     tmp_path: Path, rows: list[dict[str, Any]]
 ) -> None:
-    config = f'{CONFIG}harness = "exact-match"\nnew_tokens = '
+    config = f'{ROWS_STUDY}harness = "exact-match"\nnew_tokens = '
     rows = [row | {"answer": "the sum of the digits"} for row in rows]
     code, message = check_deep(tmp_path, rows, f"{config}3")
     assert (code, "has no correct answer of 3 tokens, which are generated" in message) == (2, True)
     assert "13 more cannot be used. Raise task.new_tokens" in message
     assert check_deep(tmp_path, rows, f"{config}5") == (0, "")
-    assert check_deep(tmp_path, rows, f"{CONFIG}new_tokens = 3") == (0, "")  # a part has an F1
+    assert check_deep(tmp_path, rows, f"{ROWS_STUDY}new_tokens = 3") == (0, "")  # a part has an F1
 
 
 LONG = "what is it? " * 60
@@ -114,7 +105,7 @@ def test_the_answer_that_is_read_counts_to_the_prompt(
 def test_a_system_turn_counts_to_the_prompt(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     (tmp_path / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     for key in ("system", "instruction"):
-        (tmp_path / "study.toml").write_text(f'{CONFIG}{key} = "{LONG}"\n')
+        (tmp_path / "study.toml").write_text(f'{ROWS_STUDY}{key} = "{LONG}"\n')
         done = invoke("check", tmp_path / "study.toml", "--deep", check=False)
         assert done.returncode == 2
         assert done.stderr.count("has a prompt of") == 3
@@ -125,7 +116,7 @@ def test_answers_that_may_leave_the_context_are_reported(
     tmp_path: Path, rows: list[dict[str, Any]]
 ) -> None:
     (tmp_path / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    (tmp_path / "study.toml").write_text(f"{CONFIG}new_tokens = 120\n")
+    (tmp_path / "study.toml").write_text(f"{ROWS_STUDY}new_tokens = 120\n")
     done = invoke("check", tmp_path / "study.toml", "--deep", check=False)
     assert done.returncode == 2
     assert "tokens and may generate 120, but the model has a context of 128" in done.stderr
@@ -137,7 +128,7 @@ def test_run_refuses_a_sample_that_it_would_need_after_the_search(
     tmp_path: Path, rows: list[dict[str, Any]], split: Split, fault: str
 ) -> None:
     (tmp_path / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    (tmp_path / "study.toml").write_text(CONFIG)
+    (tmp_path / "study.toml").write_text(ROWS_STUDY)
     task = DataTask("qa", str(tmp_path / "mine.jsonl"), proxy=8, validation=4, test=4)
     row = rows[int(task.samples(split)[-1].id)]
     if fault == "picture":
