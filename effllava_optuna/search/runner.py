@@ -181,7 +181,18 @@ def search(session: SearchSession, callbacks: Callbacks | None = None) -> None:
                 continue
             while after_trial(run_trial(study, objective)):
                 pass
+    _fail_superseded_trials(study)
     storage_of(study).remove_session()
+
+
+def _fail_superseded_trials(study: Study) -> None:
+    """Fail the trials of killed processes whose slots others have finished.
+
+    No later trial does it. There is no grace for a trial without an owner: a process that takes
+    one from the queue now would find its slot finished.
+    """
+    trials = study.get_trials(deepcopy=False)
+    fail_lost_trials(study, [t for t in trials if slot_of(t) is not None], grace_seconds=0)
 
 
 class _AfterTrial:

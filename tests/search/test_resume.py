@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from optuna.trial import TrialState, create_trial
 
 from effllava_optuna.search.runner import conclude, resume, search
 from effllava_optuna.storage.connection import open_storage
@@ -40,3 +41,24 @@ def test_three_kills_change_nothing(
     for row in ("chosen", "dense", "uniform_by_kind"):
         for key in ("policy", "accuracy_validation", "accuracy_test", "latency_ms"):
             assert resumed[row][key] == expected[row][key]
+
+
+def test_a_superseded_trial_of_a_killed_process_fails_at_the_end(
+    smoke: FinishedStudy, tmp_path: Path
+) -> None:
+    """A worker may be killed when it has taken the second trial of a slot from the queue."""
+    url = f"sqlite:///{copy_study(smoke.file, tmp_path / 'copy').with_suffix('.db')}"
+    study = open_study(open_storage(url), "smoke")
+    measured = study.get_trials(deepcopy=False)[-1]
+    study.add_trial(
+        create_trial(
+            state=TrialState.RUNNING,
+            params=measured.params,
+            distributions=measured.distributions,
+            user_attrs=measured.user_attrs,
+        )
+    )
+    with resume(study, url) as session:
+        search(session)
+    last = study.get_trials(deepcopy=False)[-1]
+    assert (last.number, last.state) == (measured.number + 1, TrialState.FAIL)
