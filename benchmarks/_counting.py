@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 from effllava_optuna.objectives import encode_samples
+from effllava_optuna.search.epochs.schedule import EpochSchedule
 from effllava_optuna.search.evaluator import Evaluator
 from effllava_optuna.search.sampler_factory import make_sampler
-from effllava_optuna.search.schedule import EpochSchedule
 
 if TYPE_CHECKING:
     from effllava_optuna.objectives import EncodedBatch

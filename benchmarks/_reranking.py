@@ -13,10 +13,10 @@ from _counting import CountingEvaluator, with_evaluator
 
 from effllava_optuna.calibration.calibration_run import calibration_batch
 from effllava_optuna.objectives import risk, risk_table
-from effllava_optuna.search.epochs import EpochRegistry
+from effllava_optuna.search.epochs.epoch_registry import EpochRegistry
+from effllava_optuna.search.epochs.projector_round import train_next_epoch
+from effllava_optuna.search.epochs.schedule import EpochSchedule
 from effllava_optuna.search.evaluator import Evaluator
-from effllava_optuna.search.projector_round import train_next_epoch
-from effllava_optuna.search.schedule import EpochSchedule
 from effllava_optuna.storage.trial_records import effective_records
 from effllava_optuna.surgery import (
     FULL_FIT,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from effllava_optuna.calibration.calibration import Calibration
     from effllava_optuna.objectives import EncodedBatch
     from effllava_optuna.policy import Policy
-    from effllava_optuna.search.epochs import NextEpoch
+    from effllava_optuna.search.epochs.epoch_registry import NextEpoch
     from effllava_optuna.search.evaluator import Measurement
     from effllava_optuna.search.session import SearchSession
     from effllava_optuna.surgery import WeightState

@@ -37,7 +37,7 @@ from effllava_optuna.dashboard.app import application
 from effllava_optuna.dashboard.notes import study_note
 from effllava_optuna.dashboard.pages import write_pages
 from effllava_optuna.report import study_document
-from effllava_optuna.report.figures import study_figures
+from effllava_optuna.report.figures.study_figures import study_figures
 from effllava_optuna.storage.connection import open_storage
 from effllava_optuna.storage.control_study import open_control_study
 from effllava_optuna.storage.storage_internals import study_id_of

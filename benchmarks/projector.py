@@ -26,7 +26,7 @@ from _studies import StudyRunner
 
 from effllava_optuna.allocation import uniform_by_kind
 from effllava_optuna.policy import Policy
-from effllava_optuna.search.projector_round import training_batches
+from effllava_optuna.search.epochs.projector_round import training_batches
 from effllava_optuna.training import ProjectorTrainingOptions, train_projector
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from _results import HERE, RESULTS, provenance, put_section
 from effllava_optuna.objectives import groups_of
 from effllava_optuna.policy import Policy, bootstrap_interval
 from effllava_optuna.report import study_document
-from effllava_optuna.search.projector_round import training_batches
+from effllava_optuna.search.epochs.projector_round import training_batches
 from effllava_optuna.search.runner import begin, conclude, resume, search
 from effllava_optuna.storage import names
 from effllava_optuna.storage.connection import open_storage

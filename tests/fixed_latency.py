@@ -90,7 +90,7 @@ def latency_is_fixed() -> Iterator[None]:
 def fix_latency(patch: pytest.MonkeyPatch) -> None:
     """Calibrate and correct every study of this process with fixed latencies."""
     patch.setattr("effllava_optuna.calibration.calibration_run.measure_table", fixed_table)
-    patch.setattr("effllava_optuna.search.projector_round.fit_correction", fixed_correction)
+    patch.setattr("effllava_optuna.search.epochs.projector_round.fit_correction", fixed_correction)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 import effllava_optuna
+from effllava_optuna.cli.commands.report_commands import _write_page
 from effllava_optuna.cli.program import main
-from effllava_optuna.cli.report_commands import _write_page
 from effllava_optuna.errors import EffllavaError, ExportError
 from effllava_optuna.evaluation.record_file import RecordFile
 from effllava_optuna.files import write_errors_as

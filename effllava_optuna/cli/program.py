@@ -14,8 +14,8 @@ import click
 from click.shell_completion import BashComplete, FishComplete, ShellComplete, ZshComplete
 
 from effllava_optuna import __version__
-from effllava_optuna.cli import (
-    PROGRAM,
+from effllava_optuna.cli import PROGRAM
+from effllava_optuna.cli.commands import (
     doctor_command,
     evaluate_command,
     model_commands,

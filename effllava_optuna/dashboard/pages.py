@@ -43,7 +43,7 @@ def write_pages(study: Study, control: Study) -> None:
     from optuna_dashboard import save_note, save_plotly_graph_object
 
     from effllava_optuna.report import study_document
-    from effllava_optuna.report.figures import study_figures
+    from effllava_optuna.report.figures.study_figures import study_figures
 
     facts = read_study_facts(study)
     document = study_document(facts)
@@ -64,7 +64,7 @@ def attach_policies(study: Study, artifact_store: ArtifactStore) -> None:
 
     Nothing is attached before the end of the study.
     """
-    from effllava_optuna.report.policy_picture import draw_policy
+    from effllava_optuna.report.figures.policy_picture import draw_policy
 
     facts = read_study_facts(study)
     if facts.structure is None or facts.results is None:

@@ -9,7 +9,7 @@ import tomli_w
 from jinja2 import Environment, PackageLoader
 from plotly.offline import get_plotlyjs
 
-from effllava_optuna.report.accuracy_figures import finalists_by_study
+from effllava_optuna.report.figures.accuracy_figures import finalists_by_study
 from effllava_optuna.report.policy_table import policy_table, status_lines
 from effllava_optuna.report.study_comparison import comparison_tables
 from effllava_optuna.report.subset_scores import subset_table
@@ -53,7 +53,7 @@ def study_page(
 
     Args:
         document: The document of the study, see `effllava_optuna.report.study_document`.
-        figures: Its figures by id, see `effllava_optuna.report.figures.study_figures`.
+        figures: Its figures by id, see `study_figures` of `effllava_optuna.report.figures`.
         study_arguments: The study in a command: its file, or ``--storage`` and ``--study-name``.
     """
     subsets = subset_table(document)

@@ -15,9 +15,9 @@ from effllava_optuna.calibration.stage_callback import silent
 from effllava_optuna.errors import StudyError
 from effllava_optuna.files import expand_home
 from effllava_optuna.samplers import fail_lost_trials, slot_of
+from effllava_optuna.search.epochs.schedule import SearchOver
 from effllava_optuna.search.final_selection import FinalSelection
 from effllava_optuna.search.objective import PruningObjective, run_trial
-from effllava_optuna.search.schedule import SearchOver
 from effllava_optuna.search.session import open_session
 from effllava_optuna.storage.artifact_store import ArtifactStore, artifact_backend_of
 from effllava_optuna.storage.connection import is_being_created, open_storage

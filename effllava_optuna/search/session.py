@@ -16,10 +16,10 @@ from effllava_optuna.objectives import describe_task, groups_of, number_groups
 from effllava_optuna.policy import Policy
 from effllava_optuna.samplers import Seed
 from effllava_optuna.search.budget import budget_of
-from effllava_optuna.search.epochs import Epoch, EpochRegistry
+from effllava_optuna.search.epochs.epoch_registry import Epoch, EpochRegistry
+from effllava_optuna.search.epochs.schedule import EpochSchedule
 from effllava_optuna.search.evaluator import Evaluator
 from effllava_optuna.search.sampler_factory import make_sampler
-from effllava_optuna.search.schedule import EpochSchedule
 from effllava_optuna.storage.control_study import EpochPublication, open_control_study
 from effllava_optuna.storage.database import configure_sqlite
 from effllava_optuna.storage.names import STRUCTURE, TASK

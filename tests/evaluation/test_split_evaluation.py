@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from effllava_optuna.cli.evaluate_command import evaluate as evaluate_command
-from effllava_optuna.cli.evaluate_command import repeated_options
+from effllava_optuna.cli.commands.evaluate_command import evaluate as evaluate_command
+from effllava_optuna.cli.commands.evaluate_command import repeated_options
 from effllava_optuna.tasks import Digits, Split
 from tests.study_fixtures import ROOT, FinishedStudy, invoke
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.policy import Policy, TrialRecord
 from effllava_optuna.report import StudyFacts, result_row, study_document
-from effllava_optuna.report.figures import study_figures
+from effllava_optuna.report.figures.study_figures import study_figures
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

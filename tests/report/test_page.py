@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.report import study_document
-from effllava_optuna.report.figures import study_figures
+from effllava_optuna.report.figures.study_figures import study_figures
 from effllava_optuna.report.page import study_page
 from tests.report.study_samples import CALIBRATION, CONFIG, facts, finished, record
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from optuna.trial import TrialState
 
+from effllava_optuna.cli.commands.report_commands import document_of
 from effllava_optuna.cli.rendering import render_report
-from effllava_optuna.cli.report_commands import document_of
 from effllava_optuna.samplers import _lease, storage_of, trial_id_of
 from effllava_optuna.search.evaluator import Evaluator
 from effllava_optuna.search.runner import conclude, search

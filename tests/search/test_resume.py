@@ -11,7 +11,7 @@ from optuna.trial import TrialState, create_trial
 from effllava_optuna.search.runner import conclude, resume, search
 from effllava_optuna.storage.connection import open_storage
 from effllava_optuna.storage.studies import open_study
-from tests.cli.test_study_commands import wait_for_trials
+from tests.cli.commands.test_study_commands import wait_for_trials
 from tests.study_fixtures import FinishedStudy, copy_study, start_command
 
 

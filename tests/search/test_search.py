@@ -15,12 +15,12 @@ from effllava_optuna.errors import ConfigError, StudyError
 from effllava_optuna.objectives import fit_correction
 from effllava_optuna.policy import Policy, front_of
 from effllava_optuna.report import study_document
-from effllava_optuna.search import projector_round
-from effllava_optuna.search.epochs import EpochRegistry
+from effllava_optuna.search.epochs import projector_round
+from effllava_optuna.search.epochs.epoch_registry import EpochRegistry
+from effllava_optuna.search.epochs.schedule import EpochSchedule
 from effllava_optuna.search.evaluator import Evaluator
 from effllava_optuna.search.final_selection import FinalSelection
 from effllava_optuna.search.runner import search
-from effllava_optuna.search.schedule import EpochSchedule
 from effllava_optuna.search.session import SearchSession
 from effllava_optuna.storage.study_facts import read_study_facts
 from effllava_optuna.storage.trial_records import effective_records

@@ -18,7 +18,7 @@ from effllava_optuna.storage.control_study import ControlStudy
 from effllava_optuna.storage.names import RESULTS, control_name
 from effllava_optuna.storage.studies import open_study
 from effllava_optuna.storage.trial_records import search_digest
-from tests.cli.test_study_commands import wait_for_trials
+from tests.cli.commands.test_study_commands import wait_for_trials
 from tests.conftest import new_database
 from tests.study_fixtures import TINY_TRIALS, begin_study, copy_study, start_command, write_tiny
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.samplers import epoch_finished
 from effllava_optuna.search.budget import budget_of
-from effllava_optuna.search.epoch_view import EpochView
-from effllava_optuna.search.projector_round import train_next_epoch
+from effllava_optuna.search.epochs.epoch_view import EpochView
+from effllava_optuna.search.epochs.projector_round import train_next_epoch
 from effllava_optuna.storage.names import OVER_BUDGET
 from effllava_optuna.storage.trial_records import effective_records
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from effllava_optuna.calibration.stage_callback import StageCallback
     from effllava_optuna.policy import CostModel, Policy
-    from effllava_optuna.search.epochs import EpochRegistry
+    from effllava_optuna.search.epochs.epoch_registry import EpochRegistry
     from effllava_optuna.search.evaluator import Evaluator
 
 

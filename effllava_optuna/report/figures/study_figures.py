@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from effllava_optuna.policy import hypervolume, pareto
-from effllava_optuna.report.accuracy_figures import front_by_epoch, proxy_and_test
-from effllava_optuna.report.figure_style import (
+from effllava_optuna.report.figures.accuracy_figures import front_by_epoch, proxy_and_test
+from effllava_optuna.report.figures.figure_style import (
     COLOURS,
     KINDS,
     MAX_LINE_POINTS,

@@ -10,7 +10,7 @@ from effllava_optuna.objectives import fit_correction
 from effllava_optuna.policy import Policy, finalists, front_of
 from effllava_optuna.samplers import Seed
 from effllava_optuna.search.budget import attainable_factor, budget_of
-from effllava_optuna.search.epochs import Epoch, NextEpoch
+from effllava_optuna.search.epochs.epoch_registry import Epoch, NextEpoch
 from effllava_optuna.training import ProjectorTrainingOptions, TrainingBatch
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from effllava_optuna.calibration.stage_callback import StageCallback
     from effllava_optuna.policy import TrialRecord
-    from effllava_optuna.search.epochs import EpochRegistry
+    from effllava_optuna.search.epochs.epoch_registry import EpochRegistry
     from effllava_optuna.search.evaluator import Evaluator
     from effllava_optuna.surgery import WeightState
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from effllava_optuna.cli import PROGRAM
+from effllava_optuna.cli.commands.report_commands import document_of
 from effllava_optuna.cli.messages import calibration_summary, export_summary
 from effllava_optuna.cli.options import (
     force_option,
@@ -19,7 +20,6 @@ from effllava_optuna.cli.options import (
 )
 from effllava_optuna.cli.output import print_line, quiet_optuna, quiet_transformers
 from effllava_optuna.cli.progress import ProgressDisplay
-from effllava_optuna.cli.report_commands import document_of
 from effllava_optuna.passwords import hide_passwords
 from effllava_optuna.storage.location import (
     StudyLocation,

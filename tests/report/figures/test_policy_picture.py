@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from effllava_optuna.policy import Kind
-from effllava_optuna.report.policy_picture import draw_policy
+from effllava_optuna.report.figures.policy_picture import draw_policy
 
 if TYPE_CHECKING:
     from effllava_optuna.policy import ModelStructure

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from effllava_optuna.report.figure_style import COLOURS, GRID, INK, KINDS, panels_of
+from effllava_optuna.report.figures.figure_style import COLOURS, GRID, INK, KINDS, panels_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

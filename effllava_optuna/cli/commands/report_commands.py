@@ -86,7 +86,7 @@ def report(
         )
     from effllava_optuna.cli.rendering import render_report
     from effllava_optuna.report import study_document
-    from effllava_optuna.report.figures import study_figures
+    from effllava_optuna.report.figures.study_figures import study_figures
     from effllava_optuna.report.page import study_page
     from effllava_optuna.storage.study_facts import read_study_facts
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import plotly.graph_objects as go
 
 from effllava_optuna.policy import front_of
-from effllava_optuna.report.figure_style import (
+from effllava_optuna.report.figures.figure_style import (
     COLOURS,
     GREY,
     INK,

@@ -1,0 +1,1 @@
+"""The figures of a study, for the dashboard and the HTML page."""

@@ -1,0 +1,1 @@
+"""Epochs: what they search, when one opens, and what is published with it."""
