@@ -8,7 +8,12 @@ import numpy as np
 from _counting import evaluator_of
 from _outcome import best, measure_choice
 
-from effllava_optuna.allocation import uniform_policies
+from effllava_optuna.allocation import (
+    curve_policies,
+    losses_by_widths,
+    sensitivity_curves,
+    uniform_policies,
+)
 from effllava_optuna.calibration.calibration_run import calibration_batch
 from effllava_optuna.policy import Policy
 from effllava_optuna.samplers import LevelGrid, repair, switch
@@ -63,23 +68,12 @@ class Baselines:
             [self.figures(policy) | {"quality": qualities[policy]} for policy in finalists]
         )
 
-    def sensitivity_curves(self) -> dict[ComponentId, dict[int, float]]:
-        """Measure what narrowing one component alone adds to the loss, made monotone.
-
-        The loss at a width is the largest of the losses at this and all larger widths.
-        """
+    def sensitivity_curves(self, count: int) -> dict[str, dict[int, float]]:
+        """Measure what narrowing one component alone adds to the loss, at ``count`` widths."""
+        space = self.evaluator.first_space()
+        losses = [(policy, self._loss(policy)) for policy in curve_policies(space, count)]
         dense = Policy.dense(self.structure)
-        dense_loss = self._loss(dense)
-        curves: dict[ComponentId, dict[int, float]] = {}
-        for index, component in enumerate(self.structure.components):
-            curve, largest = {component.width: 0.0}, 0.0
-            for width in reversed(self.widths[component.id][:-1]):
-                widths = [width if i == index else kept for i, kept in enumerate(dense.widths)]
-                loss = self._loss(Policy.of(self.structure, widths)) - dense_loss
-                largest = max(largest, loss)
-                curve[width] = largest
-            curves[component.id] = curve
-        return curves
+        return sensitivity_curves(space, dense, losses_by_widths(losses))
 
     def _loss(self, policy: Policy) -> float:
         return -self.evaluator.measure(policy, self.weight_state).log_probability

@@ -56,6 +56,8 @@ BY_KIND, UNIFORM, FLAP, GREEDY, PROGRAMMING, SWITCHES = BASELINES = (
     "level switches, 1 + 16 (EvoPress)",
 )
 
+_ALL_WIDTHS = 1000
+
 
 def case_of(sampler: str) -> Case:
     """Return the study of a sampler."""
@@ -83,9 +85,9 @@ def measure_baselines(runner: StudyRunner, model: str, seed: int) -> Record:
         ranked = global_rank(structure, widths, baselines.flap_scores(), costs)
         add(FLAP, evaluator.evaluations, baselines.figures(ranked))
         first = evaluator.evaluations
-        curves = baselines.sensitivity_curves()
+        curves = baselines.sensitivity_curves(_ALL_WIDTHS)
         for name, allocate in ((GREEDY, greedy), (PROGRAMMING, dynamic_programming)):
-            policy = allocate(structure, widths, curves, costs)
+            policy = allocate(evaluator.first_space(), curves, costs)
             add(name, first, baselines.figures(policy))
         first = evaluator.evaluations
         qualities = baselines.level_switches(session.config.search.trials, seed)

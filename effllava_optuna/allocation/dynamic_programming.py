@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,65 +11,100 @@ from effllava_optuna.allocation.feasible import feasible_policy
 from effllava_optuna.policy import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from effllava_optuna.policy import ComponentId, CostModel, Costs, ModelStructure
+    from numpy.typing import NDArray
 
-_ROUNDING = 1e-9  # of a number of cells
+    from effllava_optuna.allocation.sensitivity import Sensitivity
+    from effllava_optuna.policy import CostModel, Space
 
 
 def dynamic_programming(
-    structure: ModelStructure,
-    widths: Mapping[ComponentId, Sequence[int]],
-    sensitivity: Costs,
-    costs: CostModel,
-    *,
-    cells: int = 10_000,
+    space: Space, sensitivity: Sensitivity, costs: CostModel, *, cells: int = 10_000
 ) -> Policy:
-    """Minimise the sum of the sensitivities within the limit.
-
-    Solves the multiple-choice knapsack problem (one width for each component) on a grid of costs.
-
-    Args:
-        structure: The structure of the model.
-        widths: Allowed widths by component, ascending.
-        sensitivity: By component and width, the loss when this component alone is narrowed.
-        costs: What policies cost, and the limit.
-        cells: Cells of the grid, which spans what is left of the limit when all components are at
-            their narrowest; costs are rounded up to whole cells.
+    """Minimise the sum of the sensitivities within the limit; see `allocation_front`.
 
     Raises:
         PolicyError: No policy is within the limit.
     """
-    dense = Policy.dense(structure)
-    if costs.limit is None or costs.allows(dense):
-        return dense
-    narrowest = [widths[component.id][0] for component in structure.components]
-    left = costs.limit - costs.cost(feasible_policy(structure, narrowest, costs))
-    best = np.zeros(cells + 1)  # smallest loss by the number of cells that may be spent
-    choices = []
-    for component in structure.components:
-        table, allowed = costs.costs[component.id], widths[component.id]
-        losses = np.full((len(allowed), cells + 1), np.inf)
-        for level, width in enumerate(allowed):
-            spent = _cells(table[width] - table[allowed[0]], left, cells) if level else 0
-            if spent <= cells:
-                losses[level, spent:] = (
-                    sensitivity[component.id][width] + best[: cells + 1 - spent]
-                )
+    if costs.limit is None or costs.allows(Policy.dense(space.structure)):
+        return Policy.dense(space.structure)
+    return allocation_front(space, sensitivity, costs, [costs.limit], cells=cells)[0]
+
+
+def allocation_front(
+    space: Space,
+    sensitivity: Sensitivity,
+    costs: CostModel,
+    limits: Sequence[float],
+    *,
+    cells: int = 10_000,
+) -> list[Policy]:
+    """Minimise the sum of the sensitivities within each of several limits.
+
+    Solves the multiple-choice knapsack problem (one width for each gene) on a grid of costs, once
+    for all limits. No policy is above its limit; a better one may exist only if its cost differs
+    by less than the rounding of the grid.
+
+    Args:
+        space: The genes.
+        sensitivity: By gene and width, the loss that the width adds; a gene takes only widths
+            that it contains.
+        costs: What policies cost; its own limit does not count.
+        limits: The largest cost of each policy.
+        cells: Cells of the grid, which spans what is left of the largest limit when all genes are
+            at their narrowest; costs are rounded to whole cells.
+
+    Returns:
+        A policy for each limit.
+
+    Raises:
+        PolicyError: No policy is within a limit.
+    """
+    widths = [sorted(sensitivity[gene.name]) for gene in space.genes]
+    table = space.gene_costs(costs.costs)
+    base = costs.cost(space.policy([allowed[0] for allowed in widths]))
+    cell = max(max(limits) - base, 0.0) / cells
+    slack = len(widths) // 2 + 1  # the most cells by which rounding can err
+    best = np.zeros(cells + slack + 1)  # smallest loss by the number of cells that may be spent
+    spent, choices = [], []
+    for gene, allowed in zip(space.genes, widths, strict=True):
+        prices = [table[gene.name][width] - table[gene.name][allowed[0]] for width in allowed]
+        spent.append([_cells(price, cell, len(best)) for price in prices])
+        losses = np.full((len(allowed), len(best)), np.inf)
+        for level, (width, taken) in enumerate(zip(allowed, spent[-1], strict=True)):
+            if taken < len(best):
+                losses[level, taken:] = sensitivity[gene.name][width] + best[: len(best) - taken]
         choices.append(losses.argmin(0))
         best = losses.min(0)
-    remaining, kept = cells, []
-    for component, levels in zip(reversed(structure.components), reversed(choices), strict=True):
-        table, allowed = costs.costs[component.id], widths[component.id]
-        level = int(levels[remaining])
-        kept.append(allowed[level])
-        if level:
-            remaining -= _cells(table[allowed[level]] - table[allowed[0]], left, cells)
-    return feasible_policy(structure, kept[::-1], costs)
+
+    def policy_within(limit: float) -> Policy:
+        left = _cells(limit - base, cell, cells) + slack if cell else 0
+        while True:
+            levels = _read_back(choices, spent, left)
+            kept = [allowed[level] for allowed, level in zip(widths, levels, strict=True)]
+            policy = space.policy(kept)
+            if left == 0 or replace(costs, limit=limit).allows(policy):
+                return feasible_policy(policy, costs, limit)
+            left -= 1
+
+    return [policy_within(limit) for limit in limits]
 
 
-def _cells(cost: float, left: float, cells: int) -> int:
-    """Return the number of cells that ``cost`` takes; more than all if it is too much."""
-    share = cost / left if left > 0 else np.inf
-    return int(np.ceil(min(share, 2.0) * cells - _ROUNDING))
+def _cells(price: float, cell: float, most: int) -> int:
+    """Return the number of cells that a price takes, to the nearest one, at most ``most``."""
+    if price <= 0:
+        return 0
+    return round(min(price / cell, most)) if cell else most
+
+
+def _read_back(
+    choices: Sequence[NDArray[np.intp]], spent: Sequence[Sequence[int]], left: int
+) -> list[int]:
+    """Return the level of each gene, from the last gene to the first."""
+    levels = []
+    for choice, taken in zip(reversed(choices), reversed(spent), strict=True):
+        level = int(choice[left])
+        left -= taken[level]
+        levels.append(level)
+    return levels[::-1]

@@ -60,4 +60,5 @@ def global_rank(
             high = middle
         else:
             low = middle + 1
-    return feasible_policy(structure, widths_at(thresholds[low]), costs)
+    policy = Policy.of(structure, widths_at(thresholds[low]))
+    return feasible_policy(policy, costs, costs.limit)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from effllava_optuna.policy.component import ComponentId
+    from effllava_optuna.policy.cost import Costs
     from effllava_optuna.policy.structure import ModelStructure
 
 
@@ -148,11 +149,33 @@ class Space:
     @property
     def narrowest(self) -> Policy:
         """Return the policy with the narrowest allowed width of each gene."""
-        widths = [component.width for component in self.structure.components]
-        for gene in self.genes:
+        return self.policy([gene.widths[0] for gene in self.genes])
+
+    def policy(self, widths: Sequence[int]) -> Policy:
+        """Return the policy with these widths, one for each gene; other components are dense."""
+        kept = [component.width for component in self.structure.components]
+        for gene, width in zip(self.genes, widths, strict=True):
             for index in gene.components:
-                widths[index] = gene.widths[0]
-        return Policy.of(self.structure, widths)
+                kept[index] = width
+        return Policy.of(self.structure, kept)
+
+    def with_width(self, policy: Policy, gene: Gene, width: int) -> Policy:
+        """Return ``policy`` with another width of one gene."""
+        kept = list(policy.widths)
+        for index in gene.components:
+            kept[index] = width
+        return Policy.of(self.structure, kept)
+
+    def gene_costs(self, costs: Costs) -> dict[str, dict[int, float]]:
+        """Return the costs of each allowed width of a gene, all its components together."""
+        components = self.structure.components
+        return {
+            gene.name: {
+                width: sum(costs[components[index].id][width] for index in gene.components)
+                for width in gene.widths
+            }
+            for gene in self.genes
+        }
 
     def around(self, elites: Sequence[Policy], *, margin: int, first: Space) -> Space:
         """Create the space of the next epoch: the widths of the elites, and a margin.

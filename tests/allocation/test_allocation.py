@@ -6,14 +6,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from effllava_optuna.allocation import dynamic_programming, global_rank, greedy
+from effllava_optuna.allocation import (
+    allocation_front,
+    dynamic_programming,
+    global_rank,
+    greedy,
+)
 from effllava_optuna.errors import PolicyError
-from effllava_optuna.policy import CostModel, Policy
+from effllava_optuna.policy import CostModel, Policy, Space
 
 if TYPE_CHECKING:
-    from effllava_optuna.policy import ComponentId, ModelStructure
+    from collections.abc import Mapping
 
-    Curves = dict[ComponentId, dict[int, float]]
+    from effllava_optuna.policy import ComponentId, Costs, ModelStructure
 
 
 def widths(structure: ModelStructure) -> dict[ComponentId, tuple[int, ...]]:
@@ -23,7 +28,7 @@ def widths(structure: ModelStructure) -> dict[ComponentId, tuple[int, ...]]:
     }
 
 
-def costs(structure: ModelStructure) -> Curves:
+def costs(structure: ModelStructure) -> Costs:
     return {
         component.id: {
             w: component.unit_params * w / structure.parameters
@@ -33,7 +38,7 @@ def costs(structure: ModelStructure) -> Curves:
     }
 
 
-def sensitivity(structure: ModelStructure, seed: int) -> Curves:
+def sensitivity(structure: ModelStructure, seed: int) -> dict[str, dict[int, float]]:
     """Random curves that fall with width, 0 at the dense one."""
     rng = np.random.default_rng(seed)
     return {
@@ -48,7 +53,9 @@ def sensitivity(structure: ModelStructure, seed: int) -> Curves:
     }
 
 
-def total(curves: Curves, structure: ModelStructure, policy: Policy) -> float:
+def total(
+    curves: Mapping[str, Mapping[int, float]], structure: ModelStructure, policy: Policy
+) -> float:
     return sum(curves[s.id][k] for s, k in zip(structure.components, policy.widths, strict=True))
 
 
@@ -68,20 +75,41 @@ def test_the_programme_finds_the_least_sum_and_greed_comes_near(
     least = min(
         total(curves, structure, policy)
         for policy in every
-        if total(prices, structure, policy) <= bound + 1e-9
+        if CostModel(prices, None).cost(policy) <= bound + 1e-9
     )
-    arguments = (structure, widths(structure), curves, limited)
-    optimal, near = dynamic_programming(*arguments), greedy(*arguments)
+    space = Space.of(structure, widths(structure))
+    optimal = dynamic_programming(space, curves, limited)
+    near = greedy(space, curves, limited)
     for policy in (optimal, near):
-        assert total(prices, structure, policy) <= bound + 1e-9
+        assert CostModel(prices, None).cost(policy) <= bound + 1e-9
     assert total(curves, structure, optimal) == pytest.approx(least)
     assert least - 1e-9 <= total(curves, structure, near) <= least + 1
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_one_programme_solves_all_limits(structure: ModelStructure, seed: int) -> None:
+    """As exactly as a programme for each: compared with all policies, tied components included."""
+    space = Space.of(structure, widths(structure), tied=True)
+    curves, prices = sensitivity(structure, seed), costs(structure)
+    curves = {gene.name: curves[gene.name] for gene in space.genes}
+    limits = [1.0, 0.8, 0.5, 0.3]
+    every = [space.policy(kept) for kept in product(*(gene.widths for gene in space.genes))]
+
+    def loss(policy: Policy) -> float:
+        return float(sum(curves[g.name][policy.widths[g.components[0]]] for g in space.genes))
+
+    found = allocation_front(space, curves, CostModel(prices, None), limits)
+    for policy, limit in zip(found, limits, strict=True):
+        within = [one for one in every if CostModel(prices, None).cost(one) <= limit + 1e-9]
+        assert policy in within
+        assert loss(policy) == pytest.approx(min(map(loss, within)))
+
+
 def test_nothing_is_cut_where_all_is_affordable(structure: ModelStructure) -> None:
     limited = CostModel(costs(structure), 1.0)
-    arguments = (structure, widths(structure), sensitivity(structure, 0), limited)
-    assert dynamic_programming(*arguments) == greedy(*arguments) == Policy.dense(structure)
+    space, curves = Space.of(structure, widths(structure)), sensitivity(structure, 0)
+    assert dynamic_programming(space, curves, limited) == Policy.dense(structure)
+    assert greedy(space, curves, limited) == Policy.dense(structure)
     scores = {component.id: np.arange(component.width) for component in structure.components}
     ranked = global_rank(structure, widths(structure), scores, limited)
     assert ranked == Policy.dense(structure)
@@ -103,16 +131,16 @@ def test_units_compete_within_the_bound(structure: ModelStructure) -> None:
     )
     assert kept[first.id] == 8
     assert kept[second.id] == 16  # 31 stay, which no allowed width is
-    assert total(costs(structure), structure, policy) <= 0.6
+    assert CostModel(costs(structure), None).cost(policy) <= 0.6
 
 
 def test_a_bound_that_nothing_meets_is_refused(structure: ModelStructure) -> None:
     curves, limited = sensitivity(structure, 0), CostModel(costs(structure), 0.1)
     scores = {component.id: np.zeros(component.width) for component in structure.components}
-    arguments = (structure, widths(structure))
+    space = Space.of(structure, widths(structure))
     with pytest.raises(PolicyError, match=r"the limit is 0\.1"):
-        dynamic_programming(*arguments, curves, limited)
+        dynamic_programming(space, curves, limited)
     with pytest.raises(PolicyError, match=r"the limit is 0\.1"):
-        greedy(*arguments, curves, limited)
+        greedy(space, curves, limited)
     with pytest.raises(PolicyError, match=r"the limit is 0\.1"):
-        global_rank(*arguments, scores, limited)
+        global_rank(structure, widths(structure), scores, limited)

@@ -52,14 +52,8 @@ class EpochView:
     @cached_property
     def costs(self) -> dict[str, tuple[float, ...]]:
         """Return the cost of each width of a gene, all its components together."""
-        costs, components = self.cost_model.costs, self.space.structure.components
-        return {
-            gene.name: tuple(
-                sum(costs[components[index].id][width] for index in gene.components)
-                for width in gene.widths
-            )
-            for gene in self.space.genes
-        }
+        costs = self.space.gene_costs(self.cost_model.costs)
+        return {name: tuple(by_width.values()) for name, by_width in costs.items()}
 
     @property
     def budget(self) -> float | None:
