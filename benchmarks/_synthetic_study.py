@@ -118,6 +118,7 @@ def trial_of(structure: ModelStructure, epoch: int, generation: int, index: int)
             "risk": -0.5, "kind": "child", "epoch": epoch, "generation": generation,
             "index": index, "attempt": 0, "accuracy": accuracy, "expected": accuracy,
             "log_probability": -0.3, "hits": [1] * 64,
+            "quality_scores": [round(float(score), 4) for score in rng.random(64)],
         },
         system_attrs={"constraints": [-0.01]},
     )  # fmt: skip

@@ -46,7 +46,10 @@ LEVELS = (1, 2, 4, 6, 8, 12, 16)
 SIZES = (100, 1000, 3000)
 ROUNDS = 2
 NAME = "cost"
-MEASURED = {"accuracy": 0.5, "expected": 0.4, "log_probability": -1.0, "hits": "01" * 32}
+MEASURED = {
+    "accuracy": 0.5, "expected": 0.4, "log_probability": -1.0, "hits": [0, 1] * 32,
+    "quality_scores": [0.4321] * 64,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

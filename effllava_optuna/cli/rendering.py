@@ -61,16 +61,16 @@ def render_summary(document: Mapping[str, Any]) -> Text:
 
 
 def render_report(document: Mapping[str, Any]) -> list[RenderableType]:
-    """Return what `report` prints: the summary, the policies, and accuracy by subset.
+    """Return what `report` prints: summary, policies, choice by rule, accuracy by subset.
 
     Args:
         document: See `effllava_optuna.report.study_document`.
     """
-    from effllava_optuna.report import policy_table, subset_table
+    from effllava_optuna.report import choice_table, policy_table, subset_table
 
-    subsets = subset_table(document)
-    tables = [policy_table(document), *(() if subsets is None else (subsets,))]
-    return [render_summary(document), "", render_tables(*tables)]
+    tables = (policy_table(document), choice_table(document), subset_table(document))
+    shown = [table for table in tables if table is not None]
+    return [render_summary(document), "", render_tables(*shown)]
 
 
 def render_checks(results: Sequence[CheckResult]) -> Table:

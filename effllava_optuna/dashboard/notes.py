@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from effllava_optuna.report import comparison_sentence
+from effllava_optuna.report import comparison_sentence, noise_notes
 from effllava_optuna.report.policy_table import is_chosen, labelled_rows
 from effllava_optuna.storage.location import storage_arguments
 from effllava_optuna.storage.studies import config_of
@@ -96,6 +96,7 @@ def _facts(study: Study, document: Mapping[str, Any]) -> list[str]:
         for comparison in document["comparisons"]
         if comparison["split"] == "test"
     ]
+    facts += noise_notes(document)
     return [f"- {fact}" for fact in facts]
 
 

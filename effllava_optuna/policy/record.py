@@ -34,6 +34,8 @@ class TrialRecord:
         feasible: Whether it is within the budget of the study.
         weight_state: Digest of the weight state that the values belong to.
         hits: Score of each proxy sample, in [0, 1].
+        quality_scores: The score of each proxy sample whose mean is the accuracy in the quality;
+            empty if they are not stored, as by older versions.
     """
 
     number: int
@@ -51,6 +53,7 @@ class TrialRecord:
     feasible: bool
     weight_state: str
     hits: tuple[float, ...]
+    quality_scores: tuple[float, ...] = ()
 
     @property
     def measured(self) -> bool:

@@ -32,10 +32,12 @@ def bootstrap_means(
     values = np.asarray(scores, dtype=np.float64)
     _, member = np.unique(np.asarray(groups), return_inverse=True)
     sizes = np.bincount(member)
-    drawn = np.random.default_rng(seed).integers(len(sizes), size=(RESAMPLES, len(sizes)))
-    weights = sizes[drawn].sum(1)
-    sums = [np.bincount(member, weights=row) for row in values]
-    return np.stack([sum_of[drawn].sum(1) / weights for sum_of in sums])
+    groups_drawn = np.random.default_rng(seed).integers(len(sizes), size=(RESAMPLES, len(sizes)))
+    offsets = len(sizes) * np.arange(RESAMPLES)[:, None]
+    counts = np.bincount((groups_drawn + offsets).ravel(), minlength=RESAMPLES * len(sizes))
+    times_drawn = counts.reshape(RESAMPLES, len(sizes)).astype(np.float64)
+    sums = np.stack([np.bincount(member, weights=row) for row in values])
+    return (sums @ times_drawn.T) / (times_drawn @ sizes)
 
 
 def bootstrap_interval(

@@ -6,9 +6,12 @@ from effllava_optuna.report.document import (
     study_document,
     trial_result_row,
 )
+from effllava_optuna.report.finalist_choices import choice_table
 from effllava_optuna.report.paired_differences import comparison_sentence
 from effllava_optuna.report.policy_pick import PickRule, pick_policy, pick_table
 from effllava_optuna.report.policy_table import policy_table, summary_lines
+from effllava_optuna.report.proxy_noise import noise_notes
+from effllava_optuna.report.smoothed_quality import smoothed_qualities
 from effllava_optuna.report.structure_table import structure_tables
 from effllava_optuna.report.subset_scores import (
     accuracy_by_subset,
@@ -25,12 +28,15 @@ __all__ = [
     "TextTable",
     "accuracy_by_subset",
     "accuracy_with_interval",
+    "choice_table",
     "comparison_sentence",
     "evaluation_table",
+    "noise_notes",
     "pick_policy",
     "pick_table",
     "policy_table",
     "result_row",
+    "smoothed_qualities",
     "structure_tables",
     "study_document",
     "subset_table",

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.policy import Policy, finalists, front_of, hypervolume_by_epoch
+from effllava_optuna.report.finalist_choices import choices_by_rule
 from effllava_optuna.report.paired_differences import compare_with_baselines
+from effllava_optuna.report.proxy_noise import proxy_noise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,8 +22,9 @@ STATES = ("complete", "pruned", "running", "waiting", "fail")
 _ROW_FIELDS = (
     "trial", "epoch", "policy", "quality", "accuracy_proxy", "accuracy_proxy_interval",
     "accuracy_validation", "accuracy_validation_interval", "accuracy_test",
-    "accuracy_test_interval", "gap", "risk", "latency_ms", "latency_ms_measured",
-    "speedup_predicted", "speedup_measured", "keep_ratio", "parameters", "gflops", "subsets_test",
+    "accuracy_test_interval", "gap", "risk", "quality_smoothed", "latency_ms",
+    "latency_ms_measured", "speedup_predicted", "speedup_measured", "keep_ratio", "parameters",
+    "gflops", "subsets_test",
 )  # fmt: skip
 
 
@@ -43,6 +46,8 @@ class StudyFacts:
         structure: Structure of the model; None before the model was loaded.
         calibration: The published calibration; None before it was published.
         updates: The published projector updates, from epoch 1 on.
+        sensitivity: The ``curves`` by component id and width, and their ``source``, ``measured``
+            or ``residual``; None: there are none.
         metric: Name of the grading rule in the ``search`` and in the ``report``; None before
             the task was loaded.
         groups: Group of each proxy sample, in the order of the hits of a trial.
@@ -70,6 +75,7 @@ class StudyFacts:
     structure: ModelStructure | None = None
     calibration: Mapping[str, Any] | None = None
     updates: Sequence[Mapping[str, Any]] = ()
+    sensitivity: Mapping[str, Any] | None = None
     metric: Mapping[str, str] | None = None
     groups: Sequence[int] = ()
     results: Mapping[str, Any] | None = None
@@ -112,6 +118,8 @@ def study_document(facts: StudyFacts) -> dict[str, Any]:
         document |= dict(facts.results)
         document["latency_table"]["finalists_error"] = _mean_error(document["front"])
         document["comparisons"] = compare_with_baselines(document["chosen"], facts.scores)
+        document["choices"] = choices_by_rule(document, facts.scores["test"])
+        document["noise"] = proxy_noise(facts, document)
         return document
     document["dense"] = result_row(
         Policy.dense(facts.structure),
@@ -125,6 +133,7 @@ def study_document(facts: StudyFacts) -> dict[str, Any]:
         trial_result_row(trial, facts.structure, dense)
         for trial in finalists(front_of(facts.trials), facts.finalists)
     ]
+    document["noise"] = proxy_noise(facts, document)
     return document
 
 
@@ -161,6 +170,9 @@ def _unmeasured_document(facts: StudyFacts) -> dict[str, Any]:
         "risk_spread": _risk_spread(facts),
         "projector": [dict(update) for update in facts.updates],
         "comparisons": [],
+        "choices": [],
+        "noise": None,
+        "sensitivity": None if facts.sensitivity is None else dict(facts.sensitivity),
         "failures": dict(facts.failures),
         "config": dict(facts.config),
         "provenance": {
@@ -182,7 +194,8 @@ def result_row(policy: Policy, **values: Any) -> dict[str, Any]:
     """Build the result row of a policy: its widths, its keep ratio, and ``values``.
 
     Fields that are not in ``values`` are None. Accuracies are in [0, 1], speed-ups are factors,
-    ``*_interval`` are 95 % intervals, and ``gap`` is the accuracy on the proxy minus that on test.
+    ``*_interval`` are 95 % intervals, ``gap`` is the accuracy on the proxy minus that on test, and
+    ``quality_smoothed`` is the quality by `effllava_optuna.report.smoothed_qualities`.
 
     Raises:
         KeyError: A result row has no field of that name.

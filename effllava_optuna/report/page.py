@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader
 from plotly.offline import get_plotlyjs
 
 from effllava_optuna.report.figures.accuracy_figures import finalists_by_study
+from effllava_optuna.report.finalist_choices import choice_table
 from effllava_optuna.report.policy_table import policy_table, status_lines
 from effllava_optuna.report.study_comparison import comparison_tables
 from effllava_optuna.report.subset_scores import subset_table
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _COMMAND = "effllava-optuna"
+_SENSITIVITY = "sensitivity"  # id of the figure that has a section of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +58,15 @@ def study_page(
         figures: Its figures by id, see `study_figures` of `effllava_optuna.report.figures`.
         study_arguments: The study in a command: its file, or ``--storage`` and ``--study-name``.
     """
-    subsets = subset_table(document)
+    others = {name: figure for name, figure in figures.items() if name != _SENSITIVITY}
     sections = [
         PageSection("Policies", policy_table(document)),
-        PageSection("Figures", charts=_charts(figures)),
+        _table_section(choice_table(document)),
+        _sensitivity_section(figures),
+        PageSection("Figures", charts=_charts(others)),
         _risk_section(document),
         _projector_section(document),
-        None if subsets is None else PageSection(subsets.title, subsets),
+        _table_section(subset_table(document)),
         _failure_section(document),
         _provenance_section(document),
         _command_section(document, study_arguments),
@@ -79,7 +83,7 @@ def comparison_page(comparison: Mapping[str, Any], documents: Sequence[Mapping[s
         documents: The documents of the studies.
     """
     sections = [
-        *(PageSection(table.title, table) for table in comparison_tables(comparison)),
+        *map(_table_section, comparison_tables(comparison)),
         PageSection("Finalists on test", charts=_charts({"tests": finalists_by_study(documents)})),
     ]
     keys = ", ".join(comparison["differing_keys"]) or "nothing but their names"
@@ -120,6 +124,23 @@ def _charts(figures: Mapping[str, go.Figure]) -> list[str]:
         )
         for name, figure in figures.items()
     ]
+
+
+def _table_section(table: TextTable | None) -> PageSection | None:
+    """Return the section of a table under its title."""
+    return None if table is None else PageSection(table.title, table)
+
+
+def _sensitivity_section(figures: Mapping[str, go.Figure]) -> PageSection | None:
+    """Show the sensitivity curves, whose figure is as high as the model has components."""
+    if _SENSITIVITY not in figures:
+        return None
+    notes = [
+        "Each cell is one width of one component; yellow cells can be narrowed at little loss. "
+        "Colours are logarithmic over four decades."
+    ]
+    charts = _charts({_SENSITIVITY: figures[_SENSITIVITY]})
+    return PageSection("Sensitivity curves", notes=notes, charts=charts)
 
 
 def _risk_section(document: Mapping[str, Any]) -> PageSection | None:

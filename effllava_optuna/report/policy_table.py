@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.report.document import STATES
 from effllava_optuna.report.paired_differences import comparison_sentence
+from effllava_optuna.report.proxy_noise import noise_notes
 from effllava_optuna.report.text_table import (
     TableRow,
     TextTable,
@@ -129,14 +130,14 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
         )
     if document["chosen"] is None:
         notes.append("The search is not over: nothing was measured on validation or test yet.")
-        return notes
+        return notes + noise_notes(document)
     notes.append(
         "kept: fraction of the prunable parameters; proxy: cross-fitted, on the samples of the "
         "search; gap: proxy minus test; [..]: 95 % intervals. The policy was chosen on "
         "validation, before the test set was opened."
     )
     on_test = [pair for pair in document["comparisons"] if pair["split"] == "test"]
-    return notes + [comparison_sentence(pair) for pair in on_test]
+    return notes + [comparison_sentence(pair) for pair in on_test] + noise_notes(document)
 
 
 def _latency_note(table: Mapping[str, Any]) -> str:

@@ -44,6 +44,7 @@ class Measurement:
         risk: Structural-risk term Omega, in nats.
         latency_ms: Milliseconds of the workload, from the latency table.
         hits: Score of each sample, in [0, 1].
+        quality_scores: The scores of the samples whose mean is the accuracy in the quality.
     """
 
     quality: float
@@ -53,6 +54,7 @@ class Measurement:
     risk: float
     latency_ms: float
     hits: tuple[float, ...]
+    quality_scores: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class Evaluator:
             risk=omega,
             latency_ms=self.calibration.latency.predict(policy, latency_factor),
             hits=tuple(round(float(hit), 4) for hit in scores.hit),
+            quality_scores=tuple(round(float(score), 4) for score in scored),
         )
 
     def proxy_scores(self, policy: Policy, weight_state: WeightState) -> Scores:

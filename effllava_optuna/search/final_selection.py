@@ -28,9 +28,9 @@ from effllava_optuna.policy import (
     front_of,
     with_latest_correction,
 )
-from effllava_optuna.report import accuracy_by_subset, result_row
+from effllava_optuna.report import accuracy_by_subset, result_row, smoothed_qualities
 from effllava_optuna.storage.names import CHOSEN, RESULTS, SCORES
-from effllava_optuna.storage.trial_records import effective_records
+from effllava_optuna.storage.trial_records import compact_scores, effective_records
 from effllava_optuna.tasks import Split
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ class FinalSelection:
             StudyError: No trial of the study is feasible and complete.
         """
         study = self.session.study
-        front = front_of(self._comparable_records())
+        records = self._comparable_records()
+        front = front_of(records)
         if not front:
             raise StudyError(
                 f"Study {study.study_name!r} has no feasible trial that completed.",
@@ -130,7 +131,8 @@ class FinalSelection:
             )
         self.session.report_stage("choosing by validation", 0.0)
         self.cache.open(Split.VALIDATION)
-        candidates = [self._from_trial(trial) for trial in finalists(front, self.count)]
+        selected = finalists(front, self.count)
+        candidates = [self._from_trial(trial) for trial in selected]
         chosen = self._best(candidates)
         study.set_user_attr(CHOSEN, chosen.trial)
         structure, widths = self.evaluator.structure, self.evaluator.calibration.widths
@@ -152,6 +154,9 @@ class FinalSelection:
         for number, finalist in enumerate(everyone):
             self.session.report_stage("opening the test split", number / len(everyone))
             rows[finalist.name] = _row(self.cache, finalist, latencies[number], latencies[0])
+        self.session.report_stage("smoothing the quality of the finalists", 0.0)
+        for trial, quality in smoothed_qualities(selected, records, structure).items():
+            rows[str(trial)]["quality_smoothed"] = quality
         study.set_user_attr(SCORES, _scores_by_sample(self.cache, everyone))
         results = {
             "constant": constant_of(samples_of(self.cache.batches[Split.TEST])),
@@ -284,16 +289,16 @@ def _row(
 
 def _scores_by_sample(cache: _ScoreCache, everyone: Sequence[Finalist]) -> dict[str, Any]:
     """Return the score of each finalist on each sample, and which samples form a group."""
-    return {
+    scores: dict[str, Any] = {
         str(split): {
             "groups": number_groups(cache.groups(split)),
             "hits": {
-                finalist.name: [
-                    int(hit) if hit in (0, 1) else round(hit, 6)
-                    for hit in cache.hits(finalist, split)
-                ]
-                for finalist in everyone
+                finalist.name: compact_scores(cache.hits(finalist, split)) for finalist in everyone
             },
         }
         for split in (Split.PROXY, Split.VALIDATION, Split.TEST)
     }
+    scores[str(Split.PROXY)]["quality_scores"] = {
+        finalist.name: compact_scores(finalist.measured.quality_scores) for finalist in everyone
+    }
+    return scores

@@ -14,6 +14,7 @@ from effllava_optuna.samplers import duplicate_of, owns_trial, release_trial, wr
 from effllava_optuna.storage.control_study import study_was_deleted
 from effllava_optuna.storage.names import REASON
 from effllava_optuna.storage.storage_internals import set_constraint
+from effllava_optuna.storage.trial_records import compact_scores
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -80,7 +81,8 @@ class PruningObjective:
                 "accuracy": round(measured.accuracy, 6),
                 "expected": round(measured.expected, 6),
                 "log_probability": round(measured.log_probability, 6),
-                "hits": [int(hit) if hit in (0, 1) else hit for hit in measured.hits],
+                "hits": compact_scores(measured.hits),
+                "quality_scores": compact_scores(measured.quality_scores),
             },
         )
         return measured.quality, measured.latency_ms

@@ -17,6 +17,8 @@ from effllava_optuna.samplers import effective_trials, slot_of
 from effllava_optuna.storage.names import CONSTRAINTS, REASON
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from optuna import Study
     from optuna.trial import FrozenTrial
 
@@ -73,7 +75,13 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
         feasible=all(violation <= 0 for violation in violations),
         weight_state=attrs.get("weight_state", ""),
         hits=tuple(map(float, attrs.get("hits", ()))),
+        quality_scores=tuple(map(float, attrs.get("quality_scores", ()))),
     )
+
+
+def compact_scores(scores: Iterable[float]) -> list[float]:
+    """Return scores as they are stored: 0 and 1 as integers, others with six digits."""
+    return [int(score) if score in (0, 1) else round(score, 6) for score in scores]
 
 
 def measured_record(study: Study, number: int) -> TrialRecord:

@@ -39,6 +39,15 @@ def test_the_command_in_the_note_exports_the_chosen_trial(smoke: FinishedStudy) 
         assert f"Chosen: trial {trial}" in invoke("status", *words[:4]).stdout
 
 
+def test_the_note_has_the_noise_beside_the_comparisons(smoke: FinishedStudy) -> None:
+    study = open_study(open_storage(smoke.url), "smoke")
+    lines = get_note(study).splitlines()
+    compared = [index for index, line in enumerate(lines) if line.startswith("- On test, ")]
+    (noise,) = [index for index, line in enumerate(lines) if line.startswith("- Another draw")]
+    assert noise == max(compared) + 1
+    assert "are within the noise of the draw" in lines[noise + 1]
+
+
 def test_the_note_counts_failures_by_their_reason() -> None:
     config = {"study": {"name": "a"}, "model": {"path": "m"}, "task": {"name": "digits"}}
     study = create_study(InMemoryStorage(), StudyConfig.of(config))

@@ -62,8 +62,8 @@ def test_the_page_of_a_finished_study_has_all_sections(structure: ModelStructure
     )  # fmt: skip
     text, reader = read(study)
     assert reader.headings == [
-        "Policies", "Figures", "Structural risk", "Projector updates", "Failed trials",
-        "Provenance", "Commands",
+        "Policies", "Choice among the finalists", "Figures", "Structural risk",
+        "Projector updates", "Failed trials", "Provenance", "Commands",
     ]  # fmt: skip
     assert "trial 4 (chosen)" in text
     assert "torch from 9.8 to 9.9" in text
@@ -95,6 +95,16 @@ def test_the_study_file_on_the_page_equals_the_config(structure: ModelStructure)
         table: {key: value for key, value in values.items() if value is not None}
         for table, values in CONFIG.items()
     }
+
+
+def test_sensitivity_curves_have_a_section_of_their_own(structure: ModelStructure) -> None:
+    curves = {component.id: {1: 0.25} for component in structure.components}
+    sensitivity = {"curves": curves, "source": "measured"}
+    text, reader = read(finished(structure, HITS, sensitivity=sensitivity))
+    assert reader.headings[2:4] == ["Sensitivity curves", "Figures"]
+    section = text.partition("<h2>Sensitivity curves</h2>")[2].partition("<h2>")[0]
+    assert section.count('id="sensitivity"') == text.count('id="sensitivity"') == 1
+    assert "Sensitivity" not in read(finished(structure, HITS))[1].headings
 
 
 def test_names_are_escaped(structure: ModelStructure) -> None:

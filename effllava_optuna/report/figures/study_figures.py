@@ -18,6 +18,7 @@ from effllava_optuna.report.figures.figure_style import (
     quality_accuracy,
     thin,
 )
+from effllava_optuna.report.figures.sensitivity_figure import sensitivity_heat_map
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +34,7 @@ def study_figures(facts: StudyFacts, document: Mapping[str, Any]) -> dict[str, g
         document: Its document, see `effllava_optuna.report.study_document`.
     """
     figures = {
+        "sensitivity": _sensitivity(facts, document),
         "front_by_epoch": front_by_epoch(facts, document),
         "hypervolume": hypervolume_by_trial(facts),
         "width_ratios": width_ratios(facts, document),
@@ -40,6 +42,13 @@ def study_figures(facts: StudyFacts, document: Mapping[str, Any]) -> dict[str, g
         "projector": projector_loss(facts),
     }
     return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def _sensitivity(facts: StudyFacts, document: Mapping[str, Any]) -> go.Figure | None:
+    sensitivity = document["sensitivity"]
+    if facts.structure is None or sensitivity is None:
+        return None
+    return sensitivity_heat_map(sensitivity["curves"], facts.structure, sensitivity["source"])
 
 
 def hypervolume_by_trial(facts: StudyFacts) -> go.Figure | None:

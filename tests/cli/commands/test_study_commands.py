@@ -81,13 +81,43 @@ def test_the_chosen_policy_is_the_best_on_validation(smoke: FinishedStudy) -> No
     assert document["chosen"]["accuracy_validation"] == best
 
 
+def test_a_report_has_the_noise_of_the_proxy_and_the_choices_of_other_rules(
+    smoke: FinishedStudy,
+) -> None:
+    document = smoke.document()
+    noise, chosen = document["noise"], document["chosen"]["trial"]
+    assert (noise["samples"], noise["resamples"]) == (64, 2000)
+    assert noise["groups"] == 32  # two questions on each picture
+    assert noise["chosen"]["trial"] == chosen
+    fractions = [winner["fraction"] for winner in noise["winners"]]
+    assert fractions == sorted(fractions, reverse=True)
+    assert sum(fractions) <= 1.0001
+    assert noise["second"]["difference"] >= 0
+    assert noise["uniform_by_kind"]["deviation"] > 0
+    choices = {choice["rule"]: choice for choice in document["choices"]}
+    assert set(choices) == {"proxy", "smoothed", "validation"}
+    assert choices["validation"]["trial"] == chosen
+    best = max(document["front"], key=lambda row: row["quality"])
+    assert choices["proxy"]["trial"] == best["trial"] == noise["best"]["trial"]
+    for row in document["front"]:
+        assert row["quality_smoothed"] == pytest.approx(row["quality"], abs=0.1)
+    assert document["dense"]["quality_smoothed"] is None
+    for text in (
+        "Another draw of the 64 proxy samples in 32 groups",
+        "Choice among the finalists",
+    ):
+        assert text in smoke.output
+
+
 def test_trials_have_the_attributes_that_the_dashboard_shows(smoke: FinishedStudy) -> None:
     study = open_study(open_storage(smoke.url), "smoke")
     trials = study.get_trials(states=(TrialState.COMPLETE,))
     for trial in trials:
         for name in ("epoch", "accuracy", "expected", "risk", "keep_ratio", "log_probability"):
             assert isinstance(trial.user_attrs[name], (int, float))
-        assert len(trial.user_attrs["hits"]) == 64
+        assert len(trial.user_attrs["hits"]) == len(trial.user_attrs["quality_scores"]) == 64
+        mean = sum(trial.user_attrs["quality_scores"]) / 64
+        assert mean == pytest.approx(trial.user_attrs["expected"], abs=1e-4)
         assert trial.values[0] == pytest.approx(
             trial.user_attrs["expected"] - 0.02 * trial.user_attrs["risk"], abs=1e-5
         )
