@@ -60,6 +60,10 @@ class Calibration:
         latency: The latency table.
         damping: Damping chosen for each component.
         effective_tokens: Effective number of tokens of each component, under its token weights.
+        residuals: By component and allowed width, the estimated mean squared change of the answer
+            margin if the component alone has this width, in squared logits; 0 at the dense width,
+            non-decreasing as the width falls. Missing for a block of which attention or MLP
+            cannot be pruned; empty if neither ranking nor compensation uses samples.
         dense: Values of the dense model.
         reference: Reference point of the hypervolume: chance accuracy, and 1.05 times the dense
             latency.
@@ -73,6 +77,7 @@ class Calibration:
     latency: LatencyTable
     damping: Mapping[ComponentId, float]
     effective_tokens: Mapping[ComponentId, float]
+    residuals: Mapping[ComponentId, Mapping[int, float]]
     dense: Dense
     reference: tuple[float, float]
 
@@ -115,6 +120,7 @@ class Calibration:
             "latency": facts_of(self.latency),
             "damping": self.damping,
             "effective_tokens": self.effective_tokens,
+            "residuals": self.residuals,
             "dense": asdict(self.dense),
             "reference": list(self.reference),
         }
@@ -161,6 +167,7 @@ class Calibration:
             latency=restored_table(facts["latency"]),
             damping=facts["damping"],
             effective_tokens=facts["effective_tokens"],
+            residuals=by_width(facts["residuals"]),
             dense=Dense(**facts["dense"]),
             reference=(facts["reference"][0], facts["reference"][1]),
         )

@@ -79,6 +79,7 @@ def calibrate(
         latency=latency,
         damping=ranked.damping,
         effective_tokens=ranked.effective_tokens,
+        residuals=ranked.residuals,
         dense=Dense(
             accuracy=float(scores.hit.mean()),
             expected=float(scores.probability.mean()),

@@ -20,7 +20,7 @@ EXPORTED = f"{_PREFIX}exported"
 CONTROL = f"{_PREFIX}control"  # name of the control study
 LEGACY = frozenset({f"{_PREFIX}spec", f"{_PREFIX}anatomy"})  # of older versions
 
-CALIBRATION_FORMAT = 4  # format of what epoch 0 of the control study publishes
+CALIBRATION_FORMAT = 5  # format of what epoch 0 of the control study publishes
 
 # Attributes of a trial.
 CONSTRAINTS = "constraints"  # system attribute: the trial is infeasible if a value is above zero

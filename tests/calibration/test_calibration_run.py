@@ -50,6 +50,8 @@ def test_a_calibration_is_restored_exactly(
     assert restored.ranking.digest == calibration.ranking.digest
     assert restored.ranking.method == config.pruning.importance
     assert restored.latency == calibration.latency
+    assert restored.residuals == calibration.residuals
+    assert bool(restored.residuals) == ('pruning.compensation="none"' not in changes)
     stored = {name.rsplit("/", 1)[1] for name in tensors if name.startswith("compensation/")}
     assert stored == parts
     assert bool(calibration.damping) == damped
@@ -64,7 +66,7 @@ def test_a_calibration_is_restored_exactly(
         sum(t.nbytes for name, t in tensors.items() if name.startswith("compensation/"))
     )
     older = {name: fact for name, fact in calibration.facts().items() if name != "format"}
-    with pytest.raises(StudyError, match=r"has format 1, this version reads 4\. Use the version"):
+    with pytest.raises(StudyError, match=r"has format 1, this version reads 5\. Use the version"):
         Calibration.restored(tiny.structure, older, tensors)
     assert stages[-1][0] == "measuring the dense model"
     assert ("ranking and fitting", 1.0) in stages

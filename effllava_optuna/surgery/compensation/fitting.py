@@ -7,7 +7,7 @@ moments of all components fit, there is one sweep.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +25,7 @@ from effllava_optuna.surgery.compensation.least_squares import (
     sum_folds,
 )
 from effllava_optuna.surgery.compensation.memory_limit import split_by_memory
+from effllava_optuna.surgery.compensation.output_error import OutputErrors, block_residuals
 from effllava_optuna.surgery.importance.criteria import (
     DATA_FREE,
     check_importance,
@@ -93,12 +94,16 @@ class CompensatedRanking:
             no compensation.
         damping: By component, the damping that was chosen.
         effective_tokens: By component, Kish's effective number of tokens under its token weights.
+        residuals: By component and width, the estimated mean squared change of the answer margin
+            if the component alone has this width, in squared logits: see `output_error`. Empty if
+            neither ranking nor compensation needs samples.
     """
 
     ranking: Ranking
     compensations: tuple[CompensationTable | None, ...]
     damping: Mapping[ComponentId, float]
     effective_tokens: Mapping[ComponentId, float]
+    residuals: Mapping[ComponentId, Mapping[int, float]]
 
     @property
     def nbytes(self) -> int:
@@ -117,10 +122,13 @@ class FittedComponent:
     Attributes:
         fits: By number of units kept: the fits on all folds, then without each fold in turn.
         damping: The damping that was chosen; None if nothing was factored.
+        errors: By number of units kept, the damped residual of the fit on all folds; empty if
+            nothing was factored.
     """
 
     fits: tuple[Mapping[int, FittedOutput], ...]
     damping: float | None = None
+    errors: Mapping[int, float] = field(default_factory=dict)
 
 
 def rank_and_compensate(
@@ -154,7 +162,10 @@ def rank_and_compensate(
     ]
     damping: dict[ComponentId, float] = {}
     effective_tokens: dict[ComponentId, float] = {}
+    residuals: dict[ComponentId, Mapping[int, float]] = {}
+    lost: dict[ComponentId, float] = {}
     scores = {}
+    samples = sum(len(batch.inputs["input_ids"]) for batches in folds for batch in batches)
     for handles in split_by_memory(loaded.handles, len(folds), widths, options):
         statistics = [_collect(loaded, handles, batches, options) for batches in folds]
         for handle in handles:
@@ -164,15 +175,22 @@ def rank_and_compensate(
             scores[component.id] = score_units(
                 loaded, handle, options.importance, total, seed=options.seed
             )
+            units = torch.from_numpy(
+                rank_component(component, options.importance, scores[component.id])
+            )
+            errors = None
             if total is not None:
                 effective_tokens[component.id] = round(total.moments.effective_tokens, 1)
+                errors = OutputErrors.of(
+                    handle, total, samples, units, widths[component.id], options.compensation
+                )
             del total  # as large as the moments of a fold
+            fitted_errors: Mapping[int, float] = {}
             if options.compensation != "none":
-                units = rank_component(component, options.importance, scores[component.id])
                 fitted = fit_component(
                     handle,
                     [part.moments for part in by_fold],
-                    torch.from_numpy(units),
+                    units,
                     widths[component.id],
                     options.compensation,
                 )
@@ -180,6 +198,10 @@ def rank_and_compensate(
                     compensation.update({(component.id, kept): fit for kept, fit in fits.items()})
                 if fitted.damping is not None:
                     damping[component.id] = fitted.damping
+                fitted_errors = fitted.errors
+            if errors is not None:
+                residuals[component.id] = errors.residuals(fitted_errors)
+                lost[component.id] = errors.scale * errors.lost
             if progress is not None:
                 progress(len(scores) / len(loaded.handles))
     return CompensatedRanking(
@@ -187,6 +209,7 @@ def rank_and_compensate(
         tuple(None if options.compensation == "none" else table for table in compensations),
         damping,
         effective_tokens,
+        residuals | block_residuals(loaded.structure, residuals, lost),
     )
 
 
@@ -227,10 +250,13 @@ def fit_component(
     unit_columns, output = handle.columns, handle.linear(handle.output)
     columns = [width * unit_columns for width in widths if width < handle.component.width]
     if not columns:
-        return FittedComponent(tuple({} for _ in range(len(folds) + 1)))
+        return FittedComponent(
+            tuple({} for _ in range(len(folds) + 1)), errors=dict.fromkeys(widths, 0.0)
+        )
     ranking = element_indices(units, unit_columns).to(output.weight.device)
     weight = output.weight.detach()[:, ranking]
     fits: list[dict[int, FittedOutput]] = []
+    errors: dict[int, float] = {}
     damping = None
     if compensation == "least-squares":
         compared = columns[:: max(1, len(columns) // 3)]
@@ -243,8 +269,13 @@ def fit_component(
             fits.append({k // unit_columns: FittedOutput(bias=bias) for k, bias in biases.items()})
         else:
             matrix = sum_folds(folds, left_out=left_out).matrix[ranking[:, None], ranking]
-            weights = least_squares(weight, matrix, columns, damping).weights
+            fit = least_squares(weight, matrix, columns, damping)
             fits.append(
-                {k // unit_columns: FittedOutput(fit.contiguous()) for k, fit in weights.items()}
+                {
+                    k // unit_columns: FittedOutput(fitted.contiguous())
+                    for k, fitted in fit.weights.items()
+                }
             )
-    return FittedComponent(tuple(fits), damping)
+            if left_out is None:
+                errors = {width: float(fit.residuals[width * unit_columns]) for width in widths}
+    return FittedComponent(tuple(fits), damping, errors)

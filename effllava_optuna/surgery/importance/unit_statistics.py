@@ -40,13 +40,20 @@ class UnitStatistics:
         effect: Shape ``(width,)``, float64: sum over samples (in a vision tower: over pictures) of
             the squared first-order change of the goal if the unit is set to zero.
         moments: Moments of the inputs of the output matrix.
+        squared_gradient: Sum over tokens of the squared norm of the margin's gradient at the
+            inputs of the output matrix.
     """
 
     effect: torch.Tensor
     moments: Moments
+    squared_gradient: float
 
     def __add__(self, other: UnitStatistics) -> UnitStatistics:
-        return UnitStatistics(self.effect + other.effect, self.moments + other.moments)
+        return UnitStatistics(
+            self.effect + other.effect,
+            self.moments + other.moments,
+            self.squared_gradient + other.squared_gradient,
+        )
 
 
 def collect_statistics(
@@ -82,7 +89,11 @@ def collect_statistics(
     for batch in batches:
         for handle, inputs in weighted_inputs(loaded, handles, batch, tokens=tokens, goal=goal):
             component = handle.component.id
-            statistics = UnitStatistics(inputs.effect, inputs.moments(inputs.x, full=full))
+            statistics = UnitStatistics(
+                inputs.effect,
+                inputs.moments(inputs.x, full=full),
+                float(inputs.squared_gradients.sum()),
+            )
             earlier = collected.get(component)
             collected[component] = statistics if earlier is None else earlier + statistics
     for handle in handles:
@@ -100,12 +111,15 @@ class WeightedInputs:
         weights: Shape ``(tokens,)``: the unequal token weights of `Moments`.
         uniform: Shape ``(tokens,)``: 1, or 0 at padding; None if ``weights`` decides alone.
         effect: See `UnitStatistics`.
+        squared_gradients: Shape ``(tokens,)``: squared norm of the margin's gradient at ``x``, 0
+            at padding.
     """
 
     x: torch.Tensor
     weights: torch.Tensor
     uniform: torch.Tensor | None
     effect: torch.Tensor
+    squared_gradients: torch.Tensor
 
     def moments(
         self, x: torch.Tensor, y: torch.Tensor | None = None, *, full: bool = True
@@ -159,12 +173,13 @@ def weighted_inputs(
         x = value.detach() * real[..., None].to(value.dtype)
         effect = _squared_effect(x * goal_gradient, inputs, handle.columns)
         real, text = real.flatten(), text.flatten()
-        if tokens == "gradient":
-            weights = margin_gradient.flatten(0, -2).double().pow(2).sum(-1) * real
-        else:
-            weights = real if tokens == "all" else text
+        squared_gradients = margin_gradient.flatten(0, -2).double().pow(2).sum(-1) * real
+        weights = {"gradient": squared_gradients, "all": real, "text": text}[tokens]
         uniform = real if tokens == "gradient" else None
-        yield handle, WeightedInputs(x.flatten(0, -2).double(), weights, uniform, effect)
+        yield (
+            handle,
+            WeightedInputs(x.flatten(0, -2).double(), weights, uniform, effect, squared_gradients),
+        )
 
 
 @contextmanager

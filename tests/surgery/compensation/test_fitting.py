@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -132,6 +133,13 @@ def test_every_importance_can_be_combined_with_every_compensation(
     assert (result.compensations[0] is None) == (compensation == "none")
     assert bool(result.damping) == (compensation == "least-squares")
     assert bool(result.nbytes) == (compensation != "none")
+    assert bool(result.residuals) == options.needs_samples
+    for component in tiny.structure.components if result.residuals else ():
+        curve = result.residuals[component.id]
+        assert list(curve) == list(three_widths(tiny)[component.id])
+        values = list(curve.values())
+        assert values == sorted(values, reverse=True)
+        assert values[-1] == 0 < values[0] < math.inf
     if compensation == "none":
         samples = [sample for fold in folds for sample in fold]
         assert result.ranking.digest == rank_units(tiny, samples, importance, seed=3).digest
