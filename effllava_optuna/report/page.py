@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader
 from plotly.offline import get_plotlyjs
 
 from effllava_optuna.report.figures.accuracy_figures import finalists_by_study
+from effllava_optuna.report.figures.sensitivity_figure import full_height
 from effllava_optuna.report.finalist_choices import choice_table
 from effllava_optuna.report.policy_table import policy_table, status_lines
 from effllava_optuna.report.study_comparison import comparison_tables
@@ -115,15 +116,19 @@ def _render(
 
 def _charts(figures: Mapping[str, go.Figure]) -> list[str]:
     """Return figures as HTML that needs the script of plotly on the page."""
-    return [
-        figure.to_html(
-            full_html=False,
-            include_plotlyjs=False,
-            div_id=name,
-            config={"displaylogo": False, "responsive": True},
-        )
-        for name, figure in figures.items()
-    ]
+    return [_chart(figure, name) for name, figure in figures.items()]
+
+
+def _chart(figure: go.Figure, name: str, height: int | None = None) -> str:
+    """Return a figure as HTML; without a height in pixels, it has that of its layout."""
+    html: str = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=name,
+        default_height="100%" if height is None else f"{height}px",
+        config={"displaylogo": False, "responsive": True},
+    )
+    return html
 
 
 def _table_section(table: TextTable | None) -> PageSection | None:
@@ -132,15 +137,16 @@ def _table_section(table: TextTable | None) -> PageSection | None:
 
 
 def _sensitivity_section(figures: Mapping[str, go.Figure]) -> PageSection | None:
-    """Show the sensitivity curves, whose figure is as high as the model has components."""
+    """Show the sensitivity curves, in a figure that has room for all components."""
     if _SENSITIVITY not in figures:
         return None
     notes = [
         "Each cell is one width of one component; yellow cells can be narrowed at little loss. "
         "Colours are logarithmic over four decades."
     ]
-    charts = _charts({_SENSITIVITY: figures[_SENSITIVITY]})
-    return PageSection("Sensitivity curves", notes=notes, charts=charts)
+    figure = figures[_SENSITIVITY]
+    chart = _chart(figure, _SENSITIVITY, full_height(figure))
+    return PageSection("Sensitivity curves", notes=notes, charts=[chart])
 
 
 def _risk_section(document: Mapping[str, Any]) -> PageSection | None:

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.dashboard.conftest import running_dashboard
-from tests.study_fixtures import ROOT, FinishedStudy
+from tests.study_fixtures import ROOT, FinishedStudy, invoke
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,6 +160,21 @@ def overlapping(one: dict[str, Any], other: dict[str, Any]) -> bool:
     across = min(one["right"], other["right"]) - max(one["left"], other["left"])
     down = min(one["bottom"], other["bottom"]) - max(one["top"], other["top"])
     return bool(across > 2 and down > 2)
+
+
+def test_the_charts_of_a_report_fit_their_columns(
+    chromium: Browser, smoke: FinishedStudy, tmp_path: Path
+) -> None:
+    report = tmp_path / "report.html"
+    invoke("report", smoke.file, "--out", report)
+    page = chromium.new_page(viewport=SIZE)
+    page.goto(report.as_uri())
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.charts > div')].every(column => "
+        "column.querySelector('.main-svg')?.clientWidth <= column.clientWidth)"
+    )
+    assert page.locator(".charts > div").count() >= 4
+    page.close()
 
 
 def test_the_note_has_a_text_a_table_and_a_command(visit: Visit, screenshots: Path) -> None:

@@ -104,6 +104,8 @@ def test_sensitivity_curves_have_a_section_of_their_own(structure: ModelStructur
     assert reader.headings[2:4] == ["Sensitivity curves", "Figures"]
     section = text.partition("<h2>Sensitivity curves</h2>")[2].partition("<h2>")[0]
     assert section.count('id="sensitivity"') == text.count('id="sensitivity"') == 1
+    assert section.count('<div style="height:300px;') == 1  # has room for six components
+    assert text.count('<div style="height:300px;') == 1
     assert "Sensitivity" not in read(finished(structure, HITS))[1].headings
 
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from effllava_optuna.policy import ComponentId, ModelStructure
 
 _ROW_HEIGHTS, _MOST_HEIGHT = (7, 26), 900  # pixels: of a row, and of all rows together
-_LABEL_HEIGHT = 13  # pixels
+_MOST_GAPS = 40  # rows with a gap between them; more would be thinner than their gaps
+_LEAST_HEIGHT = 300  # pixels
 _TOP, _BOTTOM = 75, 55  # margins, pixels
 _DECADES = 4  # of the colours; measured losses span more, most of it below the noise
 _UNITS = {"measured": "nats", "residual": "of the dense output"}
@@ -64,7 +65,7 @@ def sensitivity_heat_map(
         figure.add_trace(_cells(rows, edges, lowest, _UNITS[source]))
     title = "Sensitivity of each component"
     apply_layout(figure, title, _SUBTITLES[source], "width ratio", None)
-    _arrange_rows(figure, list(rows))
+    _arrange_axes(figure, list(rows))
     figure.update_layout(coloraxis=_colour_axis(lowest, highest, _UNITS[source]))
     return figure
 
@@ -101,7 +102,7 @@ def _cells(
         customdata=labels,
         coloraxis="coloraxis",
         xgap=1,
-        ygap=1,
+        ygap=1 if len(rows) <= _MOST_GAPS else 0,
         hoverongaps=False,
         hovertemplate=(
             "%{y}, %{customdata[0]} units: %{customdata[1]} " + unit + "<extra></extra>"
@@ -114,24 +115,30 @@ def _logarithm(loss: float, lowest: float) -> float:
     return max(lowest, round(math.log10(loss), 2)) if loss > 0 else lowest
 
 
-def _arrange_rows(figure: go.Figure, names: Sequence[str]) -> None:
-    """Order the rows from top to bottom, and label as many of them as there is room for."""
+def full_height(figure: go.Figure) -> int:
+    """Return the height in pixels at which the rows of a heat map are legible.
+
+    Without a height, a figure fills its frame, which is 450 pixels high in optuna-dashboard; then
+    only as many rows are labelled as there is room for.
+    """
+    rows = len(figure.layout.yaxis.categoryarray)
     least, most = _ROW_HEIGHTS
-    height = min(most, max(least, _MOST_HEIGHT // max(1, len(names))))
-    step = -(-_LABEL_HEIGHT // height)
+    height = min(most, max(least, _MOST_HEIGHT // max(1, rows)))
+    return max(_LEAST_HEIGHT, rows * height + _TOP + _BOTTOM)
+
+
+def _arrange_axes(figure: go.Figure, names: Sequence[str]) -> None:
+    """Order the rows from top to bottom, and set margins that do not depend on the height."""
     figure.update_yaxes(
         type="category",
         categoryorder="array",
         categoryarray=list(names),
         autorange="reversed",
-        tickvals=list(names[::step]),
         showgrid=False,
     )
     figure.update_xaxes(range=[0, 1], dtick=0.1, tickformat=".1f", showgrid=False)
-    whole = len(names) * height + _TOP + _BOTTOM
-    figure.update_layout(
-        height=whole, margin={"t": _TOP, "b": _BOTTOM}, title={"y": 1 - 14 / whole}
-    )
+    title = {"y": 1, "pad": {"t": 14}}
+    figure.update_layout(margin={"t": _TOP, "b": _BOTTOM}, title=title)
 
 
 def _colour_range(largest: float) -> tuple[float, float]:
