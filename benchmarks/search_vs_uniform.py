@@ -61,7 +61,7 @@ def measure(session: SearchSession) -> dict[str, Any]:
     evaluator, first = session.evaluator, session.epochs.epoch(0).weight_state
     results = session.study.user_attrs[names.RESULTS]
     chosen, baseline = results["chosen"], results["uniform_by_kind"]
-    test = evaluator.encode(Split.TEST)
+    test = evaluator.encode(evaluator.inputs.task.samples(Split.TEST))
     uniform = Policy.of(evaluator.structure, baseline["policy"])
     table = session.config.projector
     options = ProjectorTrainingOptions(table.steps, table.every, table.learning_rate, table.kl)

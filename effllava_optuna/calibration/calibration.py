@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from effllava_optuna.errors import StudyError
 from effllava_optuna.policy import ComponentId, Kind, Policy, Ranking
 from effllava_optuna.storage.names import CALIBRATION_FORMAT
 from effllava_optuna.surgery import FittedOutput, WeightState
+from effllava_optuna.tasks import answers_from_json, answers_to_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from effllava_optuna.objectives import LatencyTable
     from effllava_optuna.policy import ModelStructure
     from effllava_optuna.surgery import CompensationTable
+    from effllava_optuna.tasks import DenseAnswer
 
 _PARTS = ("weight", "bias")
 
@@ -30,8 +32,8 @@ class Dense:
     """Values of the dense model.
 
     Attributes:
-        accuracy: Share of right answers on the proxy.
-        expected: Mean probability of the right answer on the proxy.
+        accuracy: Share of right answers on the proxy; of its own answers: 1.
+        expected: Mean probability of the right answer on the proxy; of its own answers: 1.
         latency_ms: Milliseconds of the workload, from the latency table.
         parameters: Number of parameters of the whole model.
         gflops: GFLOPs of projector and decoder for the prefill of the workload.
@@ -67,6 +69,7 @@ class Calibration:
         dense: Values of the dense model.
         reference: Reference point of the hypervolume: chance accuracy, and 1.05 times the dense
             latency.
+        answers: Answers of the dense model to the proxy set; empty if correct ones are known.
     """
 
     structure: ModelStructure
@@ -80,6 +83,7 @@ class Calibration:
     residuals: Mapping[ComponentId, Mapping[int, float]]
     dense: Dense
     reference: tuple[float, float]
+    answers: Mapping[str, DenseAnswer] = field(default_factory=dict)
 
     @property
     def narrowest(self) -> Policy:
@@ -123,6 +127,7 @@ class Calibration:
             "residuals": self.residuals,
             "dense": asdict(self.dense),
             "reference": list(self.reference),
+            "answers": answers_to_json(self.answers),
         }
 
     @staticmethod
@@ -170,6 +175,7 @@ class Calibration:
             residuals=by_width(facts["residuals"]),
             dense=Dense(**facts["dense"]),
             reference=(facts["reference"][0], facts["reference"][1]),
+            answers=answers_from_json(facts.get("answers", {})),
         )
 
 

@@ -89,6 +89,7 @@ def calibrate(
             memory_mb=ranked.nbytes / 1e6,
         ),
         reference=(inputs.task.chance, _HEADROOM * latency.dense_total_ms),
+        answers=inputs.answers,
     )
 
 

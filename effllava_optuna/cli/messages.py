@@ -19,9 +19,10 @@ def calibration_summary(session: SearchSession) -> str:
 
     calibration, structure = session.evaluator.calibration, session.evaluator.structure
     dense, latency = calibration.dense, calibration.latency
+    measure = session.config.quality.measure
     metric = session.study.user_attrs[TASK]["metric"]["search"]
     lines = [
-        f"dense model: {dense.parameters:,} parameters, proxy accuracy {dense.accuracy:.3f} "
+        f"dense model: {dense.parameters:,} parameters, proxy {measure} {dense.accuracy:.3f} "
         f"({metric}), {dense.latency_ms:.1f} ms; {len(structure.components)} prunable components "
         f"have {structure.parameters / dense.parameters:.0%} of the parameters",
         f"latency table: mean error {latency.error:.1%} on {len(latency.errors)} random policies "
@@ -100,9 +101,10 @@ def export_summary(exported: ExportedTrial) -> str:
     if before is None or after is None:
         return line
     return (
-        f"{line}\nfitted in sequence: accuracy {before.proxy:.3f} -> {after.proxy:.3f} on the "
-        f"proxy set, which it was fitted to, and {before.validation:.3f} -> "
-        f"{after.validation:.3f} on the validation set"
+        f"{line}\nfitted in sequence: {exported.measures['proxy']} {before.proxy:.3f} -> "
+        f"{after.proxy:.3f} on the proxy set, which it was fitted to, and "
+        f"{exported.measures['validation']} {before.validation:.3f} -> {after.validation:.3f} on "
+        "the validation set"
     )
 
 
@@ -117,7 +119,7 @@ def recovery_summary(report: RecoveryReport) -> str:
         f"{recovery.steps} steps on {recovery.samples} samples, {recovery.weights:,} weights: "
         f"divergence from the dense model {recovery.before:.3f} -> {recovery.after:.3f} nats on "
         "held-out samples\n"
-        f"validation accuracy {' -> '.join(accuracies)}\n"
+        f"validation {report.measure} {' -> '.join(accuracies)}\n"
         f"written to {verified.directory}; "
         f"{_reload_summary(verified.logit_difference, same=verified.generation_equal)}"
     )

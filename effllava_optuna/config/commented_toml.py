@@ -27,6 +27,7 @@ _COMMENTS = {
     ("pruning", "width_ratios"): "widths that are timed and fitted, relative to the dense width",
     ("pruning", "multiple_of"): "MLP widths that suit matrix kernels",
     ("pruning", "table_gb"): "memory of the compensation tables and their computation",
+    ("quality", "measure"): "agreement with the dense model's own answers: no labels are needed",
     ("latency", "batch"): "prompts whose prefill is timed at once",
     ("search", "population"): "epochs x generations x population policies in total",
     ("search", "keep_ratio"): "a policy keeps at most this share of the prunable weights",

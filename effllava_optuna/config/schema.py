@@ -146,13 +146,18 @@ class PruningSettings(_Settings):
 class QualitySettings(_Settings):
     """``[quality]``: the first objective, ``accuracy - eta * risk``.
 
-    ``accuracy`` is the ``expected`` accuracy (the mean probability of the right answer) or the
-    ``hard`` accuracy (the share of right answers). ``risk`` uses the original weights of the kept
-    units (``paper``) or the compensated weights (``compensated``). ``term``, a
-    ``module:function``, is called with a policy and the model, and returns a value that is
-    subtracted, too, in units of accuracy. It must return the same value for the same policy.
+    ``measure`` is the ``accuracy`` on labelled samples, or the ``agreement`` with the answers of
+    the dense model, which needs no labels. ``accuracy`` is the ``expected`` accuracy (the mean
+    probability of the right answer; of an agreement, the mean of ``exp(-d)``, where ``d`` is the
+    KL divergence from the dense model, averaged over the tokens of its answer) or the ``hard``
+    accuracy (the share of right answers, or of answers of the dense model). ``risk`` uses the
+    original weights of the kept units (``paper``) or the compensated weights (``compensated``).
+    ``term``, a ``module:function``, is called with a policy and the model, and returns a value
+    that is subtracted, too, in units of accuracy. It must return the same value for the same
+    policy.
     """
 
+    measure: Literal["accuracy", "agreement"] = "accuracy"
     accuracy: Literal["expected", "hard"] = "expected"
     eta: Annotated[float, Field(ge=0)] = 0.02
     risk: Literal["paper", "compensated"] = "paper"
@@ -295,6 +300,11 @@ class StudyConfig(_Settings):
             raise ValueError(
                 "pruning.compensation is 'bias', but stock models have no such biases; use "
                 "'least-squares' with a portable export or pruning.mode = 'vllm-safe'"
+            )
+        if self.quality.measure == "agreement" and self.task.measure == "generation":
+            raise ValueError(
+                "task.measure is 'generation', which grades answers by labels, but "
+                "quality.measure is 'agreement'; use task.measure = 'likelihood'"
             )
         if search.keep_ratio is not None and search.speedup is not None:
             raise ValueError("search.keep_ratio and search.speedup are both set; use one budget")

@@ -18,9 +18,10 @@ from effllava_optuna.config.cost_estimate import (
     estimate_cost,
 )
 from effllava_optuna.config.schema import ROWS, WIDTH_RATIOS, StudyConfig
-from effllava_optuna.errors import ConfigError, ModelError
+from effllava_optuna.errors import ConfigError, ModelError, TaskError
 from effllava_optuna.files import expand_home
 from effllava_optuna.policy import Kind
+from effllava_optuna.tasks import DataTask
 
 if TYPE_CHECKING:
     from effllava_optuna.policy import Component
@@ -197,6 +198,7 @@ def _tables(
     if request.data is not None:
         task["data"] = _relative_path(request.data, request.out)
     task |= {"proxy": 64, "validation": 500, "test": 2000}
+    quality = {"measure": "agreement"} if _count_unlabelled(request)[0] else {}
     pruning: dict[str, Any] = {
         "width_ratios": list(_COARSE_WIDTH_RATIOS if large else WIDTH_RATIOS),
         "multiple_of": _mlp_step(outline.mlp_width),
@@ -216,12 +218,23 @@ def _tables(
         },
         "task": task,
         "pruning": pruning,
+        **({"quality": quality} if quality else {}),
         "latency": {"batch": batch},
         "search": search | _budget(request),
         "projector": {"elites": 3 if genes <= 20 else 4},
         "report": {"finalists": 5 if genes <= 20 else 8},
         "export": {"directory": f"{request.out.stem}.pruned"},
     }
+
+
+def _count_unlabelled(request: StudyRequest) -> tuple[int, int]:
+    """Count the rows of local data without a correct answer, and all rows; (0, 0): not known."""
+    if request.data is None or not expand_home(request.data).exists():
+        return 0, 0  # the rows of a hub id are not downloaded for a proposal
+    try:
+        return DataTask(request.task, request.data).unlabelled_rows
+    except TaskError:  # `check` names what is wrong with the data
+        return 0, 0
 
 
 def _pruned_components(outline: CheckpointOutline) -> list[Component]:
@@ -247,10 +260,16 @@ def _summary(
 ) -> tuple[str, ...]:
     components = _pruned_components(outline)
     prunable = sum(component.width * component.unit_params for component in components)
+    unlabelled, rows = _count_unlabelled(request)
+    labels = (
+        f"{unlabelled:,} of {rows:,} rows have no answer: the quality is the agreement with the "
+        "answers of the dense model."
+    )
     return (
         f"{request.model} on {request.task}: {outline.parameters:,} parameters; the search can "
         f"prune {prunable:,} of them, in {len(components)} components (one gene each) of "
         f"{outline.decoder_layers} blocks.",
         f"{config.search.trials} policies; needs {cost}: an estimate by a cost model, not "
         "measured.",
+        *([labels] if unlabelled else []),
     )

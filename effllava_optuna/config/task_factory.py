@@ -29,9 +29,9 @@ def make_task(config: StudyConfig) -> Task:
         TaskError: The data cannot be read, rows cannot be used, two splits share a group, or a
             rule does not grade.
     """
-    task = validate_task(make_unchecked_task(config))
+    task = validate_task(make_unchecked_task(config), labels=config.quality.measure == "accuracy")
     for split in Split:  # one sample of each rule: before the search, which grades the rest
-        samples = {id(sample.rule): sample for sample in task.samples(split)}
+        samples = {id(s.rule): s for s in task.samples(split) if s.correct_answer}
         for sample in samples.values():
             if sample.rule is not None:
                 grade_answer(sample, sample.correct_answer)
@@ -55,7 +55,11 @@ def make_unchecked_task(config: StudyConfig) -> Task:
             sources={role: split for role, split in settings.splits if split is not None},
             columns=settings.columns,
             options=TaskOptions(
-                settings.harness, settings.instruction, settings.system, settings.new_tokens
+                harness=settings.harness,
+                instruction=settings.instruction,
+                system=settings.system,
+                new_tokens=settings.new_tokens,
+                labels=config.quality.measure == "accuracy",
             ),
             seed=config.task_seed,
             **sizes,

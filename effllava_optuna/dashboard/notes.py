@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.report import comparison_sentence, noise_notes
 from effllava_optuna.report.policy_table import is_chosen, labelled_rows
+from effllava_optuna.report.text_table import measure_of_split, split_heading
 from effllava_optuna.storage.location import storage_arguments
 from effllava_optuna.storage.studies import config_of
 from effllava_optuna.storage.urls import shareable_url
@@ -27,8 +28,9 @@ _COLUMNS = (
     ("ms", "latency_ms", 1),
     ("speed-up", "speedup_predicted", 2),
 )  # heading, key of the result row, digits
+_SPLITS = ("proxy", "validation", "test")
 _WARNING = (
-    "Quality is accuracy minus eta times the structural risk; accuracy is cross-fitted on the "
+    "Quality is {measure} minus eta times the structural risk; {measure} is cross-fitted on the "
     "proxy. **The dashboard's own Pareto front and best trials mix epochs**, whose values belong "
     "to different projectors: the figure `front_by_epoch` shows the front of each epoch."
 )
@@ -37,8 +39,8 @@ _CONTROL_NOTE = """# Epochs of `{name}`
 Each trial is one attempt to publish an epoch: epoch 0 publishes the calibration (ranking,
 compensation tables, latency and risk tables), each later epoch a trained projector and a new
 search space; the page of the trial has the file. The value is the cross-fitted accuracy on the
-proxy. The complete attempt with the lowest number counts. The attempt after the last epoch is the
-final selection.
+proxy, or agreement with the dense model. The complete attempt with the lowest number counts. The
+attempt after the last epoch is the final selection.
 """
 
 
@@ -55,7 +57,8 @@ def study_note(study: Study, document: Mapping[str, Any]) -> str:
         document: Its document, see `effllava_optuna.report.study_document`.
     """
     lines = [f"# {document['study']}", "", _state(document), "", *_facts(study, document)]
-    lines += ["", _WARNING, "", "## Dense, uniform, front", "", *_table(document), ""]
+    warning = _WARNING.format(measure=measure_of_split(document, "proxy"))
+    lines += ["", warning, "", "## Dense, uniform, front", "", *_table(document), ""]
     if document["front"]:
         best = document["chosen"] or document["front"][0]
         lines += ["## Export", "", *_export_command(study, best["trial"])]
@@ -108,8 +111,12 @@ def _table(document: Mapping[str, Any]) -> list[str]:
         for heading, key, digits in _COLUMNS
         if any(row[key] is not None for _, row in rows)
     ]
+    headings = [
+        split_heading(document, heading).replace("\n", " ") if heading in _SPLITS else heading
+        for heading, _, _ in columns
+    ]
     lines = [
-        f"| policy | {' | '.join(f'{_PADDING}{heading}' for heading, _, _ in columns)} |",
+        f"| policy | {' | '.join(f'{_PADDING}{heading}' for heading in headings)} |",
         f"|---|{'---:|' * len(columns)}",
     ]
     for label, row in rows:

@@ -56,7 +56,8 @@ def write_pages(study: Study, control: Study) -> None:
         with batched_system_attrs(control) as batched:
             save_note(batched, control_note(study.study_name))
         if control.metric_names is None:
-            control.set_metric_names(["proxy accuracy"])
+            measure = document["measures"].get("proxy", "accuracy")
+            control.set_metric_names([f"proxy {measure}"])
 
 
 def attach_policies(study: Study, artifact_store: ArtifactStore) -> None:

@@ -10,7 +10,13 @@ import torch
 from effllava_optuna.config.schema import StudyConfig
 from effllava_optuna.config.task_factory import make_task
 from effllava_optuna.errors import LeakError, shorten
-from effllava_optuna.objectives import encode_samples, groups_of, score_batch
+from effllava_optuna.objectives import (
+    encode_samples,
+    graded_samples,
+    groups_of,
+    measure_of,
+    score_batch,
+)
 from effllava_optuna.policy import bootstrap_interval
 from effllava_optuna.surgery import VerifiedExport, export, load, load_pruned
 from effllava_optuna.tasks import Scores, Split
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from effllava_optuna.calibration.stage_callback import StageCallback
+    from effllava_optuna.objectives import Measure
     from effllava_optuna.surgery import LoadedModel
     from effllava_optuna.tasks import Sample, Task
     from effllava_optuna.training import Adaptation
@@ -61,12 +68,14 @@ class RecoveryReport:
         after: The same of the recovered model.
         recovery: The training.
         verified: The new checkpoint.
+        measure: Whether these are an accuracy, or an agreement with the dense model.
     """
 
     before: tuple[float, tuple[float, float]]
     after: tuple[float, tuple[float, float]]
     recovery: RecoveryResult
     verified: VerifiedExport
+    measure: Measure
 
 
 @torch.no_grad()
@@ -141,7 +150,11 @@ def recover_checkpoint(
     report_stage("loading the models", 0.0)
     pruned = load_pruned(checkpoint, device=model.device, dtype=model.dtype)
     dense = load(model.path, device=model.device, dtype=model.dtype)
+    measure = config.quality.measure
+    samples = graded_samples(dense, samples, measure)
     validation = make_task(config).samples(Split.VALIDATION)
+    validation_measure = measure_of(validation, measure)
+    validation = graded_samples(dense, validation, measure)
     before = measure_accuracy(pruned, validation)
     recovery = recover(
         pruned,
@@ -153,4 +166,10 @@ def recover_checkpoint(
     )
     report_stage("exporting and verifying", 0.0)
     after = measure_accuracy(pruned, validation)
-    return RecoveryReport(before, after, recovery, export(pruned, out, overwrite=overwrite))
+    return RecoveryReport(
+        before,
+        after,
+        recovery,
+        export(pruned, out, overwrite=overwrite),
+        validation_measure,
+    )

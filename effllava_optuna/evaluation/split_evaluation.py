@@ -10,24 +10,25 @@ from effllava_optuna.config.task_factory import make_unchecked_task
 from effllava_optuna.errors import ConfigError, StudyError, TaskError
 from effllava_optuna.evaluation.answering import GradedAnswer, answer_samples
 from effllava_optuna.evaluation.record_file import RecordFile
-from effllava_optuna.objectives import constant_of, rule_of
+from effllava_optuna.objectives import answer_questions, constant_of, measure_of, rule_of
 from effllava_optuna.policy import Policy
 from effllava_optuna.report import accuracy_by_subset, accuracy_with_interval
 from effllava_optuna.search.runner import resume
+from effllava_optuna.search.study_answers import published_answers, stored_answers
 from effllava_optuna.storage.names import CHOSEN
 from effllava_optuna.storage.trial_records import measured_record
 from effllava_optuna.surgery import fingerprint, load, policy_network
-from effllava_optuna.tasks import DataTask, Split
+from effllava_optuna.tasks import AGREEMENT, DataTask, Split, with_dense_answers
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from effllava_optuna.calibration.stage_callback import StageCallback
     from effllava_optuna.config.schema import StudyConfig
     from effllava_optuna.storage.location import StudyLocation
     from effllava_optuna.surgery import LoadedModel
-    from effllava_optuna.tasks import Sample, Task
+    from effllava_optuna.tasks import DenseAnswers, Sample, Task
 
 FULL_SPLIT = "full"
 CHOSEN_MODEL, DENSE_MODEL = "chosen", "dense"
@@ -78,12 +79,15 @@ class EvaluatedNetwork:
     Attributes:
         loaded: The network.
         task: The task of the study.
+        samples: The samples that it shall answer; with answers of the dense model if they are
+            graded by their agreement with it.
         name: Its name in reports.
         digest: Identifies its weights and widths.
     """
 
     loaded: LoadedModel
     task: Task
+    samples: Sequence[Sample]
     name: str
     digest: str
 
@@ -105,21 +109,34 @@ def select_samples(task: Task, split: str) -> tuple[Sample, ...]:
 
 @contextmanager
 def open_network(
-    location: StudyLocation, config: StudyConfig, model: str, report_stage: StageCallback
+    location: StudyLocation,
+    config: StudyConfig,
+    options: EvaluationOptions,
+    report_stage: StageCallback,
 ) -> Iterator[EvaluatedNetwork]:
-    """Load the network that ``model`` names, see `EvaluationOptions`.
+    """Load the network that ``options.model`` names, see `EvaluationOptions`, and its samples.
 
     Raises:
         StudyError: There is no such trial.
         ModelError: There is no such checkpoint.
     """
+    model = options.model
     if model != CHOSEN_MODEL and not model.isdecimal():
         report_stage("loading the model", 0.0)
         source = config.model.path if model == DENSE_MODEL else model
-        loaded = load(source, device=config.model.device, dtype=config.model.dtype)
-        yield EvaluatedNetwork(
-            loaded, make_unchecked_task(config), source, fingerprint(loaded.model)
+        task, loaded = make_unchecked_task(config), None
+        if source == config.model.path:
+            loaded = _load(config, source)
+        samples = _graded_samples(
+            location,
+            config,
+            options,
+            task,
+            lambda: loaded or _load(config, config.model.path),
+            report_stage,
         )
+        loaded = loaded or _load(config, source)  # one model in memory at a time
+        yield EvaluatedNetwork(loaded, task, samples, source, fingerprint(loaded.model))
         return
     study = location.open()
     number = study.user_attrs.get(CHOSEN) if model == CHOSEN_MODEL else int(model)
@@ -132,14 +149,60 @@ def open_network(
     with resume(study, location.url, report_stage, config=location.config_of(study)) as session:
         policy = Policy.of(session.evaluator.structure, trial.widths)
         weight_state = session.epochs.weight_state(trial.weight_state)
-        with policy_network(session.evaluator.loaded, weight_state, policy) as network:
+        task, loaded = session.evaluator.inputs.task, session.evaluator.loaded
+        samples = _graded_samples(location, config, options, task, lambda: loaded, report_stage)
+        with policy_network(loaded, weight_state, policy) as network:
             calibration = session.epochs.epoch(0).weight_state.digest
             yield EvaluatedNetwork(
                 network,
-                session.evaluator.inputs.task,
+                task,
+                samples,
                 f"trial {number} of {study.study_name}",
                 f"{calibration} {trial.weight_state} {list(trial.widths)}",
             )
+
+
+def _load(config: StudyConfig, source: str) -> LoadedModel:
+    return load(source, device=config.model.device, dtype=config.model.dtype)
+
+
+def _graded_samples(
+    location: StudyLocation,
+    config: StudyConfig,
+    options: EvaluationOptions,
+    task: Task,
+    dense: Callable[[], LoadedModel],
+    report_stage: StageCallback,
+) -> Sequence[Sample]:
+    """Return the samples to answer; with answers of the dense model if one has no correct answer.
+
+    Args:
+        location: The study; the answers that it has stored are used.
+        config: Its study file.
+        options: The split, and the number of samples.
+        task: The task of the study.
+        dense: Returns the dense model, which answers if nothing is stored.
+        report_stage: Called with the current stage and its finished share.
+    """
+    samples = select_samples(task, options.split)
+    if measure_of(samples, config.quality.measure) == "accuracy":
+        return samples[: options.limit]
+    answers = _stored_answers(location, options.split)
+    samples = samples[: options.limit]
+    if answers is None:
+        answers = answer_questions(
+            dense(),
+            samples,
+            lambda share: report_stage("answering with the dense model", share),
+        )
+    return with_dense_answers(samples, answers)
+
+
+def _stored_answers(location: StudyLocation, split: str) -> DenseAnswers | None:
+    if not location.exists():
+        return None
+    study = location.open()
+    return published_answers(study) if split == Split.PROXY else stored_answers(study, split)
 
 
 def evaluate(
@@ -163,20 +226,24 @@ def evaluate(
         ModelError: There is no such checkpoint.
     """
     _refuse_directory(out)
-    with open_network(location, config, options.model, report_stage) as network:
+    with open_network(location, config, options, report_stage) as network:
         all_samples = select_samples(network.task, options.split)
+        measure = measure_of(all_samples, config.quality.measure)
+        rule = (
+            AGREEMENT if measure == "agreement" else rule_of(all_samples, letters=options.letters)
+        )
         description = {
             "model": network.digest,
             "task": network.task.digest,
             "split": options.split,
             "system": sorted({sample.system for sample in all_samples}),
-            "rule": rule_of(all_samples, letters=options.letters),
+            "rule": rule,
             "new_tokens": max([s.rule.new_tokens for s in all_samples if s.rule] or [0]),
         }
-        samples = all_samples[: options.limit]
+        samples = network.samples
         answers = RecordFile(out, GradedAnswer, description, overwrite=overwrite)
         _answer_missing(network.loaded, samples, answers, options, report_stage)
-        document = _document(network, options, samples, answers)
+        document = _document(network, options, answers) | {"rule": rule, "measure": measure}
     texts = {sample_id: answer.text for sample_id, answer in answers.records.items()}
     return EvaluationResult(document, samples, texts, network.name)
 
@@ -219,9 +286,9 @@ def _answer_missing(
 def _document(
     network: EvaluatedNetwork,
     options: EvaluationOptions,
-    samples: Sequence[Sample],
     answers: RecordFile[GradedAnswer],
 ) -> dict[str, Any]:
+    samples = network.samples
     graded = [
         (sample, score)
         for sample in samples
@@ -233,7 +300,6 @@ def _document(
         "model": network.name,
         "task": network.task.name,
         "split": options.split,
-        "rule": rule_of(samples, letters=options.letters),
         "all": accuracy_with_interval(scores, groups) if graded else None,
         "subsets": accuracy_by_subset(scores, groups, subsets),
         "constant": constant_of(samples),

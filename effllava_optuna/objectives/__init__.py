@@ -9,11 +9,14 @@ from effllava_optuna.objectives.accuracy import (
     score_policy,
     split_folds,
 )
+from effllava_optuna.objectives.dense_answering import answer_questions, graded_samples
 from effllava_optuna.objectives.encoded_proxy import EncodedProxy
 from effllava_optuna.objectives.grading import (
     LIKELIEST,
+    Measure,
     constant_of,
     describe_task,
+    measure_of,
     number_groups,
     options_compared,
     rule_of,
@@ -36,14 +39,18 @@ __all__ = [
     "EncodedBatch",
     "EncodedProxy",
     "LatencyTable",
+    "Measure",
     "Stopwatch",
     "Workload",
+    "answer_questions",
     "constant_of",
     "describe_task",
     "encode_samples",
     "fit_correction",
     "flops",
+    "graded_samples",
     "groups_of",
+    "measure_of",
     "measure_table",
     "number_groups",
     "options_compared",

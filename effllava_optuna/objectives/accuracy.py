@@ -1,8 +1,8 @@
-"""Accuracy of a policy: encoded batches of samples, and the scores of a network on them."""
+"""Scores of a policy: encoded batches of samples, and the scores of a network on them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from effllava_optuna.tasks import (
     encode_prompts,
     encode_with_answers,
     grade_answers,
+    score_agreement,
     score_on_device,
 )
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from effllava_optuna.policy import Policy
     from effllava_optuna.surgery import EncodedInputs, LoadedModel, WeightState
-    from effllava_optuna.tasks import Batch, Sample
+    from effllava_optuna.tasks import Batch, DenseOutputs, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +40,16 @@ class EncodedBatch:
         batch: Tokenised samples; without answers, the model generates them.
         seen: Model inputs, pictures encoded up to the projector.
         fit: Which compensation table and projector of a weight state scores the batch.
+        dense: What the dense model predicts; then networks are scored by their agreement with it.
     """
 
     batch: Batch
     seen: EncodedInputs
     fit: int = FULL_FIT
+    dense: DenseOutputs | None = None
 
     def rows(self, samples: Sequence[Sample]) -> EncodedBatch | None:
-        """Select ``samples`` of the batch without encoding them again.
+        """Select ``samples`` of the batch without encoding them again, for training.
 
         Returns:
             None if pictures and samples do not correspond one to one (several tiles for each
@@ -55,7 +58,7 @@ class EncodedBatch:
         row_of = {sample.id: row for row, sample in enumerate(self.batch.samples)}
         rows = torch.tensor([row_of[sample.id] for sample in samples])
         seen = self.seen.select(rows)
-        return None if seen is None else replace(self, batch=self.batch.select(rows), seen=seen)
+        return None if seen is None else EncodedBatch(self.batch.select(rows), seen, self.fit)
 
 
 def split_folds(samples: Sequence[Sample], folds: int) -> tuple[tuple[Sample, ...], ...]:
@@ -133,8 +136,11 @@ def score_batch(network: LoadedModel, encoded: EncodedBatch) -> Scores:
 
 
 def _score(network: LoadedModel, encoded: EncodedBatch) -> torch.Tensor | Scores:
-    """Return the result of `score_on_device`, or the grades of generated answers."""
+    """Return scores by logits on their device, or the grades of generated answers."""
     batch, seen = encoded.batch.to(network.device), encoded.seen.to(network.device)
+    if encoded.dense is not None:
+        dense = encoded.dense.to(network.device)
+        return score_agreement(answer_logits(network, seen), batch, dense)
     if batch.answers is not None:
         return score_on_device(answer_logits(network, seen), batch)
     return grade_answers(generate_text(network, seen, batch.new_tokens), batch.samples)

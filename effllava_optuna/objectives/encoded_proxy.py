@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from effllava_optuna.errors import TaskError
 from effllava_optuna.objectives.accuracy import EncodedBatch, encode_samples, split_folds
 from effllava_optuna.surgery import answer_logits, require_finite_logits
-from effllava_optuna.tasks import require_proxy
+from effllava_optuna.tasks import count_outputs, dense_outputs, require_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from effllava_optuna.surgery import LoadedModel
     from effllava_optuna.tasks import Sample
+
+_OUTPUT_GB = 4.0  # of the dense model's log-probabilities, in float32 on the device of the model
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class EncodedProxy:
     Attributes:
         samples: The proxy set.
         folds: For each fold its batches, open questions with a right answer to read.
-        scored: What the search scores: the same, or open questions to be answered by generation.
+        scored: What the search scores: the same, perhaps with the outputs of the dense model; or
+            open questions to be answered by generation.
         graded: What the report scores: open questions are always answered by generation.
     """
 
@@ -67,6 +71,44 @@ class EncodedProxy:
         )
         return EncodedProxy(proxy, read, generated if generate else likelihood, generated)
 
+    @property
+    def likelihood(self) -> tuple[EncodedBatch, ...]:
+        """Return the batches of all folds."""
+        return tuple(encoded for fold in self.folds for encoded in fold)
+
+    @torch.inference_mode()
+    def with_dense_outputs(self, loaded: LoadedModel) -> EncodedProxy:
+        """Return the proxy set, scored by agreement with the dense model.
+
+        The log-probabilities of the dense model are computed once, where its answers are
+        predicted, and kept in memory: 4 bytes for each token of an answer and each token of the
+        vocabulary, 4 GB at most.
+
+        Args:
+            loaded: The dense model, whose answers the samples have.
+
+        Raises:
+            TaskError: They need more memory.
+        """
+        vocabulary = loaded.model.get_output_embeddings().weight.shape[0]
+        count = sum(count_outputs(encoded.batch, vocabulary) for encoded in self.likelihood)
+        if 4 * count > _OUTPUT_GB * 1e9:
+            raise TaskError(
+                f"The outputs of the dense model on {len(self.samples)} proxy samples take "
+                f"{4 * count / 1e9:.1f} GB, {_OUTPUT_GB:g} GB at most.",
+                hint="Reduce task.new_tokens or task.proxy.",
+            )
+        with loaded.lock:
+            scored = tuple(
+                replace(
+                    encoded,
+                    dense=dense_outputs(answer_logits(loaded, encoded.seen), encoded.batch),
+                )
+                for encoded in self.likelihood
+            )
+        graded = scored if self.graded is self.scored else self.graded
+        return replace(self, scored=scored, graded=graded)
+
     @torch.inference_mode()
     def require_finite_answers(self, loaded: LoadedModel) -> None:
         """Check that the dense model answers every sample with finite logits.
@@ -75,7 +117,7 @@ class EncodedProxy:
             ModelError: It does not; the message names a sample.
         """
         with loaded.lock:
-            for encoded in (encoded for fold in self.folds for encoded in fold):
+            for encoded in self.likelihood:
                 logits = answer_logits(loaded, encoded.seen)
                 places = [f"sample {sample_id!r}" for sample_id in encoded.batch.ids]
                 require_finite_logits(loaded, logits, places)

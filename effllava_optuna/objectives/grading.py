@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from effllava_optuna.tasks import Split, digest_samples, grade_answer
+from effllava_optuna.tasks import AGREEMENT, Split, digest_samples, grade_answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 LIKELIEST = "likeliest option"  # name of the rule that compares options in one forward pass
 LIKELIHOOD = "likelihood of a right answer"
+DIVERGENCE = "exp(-KL divergence from the dense model), over the tokens of its answers"
+
+Measure = Literal["accuracy", "agreement"]
 
 
 def options_compared(sample: Sample, *, letters: bool = False) -> bool:
@@ -24,6 +27,17 @@ def options_compared(sample: Sample, *, letters: bool = False) -> bool:
         letters: Whether the options of all closed questions are compared.
     """
     return not sample.is_open_ended and (letters or sample.rule is None)
+
+
+def measure_of(samples: Sequence[Sample], measure: Measure) -> Measure:
+    """Return what validation or test reports: the accuracy if all of its samples have answers.
+
+    Args:
+        samples: The samples of the split.
+        measure: What the search maximizes.
+    """
+    labelled = all(sample.correct_answer for sample in samples)
+    return "accuracy" if labelled else measure
 
 
 def rule_of(samples: Sequence[Sample], *, letters: bool) -> str:
@@ -57,17 +71,27 @@ def number_groups(groups: Sequence[str]) -> list[int]:
     return [numbers.setdefault(group, len(numbers)) for group in groups]
 
 
-def describe_task(task: Task, *, generate: bool) -> dict[str, Any]:
+def describe_task(task: Task, measure: Measure, *, generate: bool) -> dict[str, Any]:
     """Describe what a study is measured on: proxy samples by id and hash, names of the metrics.
 
     Args:
         task: The task of the study.
+        measure: What the search maximizes.
         generate: Whether the search scores open questions by generated answers.
     """
     proxy = task.samples(Split.PROXY)
+    final = {s: measure_of(task.samples(s), measure) for s in (Split.VALIDATION, Split.TEST)}
     graded = rule_of(proxy, letters=True)
-    likelihood = not generate and any(sample.is_open_ended for sample in proxy)
+    if measure == "agreement":
+        labelled = [split for split, name in final.items() if name == "accuracy"]
+        graded = rule_of(task.samples(labelled[-1]), letters=True) if labelled else AGREEMENT
+        searched = DIVERGENCE
+    elif not generate and any(sample.is_open_ended for sample in proxy):
+        searched = LIKELIHOOD
+    else:
+        searched = graded
     return {
         "proxy": {"ids": [sample.id for sample in proxy], "digest": digest_samples(proxy)},
-        "metric": {"search": LIKELIHOOD if likelihood else graded, "report": graded},
+        "metric": {"search": searched, "report": graded},
+        "measures": {str(split): name for split, name in {Split.PROXY: measure, **final}.items()},
     }

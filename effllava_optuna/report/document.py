@@ -50,6 +50,7 @@ class StudyFacts:
             or ``residual``; None: there are none.
         metric: Name of the grading rule in the ``search`` and in the ``report``; None before
             the task was loaded.
+        measures: Whether the scores are an ``accuracy`` or an ``agreement``, by split.
         groups: Group of each proxy sample, in the order of the hits of a trial.
         results: Values that were measured at the end of the study; None before that.
         scores: Score of each reported policy on each sample, by split; None before the end of
@@ -77,6 +78,7 @@ class StudyFacts:
     updates: Sequence[Mapping[str, Any]] = ()
     sensitivity: Mapping[str, Any] | None = None
     metric: Mapping[str, str] | None = None
+    measures: Mapping[str, str] = field(default_factory=dict)
     groups: Sequence[int] = ()
     results: Mapping[str, Any] | None = None
     scores: Mapping[str, Any] | None = None
@@ -117,7 +119,9 @@ def study_document(facts: StudyFacts) -> dict[str, Any]:
     if facts.results is not None and facts.scores is not None:
         document |= dict(facts.results)
         document["latency_table"]["finalists_error"] = _mean_error(document["front"])
-        document["comparisons"] = compare_with_baselines(document["chosen"], facts.scores)
+        document["comparisons"] = compare_with_baselines(
+            document["chosen"], facts.scores, facts.measures
+        )
         document["choices"] = choices_by_rule(document, facts.scores["test"])
         document["noise"] = proxy_noise(facts, document)
         return document
@@ -158,6 +162,7 @@ def _unmeasured_document(facts: StudyFacts) -> dict[str, Any]:
         "epochs": {"planned": facts.epochs, "opened": facts.opened},
         "trials": {"planned": facts.planned} | {state: states.get(state, 0) for state in STATES},
         "metric": facts.metric,
+        "measures": dict(facts.measures),
         "constant": None,
         "memory": None,
         "dense": None,
@@ -194,7 +199,8 @@ def result_row(policy: Policy, **values: Any) -> dict[str, Any]:
     """Build the result row of a policy: its widths, its keep ratio, and ``values``.
 
     Fields that are not in ``values`` are None. Accuracies are in [0, 1], speed-ups are factors,
-    ``*_interval`` are 95 % intervals, ``gap`` is the accuracy on the proxy minus that on test, and
+    ``*_interval`` are 95 % intervals, ``gap`` is the accuracy on the proxy minus that on test,
+    None if only one of them is an agreement (``measures`` of the document), and
     ``quality_smoothed`` is the quality by `effllava_optuna.report.smoothed_qualities`.
 
     Raises:

@@ -11,6 +11,8 @@ from effllava_optuna.report.text_table import (
     format_accuracy,
     format_interval,
     format_number,
+    measure_of_split,
+    split_heading,
 )
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ _SPLITS = ("validation", "test")
 _RULES = {
     "proxy": ("quality", "quality on the proxy"),
     "smoothed": ("quality_smoothed", "smoothed quality on the proxy"),
-    "validation": ("accuracy_validation", "accuracy on validation (the choice)"),
+    "validation": ("accuracy_validation", "{measure} on validation (the choice)"),
 }  # name: key of the result row, description
 
 
@@ -68,16 +70,18 @@ def choice_table(document: Mapping[str, Any]) -> TextTable | None:
     if not document["choices"]:
         return None
     rows = []
+    measure = measure_of_split(document, "validation")
     for choice in document["choices"]:
         cells = (
-            _RULES[choice["rule"]][1],
+            _RULES[choice["rule"]][1].format(measure=measure),
             f"trial {choice['trial']}",
             format_number(choice["value"], ".4f"),
             *(format_accuracy(choice, split) for split in _SPLITS),
             _difference_cell(choice["difference"]),
         )
         rows.append(TableRow(cells, emphasized=choice["rule"] == "validation"))
-    columns = ("chosen by", "policy", "value", *_SPLITS, "test, minus\nthe choice")
+    headings = (split_heading(document, split) for split in _SPLITS)
+    columns = ("chosen by", "policy", "value", *headings, "test, minus\nthe choice")
     return TextTable(
         columns, rows, title="Choice among the finalists", notes=_notes(document), left_columns=2
     )

@@ -15,7 +15,12 @@ from effllava_optuna.report.finalist_choices import choice_table
 from effllava_optuna.report.policy_table import policy_table, status_lines
 from effllava_optuna.report.study_comparison import comparison_tables
 from effllava_optuna.report.subset_scores import subset_table
-from effllava_optuna.report.text_table import TableRow, TextTable, format_number
+from effllava_optuna.report.text_table import (
+    TableRow,
+    TextTable,
+    format_number,
+    measure_of_split,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -169,7 +174,8 @@ def _risk_section(document: Mapping[str, Any]) -> PageSection | None:
         )
         table_rows.append(TableRow(cells))
     notes = [
-        f"quality = accuracy ({quality['accuracy']}, cross-fitted on the proxy) - eta * Omega, "
+        f"quality = {measure_of_split(document, 'proxy')} ({quality['accuracy']}, cross-fitted on "
+        "the proxy) - eta * Omega, "
         f"with eta = {eta:g} per nat. Omega is the mean over the weight matrices, weighted by "
         "their parameters, of log(Frobenius norm of the kept weights / of all weights), form "
         f"{quality['risk']!r}; it is 0 for the dense model. The paper does not state the term "
@@ -196,13 +202,15 @@ def _projector_section(document: Mapping[str, Any]) -> PageSection | None:
         ]
         cells = (str(epoch), str(update["steps"]), f"{update['seconds']:.0f}", *changes)
         rows.append(TableRow(cells))
+    measure = measure_of_split(document, "proxy")
     columns = (
-        "for epoch", "steps", "seconds", "held-out accuracy", "held-out loss",
-        "accuracy on training samples",
+        "for epoch", "steps", "seconds", f"held-out {measure}", "held-out loss",
+        f"{measure} on training samples",
     )  # fmt: skip
     notes = [
-        "The number of steps is chosen on held-out proxy samples, zero included. Accuracy and "
-        "loss are means over the elites, for which the projector was trained."
+        "The number of steps is chosen on held-out proxy samples, zero included. "
+        f"{measure.capitalize()} and loss are means over the elites, for which the projector was "
+        "trained."
     ]
     return PageSection("Projector updates", TextTable(columns, rows, notes=notes))
 

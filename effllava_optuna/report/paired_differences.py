@@ -16,7 +16,7 @@ BASELINES = {"dense": "the dense model", "uniform_by_kind": "the best uniform-by
 
 
 def compare_with_baselines(
-    chosen: Mapping[str, Any], scores: Mapping[str, Any]
+    chosen: Mapping[str, Any], scores: Mapping[str, Any], measures: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """Compare the chosen policy with the dense model and the best uniform-by-kind policy.
 
@@ -24,20 +24,25 @@ def compare_with_baselines(
         chosen: The result row of the chosen policy.
         scores: The scores that were stored at the end of the study, by split: ``groups`` of the
             samples, and ``hits`` by policy.
+        measures: Whether the scores are an accuracy or an agreement, by split.
 
     Returns:
-        One comparison per baseline on validation and on test, see `paired_difference`.
+        One comparison per baseline on validation and on test, see `paired_difference`; none of an
+        agreement with the dense model, which has the agreement 1.
     """
     trial = str(chosen["trial"])
+    measure_of = {split: measures.get(split, "accuracy") for split in ("validation", "test")}
     return [
         {
             "baseline": baseline,
             "split": split,
+            "measure": measure,
             **paired_difference(scores[split], trial, baseline),
         }
-        for split in ("validation", "test")
+        for split, measure in measure_of.items()
         for baseline in BASELINES
         if baseline in scores[split]["hits"]
+        and not (measure == "agreement" and baseline == "dense")
     ]
 
 
@@ -67,10 +72,13 @@ def paired_difference(scores: Mapping[str, Any], policy: str, baseline: str) -> 
 def comparison_sentence(comparison: Mapping[str, Any]) -> str:
     """Return one entry of `compare_with_baselines` as a sentence."""
     low, high = comparison["interval"]
+    better, worse = "is more accurate than", "is less accurate than"
+    if comparison["measure"] == "agreement":
+        better, worse = (f"agrees with the dense model {word} than" for word in ("more", "less"))
     if low > 0:
-        verdict = "is more accurate than"
+        verdict = better
     elif high < 0:
-        verdict = "is less accurate than"
+        verdict = worse
     else:
         verdict = "does not differ significantly from"
     return (

@@ -8,7 +8,7 @@ import numpy as np
 
 from effllava_optuna.policy import bootstrap_interval, bootstrap_means
 from effllava_optuna.report.paired_differences import paired_difference
-from effllava_optuna.report.text_table import format_interval
+from effllava_optuna.report.text_table import format_interval, measure_of_split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,8 +70,9 @@ def confidence_notes(pick: Mapping[str, Any]) -> list[str]:
         pick: The result of `effllava_optuna.report.pick_policy`.
     """
     confidence, split = pick["confidence"], pick["split"]
+    measure = measure_of_split(pick, split).capitalize()
     notes = [
-        f"Accuracy of trial {pick['picked']['trial']} on {split}: "
+        f"{measure} of trial {pick['picked']['trial']} on {split}: "
         f"{pick['picked'][f'accuracy_{split}']:.3f} {format_interval(confidence['interval'])}, "
         f"{confidence['samples']} samples."
     ]
@@ -79,7 +80,7 @@ def confidence_notes(pick: Mapping[str, Any]) -> list[str]:
     if drop is not None:
         within = drop["within_fraction"]
         note = (
-            f"Accuracy drop: {drop['value']:.3f} {format_interval(drop['interval'], '+.3f')}; on "
+            f"{measure} drop: {drop['value']:.3f} {format_interval(drop['interval'], '+.3f')}; on "
             f"resampled samples it is at most {pick['rule']['accuracy_drop']:g} in {within:.0%} "
             "of cases"
         )

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 from effllava_optuna.errors import StudyError
 from effllava_optuna.report.document import study_document
 from effllava_optuna.report.pick_confidence import confidence_notes, pick_confidence
-from effllava_optuna.report.text_table import TableRow, TextTable, format_number
+from effllava_optuna.report.text_table import (
+    TableRow,
+    TextTable,
+    format_number,
+    measure_of_split,
+    split_heading,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -71,7 +77,8 @@ def pick_policy(facts: StudyFacts, rule: PickRule) -> dict[str, Any]:
 
     Returns:
         The ``picked`` result row, the ``candidates``, the trials that are ``admissible``, the
-        ``split`` that decided, and the ``confidence`` of the pick, see `pick_confidence`.
+        ``split`` that decided, the ``measures`` of the splits, and the ``confidence`` of the
+        pick, see `pick_confidence`.
 
     Raises:
         StudyError: There is no finalist yet, or none is within the limits; the message then
@@ -99,6 +106,7 @@ def pick_policy(facts: StudyFacts, rule: PickRule) -> dict[str, Any]:
         "study": facts.name,
         "rule": {name: value for name, value in asdict(rule).items() if value is not None},
         "split": split,
+        "measures": document["measures"],
         "measured": row["latency_ms_measured"] is not None,
         "picked": row,
         "candidates": candidates,
@@ -197,7 +205,7 @@ def pick_table(pick: Mapping[str, Any]) -> TextTable:
         )
         rows.append(TableRow(cells, emphasized=picked))
     columns = (
-        "policy", f"accuracy, {pick['split']}", "drop", latency, speedup, "params",
-        "test (not used)",
+        "policy", f"{measure_of_split(pick, pick['split'])}, {pick['split']}", "drop", latency,
+        speedup, "params", f"{split_heading(pick, 'test')} (not used)",
     )  # fmt: skip
     return TextTable(columns, rows, notes=confidence_notes(pick))

@@ -13,14 +13,16 @@ from effllava_optuna.report.text_table import (
     format_accuracy,
     format_interval,
     format_number,
+    measure_of_split,
+    split_heading,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_COLUMNS = (
-    "policy", "epoch", "kept", "proxy", "validation", "test", "gap", "ms", "ms\nmeasured",
-    "speed-up", "speed-up\nmeasured", "params", "GFLOPs",
+_SPLITS = ("proxy", "validation", "test")
+_LAST_COLUMNS = (
+    "gap", "ms", "ms\nmeasured", "speed-up", "speed-up\nmeasured", "params", "GFLOPs",
 )  # fmt: skip
 
 
@@ -40,8 +42,8 @@ def status_lines(document: Mapping[str, Any]) -> list[str]:
             for row in (chosen, dense)
         )
         lines.append(
-            f"Chosen: trial {chosen['trial']}, accuracy {accuracy} on test (dense "
-            f"{dense_accuracy}), {chosen['speedup_measured']:.2f}x as fast, "
+            f"Chosen: trial {chosen['trial']}, {measure_of_split(document, 'test')} {accuracy} on "
+            f"test (dense {dense_accuracy}), {chosen['speedup_measured']:.2f}x as fast, "
             f"{chosen['parameters'] / dense['parameters']:.0%} of the parameters."
         )
     return lines
@@ -62,7 +64,8 @@ def summary_lines(document: Mapping[str, Any]) -> list[str]:
     for epoch, update in enumerate(document["projector"], start=1):
         lines.append(
             f"projector of epoch {epoch}: {update['steps']} steps, {update['seconds']:.0f} s, "
-            f"held-out accuracy {update['crossfit_accuracy_before']:.3f} to "
+            f"held-out {measure_of_split(document, 'proxy')} "
+            f"{update['crossfit_accuracy_before']:.3f} to "
             f"{update['crossfit_accuracy_after']:.3f} (training samples: "
             f"{update['proxy_accuracy_before']:.3f} to {update['proxy_accuracy_after']:.3f})"
         )
@@ -95,9 +98,7 @@ def policy_table(document: Mapping[str, Any]) -> TextTable:
             f"{label} (chosen)" if chosen else label,
             format_number(row["epoch"], "d"),
             format_number(row["keep_ratio"], ".3f"),
-            format_accuracy(row, "proxy"),
-            format_accuracy(row, "validation"),
-            format_accuracy(row, "test"),
+            *(format_accuracy(row, split) for split in _SPLITS),
             format_number(row["gap"], "+.3f"),
             format_number(row["latency_ms"], ".1f"),
             format_number(row["latency_ms_measured"], ".1f"),
@@ -107,7 +108,9 @@ def policy_table(document: Mapping[str, Any]) -> TextTable:
             format_number(row["gflops"], ".2f"),
         )
         rows.append(TableRow(cells, emphasized=chosen))
-    return TextTable(_COLUMNS, rows, notes=_notes(document))
+    headings = (split_heading(document, split) for split in _SPLITS)
+    columns = ("policy", "epoch", "kept", *headings, *_LAST_COLUMNS)
+    return TextTable(columns, rows, notes=_notes(document))
 
 
 def _notes(document: Mapping[str, Any]) -> list[str]:
@@ -133,8 +136,8 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
         return notes + noise_notes(document)
     notes.append(
         "kept: fraction of the prunable parameters; proxy: cross-fitted, on the samples of the "
-        "search; gap: proxy minus test; [..]: 95 % intervals. The policy was chosen on "
-        "validation, before the test set was opened."
+        "search; gap: proxy minus test, of one measure; [..]: 95 % intervals. The policy was "
+        "chosen on validation, before the test set was opened."
     )
     on_test = [pair for pair in document["comparisons"] if pair["split"] == "test"]
     return notes + [comparison_sentence(pair) for pair in on_test] + noise_notes(document)
@@ -171,8 +174,15 @@ def _grading_notes(document: Mapping[str, Any]) -> list[str]:
     """Describe the metric, and the accuracy of the best constant answer."""
     notes = []
     metric, constant = document["metric"], document["constant"]
+    by_agreement = [s for s in _SPLITS if measure_of_split(document, s) == "agreement"]
+    if by_agreement:
+        notes.append(
+            f"Agreement ({', '.join(by_agreement)}): the share of samples that get the answer of "
+            "the dense model; no labels are used."
+        )
     if metric is not None:
-        notes.append(f"Accuracy: {metric['report']}.")
+        if len(by_agreement) < len(_SPLITS):
+            notes.append(f"Accuracy: {metric['report']}.")
         if metric["search"] != metric["report"]:
             notes.append(f"The search used another metric: {metric['search']}.")
     if constant is not None:

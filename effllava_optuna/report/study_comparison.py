@@ -13,6 +13,7 @@ from effllava_optuna.report.text_table import (
     format_accuracy,
     format_interval,
     format_number,
+    measure_of_split,
 )
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ _SEEDS = ("study.seed", "task.seed")
 _LEVEL = 0.95
 _MAX_VALUE_LENGTH = 40  # characters
 _COLUMNS = (
-    "study", "variant", "seed", "trials", "dense, test", "uniform by kind,\ntest", "chosen, test",
+    "study", "variant", "seed", "measure\non test", "trials", "dense, test",
+    "uniform by kind,\ntest", "chosen, test",
     "difference to\nuniform by kind", "gap", "speed-up\nmeasured", "kept",
     "hypervolume\nlast epoch",
 )  # fmt: skip
@@ -112,6 +114,7 @@ def _study_result(document: Mapping[str, Any], variant: str) -> dict[str, Any]:
         "variant": variant,
         "seed": seed,
         "task_seed": task_seed,
+        "measure": measure_of_split(document, "test"),
         "trials": document["trials"]["complete"] + document["trials"]["pruned"],
         "dense": document["dense"],
         "uniform_by_kind": document["uniform_by_kind"],
@@ -200,6 +203,7 @@ def _result_cells(study: Mapping[str, Any]) -> list[str]:
         interval = format_interval(comparison["interval"], "+.3f", separator=" ")
         difference = f"{comparison['difference']:+.3f}\n{interval}"
     return [
+        study["measure"],
         str(study["trials"]),
         accuracy(study["dense"]),
         accuracy(study["uniform_by_kind"]),

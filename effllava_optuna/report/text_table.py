@@ -53,6 +53,19 @@ def format_interval(interval: Sequence[float], spec: str = ".3f", separator: str
     return f"[{low:{spec}}{separator}{high:{spec}}]"
 
 
+def measure_of_split(document: Mapping[str, Any], split: str) -> str:
+    """Return what the accuracies of a document on ``split`` are: an accuracy, or an agreement."""
+    name: str = document["measures"].get(split, "accuracy")
+    return name
+
+
+def split_heading(document: Mapping[str, Any], split: str) -> str:
+    """Return the heading of a column of accuracies; with the measure if not all are alike."""
+    if set(document["measures"].values()) <= {"accuracy"}:
+        return split
+    return f"{split},\n{measure_of_split(document, split)}"
+
+
 def format_accuracy(row: Mapping[str, Any], split: str) -> str:
     """Return the accuracy of a result row on ``split``, with its interval on a second line."""
     accuracy, interval = row[f"accuracy_{split}"], row[f"accuracy_{split}_interval"]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from effllava_optuna.objectives import EncodedBatch, EncodedProxy, Stopwatch
     from effllava_optuna.policy import ModelStructure, Policy
     from effllava_optuna.surgery import LoadedModel, WeightState
-    from effllava_optuna.tasks import Scores, Split
+    from effllava_optuna.tasks import Sample, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,11 @@ class Measurement:
     Attributes:
         quality: Accuracy, as ``quality.accuracy`` defines it, minus ``eta * risk`` and minus the
             user's term.
-        accuracy: Share of right answers.
-        expected: Mean probability of the right answer.
-        log_probability: Mean log-probability of the right answer, in nats, at least -100.
+        accuracy: Share of right answers, or of answers of the dense model (``quality.measure``).
+        expected: Mean probability of the right answer; of an agreement, the mean of ``exp(-d)``,
+            where ``d`` is the divergence from the dense model.
+        log_probability: Mean log-probability of the right answer, in nats, at least -100; of an
+            agreement, minus the mean divergence.
         risk: Structural-risk term Omega, in nats.
         latency_ms: Milliseconds of the workload, from the latency table.
         hits: Score of each sample, in [0, 1].
@@ -178,9 +180,8 @@ class Evaluator:
         table = self.calibration.latency
         return [whole_ms(table, timings[0], timings[number]) for number in runs]
 
-    def encode(self, split: Split) -> tuple[EncodedBatch, ...]:
-        """Encode a split for the fit on the whole proxy; open questions are to be generated."""
-        samples = self.inputs.task.samples(split)
+    def encode(self, samples: Sequence[Sample]) -> tuple[EncodedBatch, ...]:
+        """Encode samples for the fit on the whole proxy; open questions are to be generated."""
         return encode_samples(self.loaded, samples, generate=True, device="cpu")
 
     def size(self, policy: Policy) -> tuple[int, float]:

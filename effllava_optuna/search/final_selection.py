@@ -17,6 +17,7 @@ from effllava_optuna.errors import StudyError, UserFunctionError
 from effllava_optuna.objectives import (
     constant_of,
     groups_of,
+    measure_of,
     number_groups,
     peak_memory_mb,
     samples_of,
@@ -29,6 +30,7 @@ from effllava_optuna.policy import (
     with_latest_correction,
 )
 from effllava_optuna.report import accuracy_by_subset, result_row, smoothed_qualities
+from effllava_optuna.search.study_answers import final_samples
 from effllava_optuna.storage.names import CHOSEN, RESULTS, SCORES
 from effllava_optuna.storage.trial_records import compact_scores, effective_records
 from effllava_optuna.tasks import Split
@@ -36,7 +38,7 @@ from effllava_optuna.tasks import Split
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from effllava_optuna.objectives import EncodedBatch
+    from effllava_optuna.objectives import EncodedBatch, Measure
     from effllava_optuna.policy import TrialRecord
     from effllava_optuna.search.evaluator import Evaluator, Measurement
     from effllava_optuna.search.session import SearchSession
@@ -68,14 +70,15 @@ class Finalist:
 class _ScoreCache:
     """Scores of finalists; each policy is scored once on each split."""
 
-    def __init__(self, evaluator: Evaluator) -> None:
-        self.evaluator = evaluator
+    def __init__(self, session: SearchSession) -> None:
+        self.session = session
+        self.evaluator = session.evaluator
         self.batches: dict[Split, tuple[EncodedBatch, ...]] = {}
         self._scores: dict[tuple[str, Policy, Split], Scores] = {}
 
     def open(self, split: Split) -> None:
         """Encode a split; before that, nothing can be scored on it."""
-        self.batches[split] = self.evaluator.encode(split)
+        self.batches[split] = self.evaluator.encode(final_samples(self.session, split))
 
     def scores(self, finalist: Finalist, split: Split) -> Scores:
         key = (finalist.weight_state.digest, finalist.policy, split)
@@ -95,6 +98,13 @@ class _ScoreCache:
         self.batches.setdefault(Split.PROXY, proxy.graded)
         return [float(hit) for hit in self.scores(finalist, split).hit]
 
+    def measure(self, split: Split) -> Measure:
+        """Return whether the scores on a split are an accuracy or an agreement."""
+        measure = self.evaluator.config.quality.measure
+        if split is Split.PROXY:
+            return measure
+        return measure_of(self.evaluator.inputs.task.samples(split), measure)
+
     def groups(self, split: Split) -> list[str]:
         batches = self.evaluator.proxy.graded if split is Split.PROXY else self.batches[split]
         return groups_of(batches)
@@ -113,7 +123,7 @@ class FinalSelection:
         self.count = session.config.report.finalists
         self.latest = session.epochs.latest
         self.costs = session.schedule.view_of(self.latest).cost_model
-        self.cache = _ScoreCache(session.evaluator)
+        self.cache = _ScoreCache(session)
 
     def run(self) -> dict[str, Any]:
         """Choose, open the test split, time all finalists, and store the results.
@@ -262,6 +272,8 @@ def _row(
         scores, groups = cache.scores(finalist, split), cache.groups(split)
         accuracies[f"accuracy_{split}"] = float(scores.hit.mean())
         accuracies[f"accuracy_{split}_interval"] = bootstrap_interval(scores.hit, groups)
+    measures = [cache.measure(split) for split in (Split.PROXY, Split.TEST)]
+    comparable = measures[0] == measures[1]
     subsets = [sample.subsets for sample in samples_of(cache.batches[Split.TEST])]
     accuracies["subsets_test"] = accuracy_by_subset(
         cache.hits(finalist, Split.TEST), cache.groups(Split.TEST), subsets
@@ -275,7 +287,7 @@ def _row(
         trial=finalist.trial,
         epoch=finalist.epoch,
         quality=measured.quality,
-        gap=accuracies["accuracy_proxy"] - accuracies["accuracy_test"],
+        gap=accuracies["accuracy_proxy"] - accuracies["accuracy_test"] if comparable else None,
         risk=measured.risk,
         latency_ms=measured.latency_ms,
         latency_ms_measured=latency_ms,

@@ -12,6 +12,7 @@ from effllava_optuna.config.schema import StudyConfig
 from effllava_optuna.errors import ConfigError, StudyError
 from effllava_optuna.samplers import fail_lost_trials
 from effllava_optuna.search.session import open_session
+from effllava_optuna.search.study_answers import published_answers
 from effllava_optuna.storage.artifact_store import ArtifactStore, artifact_backend_of
 from effllava_optuna.storage.names import CONFIG, DIRECTIONS
 from effllava_optuna.storage.studies import (
@@ -66,7 +67,7 @@ def prepare(config: StudyConfig | str | Path, study: Study) -> SearchSession:
             )
     artifact_store = ArtifactStore(artifact_backend_of(sqlite_url_of(study) or "", config))
     with ExitStack() as stack:
-        inputs = stack.enter_context(study_inputs(config))
+        inputs = stack.enter_context(study_inputs(config, answers=published_answers(study)))
         if CONFIG not in study.user_attrs:
             inputs.check_final_samples(silent)
             store_config(study, config)

@@ -19,6 +19,7 @@ from effllava_optuna.search.epochs.schedule import SearchOver
 from effllava_optuna.search.final_selection import FinalSelection
 from effllava_optuna.search.objective import PruningObjective, run_trial
 from effllava_optuna.search.session import open_session
+from effllava_optuna.search.study_answers import published_answers
 from effllava_optuna.storage.artifact_store import ArtifactStore, artifact_backend_of
 from effllava_optuna.storage.connection import is_being_created, open_storage
 from effllava_optuna.storage.control_study import EpochPublication
@@ -85,7 +86,7 @@ def begin(
     if config.latency.table is not None:
         check_file(expand_home(config.latency.table))
     report_stage("loading the model", 0.0)
-    with study_inputs(config, device=device) as inputs:
+    with study_inputs(config, device=device, report_stage=report_stage) as inputs:
         inputs.check_final_samples(report_stage)
         study = create_study(open_storage(url, create=True), config)
         artifact_store = ArtifactStore(artifact_backend_of(url, config))
@@ -120,7 +121,9 @@ def resume(
     config = config or config_of(study)
     artifact_store = ArtifactStore(artifact_backend_of(url, config))
     with (
-        study_inputs(config, device=device) as inputs,
+        study_inputs(
+            config, device=device, answers=published_answers(study), report_stage=report_stage
+        ) as inputs,
         open_session(study, inputs, artifact_store, report_stage, force=force) as session,
     ):
         yield session

@@ -118,6 +118,7 @@ def open_session(
     calibration, digest = _calibration(
         control_study, inputs, stopwatch, artifact_store, report_stage
     )
+    inputs = inputs.with_answers(calibration.answers)  # before `arranged` changes the model
     costs = budget_of(inputs.config, calibration)
     resources = ExitStack()
     loaded = resources.enter_context(arranged(inputs.loaded, calibration.ranking))
@@ -171,8 +172,11 @@ def _record_task(study: Study, inputs: StudyInputs) -> None:
     if TASK in study.user_attrs:
         return
     groups = number_groups(groups_of(inputs.proxy.scored))  # of the hits of a trial, in order
-    generate = inputs.config.task.measure == "generation"
-    study.set_user_attr(TASK, describe_task(inputs.task, generate=generate) | {"groups": groups})
+    config = inputs.config
+    described = describe_task(
+        inputs.task, config.quality.measure, generate=config.task.measure == "generation"
+    )
+    study.set_user_attr(TASK, described | {"groups": groups})
 
 
 def _calibration(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from effllava_optuna.calibration.calibration_run import calibration_batch
-from effllava_optuna.objectives import LIKELIEST
+from effllava_optuna.objectives import LIKELIEST, describe_task
 from effllava_optuna.policy import Policy
+from effllava_optuna.search.study_answers import final_samples
 from effllava_optuna.storage.names import EXPORTED, RESULTS, TASK
 from effllava_optuna.storage.storage_internals import storage_is_read_only, storage_of
 from effllava_optuna.storage.trial_records import measured_record
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from effllava_optuna.search.session import SearchSession
     from effllava_optuna.surgery import VerifiedExport, VerifiedOnnxExport
 
-    Form = Literal["native", "portable", "onnx"]
+_AGREEMENT = "agreement with the dense model"  # in a model card
+Form = Literal["native", "portable", "onnx"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +59,14 @@ class ExportedTrial:
         verified: What the verification in a fresh process measured.
         before: Accuracies under the weight state of the trial; None: not fitted again.
         after: Accuracies as exported.
+        measures: Whether these are an accuracy or an agreement, by split.
     """
 
     trial: int
     verified: VerifiedExport | VerifiedOnnxExport
     before: FitAccuracy | None = None
     after: FitAccuracy | None = None
+    measures: Mapping[str, str] = field(default_factory=dict)
 
 
 def export_trial(
@@ -105,7 +109,9 @@ def export_trial(
     exported = ExportedTrial(number, verified)
     if sequential:
         before, after = (_accuracy(session, policy, each) for each in (own, weight_state))
-        exported = replace(exported, before=before, after=after)
+        task, measure = session.evaluator.inputs.task, session.config.quality.measure
+        measures = describe_task(task, measure, generate=False)["measures"]
+        exported = replace(exported, before=before, after=after, measures=measures)
     facts = {"trial": number, "directory": str(path), "form": form}
     if exported.before is not None and exported.after is not None:
         facts |= {"before": asdict(exported.before), "after": asdict(exported.after)}
@@ -117,32 +123,41 @@ def export_trial(
 def _card(session: SearchSession, number: int, *, sequential: bool) -> ModelCard:
     """Return what the model card says; measurements only if the export is what was measured."""
     config, task = session.config, session.evaluator.inputs.task
+    labels = ""
+    if config.quality.measure == "agreement":
+        labels = " without labels: the answers of the dense model took their place"
     data = (
         f"Calibration, search and projector training used {config.task.proxy} samples of "
-        f"{task.name} ({task.digest[:16]}). Validation chose the policy; test was only measured."
+        f"{task.name} ({task.digest[:16]}){labels}. Validation chose the policy; test was only "
+        "measured."
     )
     results = session.study.user_attrs.get(RESULTS)
     rows = [row for row in (results or {}).get("front", ()) if row["trial"] == number]
     if not rows or sequential:
         return ModelCard(data)
     described = session.study.user_attrs.get(TASK)
-    rule = described["metric"]["report"] if described else LIKELIEST
-    metric = "accuracy" if rule == LIKELIEST else rule
+    names = {split: _metric_name(described or {}, split) for split in ("validation", "test")}
     metrics = [
-        CardMetric(f"{metric}, {split}", rows[0][f"accuracy_{split}"], *_interval(rows[0], split))
-        for split in ("validation", "test")
+        CardMetric(f"{name}, {split}", rows[0][f"accuracy_{split}"], *_interval(rows[0], split))
+        for split, name in names.items()
     ]
     dense = (results or {})["dense"]
+    if names["test"] != _AGREEMENT:  # that of the dense model is 1
+        of_dense = f"{names['test']} of the dense model, test"
+        metrics.append(CardMetric(of_dense, dense["accuracy_test"], *_interval(dense, "test")))
     metrics += [
-        CardMetric(
-            f"{metric} of the dense model, test",
-            dense["accuracy_test"],
-            *_interval(dense, "test"),
-        ),
         CardMetric("speed-up, measured", rows[0]["speedup_measured"]),
         CardMetric("share of the prunable weights kept", rows[0]["keep_ratio"]),
     ]
     return ModelCard(data, metrics)
+
+
+def _metric_name(described: Mapping[str, Any], split: str) -> str:
+    """Return the name of the score on a split."""
+    if described.get("measures", {}).get(split) == "agreement":
+        return _AGREEMENT
+    rule: str = described.get("metric", {}).get("report", LIKELIEST)
+    return "accuracy" if rule == LIKELIEST else rule
 
 
 def _interval(row: Mapping[str, Any], split: str) -> tuple[float, float]:
@@ -177,6 +192,6 @@ def _accuracy(session: SearchSession, policy: Policy, weight_state: WeightState)
     graded = [replace(encoded, fit=FULL_FIT) for encoded in evaluator.proxy.graded]
     proxy, validation = (
         float(evaluator.score(policy, weight_state, batches).hit.mean())
-        for batches in (graded, evaluator.encode(Split.VALIDATION))
+        for batches in (graded, evaluator.encode(final_samples(session, Split.VALIDATION)))
     )
     return FitAccuracy(proxy, validation)

@@ -16,6 +16,7 @@ CHANGES = f"{_PREFIX}changes"
 RESULTS = f"{_PREFIX}results"
 SCORES = f"{_PREFIX}scores"
 CHOSEN = f"{_PREFIX}chosen"
+ANSWERS = f"{_PREFIX}answers"  # of the dense model; with the name of a split of unlabelled samples
 EXPORTED = f"{_PREFIX}exported"
 CONTROL = f"{_PREFIX}control"  # name of the control study
 LEGACY = frozenset({f"{_PREFIX}spec", f"{_PREFIX}anatomy"})  # of older versions

@@ -61,6 +61,7 @@ def read_study_facts(study: Study) -> StudyFacts:
         calibration=calibration,
         updates=[_update(epoch) for epoch in epochs[1:]],
         metric=attrs.get(TASK, {}).get("metric"),
+        measures=attrs.get(TASK, {}).get("measures", {}),
         groups=attrs.get(TASK, {}).get("groups"),
         results=attrs.get(RESULTS),
         scores=attrs.get(SCORES),

@@ -6,6 +6,7 @@ from effllava_optuna.surgery.apply.encoded_inputs import (
     EncodedInputs,
     answer_logits,
     encode_images,
+    generate,
     generate_text,
     prefill,
 )
@@ -89,6 +90,7 @@ __all__ = [
     "export",
     "export_onnx",
     "fingerprint",
+    "generate",
     "generate_text",
     "inspect_checkpoint",
     "inspect_model",

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+UNLABELLED = -1
+"""Index of the correct answer of a closed question if it is not known."""
+
+
 class Split(StrEnum):
     """The three splits of a task; a sample belongs to exactly one of them."""
 
@@ -62,6 +66,22 @@ class GradingRule:
 
 
 @dataclass(frozen=True, slots=True)
+class DenseAnswer:
+    """The greedy answer of the dense model to one question.
+
+    Attributes:
+        text: The generated text, which may be empty; of an open-ended question.
+        option: Index of the most likely option of a closed question; None: it is open-ended.
+        truncated: Whether the text was cut at the largest number of tokens, so that no end token
+            follows it.
+    """
+
+    text: str = ""
+    option: int | None = None
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One question, with or without an image.
 
@@ -78,11 +98,13 @@ class Sample:
         question: Text of the user turn.
         targets: The possible answers, or the correct texts of an open-ended question. Each is
             the beginning of the assistant turn.
-        answer: Index of the correct answer in ``targets``; None: the question is open-ended.
+        answer: Index of the correct answer in ``targets``, `UNLABELLED` if it is not known; None:
+            the question is open-ended, and not labelled if ``targets`` is empty.
         rule: Grades a generated answer; required for open-ended questions.
         subsets: Subsets of the task that contain the sample, for tables by subset.
         system: Text of the system turn; empty: no system turn.
         context: Description of the image for a judge. The model does not receive it.
+        dense: The answer of the dense model, if it takes the place of a correct one.
 
     Raises:
         TaskError: A field has another type or is not valid Unicode, an open-ended question has no
@@ -100,6 +122,7 @@ class Sample:
     subsets: tuple[str, ...] = ()
     system: str = ""
     context: str = ""
+    dense: DenseAnswer | None = None
 
     def __post_init__(self) -> None:
         self._require_types()
@@ -109,7 +132,7 @@ class Sample:
                     f"Sample {shorten(self.id)} is an open-ended question without a grading rule.",
                     hint="Set `rule`, or list possible answers and the index of the correct one.",
                 )
-        elif len(self.targets) < 2 or not 0 <= self.answer < len(self.targets):
+        elif len(self.targets) < 2 or not UNLABELLED <= self.answer < len(self.targets):
             raise TaskError(
                 f"Sample {shorten(self.id)} has {len(self.targets)} possible answers, and the "
                 f"index of the correct one is {self.answer}.",
@@ -153,9 +176,14 @@ class Sample:
         return self.answer is None
 
     @property
+    def is_labelled(self) -> bool:
+        """Return whether a correct answer is known."""
+        return self.answer != UNLABELLED and bool(self.targets)
+
+    @property
     def correct_answer(self) -> str:
         """Return the correct answer, the best one of several; empty if none is known."""
-        return self.targets[self.answer or 0] if self.targets else ""
+        return self.targets[self.answer or 0] if self.is_labelled else ""
 
     def load_image(self) -> Image.Image | None:
         """Return the image as `convert_to_rgb` does; None if there is none.

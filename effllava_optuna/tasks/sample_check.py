@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.errors import TaskError, shorten
@@ -35,7 +36,8 @@ def check_samples(
         task: The task of the study.
         processor: The processor of the model.
         context: Largest number of tokens of a sample; None: any number.
-        generate: Whether the search scores open-ended questions by generated answers.
+        generate: Whether the search needs no correct answers to open-ended questions: it grades
+            or compares generated ones.
         progress: Called with the finished share.
 
     Raises:
@@ -52,7 +54,7 @@ def check_samples(
             if number < len(drawn):
                 with_answer = not generate and sample.split is Split.PROXY
                 _encode(processor, sample, context, with_answer=with_answer)
-                if sample.rule is not None and sample.is_open_ended:
+                if sample.rule is not None and sample.is_open_ended and sample.is_labelled:
                     _check_answer_length(processor.tokenizer, sample, sample.rule)
             else:
                 sample.load_image()
@@ -121,6 +123,8 @@ def _picture_tokens(processor: Any, samples: Sequence[Sample]) -> int:
 def _encode(processor: Any, sample: Sample, context: int | None, *, with_answer: bool) -> None:
     closed = not sample.is_open_ended
     encode = encode_with_answers if closed or with_answer else encode_prompts
+    if closed and not sample.is_labelled:  # the options are encoded alike for any correct one
+        sample = replace(sample, answer=0)
     try:
         encode(processor, [sample], context=context)
     except ValueError as error:  # processors raise it for the shape of an image, for example

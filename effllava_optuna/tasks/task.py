@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from effllava_optuna.tasks.sample import Sample
 
 
+WITHOUT_ANSWERS = 'quality.measure = "agreement"'  # in the study file of unlabelled data
+
+
 class Task(Protocol):
     """A source of samples in three splits: a benchmark, or the user's own data."""
 
@@ -42,8 +45,12 @@ def digest_samples(samples: Sequence[Sample]) -> str:
     return content.hexdigest()[:16]
 
 
-def validate_task(task: Task) -> Task:
+def validate_task(task: Task, *, labels: bool = True) -> Task:
     """Check the splits of a task, and return the task.
+
+    Args:
+        task: The task.
+        labels: Whether every sample must have a correct answer.
 
     Raises:
         TaskError: A split is empty, an id occurs twice, a sample has no answer, or two splits
@@ -64,10 +71,11 @@ def validate_task(task: Task) -> Task:
                     hint="Use a different id for each row.",
                 )
             ids.add(sample.id)
-            if not sample.correct_answer:
+            if labels and not sample.correct_answer:
                 raise TaskError(
                     f"Task {task.name!r}: {split} sample {shorten(sample.id)} has no answer.",
-                    hint=f"Draw the {split} split from rows that have answers.",
+                    hint=f"Draw the {split} split from rows that have answers, or set "
+                    f"{WITHOUT_ANSWERS}, which needs none.",
                 )
             if split_of_group.setdefault(sample.group, split) is not split:
                 raise TaskError(

@@ -39,19 +39,26 @@ def test_the_chosen_policy_is_compared_on_validation_and_test(structure: ModelSt
     assert by_baseline["uniform_by_kind", "test"]["positive_fraction"] == 1.0
 
 
+UNIFORM_NAME = "the best uniform-by-kind policy"
+
+
 @pytest.mark.parametrize(
-    ("interval", "verdict"),
+    ("measure", "interval", "verdict"),
     [
-        ([0.1, 0.3], "is more accurate than the best uniform-by-kind policy: difference +0.200"),
-        ([-0.3, -0.1], "is less accurate than the best uniform-by-kind policy"),
-        ([0.0, 0.3], "does not differ significantly from the best uniform-by-kind policy"),
+        ("accuracy", [0.1, 0.3], f"is more accurate than {UNIFORM_NAME}: difference +0.200"),
+        ("accuracy", [-0.3, -0.1], f"is less accurate than {UNIFORM_NAME}"),
+        ("accuracy", [0.0, 0.3], f"does not differ significantly from {UNIFORM_NAME}"),
+        ("agreement", [0.1, 0.3], f"agrees with the dense model more than {UNIFORM_NAME}"),
+        ("agreement", [-0.3, -0.1], f"agrees with the dense model less than {UNIFORM_NAME}"),
+        ("agreement", [0.0, 0.3], f"does not differ significantly from {UNIFORM_NAME}"),
     ],
 )
 def test_an_interval_that_contains_zero_decides_nothing(
-    interval: list[float], verdict: str
+    measure: str, interval: list[float], verdict: str
 ) -> None:
     pair = {
-        "baseline": "uniform_by_kind", "split": "test", "difference": 0.2, "interval": interval,
+        "baseline": "uniform_by_kind", "split": "test", "measure": measure, "difference": 0.2,
+        "interval": interval,
     }  # fmt: skip
     assert comparison_sentence(pair).startswith(f"On test, the chosen policy {verdict}")
 

@@ -63,7 +63,7 @@ def test_one_sample_of_another_split_is_a_leak(split: Split) -> None:
 
 
 @pytest.mark.parametrize(
-    ("targets", "answer"), [((), 0), (("1",), 0), (("1", "2"), 2), (("1", "2"), -1)]
+    ("targets", "answer"), [((), 0), (("1",), 0), (("1", "2"), 2), (("1", "2"), -2)]
 )
 def test_a_closed_question_needs_two_answers_and_an_index_of_one(
     targets: tuple[str, ...], answer: int

@@ -13,13 +13,18 @@ from effllava_optuna.cli import PROGRAM
 from effllava_optuna.cli.options import OutputFormat, UserPath, format_option, study_file_argument
 from effllava_optuna.cli.output import print_json, print_line, quiet_transformers
 from effllava_optuna.cli.progress import ProgressDisplay
-from effllava_optuna.errors import ConfigError
+from effllava_optuna.errors import ConfigError, shorten
 from effllava_optuna.files import write_atomically, write_errors_as
 from effllava_optuna.passwords import hide_in_document, shown_url
 from effllava_optuna.storage.location import check_outputs, locate_file
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from effllava_optuna.config.schema import StudyConfig
+    from effllava_optuna.tasks import Sample
+
+_SHOWN_ANSWERS = 3
 
 
 @click.command()
@@ -160,12 +165,12 @@ def check(file: Path, *, deep: bool, output_format: OutputFormat) -> None:
 
 def _check_deep(config: StudyConfig, display: ProgressDisplay) -> tuple[dict[str, Any], list[str]]:
     """Load the model and check every sample; return the result as JSON values and as lines."""
-    from effllava_optuna.calibration.inputs import load_model
+    from effllava_optuna.calibration.inputs import answer_proxy, load_model
     from effllava_optuna.config.task_factory import make_task
     from effllava_optuna.config.user_functions import user_functions
     from effllava_optuna.objectives import describe_task
     from effllava_optuna.policy import Policy
-    from effllava_optuna.tasks import DataTask, Split
+    from effllava_optuna.tasks import DataTask, Split, answers_to_json
     from effllava_optuna.tasks.sample_check import check_samples
 
     functions = user_functions(config)
@@ -173,20 +178,25 @@ def _check_deep(config: StudyConfig, display: ProgressDisplay) -> tuple[dict[str
     if functions.term is not None:
         functions.term(Policy.dense(loaded.structure), loaded)
     sizes = {str(split): len(task.samples(split)) for split in Split}
-    generate = config.task.measure == "generation"
+    generate, agreement = (
+        config.task.measure == "generation",
+        config.quality.measure == "agreement",
+    )
     check_samples(
         task,
         loaded.processor,
         loaded.context,
-        generate=generate,
+        generate=generate or agreement,
         progress=lambda share: display.report_stage("checking the samples", share),
     )
-    metric = describe_task(task, generate=generate)["metric"]
+    described = describe_task(task, config.quality.measure, generate=generate)
+    metric, measures = described["metric"], described["measures"]
     components = len(loaded.structure.components)
+    final = " and ".join(f"{measures[split]} on {split}" for split in ("validation", "test"))
     lines = [
         f"model {config.model.path!r}: {components} components on {loaded.device}; "
         f"task {task.name!r}: {', '.join(f'{size} {role}' for role, size in sizes.items())}",
-        f"metric: {metric['report']}; in the search: {metric['search']}",
+        f"metric: {metric['report']}; in the search: {metric['search']}; the report has {final}",
     ]
     if isinstance(task, DataTask):
         unused, rows = task.unused_rows
@@ -194,10 +204,26 @@ def _check_deep(config: StudyConfig, display: ProgressDisplay) -> tuple[dict[str
             f"{unused:,} of {rows:,} rows are in no split, because the splits are full or the "
             "picture is in another split"
         )
+    answers: dict[str, Any] = {}
+    if agreement:
+        answers = answers_to_json(answer_proxy(loaded, task, display.report_stage))
+        lines.append(_answers_line(task.samples(Split.PROXY), answers))
     facts = {
         "components": components,
         "device": str(loaded.device),
         "samples": sizes,
         "metric": metric,
+        "measures": measures,
+        "answers": answers,
     }
     return facts, lines
+
+
+def _answers_line(samples: Sequence[Sample], answers: Mapping[str, Any]) -> str:
+    """Show the dense model's answers to the first questions, which replace labels in a search."""
+    shown = []
+    for sample in samples[:_SHOWN_ANSWERS]:
+        answer = answers[sample.id]
+        text = sample.targets[answer] if isinstance(answer, int) else answer[0]
+        shown.append(f"{shorten(sample.question)} -> {shorten(text)}")
+    return f"the dense model answers, in the place of labels: {'; '.join(shown)}"

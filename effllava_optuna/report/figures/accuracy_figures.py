@@ -19,6 +19,7 @@ from effllava_optuna.report.figures.figure_style import (
     quality_accuracy,
     thin,
 )
+from effllava_optuna.report.text_table import measure_of_split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from effllava_optuna.policy import TrialRecord
     from effllava_optuna.report.document import StudyFacts
 
+_EXPECTED = {
+    "accuracy": "mean probability of the right answer",
+    "agreement": "mean of exp(-divergence from the dense model)",
+}
+_SHARE = {"accuracy": "share right", "agreement": "share answered as by the dense model"}
 _MAX_TRIALS, _MAX_FRONT_POINTS = 500, 250  # per figure, all epochs together
 
 
@@ -63,14 +69,16 @@ def front_by_epoch(facts: StudyFacts, document: Mapping[str, Any]) -> go.Figure 
     _add_measured(figure, document, "test", "diamond")
     _add_measured(figure, document, "validation", "cross")
     expected = quality_accuracy(facts) == "expected"
-    metric = "mean probability of the right answer" if expected else "share right"
+    measures = {s: measure_of_split(document, s) for s in ("proxy", split)}
+    metric = _EXPECTED[measures["proxy"]] if expected else _SHARE[measures["proxy"]]
+    name = " and ".join(dict.fromkeys(measures.values()))
     apply_layout(
         figure,
-        "Accuracy against latency, by epoch",
+        f"{name.capitalize()} against latency, by epoch",
         f"dots and lines: proxy, {metric}, cross-fitted"
-        + ("" if split == "proxy" else "; 95 % bars: test, share right"),
+        + ("" if split == "proxy" else f"; 95 % bars: test, {_SHARE[measures['test']]}"),
         "latency, from the table (ms)",
-        "accuracy",
+        name,
     )
     return figure
 
@@ -186,12 +194,15 @@ def proxy_and_test(document: Mapping[str, Any]) -> go.Figure | None:
         name="test = proxy",
         hoverinfo="skip",
     )
+    proxy, test = (measure_of_split(document, split) for split in ("proxy", "test"))
     apply_layout(
         figure,
-        "Accuracy on test against accuracy on the proxy",
-        "with 95 % intervals; below the line, accuracy on test is lower than on the proxy",
-        "accuracy on the proxy, cross-fitted (share right)",
-        "accuracy on test (share right)",
+        f"{test.capitalize()} on test against {proxy} on the proxy",
+        f"with 95 % intervals; below the line, {test} on test is lower than {proxy} on the proxy"
+        if proxy != test
+        else f"with 95 % intervals; below the line, {test} on test is lower than on the proxy",
+        f"{proxy} on the proxy, cross-fitted ({_SHARE[proxy]})",
+        f"{test} on test ({_SHARE[test]})",
     )
     figure.update_xaxes(range=ends)
     figure.update_yaxes(range=ends)
@@ -201,6 +212,7 @@ def proxy_and_test(document: Mapping[str, Any]) -> go.Figure | None:
 def finalists_by_study(documents: Sequence[Mapping[str, Any]]) -> go.Figure:
     """Draw the finalists of several studies: accuracy on test against measured latency."""
     figure = go.Figure()
+    measures = dict.fromkeys(measure_of_split(document, "test") for document in documents)
     for index, document in enumerate(documents):
         rows = [row for row in document["front"] if row["accuracy_test"] is not None]
         chosen = None if document["chosen"] is None else document["chosen"]["trial"]
@@ -224,6 +236,6 @@ def finalists_by_study(documents: Sequence[Mapping[str, Any]]) -> go.Figure:
         "Finalists on test",
         "with 95 % bars; the chosen policies are large",
         "latency, measured (ms)",
-        "accuracy on test",
+        f"{' or '.join(measures)} on test",
     )
     return figure

@@ -60,6 +60,7 @@ def hypervolume_by_trial(facts: StudyFacts) -> go.Figure | None:
     if facts.calibration is None:
         return None
     field, (accuracy, latency_ms) = quality_accuracy(facts), facts.calibration["reference"]
+    measure = facts.measures.get("proxy", "accuracy")
     figure = go.Figure()
     for epoch in range(facts.opened):
         trials = [trial for trial in facts.trials if trial.epoch == epoch and trial.measured]
@@ -87,7 +88,7 @@ def hypervolume_by_trial(facts: StudyFacts) -> go.Figure | None:
         "Hypervolume within each epoch",
         "area dominated by the front so far; each epoch has its own projector",
         "trials measured in the epoch",
-        "hypervolume (accuracy x ms)",
+        f"hypervolume ({measure} x ms)",
     )
     return figure
 

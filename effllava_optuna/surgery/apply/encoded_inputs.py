@@ -7,7 +7,7 @@ stored. The projector, whose weights change between epochs, runs every time.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig
@@ -135,8 +135,20 @@ def prefill(
     return output.logits[:, -1:].argmax(-1), output.past_key_values
 
 
-@torch.no_grad()
+class GeneratedText(NamedTuple):
+    """A continuation without special tokens, and whether an end token ended it."""
+
+    text: str
+    complete: bool
+
+
 def generate_text(loaded: LoadedModel, encoded: EncodedInputs, new_tokens: int) -> list[str]:
+    """Generate the continuation of each prompt as `generate` does."""
+    return [generated.text for generated in generate(loaded, encoded, new_tokens)]
+
+
+@torch.no_grad()
+def generate(loaded: LoadedModel, encoded: EncodedInputs, new_tokens: int) -> list[GeneratedText]:
     """Generate the continuation of each prompt greedily, until the end token.
 
     Args:
@@ -145,12 +157,17 @@ def generate_text(loaded: LoadedModel, encoded: EncodedInputs, new_tokens: int) 
         new_tokens: Maximum number of tokens to generate.
     """
     model, tokenizer = loaded.model, loaded.processor.tokenizer
-    greedy = GenerationConfig(
-        max_new_tokens=new_tokens, do_sample=False, **special_tokens(model, tokenizer)
-    )
+    special = special_tokens(model, tokenizer)
+    greedy = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, **special)
     tokens = generate_tokens(model, _model_inputs(loaded, encoded), greedy)
     generated = tokens[:, encoded.inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]
+    end = special["eos_token_id"]
+    ends = set(end) if isinstance(end, (list, tuple)) else {end}
+    texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
+    return [
+        GeneratedText(text.strip(), not ends.isdisjoint(row))
+        for text, row in zip(texts, generated.tolist(), strict=True)
+    ]
 
 
 def _model_inputs(loaded: LoadedModel, encoded: EncodedInputs) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 
 from effllava_optuna.errors import TaskError, shorten
+from effllava_optuna.tasks.task import WITHOUT_ANSWERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -43,6 +44,7 @@ def parse_rows(
     if columns.get("image") in rows.columns:
         images = rows.iterate_images(columns["image"])
     faults: list[str] = []
+    hint = "Fix these rows (the first one is row 0), or remove them."
     number_of_id: dict[str, int] = {}
     parsed: list[GroupedRow] = []
     texts = rows.iterate([column for name, column in columns.items() if name != "image"])
@@ -50,7 +52,7 @@ def parse_rows(
         row = {name: values.get(column) for name, column in columns.items()}
         try:
             encoded = None if image is None else image.read_bytes()
-            if encoded is None and "image" in schema.required:
+            if encoded is None and "image" in schema.required_columns:
                 raise ValueError(f"{columns['image']} is empty")
             content = schema.parse(row, has_image=encoded is not None)
             if content.id is not None and number_of_id.setdefault(content.id, number) != number:
@@ -59,14 +61,16 @@ def parse_rows(
                 )
         except (ValueError, OSError) as error:
             faults.append(f"row {number}: {error}")
+            if not schema.has_answer(row) and schema.label in schema.required_columns:
+                hint = (
+                    "Fix these rows (the first one is row 0), remove them, or set "
+                    f"{WITHOUT_ANSWERS}, which needs no answers."
+                )
             continue
         parsed.append(_grouped(content, image, encoded))
     if faults:
         more = f"; {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
-        raise TaskError(
-            f"{rows.source}: {'; '.join(faults[:_LISTED])}{more}.",
-            hint="Fix these rows (the first one is row 0), or remove them.",
-        )
+        raise TaskError(f"{rows.source}: {'; '.join(faults[:_LISTED])}{more}.", hint=hint)
     return parsed
 
 
@@ -81,6 +85,7 @@ def _match_columns(
     rows: DatasetRows, schema: RowSchema, renamed: Mapping[str, str]
 ) -> dict[str, str]:
     """Return the column of the dataset for each column of the schema."""
+    required = schema.required_columns
     columns = {name: renamed.get(name, name) for name in (*schema.required, *schema.optional)}
     for name in renamed:
         if name not in columns:
@@ -89,10 +94,12 @@ def _match_columns(
                 hint=f"Use one of {', '.join(columns)}.",
             )
     for name, column in columns.items():
-        if column not in rows.columns and (name in schema.required or name in renamed):
+        if column not in rows.columns and (name in required or name in renamed):
+            unlabelled = f", or {WITHOUT_ANSWERS} if there are no answers"
             raise TaskError(
                 f"{rows.source} has no column {shorten(column)}; "
                 f"it has {', '.join(map(shorten, rows.columns))}.",
-                hint=f"Set task.columns.{name} to one of them.",
+                hint=f"Set task.columns.{name} to one of them"
+                f"{unlabelled if name == schema.label and name in required else ''}.",
             )
     return columns

@@ -90,6 +90,16 @@ class DataTask:
         n_rows = sum(len(rows) for rows in self._rows.values())
         return n_rows - sum(len(self.samples(split)) for split in Split), n_rows
 
+    @property
+    def unlabelled_rows(self) -> tuple[int, int]:
+        """Return the number of rows without a correct answer, and the number of all rows."""
+        label = self._schema.label
+        column = self.columns.get(label, label)
+        values = [
+            row.get(column) for rows in self._rows.values() for row in rows.iterate([column])
+        ]
+        return sum(not self._schema.has_answer({label: v}) for v in values), len(values)
+
     def all_rows(self, split: Split) -> tuple[Sample, ...]:
         """Return all rows of the dataset split that ``split`` is drawn from.
 

@@ -115,7 +115,7 @@ def _divide(
 
 
 def _answer_text(sample: Sample) -> str:
-    if not sample.correct_answer.strip():
+    if not sample.correct_answer.strip() and sample.dense is None:
         raise TaskError(
             f"Sample {shorten(sample.id)} has no correct answer to be compared with.",
             hint="Use a split that has answers.",
@@ -152,6 +152,8 @@ def _inputs(processor: Any, samples: Sequence[Sample], texts: Sequence[str]) -> 
 
 
 def _encode_closed(processor: Any, samples: Sequence[Sample]) -> Batch:
+    for sample in samples:
+        _answer_text(sample)
     prompts = _prompts(processor, samples)
     most = max(len(sample.targets) for sample in samples)
     targets = torch.full((len(samples), most), -1)
@@ -177,18 +179,32 @@ def _encode_closed(processor: Any, samples: Sequence[Sample]) -> Batch:
 
 def _encode_open_ended(processor: Any, samples: Sequence[Sample]) -> Batch:
     tokenizer = processor.tokenizer
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    answered = [
-        append_answer(tokenizer, prompt, _answer_text(sample))
-        for prompt, sample in zip(_prompts(processor, samples), samples, strict=True)
-    ]
+    texts, labels = [], []
+    for prompt, sample in zip(_prompts(processor, samples), samples, strict=True):
+        answer = _answer_text(sample)
+        whole, tokens = append_answer(tokenizer, prompt, answer) if answer else (prompt, [])
+        texts.append(whole)
+        labels.append(torch.tensor([*tokens, _end_label(tokenizer, sample)]))
     # The position before an answer predicts its first token; its last token predicts the end
-    # token. Without an end token, the last position predicts nothing.
-    labels = [torch.tensor([*tokens, *end]) for _, tokens in answered]
-    unlabelled = 0 if end else 1
-    answers = torch.full((len(samples), max(map(len, labels)) + unlabelled), IGNORE_INDEX)
+    # token, or nothing.
+    answers = torch.full((len(samples), max(map(len, labels))), IGNORE_INDEX)
     for row, label in enumerate(labels):
-        stop = answers.shape[1] - unlabelled
-        answers[row, stop - len(label) : stop] = label
-    texts = [whole for whole, _ in answered]
+        answers[row, -len(label) :] = label
     return Batch(_inputs(processor, samples, texts), None, answers, tuple(samples))
+
+
+def _end_label(tokenizer: Any, sample: Sample) -> int:
+    """Return the end token, or `IGNORE_INDEX` if no end token follows the answer.
+
+    Raises:
+        TaskError: The answer has no token that could be predicted.
+    """
+    truncated = sample.dense is not None and sample.dense.truncated
+    if tokenizer.eos_token_id is not None and not truncated:
+        return int(tokenizer.eos_token_id)
+    if not _answer_text(sample):
+        raise TaskError(
+            f"The dense model answers sample {shorten(sample.id)} with no text and no end token.",
+            hint="Remove the row, or raise task.new_tokens.",
+        )
+    return IGNORE_INDEX

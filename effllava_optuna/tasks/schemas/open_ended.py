@@ -41,7 +41,7 @@ class MMVet(RowSchema):
 
     def parse(self, row: Mapping[str, Any], *, has_image: bool) -> ParsedRow:
         """Parse a row."""
-        reference = read_text(row, "answer")
+        reference = "" if self.is_unlabelled(row) else read_text(row, "answer")
         plain = reference.split("<OR>")[0].replace("<AND>", ", ")
         if isinstance(row.get("capability"), list):
             names: Sequence[str] = read_texts(row, "capability", 0)
@@ -51,7 +51,7 @@ class MMVet(RowSchema):
         return ParsedRow(
             id=read_id(row, "question_id"),
             question=self.add_instruction(read_text(row, "question"), ""),
-            targets=(" ".join(plain.split()), reference),
+            targets=(" ".join(plain.split()), reference) if reference else (),
             subsets=capabilities,
             stratum=",".join(capabilities),
         )
@@ -71,6 +71,7 @@ class LlavaBench(RowSchema):
     hub = "lmms-lab/llava-bench-in-the-wild"
     sources = dict.fromkeys(Split, "train")
     required = ("image", "question", "gpt_answer")
+    label = "gpt_answer"
     optional = ("question_id", "category", "caption")
     harnesses = ("token-f1",)
 
@@ -80,7 +81,7 @@ class LlavaBench(RowSchema):
         return ParsedRow(
             id=read_id(row, "question_id"),
             question=self.add_instruction(read_text(row, "question"), ""),
-            targets=(read_text(row, "gpt_answer"),),
+            targets=() if self.is_unlabelled(row) else (read_text(row, "gpt_answer"),),
             subsets=(category,) if category else (),
             stratum=category,
             context=read_text(row, "caption", empty=True),

@@ -52,12 +52,14 @@ class TaskOptions:
         instruction: The last line of each question; None: that of the schema.
         system: Text of the system turn; empty: no system turn.
         new_tokens: Largest number of tokens to generate; None: that of the grading rule.
+        labels: Whether every row must have a correct answer.
     """
 
     harness: str | None = None
     instruction: str | None = None
     system: str = ""
     new_tokens: int | None = None
+    labels: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,8 @@ class ParsedRow:
         id: The id in the row; None: the row has none.
         question: Text of the user turn.
         targets: Possible answers of a closed question; correct texts of an open-ended one.
-        answer: Index of the correct answer in ``targets``; None: the question is open-ended.
+        answer: Index of the correct answer in ``targets``, or `UNLABELLED`; None: the question is
+            open-ended.
         subsets: Subsets of the benchmark that contain the row.
         stratum: Kind of the row; all splits get the kinds in the same proportion.
         context: Description of the image for a judge.
@@ -97,7 +100,8 @@ class RowSchema(ABC):
         hub: Id of the dataset on the hub; None: it is not on the hub.
         config: Configuration of the dataset on the hub.
         sources: For each split of the task, the split of the dataset that it is drawn from.
-        required: Columns that a dataset must have.
+        required: Columns that a dataset must have; ``label`` only if the options say so.
+        label: The column of the correct answer.
         optional: Columns that are used if a dataset has them.
         harnesses: Evaluation harnesses that can be selected, the default first.
     """
@@ -107,6 +111,7 @@ class RowSchema(ABC):
     config: ClassVar[str | None] = None
     sources: ClassVar[Mapping[Split, str]]
     required: ClassVar[tuple[str, ...]]
+    label: ClassVar[str] = "answer"
     optional: ClassVar[tuple[str, ...]] = ()
     harnesses: ClassVar[tuple[str, ...]]
 
@@ -134,6 +139,22 @@ class RowSchema(ABC):
     @abstractmethod
     def grading_rule(self, *, closed: bool) -> GradingRule:
         """Return the rule that grades generated answers to closed or open-ended questions."""
+
+    @property
+    def required_columns(self) -> tuple[str, ...]:
+        """Return the columns that a dataset must have under the options of the schema."""
+        if self.options.labels:
+            return self.required
+        return tuple(name for name in self.required if name != self.label)
+
+    def has_answer(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a row has any correct answer, valid or not."""
+        value = row.get(self.label)
+        return bool(value.strip()) if isinstance(value, str) else not is_empty(value)
+
+    def is_unlabelled(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a row has no correct answer, and need not have one."""
+        return not self.options.labels and not self.has_answer(row)
 
     def add_instruction(self, question: str, default: str) -> str:
         """Append the instruction of the options, or else ``default``, to a question."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllava_optuna.errors import shorten
-from effllava_optuna.tasks.sample import GradingRule, Split
+from effllava_optuna.tasks.sample import UNLABELLED, GradingRule, Split
 from effllava_optuna.tasks.schemas.row_schema import (
     LETTER_INSTRUCTION,
     LETTERS,
@@ -64,7 +64,7 @@ class ScienceQA(RowSchema):
             id=read_id(row, "id"),
             question=self.add_instruction("\n".join([*context, question]), LETTER_INSTRUCTION),
             targets=tuple(LETTERS[: len(choices)]),
-            answer=read_index(row["answer"], choices),
+            answer=UNLABELLED if self.is_unlabelled(row) else read_index(row["answer"], choices),
             subsets=tuple(subset for subset in subsets if subset),
             stratum=f"{subject} {'picture' if has_image else 'text'}",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from effllava_optuna.errors import shorten
-from effllava_optuna.tasks.sample import GradingRule, Split
+from effllava_optuna.tasks.sample import UNLABELLED, GradingRule, Split
 from effllava_optuna.tasks.schemas.row_schema import (
     LETTER_INSTRUCTION,
     LETTERS,
@@ -36,7 +36,8 @@ class UserRows(RowSchema):
     """Rows with ``question`` and ``answer``; closed questions also have ``choices``.
 
     ``image`` is optional. ``answer`` is a text or a list of texts; for a closed question, the
-    index, the letter or the text of the correct choice. ``id`` names a row, ``stratum`` its kind.
+    index, the letter or the text of the correct choice; it may be missing if the options say so.
+    ``id`` names a row, ``stratum`` its kind.
     """
 
     name = "qa"
@@ -62,15 +63,16 @@ class UserRows(RowSchema):
                     format_choices(question, choices), LETTER_INSTRUCTION
                 ),
                 targets=tuple(LETTERS[: len(choices)]),
-                answer=_choice_index(row["answer"], choices),
+                answer=UNLABELLED
+                if self.is_unlabelled(row)
+                else _choice_index(row["answer"], choices),
                 subsets=subsets,
                 stratum=stratum,
             )
-        is_list = isinstance(row["answer"], list)
         return ParsedRow(
             id=row_id,
             question=self.add_instruction(question, ""),
-            targets=read_texts(row, "answer", 1) if is_list else (read_text(row, "answer"),),
+            targets=() if self.is_unlabelled(row) else _answers(row),
             subsets=subsets,
             stratum=stratum,
         )
@@ -84,6 +86,12 @@ class UserRows(RowSchema):
         if self.harness == "exact-match":
             return GradingRule("exact match (evalai normalisation)", _exact_match, new_tokens)
         return GradingRule("token F1", _token_f1, new_tokens)
+
+
+def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
+    if isinstance(row["answer"], list):
+        return read_texts(row, "answer", 1)
+    return (read_text(row, "answer"),)
 
 
 def _choice_index(answer: Any, choices: tuple[str, ...]) -> int:

@@ -37,6 +37,7 @@ class VizWiz(RowSchema):
     hub = "lmms-lab/VizWiz-VQA"
     sources = dict.fromkeys(Split, "val")
     required = ("image", "question")
+    label = "answers"
     optional = ("answers", "question_id", "category")
     harnesses = NORMALISATIONS
 

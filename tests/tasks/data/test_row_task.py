@@ -124,7 +124,10 @@ def test_a_bad_row_is_named(tmp_path: Path, change: dict[str, Any], message: str
     (tmp_path / "empty.png").touch()
     with pytest.raises(TaskError, match=rf"mine\.jsonl, split 'train': {message}") as caught:
         DataTask("qa", write_rows(tmp_path, rows), proxy=8).samples(Split.PROXY)
-    assert caught.value.hint == "Fix these rows (the first one is row 0), or remove them."
+    cure = "Fix these rows (the first one is row 0), or remove them."
+    if change.get("answer") == "":
+        cure = "Fix these rows (the first one is row 0), remove them, or set quality.measure"
+    assert str(caught.value.hint).startswith(cure)
     assert "\n" not in str(caught.value)
 
 
