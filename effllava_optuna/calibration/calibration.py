@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from effllava_optuna.calibration.latency_file import by_width, facts_of, restore
 from effllava_optuna.errors import StudyError
 from effllava_optuna.policy import ComponentId, Kind, Policy, Ranking
 from effllava_optuna.storage.names import CALIBRATION_FORMAT
-from effllava_optuna.surgery import FittedOutput, WeightState
+from effllava_optuna.surgery import WeightState, table_tensors, tables_of
 from effllava_optuna.tasks import answers_from_json, answers_to_json
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery import CompensationTable
     from effllava_optuna.tasks import DenseAnswer
 
-_PARTS = ("weight", "bias")
+_TABLES = "compensation/"  # names of the tensors of compensation tables begin with it
 
 
 @dataclass(frozen=True)
@@ -101,17 +101,12 @@ class Calibration:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the part that is stored as tensors."""
-        stored = {
+        rankings = {
             f"ranking/{component}": torch.from_numpy(units)
             for component, units in self.ranking.units.items()
         }
-        for fit, compensation in enumerate(self.compensations):
-            for (component, count), fitted in (compensation or {}).items():
-                for part in _PARTS:
-                    tensor = getattr(fitted, part)
-                    if tensor is not None:
-                        stored[f"compensation/{fit}/{component}/{count}/{part}"] = tensor
-        return stored
+        tables = table_tensors(self.compensations)
+        return rankings | {f"{_TABLES}{name}": tensor for name, tensor in tables.items()}
 
     def facts(self) -> dict[str, Any]:
         """Return the part that is stored as JSON."""
@@ -149,21 +144,15 @@ class Calibration:
             component.id: tensors[f"ranking/{component.id}"].numpy().astype(np.int64)
             for component in structure.components
         }
-        compensations: list[dict[tuple[ComponentId, int], FittedOutput] | None] = [
-            {} if fitted else None for fitted in facts["fits"]
-        ]
-        for name, tensor in tensors.items():
-            kind, *rest = name.split("/")
-            if kind == "compensation":
-                fit, component, count, part = rest
-                table = compensations[int(fit)]
-                if table is not None:
-                    key = ComponentId(component), int(count)
-                    table[key] = replace(table.get(key, FittedOutput()), **{part: tensor})
+        tables = {
+            name.removeprefix(_TABLES): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(_TABLES)
+        }
         return Calibration(
             structure=structure,
             ranking=Ranking(structure.digest, facts["method"], units),
-            compensations=tuple(compensations),
+            compensations=tables_of(tables, facts["fits"]),
             widths={
                 ComponentId(component): tuple(widths)
                 for component, widths in facts["widths"].items()

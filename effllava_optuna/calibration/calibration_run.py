@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from effllava_optuna.calibration.inputs import StudyInputs
     from effllava_optuna.calibration.stage_callback import StageCallback
+    from effllava_optuna.config.schema import StudyConfig
     from effllava_optuna.objectives import LatencyTable, Stopwatch
     from effllava_optuna.policy import ComponentId
     from effllava_optuna.surgery import CompensatedRanking
@@ -133,24 +134,34 @@ def _rank_and_fit(
     report_stage: StageCallback,
 ) -> CompensatedRanking:
     """Rank the units and fit the output matrices, on the whole proxy and without each fold."""
-    table = inputs.config.pruning
     report_stage("ranking and fitting", 0.0)
     return rank_and_compensate(
         inputs.loaded,
-        [
-            [calibration_batch(encoded.batch) for encoded in batches]
-            for batches in inputs.proxy.folds
-        ],
+        calibration_folds(inputs),
         widths,
-        PruningOptions(
-            importance=table.importance,
-            compensation=table.compensation,
-            tokens=table.tokens,
-            seed=inputs.config.study.seed,
-            table_gb=table.table_gb,
-        ),
+        pruning_options(inputs.config),
         lambda share: report_stage("ranking and fitting", share),
     )
+
+
+def pruning_options(config: StudyConfig) -> PruningOptions:
+    """Return how the study file ranks units and fits output matrices."""
+    table = config.pruning
+    return PruningOptions(
+        importance=table.importance,
+        compensation=table.compensation,
+        tokens=table.tokens,
+        seed=config.study.seed,
+        table_gb=table.table_gb,
+        table_sets=config.table_sets,
+    )
+
+
+def calibration_folds(inputs: StudyInputs) -> list[list[CalibrationBatch]]:
+    """Return the proxy set, fold by fold, in the form that ranking and fitting expect."""
+    return [
+        [calibration_batch(encoded.batch) for encoded in batches] for batches in inputs.proxy.folds
+    ]
 
 
 def calibration_batch(batch: Batch) -> CalibrationBatch:

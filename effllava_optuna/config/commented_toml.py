@@ -26,6 +26,7 @@ _COMMENTS = {
     ("pruning", "importance"): "the time of obs, the default, grows with the cube of a width",
     ("pruning", "width_ratios"): "widths that are timed and fitted, relative to the dense width",
     ("pruning", "multiple_of"): "MLP widths that suit matrix kernels",
+    ("pruning", "in_context"): "fit the compensation again between epochs, keep it if it pays",
     ("pruning", "table_gb"): "memory of the compensation tables and their computation",
     ("quality", "measure"): "agreement with the dense model's own answers: no labels are needed",
     ("latency", "batch"): "prompts whose prefill is timed at once",

@@ -132,6 +132,10 @@ def _seconds(config: StudyConfig, size: ModelSize, hardware: Hardware) -> float:
     trainings = projector.parts + config.pruning.folds + 1
     steps = (search.epochs - 1) * trainings * projector.steps
     updates = steps * 3 * keep_ratio * proxy_flops / hardware.flops
+    if config.pruning.in_context:
+        # For each component and fit, half of a pass through the dense and the pruned model.
+        passes = 2 * size.layers * config.pruning.folds * (1 + keep_ratio) / 2
+        updates += (search.epochs - 1) * passes * proxy_flops / hardware.flops
     baselines = (widths**2 + widths) * keep_ratio * proxy_flops / hardware.flops
     held_out = task.validation + task.test
     finalists = (config.report.finalists + 3) * held_out
@@ -158,7 +162,8 @@ def _table_bytes(config: StudyConfig, size: ModelSize, hardware: Hardware) -> fl
     # Beside the tables, calibration holds the moments of a component in float64, of each fold
     # twice, and works on copies: see `effllava_optuna.surgery.compensation.fitting`.
     moments = (2 * folds + 7) * 8 * size.mlp_width**2
-    return (folds + 1) * widths * outputs * hardware.number_bytes + moments
+    tables = config.table_sets * (folds + 1) * widths * outputs * hardware.number_bytes
+    return tables + moments
 
 
 def describe_cost(cost: CostEstimate, hardware: Hardware = H200) -> str:

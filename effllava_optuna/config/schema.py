@@ -120,8 +120,11 @@ class PruningSettings(_Settings):
     export needs no padding. ``importance`` is the criterion that ranks units, ``compensation``
     the way in which output matrices are fitted again. ``tokens`` selects how tokens are weighted
     in the activation statistics of wanda, flap, obs and the compensation tables. ``width_ratios``
-    are the widths that are timed and fitted, relative to the dense width. The compensation tables
-    and their computation use at most ``table_gb`` gigabytes.
+    are the widths that are timed and fitted, relative to the dense width. With ``in_context``,
+    after each epoch but the last the least-squares tables are fitted again, on the activations of
+    the epoch's best policy as well as those of the dense model; the next epoch has them if the
+    cross-fitted loss of the elites is lower with them. The compensation tables and their
+    computation use at most ``table_gb`` gigabytes.
     """
 
     towers: Annotated[tuple[str, ...], Field(min_length=1)] = ("language",)
@@ -132,6 +135,7 @@ class PruningSettings(_Settings):
     )
     compensation: Literal["none", "bias", "least-squares"] = "least-squares"
     tokens: Literal["gradient", "all", "text"] = "gradient"
+    in_context: bool = False
     folds: Annotated[int, Field(ge=2, le=8)] = 2
     width_ratios: Annotated[tuple[Ratio, ...], Field(min_length=1)] = WIDTH_RATIOS
     multiple_of: Count = 1
@@ -296,6 +300,11 @@ class StudyConfig(_Settings):
                 "pruning.towers contains the projector, which is trained between epochs; set "
                 "projector.steps = 0"
             )
+        if pruning.in_context and pruning.compensation != "least-squares":
+            raise ValueError(
+                f"pruning.in_context needs pruning.compensation = 'least-squares', which is "
+                f"{pruning.compensation!r}; set pruning.in_context = false"
+            )
         if pruning.compensation == "bias" and self.form == "portable":
             raise ValueError(
                 "pruning.compensation is 'bias', but stock models have no such biases; use "
@@ -323,6 +332,14 @@ class StudyConfig(_Settings):
         """Return the form in which the chosen policy is exported."""
         default: Literal["native", "portable"] = "portable" if self.pruning.tied else "native"
         return self.export.form or default
+
+    @property
+    def table_sets(self) -> int:
+        """Count the sets of compensation tables that are in memory at once.
+
+        With ``pruning.in_context``: those of the calibration, of the present and the next epoch.
+        """
+        return min(self.search.epochs, 3) if self.pruning.in_context else 1
 
     @staticmethod
     def of(document: dict[str, Any], *, source: str = "study") -> StudyConfig:

@@ -37,8 +37,9 @@ _WARNING = (
 _CONTROL_NOTE = """# Epochs of `{name}`
 
 Each trial is one attempt to publish an epoch: epoch 0 publishes the calibration (ranking,
-compensation tables, latency and risk tables), each later epoch a trained projector and a new
-search space; the page of the trial has the file. The value is the cross-fitted accuracy on the
+compensation tables, latency and risk tables), each later epoch a trained projector, a new search
+space and, with `pruning.in_context`, whether compensation tables in context are kept (attribute
+`in_context`); the page of the trial has the files. The value is the cross-fitted accuracy on the
 proxy, or agreement with the dense model. The complete attempt with the lowest number counts. The
 attempt after the last epoch is the final selection.
 """

@@ -71,6 +71,7 @@ def study_page(
         _sensitivity_section(figures),
         PageSection("Figures", charts=_charts(others)),
         _risk_section(document),
+        _context_section(document),
         _projector_section(document),
         _table_section(subset_table(document)),
         _failure_section(document),
@@ -188,6 +189,30 @@ def _risk_section(document: Mapping[str, Any]) -> PageSection | None:
         )
     columns = ("policy", "quality + eta * Omega", "Omega", "eta * Omega", "quality")
     return PageSection("Structural risk", TextTable(columns, table_rows, notes=notes))
+
+
+def _context_section(document: Mapping[str, Any]) -> PageSection | None:
+    """Show the compensation tables that were fitted in context, and whether they are used."""
+    rows = []
+    for epoch, update in enumerate(document["projector"], start=1):
+        compared = update["in_context"]
+        if compared is None:
+            continue
+        changes = [
+            f"{compared['before'][key]:.3f} to {compared['after'][key]:.3f}"
+            for key in ("loss", "accuracy")
+        ]
+        kept = "yes" if compared["kept"] else "no"
+        rows.append(TableRow((str(epoch), kept, f"{compared['seconds']:.0f}", *changes)))
+    if not rows:
+        return None
+    columns = ("for epoch", "kept", "seconds", "cross-fitted loss", "cross-fitted accuracy")
+    notes = [
+        "Compensation tables fitted on the activations of the best policy of the epoch before. "
+        "They are kept if the loss of the elites, with the projector as it was loaded, is lower; "
+        "otherwise the epoch has the tables of the epoch before."
+    ]
+    return PageSection("Compensation in context", TextTable(columns, rows, notes=notes))
 
 
 def _projector_section(document: Mapping[str, Any]) -> PageSection | None:

@@ -50,7 +50,7 @@ def status_lines(document: Mapping[str, Any]) -> list[str]:
 
 
 def summary_lines(document: Mapping[str, Any]) -> list[str]:
-    """Return `status_lines`, and a line each on hypervolume, risk and projector updates."""
+    """Return `status_lines`, and a line each on hypervolume, risk and what opened each epoch."""
     lines = status_lines(document)
     if document["hypervolume"]:
         volumes = "  ".join(f"{volume:.4g}" for volume in document["hypervolume"])
@@ -62,6 +62,10 @@ def summary_lines(document: Mapping[str, Any]) -> list[str]:
             f"first generation (one of {samples} proxy samples is {1 / samples:.4f})"
         )
     for epoch, update in enumerate(document["projector"], start=1):
+        if update["in_context"] is not None:
+            lines.append(
+                f"tables in context, epoch {epoch}: {_context_note(update['in_context'])}"
+            )
         lines.append(
             f"projector of epoch {epoch}: {update['steps']} steps, {update['seconds']:.0f} s, "
             f"held-out {measure_of_split(document, 'proxy')} "
@@ -70,6 +74,16 @@ def summary_lines(document: Mapping[str, Any]) -> list[str]:
             f"{update['proxy_accuracy_before']:.3f} to {update['proxy_accuracy_after']:.3f})"
         )
     return lines
+
+
+def _context_note(compared: Mapping[str, Any]) -> str:
+    """Describe whether tables that were fitted in context are used, and why."""
+    before, after = compared["before"], compared["after"]
+    return (
+        f"{'kept' if compared['kept'] else 'not kept'}, {compared['seconds']:.0f} s, cross-fitted "
+        f"loss {before['loss']:.3f} to {after['loss']:.3f}, accuracy {before['accuracy']:.3f} to "
+        f"{after['accuracy']:.3f}"
+    )
 
 
 def labelled_rows(document: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

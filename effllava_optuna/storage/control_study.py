@@ -62,12 +62,15 @@ class EpochPublication:
         attributes: User attributes of the control trial, JSON by name.
         artifact: Name of the tensors in the artifact store; None if the epoch has none.
         label: Name of the artifact on the dashboard.
+        tables: Name of the epoch's compensation tables in the artifact store; None: those of the
+            calibration.
     """
 
     value: float
     attributes: Mapping[str, Any]
     artifact: str | None
     label: str = ""
+    tables: str | None = None
 
 
 def create_control_study(study: Study) -> None:
@@ -324,10 +327,13 @@ class ControlStudy:
 
     def _complete(self, attempt: FrozenTrial, publication: EpochPublication) -> None:
         attributes = {**publication.attributes, _PUBLISHED: True}
-        artifact = publication.artifact
-        if artifact is not None:
-            attributes["artifact"] = artifact
+        files = {
+            "artifact": (publication.artifact, publication.label),
+            "tables": (publication.tables, "compensation.safetensors"),
+        }
+        attributes |= {kind: name for kind, (name, _) in files.items() if name is not None}
         write_user_attrs(self._study, attempt, attributes)
-        if artifact is not None:
-            attach_artifact(self._study, attempt, artifact, publication.label)
+        for name, label in files.values():
+            if name is not None:
+                attach_artifact(self._study, attempt, name, label)
         complete_trial(self._study, attempt, publication.value)

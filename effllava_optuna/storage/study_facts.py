@@ -74,13 +74,14 @@ def read_study_facts(study: Study) -> StudyFacts:
 
 
 def _update(epoch: FrozenTrial) -> dict[str, Any]:
-    """Return what a report has of a projector update and its latency correction."""
+    """Return what a report has of a projector update and of what was decided with it."""
     attrs = epoch.user_attrs
-    correction = {
+    optional = {  # older versions have not stored it
         "latency_factor": latency_factor_of(epoch),
         "latency_errors": attrs.get("latency_errors", []),
+        "in_context": attrs.get("in_context"),
     }
-    return correction | {name: attrs[name] for name in _UPDATE_ATTRS}
+    return optional | {name: attrs[name] for name in _UPDATE_ATTRS}
 
 
 def _search_times(study: Study) -> tuple[str | None, str | None]:

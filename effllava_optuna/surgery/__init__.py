@@ -1,7 +1,12 @@
 """Inspect, load, rank, compensate, narrow, slice and export models."""
 
 from effllava_optuna.surgery.apply.arrangement import arranged
-from effllava_optuna.surgery.apply.compensation_table import CompensationTable, FittedOutput
+from effllava_optuna.surgery.apply.compensation_table import (
+    CompensationTable,
+    FittedOutput,
+    table_tensors,
+    tables_of,
+)
 from effllava_optuna.surgery.apply.encoded_inputs import (
     EncodedInputs,
     answer_logits,
@@ -20,6 +25,7 @@ from effllava_optuna.surgery.compensation.fitting import (
     PruningOptions,
     rank_and_compensate,
 )
+from effllava_optuna.surgery.compensation.in_context import ContextOptions, compensate_in_context
 from effllava_optuna.surgery.compensation.least_squares import (
     choose_damping,
     least_squares,
@@ -64,6 +70,7 @@ __all__ = [
     "CompensatedRanking",
     "CompensationTable",
     "ComponentHandle",
+    "ContextOptions",
     "EncodedInputs",
     "FittedOutput",
     "LoadedModel",
@@ -85,6 +92,7 @@ __all__ = [
     "build_example_inputs",
     "choose_damping",
     "collect_statistics",
+    "compensate_in_context",
     "compensate_in_sequence",
     "encode_images",
     "export",
@@ -111,6 +119,8 @@ __all__ = [
     "require_finite_logits",
     "restrict_to_stock_sizes",
     "sliced",
+    "table_tensors",
+    "tables_of",
     "use_projector",
     "verify_onnx",
     "verify_structure",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from effllava_optuna.config.cost_estimate import (
     H200,
     ModelSize,
@@ -10,15 +12,37 @@ from effllava_optuna.config.cost_estimate import (
 from effllava_optuna.study import load_config
 from tests.study_fixtures import ROOT
 
+QUICKSTART = ROOT / "studies" / "quickstart.toml"
+SMALL = ModelSize(
+    layers=6, hidden_size=128, mlp_width=384, group_ratio=0.5, other_parameters=2e5,
+    prompt_tokens=28, vision_flops=7e6,
+)  # fmt: skip
+LARGE = ModelSize(
+    layers=32, hidden_size=4096, mlp_width=11008, group_ratio=1.0, other_parameters=4e8,
+    prompt_tokens=650, vision_flops=2e11,
+)  # fmt: skip
+
 
 def test_a_cost_is_described_with_its_hardware() -> None:
-    config = load_config(ROOT / "studies" / "quickstart.toml")
-    small = ModelSize(
-        layers=6, hidden_size=128, mlp_width=384, group_ratio=0.5, other_parameters=2e5,
-        prompt_tokens=28, vision_flops=7e6,
-    )  # fmt: skip
+    config, small = load_config(QUICKSTART), SMALL
     cost = estimate_cost(config, small, cpu(1))
     assert describe_cost(cost, cpu(1)).endswith("minutes on a CPU with 1 thread")
     assert estimate_cost(config, small, cpu(2)).hours < cost.hours
     assert describe_cost(estimate_cost(config, small)).endswith("hours on one H200")
     assert H200.flops > cpu(64).flops
+
+
+def test_tables_in_context_take_memory_and_time() -> None:
+    config = load_config(QUICKSTART)
+    costs = {
+        epochs: estimate_cost(
+            load_config(QUICKSTART, ("pruning.in_context=true", f"search.epochs={epochs}")), LARGE
+        )
+        for epochs in (1, 2, 3, 4)
+    }
+    plain = estimate_cost(config, LARGE)
+    assert costs[1].table_gb == plain.table_gb  # there is no next epoch
+    one_set = costs[2].table_gb - plain.table_gb
+    assert costs[3].table_gb - costs[2].table_gb == pytest.approx(one_set, abs=0.1)
+    assert costs[4].table_gb == costs[3].table_gb
+    assert costs[3].hours > plain.hours

@@ -71,6 +71,11 @@ def test_a_study_is_named_after_its_file(tmp_path: Path) -> None:
             GOOD + "[pruning]\nwidth_ratios = [0.5]",
             "pruning.width_ratios must contain 1.0, the dense width. Fix the study file.",
         ),
+        (
+            GOOD + '[pruning]\nin_context = true\ncompensation = "none"',
+            "pruning.in_context needs pruning.compensation = 'least-squares', which is 'none'; "
+            "set pruning.in_context = false. Fix the study file.",
+        ),
         ('model = "digits-vlm"', "model = 'digits-vlm': Input should be an object."),
         (GOOD + "[study]\nseed = 2026-11-22", "study.seed = "),
     ],

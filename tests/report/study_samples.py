@@ -118,7 +118,7 @@ def two_epochs(structure: ModelStructure, count: int = 8, **changes: Any) -> Stu
         for n in range(count)
     ]  # fmt: skip
     update = {
-        "latency_factor": 1.0, "latency_errors": [],
+        "latency_factor": 1.0, "latency_errors": [], "in_context": None,
         "steps": 4, "seconds": 1.0, "proxy_loss_before": 0.9, "proxy_loss_after": 0.4,
         "crossfit_curve": [{"steps": 0, "loss": 0.8}, {"steps": 4, "loss": 0.6}],
     }  # fmt: skip

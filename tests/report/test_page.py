@@ -119,7 +119,7 @@ def test_names_are_escaped(structure: ModelStructure) -> None:
 def _update() -> dict[str, Any]:
     update: dict[str, Any] = {
         "steps": 4, "seconds": 20.0, "crossfit_curve": [],
-        "latency_factor": 1.0, "latency_errors": [],
+        "latency_factor": 1.0, "latency_errors": [], "in_context": None,
     }  # fmt: skip
     for name in ("proxy_accuracy", "crossfit_accuracy", "crossfit_loss"):
         update |= {f"{name}_before": 0.5, f"{name}_after": 0.75}

@@ -45,6 +45,7 @@ def test_the_summary_has_the_hypervolume_and_each_projector_update(
 ) -> None:
     update: dict[str, Any] = {
         "steps": 4, "seconds": 20.0, "latency_factor": 1.0, "latency_errors": [],
+        "in_context": None,
     }  # fmt: skip
     for name in ("proxy_accuracy", "crossfit_accuracy"):
         update |= {f"{name}_before": 0.5, f"{name}_after": 0.75}
@@ -54,6 +55,24 @@ def test_the_summary_has_the_hypervolume_and_each_projector_update(
         "projector of epoch 1: 4 steps, 20 s, held-out accuracy 0.500 to 0.750 (training "
         "samples: 0.500 to 0.750)",
     ]
+
+
+@pytest.mark.parametrize(("after", "verdict"), [(0.4, "kept"), (0.6, "not kept")])
+def test_the_summary_says_whether_tables_in_context_are_used(
+    structure: ModelStructure, after: float, verdict: str
+) -> None:
+    update = dict(two_epochs(structure).updates[0])
+    for name in ("proxy_accuracy", "crossfit_accuracy"):
+        update |= {f"{name}_before": 0.5, f"{name}_after": 0.75}
+    compared = {
+        "kept": after < 0.5, "seconds": 3.0, "before": {"loss": 0.5, "accuracy": 0.75},
+        "after": {"loss": after, "accuracy": 0.8},
+    }  # fmt: skip
+    study = two_epochs(structure, updates=[update | {"in_context": compared}])
+    assert (
+        f"tables in context, epoch 1: {verdict}, 3 s, cross-fitted loss 0.500 to {after:.3f}, "
+        "accuracy 0.750 to 0.800"
+    ) in summary_lines(study_document(study))
 
 
 def test_a_study_under_way_has_no_values_on_test(structure: ModelStructure) -> None:

@@ -55,6 +55,16 @@ def test_an_epoch_is_created_once(storage: BaseStorage) -> None:
     assert again.params == {"epoch": 0, "attempt": 0}
 
 
+def test_an_epoch_lists_its_projectors_and_its_tables(storage: BaseStorage) -> None:
+    published = ControlStudy(storage, "s").publish_once(
+        1, lambda: EpochPublication(0.5, {}, "a" * 64, "projector.safetensors", "b" * 64)
+    )
+    assert published.user_attrs["artifact"] == "a" * 64
+    assert published.user_attrs["tables"] == "b" * 64
+    listed = [json.loads(value)["filename"] for value in published.system_attrs.values()]
+    assert sorted(listed) == ["compensation.safetensors", "projector.safetensors"]
+
+
 def test_threads_that_publish_the_same_epoch_get_the_same_attempt(storage: BaseStorage) -> None:
     control_study = ControlStudy(storage, "s")
     created, numbers = [], []

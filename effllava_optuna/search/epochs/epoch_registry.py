@@ -9,6 +9,7 @@ from effllava_optuna.errors import StudyError
 from effllava_optuna.policy import Space
 from effllava_optuna.samplers import Seed
 from effllava_optuna.storage.control_study import EpochPublication, latency_factor_of
+from effllava_optuna.surgery import table_tensors, tables_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from optuna.trial import FrozenTrial
 
+    from effllava_optuna.search.epochs.context_round import ContextTrial
     from effllava_optuna.storage.artifact_store import ArtifactStore
     from effllava_optuna.storage.control_study import ControlStudy
     from effllava_optuna.surgery import WeightState
@@ -49,15 +51,24 @@ class NextEpoch:
         latency_errors: Relative errors of the latencies that the epoch before had predicted for
             policies of its front: predicted over measured, minus 1, both relative to the dense
             model.
+        in_context: The comparison with compensation tables in context; None: nothing was compared.
     """
 
     epoch: Epoch
     update: ProjectorUpdate
     latency_errors: tuple[float, ...] = ()
+    in_context: ContextTrial | None = None
 
-    def publication(self, artifact_store: ArtifactStore) -> EpochPublication:
-        """Store the projectors, and return what the control study publishes."""
-        update = self.update
+    def publication(
+        self, artifact_store: ArtifactStore, former_tables: str | None
+    ) -> EpochPublication:
+        """Store projectors and new tables, and return what the control study publishes.
+
+        Args:
+            artifact_store: Where they are stored.
+            former_tables: Name of the tables of the epoch before; None: those of the calibration.
+        """
+        update, in_context = self.update, self.in_context
         first, best = update.held_out[0], update.best
         facts: dict[str, Any] = {
             "weight_state": self.epoch.weight_state.digest,
@@ -78,19 +89,31 @@ class NextEpoch:
             "crossfit_loss_before": first.loss,
             "crossfit_loss_after": best.loss,
             "crossfit_curve": [asdict(loss) for loss in update.held_out],
+            "in_context": None if in_context is None else in_context.facts(),
         }
         tensors = {
             f"{fit}/{name}": tensor
             for fit, state in enumerate(update.projectors)
             for name, tensor in state.items()
         }
+        tables = former_tables
+        if in_context is not None and in_context.kept:
+            compensations = self.epoch.weight_state.compensations
+            tables = artifact_store.write_tensors(table_tensors(compensations))
         return EpochPublication(
-            best.accuracy, facts, artifact_store.write_tensors(tensors), "projector.safetensors"
+            value=best.accuracy,
+            attributes=facts,
+            artifact=artifact_store.write_tensors(tensors),
+            label="projector.safetensors",
+            tables=tables,
         )
 
 
 class EpochRegistry:
     """The published epochs of a study. What this process has made or read stays in memory.
+
+    Compensation tables may take gigabytes: beside those of the calibration, only the tables of the
+    epoch that was made or read last stay in memory.
 
     Args:
         control_study: Where epochs are published.
@@ -122,7 +145,7 @@ class EpochRegistry:
                 raise StudyError(
                     f"Epoch {number} is not published.", hint="Continue with `resume`."
                 )
-            self._epochs[number] = self._read(attempt)
+            self._remember(number, self._read(attempt))
         return self._epochs[number]
 
     def weight_state(self, digest: str) -> WeightState:
@@ -149,8 +172,9 @@ class EpochRegistry:
             StudyError: They were removed.
         """
         for attempt in self.control_study.published_epochs():
-            if "artifact" in attempt.user_attrs:
-                self.artifact_store.require(attempt.user_attrs["artifact"])
+            for kind in ("artifact", "tables"):
+                if attempt.user_attrs.get(kind) is not None:
+                    self.artifact_store.require(attempt.user_attrs[kind])
 
     def publish(self, number: int, make: Callable[[], NextEpoch]) -> None:
         """Publish an epoch, unless another process does; ``make`` it if this process leads."""
@@ -160,18 +184,39 @@ class EpochRegistry:
         def publication() -> EpochPublication:
             following = make()
             made.append(following.epoch)
-            return following.publication(self.artifact_store)
+            return following.publication(self.artifact_store, self._tables_of(number - 1))
 
         published = self.control_study.publish_once(number, publication).user_attrs["weight_state"]
         if made and made[0].weight_state.digest == published:
-            self._epochs[number] = made[0]
+            self._remember(number, made[0])
+
+    def _tables_of(self, number: int) -> str | None:
+        """Return the name of the tables of a published epoch; None: those of the calibration."""
+        attempt = self.control_study.published_attempt(number)
+        return None if attempt is None else attempt.user_attrs.get("tables")
+
+    def _remember(self, number: int, epoch: Epoch) -> None:
+        """Keep an epoch in memory, and forget those with tables that it does not have."""
+        kept = {
+            id(state.compensations) for state in (self._epochs[0].weight_state, epoch.weight_state)
+        }
+        self._epochs = {
+            other: known
+            for other, known in self._epochs.items()
+            if id(known.weight_state.compensations) in kept
+        } | {number: epoch}
 
     def _read(self, attempt: FrozenTrial) -> Epoch:
         first, facts = self._epochs[0], attempt.user_attrs
+        weight_state = first.weight_state
+        if facts.get("tables") is not None:
+            tensors = self.artifact_store.read_tensors(facts["tables"])
+            fits = [True] * len(weight_state.compensations)
+            weight_state = weight_state.with_compensations(tables_of(tensors, fits))
         projectors = _by_fit(self.artifact_store.read_tensors(facts["artifact"]))
         return Epoch(
             Space.from_json(facts["space"], first.space.structure),
-            first.weight_state.with_projectors(projectors),
+            weight_state.with_projectors(projectors),
             tuple(Seed(seed["params"], "reeval", seed["origin"]) for seed in facts["elites"]),
             latency_factor_of(attempt),
         )

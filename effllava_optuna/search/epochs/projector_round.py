@@ -10,6 +10,7 @@ from effllava_optuna.objectives import fit_correction
 from effllava_optuna.policy import Policy, finalists, front_of
 from effllava_optuna.samplers import Seed
 from effllava_optuna.search.budget import attainable_factor, budget_of
+from effllava_optuna.search.epochs.context_round import try_context
 from effllava_optuna.search.epochs.epoch_registry import Epoch, NextEpoch
 from effllava_optuna.training import ProjectorTrainingOptions, TrainingBatch
 
@@ -34,6 +35,7 @@ def train_next_epoch(
 ) -> NextEpoch:
     """Train the projector for the elites of an epoch, and narrow the search space around them.
 
+    With ``pruning.in_context``, the compensation tables are fitted around the incumbent first.
     Policies of its front are run whole, and correct the latencies that the next epoch predicts.
 
     Args:
@@ -55,9 +57,15 @@ def train_next_epoch(
         )
     table, first = config.projector, epochs.epoch(0)
     elites = [Policy.of(evaluator.structure, trial.widths) for trial in front]
+    fitted, in_context = try_context(
+        evaluator,
+        first.weight_state.with_compensations(epochs.epoch(number).weight_state.compensations),
+        elites[: table.elites],
+        report_stage,
+    )
     update = evaluator.inputs.functions.train(
         evaluator.loaded,
-        first.weight_state,
+        fitted,
         elites[: table.elites],
         training_batches(evaluator),
         ProjectorTrainingOptions(
@@ -68,7 +76,7 @@ def train_next_epoch(
         ),
         lambda share: report_stage("training the projector", share),
     )
-    weight_state = first.weight_state.with_projectors(update.projectors)
+    weight_state = fitted.with_projectors(update.projectors)
     factor, latency_errors = _recheck_latency(
         evaluator,
         weight_state,
@@ -96,7 +104,8 @@ def train_next_epoch(
         )
         for trial in finalists(front, max(1, config.search.population // 4))
     )
-    return NextEpoch(Epoch(space, weight_state, seeds, factor), update, latency_errors)
+    epoch = Epoch(space, weight_state, seeds, factor)
+    return NextEpoch(epoch, update, latency_errors, in_context)
 
 
 def _recheck_latency(

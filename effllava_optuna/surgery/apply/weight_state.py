@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from effllava_optuna.surgery.apply.compensation_table import table_tensors
 from effllava_optuna.surgery.apply.narrowing import narrowed
 from effllava_optuna.surgery.apply.projector_weights import use_projector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import torch
 
@@ -48,12 +49,29 @@ class WeightState:
         Args:
             projectors: Weights by parameter name, one per fit.
         """
+        named = (pair for state in projectors for pair in sorted(state.items()))
+        return replace(self, digest=self._digest_with(named), projectors=tuple(projectors))
+
+    def with_compensations(self, compensations: Sequence[CompensationTable | None]) -> WeightState:
+        """Return the same ranking and projectors with other compensation tables.
+
+        Args:
+            compensations: One table per fit. If they are the tables of this weight state, it is
+                returned itself.
+        """
+        compensations = tuple(compensations)
+        if all(new is old for new, old in zip(compensations, self.compensations, strict=True)):
+            return self
+        named = sorted(table_tensors(compensations).items())
+        return replace(self, digest=self._digest_with(named), compensations=compensations)
+
+    def _digest_with(self, named: Iterable[tuple[str, torch.Tensor]]) -> str:
+        """Hash the digest of this weight state and further tensors with their names."""
         content = hashlib.sha256(self.digest.encode())
-        for state in projectors:
-            for name, weight in sorted(state.items()):
-                content.update(name.encode())
-                content.update(weight.cpu().float().numpy().tobytes())
-        return replace(self, digest=content.hexdigest(), projectors=tuple(projectors))
+        for name, weight in named:
+            content.update(name.encode())
+            content.update(weight.cpu().float().numpy().tobytes())
+        return content.hexdigest()
 
     @property
     def folds(self) -> int:

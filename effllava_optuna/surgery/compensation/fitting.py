@@ -58,6 +58,8 @@ class PruningOptions:
         tokens: Token weights: see `collect_statistics`.
         seed: Seed of the importance ``random``.
         table_gb: Most gigabytes for the fits and their computation together.
+        table_sets: Complete sets of tables in memory at once: that of `rank_and_compensate`, and
+            those that `compensate_in_context` has fitted again.
     """
 
     importance: str = "obs"
@@ -65,6 +67,7 @@ class PruningOptions:
     tokens: str = "gradient"
     seed: int = 0
     table_gb: float = 8.0
+    table_sets: int = 1
 
     def __post_init__(self) -> None:
         if self.compensation not in COMPENSATIONS:

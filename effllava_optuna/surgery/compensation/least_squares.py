@@ -58,17 +58,48 @@ def least_squares(
     """
     damped = matrix.to(torch.float64, copy=True)
     damped.diagonal().add_(ridge_penalty(matrix.diagonal(), damping))
-    lower, failed = torch.linalg.cholesky_ex(damped)
-    if int(failed):
-        raise ModelError(
-            f"The moments of {len(matrix)} columns cannot be factored with damping {damping}.",
-            hint="Use a larger damping or more calibration samples.",
-        )
+    lower = cholesky_factor(damped, f"{len(matrix)} columns", damping)
     projected = weight.double() @ lower
     energy = projected.pow(2).sum(0)
     residuals = torch.cat([energy.flip(0).cumsum(0).flip(0), energy.new_zeros(1)])
     weights = {kept: _fit_prefix(projected, lower, kept).to(weight.dtype) for kept in columns}
     return LeastSquaresFit(weights, residuals)
+
+
+def fit_to_target(
+    target: torch.Tensor, lower: torch.Tensor, columns: Sequence[int]
+) -> dict[int, torch.Tensor]:
+    """Fit any outputs t to the first columns of the inputs x, for each number in ``columns``.
+
+    With C = L L^T, the fit E[w t x^T] inv(C) is A[:, :k] inv(L[:k, :k]) for the first k columns,
+    where A = E[w t x^T] inv(L^T): one factorisation serves all widths here, too.
+
+    Args:
+        target: E[w t x^T], shape ``(out, columns)``, float64, with the penalty that ``lower`` has.
+        lower: The factor L, shape ``(columns, columns)``.
+        columns: Numbers of columns kept.
+
+    Returns:
+        By number of columns kept, the fit in float64, shape ``(out, kept)``.
+    """
+    projected = torch.linalg.solve_triangular(lower, target.T, upper=False).T
+    return {kept: _fit_prefix(projected, lower, kept) for kept in columns}
+
+
+def cholesky_factor(damped: torch.Tensor, name: str, damping: float) -> torch.Tensor:
+    """Compute the lower Cholesky factor of a damped matrix of moments.
+
+    Raises:
+        ModelError: There is none; the message has ``name`` and ``damping``.
+    """
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    if int(failed):
+        raise ModelError(
+            f"The moments of {name} cannot be factored with damping {damping}.",
+            hint="Use a larger damping or more calibration samples.",
+        )
+    factor: torch.Tensor = lower
+    return factor
 
 
 def mean_biases(

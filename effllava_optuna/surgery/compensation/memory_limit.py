@@ -36,7 +36,7 @@ def split_by_memory(
     Raises:
         ModelError: The limit is too low for one component at a time.
     """
-    table = sum(
+    table = options.table_sets * sum(
         _table_bytes(handle, folds, widths[handle.component.id], options) for handle in handles
     )
     moment_bytes = [8 * _moment_numbers(handle, options) for handle in handles]

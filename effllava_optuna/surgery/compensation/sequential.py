@@ -20,8 +20,9 @@ from effllava_optuna.policy import Policy
 from effllava_optuna.surgery.apply.arrangement import arranged
 from effllava_optuna.surgery.apply.compensation_table import FittedOutput
 from effllava_optuna.surgery.apply.narrowing import narrowed
+from effllava_optuna.surgery.compensation.least_squares import cholesky_factor, fit_to_target
 from effllava_optuna.surgery.importance.moments import ridge_penalty
-from effllava_optuna.surgery.importance.unit_statistics import capture_inputs, weighted_inputs
+from effllava_optuna.surgery.importance.unit_statistics import run_until, weighted_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -125,22 +126,15 @@ def _moments(
         runs = [*weighted_inputs(ready, [handle], batch, tokens=tokens)]
         if not runs:
             continue
-        dense_inputs = runs[0][1]
-        inputs = {name: value.to(ready.device) for name, value in batch.inputs.items()}
-        with (
-            narrowed(ready, partial, ready.ranking, compensation) as network,
-            capture_inputs([handle]) as captured,
-            torch.no_grad(),
-        ):
-            network.model(**inputs, logits_to_keep=1)
-        if handle.component.id not in captured:
+        x, weights = runs[0][1].x, runs[0][1].tokens
+        with narrowed(ready, partial, ready.ranking, compensation) as network:
+            pruned_x = run_until(network, handle, batch)
+        if pruned_x is None:
             return None
-        x = dense_inputs.x
-        pruned_x = captured[handle.component.id].flatten(0, -2).double()
         moments = (
-            dense_inputs.moments(x, full=False),
-            dense_inputs.moments(x, pruned_x),
-            dense_inputs.moments(pruned_x),
+            weights.moments(x, full=False),
+            weights.moments(x, pruned_x),
+            weights.moments(pruned_x),
         )
         if total is not None:
             moments = (total[0] + moments[0], total[1] + moments[1], total[2] + moments[2])
@@ -157,11 +151,7 @@ def _fit(
     matrix, target = pruned.matrix, cross.matrix
     matrix.diagonal().add_(penalty)
     target.diagonal().add_(penalty)  # pulls towards the original columns of the kept units
-    lower, failed = torch.linalg.cholesky_ex(matrix)
-    if int(failed):
-        raise ModelError(
-            f"The moments of {handle.component.id} cannot be factored with damping {damping}.",
-            hint="Use a larger damping or more calibration samples.",
-        )
-    fitted = torch.cholesky_solve((weight.double() @ target).T, lower).T
+    lower = cholesky_factor(matrix, handle.component.id, damping)
+    kept = len(matrix)
+    fitted = fit_to_target(weight.double() @ target, lower, [kept])[kept]
     return fitted.to(weight.dtype).contiguous()

@@ -124,6 +124,28 @@ class Moments:
         return mean
 
 
+@dataclass(frozen=True, slots=True)
+class TokenWeights:
+    """Weights of the tokens of one batch, for the moments of one component.
+
+    Attributes:
+        weights: Shape ``(tokens,)``: the unequal token weights of `Moments`.
+        uniform: Shape ``(tokens,)``: 1, or 0 at padding; None if ``weights`` decides alone.
+    """
+
+    weights: torch.Tensor
+    uniform: torch.Tensor | None
+
+    def moments(
+        self, x: torch.Tensor, y: torch.Tensor | None = None, *, full: bool = True
+    ) -> Moments:
+        """Compute the moments of ``x``, or the cross moments of ``x`` and ``y``."""
+        uniform = None
+        if self.uniform is not None:
+            uniform = WeightedSums.of(x, self.uniform, y, full=full)
+        return Moments(WeightedSums.of(x, self.weights, y, full=full), uniform)
+
+
 def ridge_penalty(diagonal: torch.Tensor, damping: float) -> float:
     """Compute the number that damping adds to the diagonal of a matrix of second moments.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from effllava_optuna.errors import ModelError
-from effllava_optuna.surgery.importance.moments import Moments, WeightedSums
+from effllava_optuna.surgery.importance.moments import Moments, TokenWeights
 from effllava_optuna.surgery.structure.prunable_parts import LANGUAGE
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def collect_statistics(
             component = handle.component.id
             statistics = UnitStatistics(
                 inputs.effect,
-                inputs.moments(inputs.x, full=full),
+                inputs.tokens.moments(inputs.x, full=full),
                 float(inputs.squared_gradients.sum()),
             )
             earlier = collected.get(component)
@@ -108,27 +108,16 @@ class WeightedInputs:
 
     Attributes:
         x: Shape ``(tokens, columns)``, float64, 0 at padding.
-        weights: Shape ``(tokens,)``: the unequal token weights of `Moments`.
-        uniform: Shape ``(tokens,)``: 1, or 0 at padding; None if ``weights`` decides alone.
+        tokens: The weights of the tokens.
         effect: See `UnitStatistics`.
         squared_gradients: Shape ``(tokens,)``: squared norm of the margin's gradient at ``x``, 0
             at padding.
     """
 
     x: torch.Tensor
-    weights: torch.Tensor
-    uniform: torch.Tensor | None
+    tokens: TokenWeights
     effect: torch.Tensor
     squared_gradients: torch.Tensor
-
-    def moments(
-        self, x: torch.Tensor, y: torch.Tensor | None = None, *, full: bool = True
-    ) -> Moments:
-        """Compute the moments of ``x``, or the cross moments of ``x`` and ``y``."""
-        uniform = None
-        if self.uniform is not None:
-            uniform = WeightedSums.of(x, self.uniform, y, full=full)
-        return Moments(WeightedSums.of(x, self.weights, y, full=full), uniform)
 
 
 def weighted_inputs(
@@ -176,9 +165,10 @@ def weighted_inputs(
         squared_gradients = margin_gradient.flatten(0, -2).double().pow(2).sum(-1) * real
         weights = {"gradient": squared_gradients, "all": real, "text": text}[tokens]
         uniform = real if tokens == "gradient" else None
+        weighted = TokenWeights(weights, uniform)
         yield (
             handle,
-            WeightedInputs(x.flatten(0, -2).double(), weights, uniform, effect, squared_gradients),
+            WeightedInputs(x.flatten(0, -2).double(), weighted, effect, squared_gradients),
         )
 
 
@@ -208,6 +198,35 @@ def capture_inputs(
     finally:
         for hook in hooks:
             hook.remove()
+
+
+class _ComponentReached(Exception):
+    """The output matrix of the wanted component is about to run."""
+
+
+@torch.no_grad()
+def run_until(
+    loaded: LoadedModel, handle: ComponentHandle, batch: CalibrationBatch
+) -> torch.Tensor | None:
+    """Run a batch as far as one component, and return the inputs of its output matrix.
+
+    Returns:
+        Shape ``(tokens, columns)``, float64; None if the batch does not run the component.
+    """
+
+    def stop(*_: object) -> None:
+        raise _ComponentReached
+
+    inputs = {name: value.to(loaded.device) for name, value in batch.inputs.items()}
+    with capture_inputs([handle]) as captured:
+        hook = handle.linear(handle.output).register_forward_pre_hook(stop)
+        try:
+            loaded.model(**inputs, logits_to_keep=1)
+        except _ComponentReached:
+            return captured[handle.component.id].flatten(0, -2).double()
+        finally:
+            hook.remove()
+    return None
 
 
 def _finite_inputs(

@@ -21,7 +21,11 @@ from effllava_optuna.surgery import (
     mean_biases,
     narrowed,
 )
-from effllava_optuna.surgery.compensation.least_squares import DAMPINGS
+from effllava_optuna.surgery.compensation.least_squares import (
+    DAMPINGS,
+    cholesky_factor,
+    fit_to_target,
+)
 from effllava_optuna.surgery.structure.component_handle import element_indices
 
 if TYPE_CHECKING:
@@ -70,6 +74,28 @@ def test_every_width_is_the_least_squares_fit_of_the_damped_system(
         residual = (rows[:, :kept] @ fit.weights[kept].T - wanted).pow(2).sum()
         torch.testing.assert_close(fit.residuals[kept], residual, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(fit.residuals[0], wanted.pow(2).sum())
+
+
+def test_a_fit_to_other_outputs_solves_the_normal_equations_of_every_width() -> None:
+    """576 outputs of 1,536 inputs, as in a small language model; fewer tokens than inputs."""
+    x, outputs = randn(700, 1536, seed=7), randn(700, 576, seed=8)
+    matrix, target = x.T @ x / len(x), outputs.T @ x / len(x)
+    matrix.diagonal().add_(1e-2)
+    fits = fit_to_target(target, cholesky_factor(matrix, "test", 1e-2), [1, 500, 1536])
+    for kept, fit in fits.items():
+        assert fit.shape == (576, kept)
+        torch.testing.assert_close(
+            fit @ matrix[:kept, :kept], target[:, :kept], rtol=1e-8, atol=1e-9
+        )
+
+
+def test_a_fit_to_the_original_outputs_is_that_of_least_squares(damping: float) -> None:
+    matrix = INPUTS[0].T @ INPUTS[0]
+    expected = least_squares(WEIGHT, matrix, [1, 5, COLUMNS], damping).weights
+    damped = matrix + damping * matrix.diagonal().mean() * torch.eye(COLUMNS).double()
+    fits = fit_to_target(WEIGHT @ damped, cholesky_factor(damped, "test", damping), [*expected])
+    for kept, fit in fits.items():
+        torch.testing.assert_close(fit, expected[kept], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("x", INPUTS)

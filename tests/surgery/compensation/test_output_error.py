@@ -148,13 +148,13 @@ def test_residuals_are_squared_errors_times_squared_gradients(
             torch.from_numpy(result.ranking.units[component]), handle.columns
         )
         x = torch.cat([run.x for run in runs])[:, ranking]
-        u, g2 = (
-            torch.cat([getattr(run, name) for run in runs])
-            for name in ("weights", "squared_gradients")
-        )
+        u = torch.cat([run.tokens.weights for run in runs])
+        g2 = torch.cat([run.squared_gradients for run in runs])
         w = u / u.sum() * len(u)
         if tokens == "gradient":
-            real = torch.cat([run.uniform for run in runs if run.uniform is not None])
+            real = torch.cat(
+                [uniform for run in runs if (uniform := run.tokens.uniform) is not None]
+            )
             w = 0.9 * w + 0.1 * real / real.sum() * len(u)
         weight = handle.linear(handle.output).weight.double()[:, ranking]
         scale = float(g2.sum() / len(batches) / weight.pow(2).sum())

@@ -1,0 +1,204 @@
+"""Fit the compensation tables again, in the context of one policy.
+
+The tables of `rank_and_compensate` use the inputs x that each component has in the dense model. In
+the network of a policy the layers before it are pruned, and its inputs are x'. Týr-the-Pruner
+(arXiv 2503.09657) fits again on the pruned model between rounds of its search. Here the tables of
+all widths are fitted again, so that they serve the policies near the one they were fitted for.
+With W the original matrix, the fit for the first k columns is
+
+    W_k = argmin E[w ||W (x + x') / 2 - W_k x'_k||^2].
+
+The output that the dense model has, W x, asks a component to undo the errors of all layers before
+it, and overfits a few dozen samples; W x' accepts these errors. Halfway has the lowest loss.
+
+Components are fitted in forward order: x' contains the new fits of the layers before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from effllava_optuna.errors import ModelError
+from effllava_optuna.policy import Policy
+from effllava_optuna.surgery.apply.arrangement import arranged
+from effllava_optuna.surgery.apply.compensation_table import FittedOutput
+from effllava_optuna.surgery.apply.weight_state import policy_network
+from effllava_optuna.surgery.compensation.least_squares import cholesky_factor, fit_to_target
+from effllava_optuna.surgery.compensation.memory_limit import split_by_memory
+from effllava_optuna.surgery.compensation.sequential import DAMPING
+from effllava_optuna.surgery.importance.moments import ridge_penalty
+from effllava_optuna.surgery.importance.unit_statistics import run_until, weighted_inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from effllava_optuna.policy import ComponentId
+    from effllava_optuna.surgery.apply.compensation_table import CompensationTable
+    from effllava_optuna.surgery.apply.weight_state import WeightState
+    from effllava_optuna.surgery.compensation.fitting import PruningOptions
+    from effllava_optuna.surgery.importance.calibration_batch import CalibrationBatch
+    from effllava_optuna.surgery.importance.moments import Moments, TokenWeights
+    from effllava_optuna.surgery.structure.component_handle import ComponentHandle
+    from effllava_optuna.surgery.structure.loaded_model import LoadedModel
+
+    WeightedBatch = tuple[CalibrationBatch, TokenWeights]
+
+
+@dataclass(frozen=True)
+class ContextOptions:
+    """How tables are fitted in context.
+
+    Attributes:
+        pruning: The options that the existing tables were fitted with.
+        damping: By component, the damping of `SequentialOptions`.
+    """
+
+    pruning: PruningOptions
+    damping: Mapping[ComponentId, float]
+
+
+def compensate_in_context(
+    loaded: LoadedModel,
+    weight_state: WeightState,
+    policy: Policy,
+    folds: Sequence[Sequence[CalibrationBatch]],
+    options: ContextOptions,
+    progress: Callable[[float], None] | None = None,
+) -> tuple[CompensationTable, ...]:
+    """Fit the tables of a weight state again: on all folds, and without each fold in turn.
+
+    The network that provides the inputs of a fit has the tables and the projector of that fit, so
+    that no fit depends on the fold that it leaves out. Token weights are those of the dense model.
+    A component that does not run in the network of ``policy`` keeps its tables.
+
+    Args:
+        loaded: The model.
+        weight_state: The ranking, the tables that are replaced, and the projectors.
+        policy: The context: units kept at each component.
+        folds: Calibration samples.
+        options: Token weights, damping and limit of memory.
+        progress: Called with the finished fraction.
+
+    Returns:
+        A table for each fit, with the widths of the existing ones.
+
+    Raises:
+        PolicyError: The policy belongs to another structure.
+        ModelError: The weight state has no tables, ``options.pruning.table_gb`` is too small, or
+            moments cannot be factored.
+    """
+    policy.check(loaded.structure)
+    tables = [dict(table) for table in weight_state.compensations if table is not None]
+    if len(tables) <= len(folds):
+        raise ModelError(
+            "The weight state has no compensation tables.",
+            hint="Fit them first, with compensation='least-squares'.",
+        )
+    state = replace(weight_state, compensations=tuple(tables))  # sees the new fits
+    widths = _widths_of(tables[0], loaded.handles)
+    ids = (component.id for component in loaded.structure.components)
+    kept = dict(zip(ids, policy.widths, strict=True))
+    # Components without an output matrix, such as whole blocks, are pruned from the beginning.
+    pruned = {component: count for component, count in kept.items() if component not in widths}
+    done = 0
+    with arranged(loaded, weight_state.ranking) as ready:
+        for handles in split_by_memory(ready.handles, len(folds), widths, options.pruning):
+            weights = [
+                [_token_weights(ready, handles, batch, options.pruning.tokens) for batch in fold]
+                for fold in folds
+            ]
+            for handle in handles:
+                component = handle.component.id
+                partial = Policy.of(ready.structure, pruned)
+                for fit, table in enumerate(tables):
+                    batches = [
+                        (batch, tokens[component])
+                        for number, fold in enumerate(folds, start=1)
+                        for batch, tokens in zip(fold, weights[number - 1], strict=True)
+                        if number != fit and component in tokens
+                    ]
+                    network = _Context(ready, state, partial, fit)
+                    moments = network.moments(handle, batches)
+                    if moments is not None:
+                        damping = options.damping.get(component, DAMPING)
+                        fits = _fit(handle, *moments, widths[component], damping)
+                        table.update({(component, count): fits[count] for count in fits})
+                pruned[component] = kept[component]
+                done += 1
+                if progress is not None:
+                    progress(done / len(ready.handles))
+    return tuple(tables)
+
+
+def _widths_of(
+    table: CompensationTable, handles: Iterable[ComponentHandle]
+) -> dict[ComponentId, list[int]]:
+    """Return the widths of each component that a table has fits for."""
+    widths: dict[ComponentId, list[int]] = {handle.component.id: [] for handle in handles}
+    for component, count in table:
+        widths[component].append(count)
+    return widths
+
+
+def _token_weights(
+    ready: LoadedModel, handles: Sequence[ComponentHandle], batch: CalibrationBatch, tokens: str
+) -> dict[ComponentId, TokenWeights]:
+    """Return the token weights of the components that a batch runs in the dense model."""
+    return {
+        handle.component.id: inputs.tokens
+        for handle, inputs in weighted_inputs(ready, handles, batch, tokens=tokens)
+    }
+
+
+@dataclass(frozen=True)
+class _Context:
+    """The dense model, and the network in which the layers before a component are pruned."""
+
+    ready: LoadedModel
+    weight_state: WeightState
+    partial: Policy
+    fit: int
+
+    def moments(
+        self, handle: ComponentHandle, batches: Sequence[WeightedBatch]
+    ) -> tuple[Moments, Moments] | None:
+        """Return the moments of the inputs, and those of the wanted outputs with the inputs.
+
+        None if no batch runs the component in the network.
+        """
+        weight = handle.linear(handle.output).weight.detach().double()
+        total: tuple[Moments, Moments] | None = None
+        for batch, tokens in batches:
+            x = run_until(self.ready, handle, batch)
+            with policy_network(self.ready, self.weight_state, self.partial, self.fit) as network:
+                pruned_x = run_until(network, handle, batch)
+            if x is None or pruned_x is None:
+                continue
+            wanted = (x + pruned_x) / 2 @ weight.T
+            of_inputs, of_outputs = tokens.moments(pruned_x), tokens.moments(wanted, pruned_x)
+            if total is not None:
+                of_inputs, of_outputs = total[0] + of_inputs, total[1] + of_outputs
+            total = of_inputs, of_outputs
+        return total
+
+
+def _fit(
+    handle: ComponentHandle,
+    of_inputs: Moments,
+    of_outputs: Moments,
+    widths: Sequence[int],
+    damping: float,
+) -> dict[int, FittedOutput]:
+    """Compute the fits of one component by number of units kept, from the moments above."""
+    weight = handle.linear(handle.output).weight.detach()
+    matrix, target = of_inputs.matrix, of_outputs.matrix
+    penalty = ridge_penalty(matrix.diagonal(), damping)
+    matrix.diagonal().add_(penalty)
+    target.add_(weight.double(), alpha=penalty)  # pulls towards the original columns
+    lower = cholesky_factor(matrix, handle.component.id, damping)
+    fits = fit_to_target(target, lower, [count * handle.columns for count in widths])
+    return {
+        columns // handle.columns: FittedOutput(fit.to(weight.dtype).contiguous())
+        for columns, fit in fits.items()
+    }
