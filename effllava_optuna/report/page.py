@@ -69,7 +69,7 @@ def study_page(
         PageSection("Policies", policy_table(document)),
         _table_section(choice_table(document)),
         _sensitivity_section(figures),
-        PageSection("Figures", charts=_charts(others)),
+        PageSection("Figures", charts=_charts(others)) if others else None,
         _risk_section(document),
         _context_section(document),
         _projector_section(document),

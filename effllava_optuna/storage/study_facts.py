@@ -17,6 +17,8 @@ from effllava_optuna.storage.studies import config_of
 from effllava_optuna.storage.trial_records import effective_records, failure_counts, search_digest
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from optuna import Study
     from optuna.trial import FrozenTrial
 
@@ -60,6 +62,7 @@ def read_study_facts(study: Study) -> StudyFacts:
         structure=ModelStructure.from_json(attrs[STRUCTURE]) if STRUCTURE in attrs else None,
         calibration=calibration,
         updates=[_update(epoch) for epoch in epochs[1:]],
+        sensitivity=_sensitivity(calibration),
         metric=attrs.get(TASK, {}).get("metric"),
         measures=attrs.get(TASK, {}).get("measures", {}),
         groups=attrs.get(TASK, {}).get("groups"),
@@ -82,6 +85,18 @@ def _update(epoch: FrozenTrial) -> dict[str, Any]:
         "in_context": attrs.get("in_context"),
     }
     return optional | {name: attrs[name] for name in _UPDATE_ATTRS}
+
+
+def _sensitivity(calibration: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the sensitivity curves of a calibration; None if it has none, as older ones."""
+    residuals = {} if calibration is None else calibration.get("residuals", {})
+    if not residuals:
+        return None
+    curves = {
+        component: {int(width): loss for width, loss in curve.items()}
+        for component, curve in residuals.items()
+    }
+    return {"curves": curves, "source": "residual"}
 
 
 def _search_times(study: Study) -> tuple[str | None, str | None]:

@@ -13,7 +13,9 @@ from PIL import Image
 
 from tests.study_fixtures import FinishedStudy, invoke
 
-FIGURES = {"front_by_epoch", "hypervolume", "width_ratios", "proxy_and_test", "projector"}
+FIGURES = {
+    "sensitivity", "front_by_epoch", "hypervolume", "width_ratios", "proxy_and_test", "projector",
+}  # fmt: skip
 
 
 class Client:

@@ -29,6 +29,7 @@ CHROMIUM = Path("/usr/bin/chromium")
 PICTURE = ROOT / "docs" / "images" / "dashboard.png"
 SIZE: ViewportSize = {"width": 1500, "height": 1000}
 FIGURES = {
+    "sensitivity": "Sensitivity of each component",
     "front_by_epoch": "Accuracy against latency, by epoch",
     "hypervolume": "Hypervolume within each epoch",
     "width_ratios": "Width ratio of each layer",

@@ -84,8 +84,9 @@ def test_a_study_that_has_just_begun_has_a_page(structure: ModelStructure) -> No
         ),
         facts(structure, record(structure, 0, 0.5, 20.0), calibration=CALIBRATION),
     ):  # fmt: skip
-        text, _ = read(study)
+        text, reader = read(study)
         assert "resume a.toml" in text
+        assert ("Figures" in reader.headings) == any(trial.measured for trial in study.trials)
 
 
 def test_the_study_file_on_the_page_equals_the_config(structure: ModelStructure) -> None:

@@ -19,11 +19,11 @@ _MOST_GAPS = 40  # rows with a gap between them; more would be thinner than thei
 _LEAST_HEIGHT = 300  # pixels
 _TOP, _BOTTOM = 75, 55  # margins, pixels
 _DECADES = 4  # of the colours; measured losses span more, most of it below the noise
-_UNITS = {"measured": "nats", "residual": "of the dense output"}
+_UNITS = {"measured": "nats", "residual": "squared logits"}
 _SUBTITLES = {
     "measured": "loss added on the proxy when one component alone is narrowed (nats)",
-    "residual": "squared residual of the least-squares compensation of one component alone, "
-    "relative to its dense output",
+    "residual": "estimated change of the answer margin when one component alone is narrowed "
+    "(squared logits)",
 }
 
 
@@ -50,8 +50,8 @@ def sensitivity_heat_map(
     Args:
         curves: The loss by component and width. Components without a curve have no row.
         structure: The structure of the model.
-        source: Where the curves come from: ``measured``, in nats, or ``residual``, the squared
-            residuals of the least-squares compensation relative to the dense output.
+        source: Where the curves come from: ``measured``, in nats, or ``residual``, the mean
+            squared change of the answer margin that calibration estimates, in squared logits.
     """
     rows = {
         component.id: _row(curves[component.id], component.width)

@@ -40,6 +40,7 @@ def test_a_report_writes_one_page_beside_the_study_file(study: Path) -> None:
     assert files_beside(study) == {"smoke.html"}
     page = study.with_suffix(".html").read_text()
     assert page.startswith("<!doctype html>")
+    assert "<h2>Sensitivity curves</h2>" in page
     links = re.findall(r"""(?:src|href)\s*=\s*["']?[a-z]+:""", page.partition("</script>")[2])
     assert links == []
     assert json_of("report", study)["digest"] in page

@@ -109,6 +109,17 @@ def test_a_report_has_the_noise_of_the_proxy_and_the_choices_of_other_rules(
         assert text in smoke.output
 
 
+def test_a_report_has_the_sensitivity_curves_of_the_calibration(smoke: FinishedStudy) -> None:
+    document = smoke.document()
+    sensitivity = document["sensitivity"]
+    assert sensitivity["source"] == "residual"
+    assert list(sensitivity["curves"]) == list(document["dense"]["policy"])
+    for component, dense in document["dense"]["policy"].items():
+        curve = {int(width): loss for width, loss in sensitivity["curves"][component].items()}
+        assert curve[dense] == 0
+        assert max(curve.values()) > 0
+
+
 def test_trials_have_the_attributes_that_the_dashboard_shows(smoke: FinishedStudy) -> None:
     study = open_study(open_storage(smoke.url), "smoke")
     trials = study.get_trials(states=(TrialState.COMPLETE,))

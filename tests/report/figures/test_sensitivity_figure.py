@@ -83,7 +83,9 @@ def test_colours_are_decades_and_losses_below_the_lowest_share_its_colour(
     assert list(axis.colorbar.ticktext) == ["0.001", "0.01", "0.1", "1", "10"]
 
 
-@pytest.mark.parametrize(("source", "unit"), [("measured", "nats"), ("residual", "dense output")])
+@pytest.mark.parametrize(
+    ("source", "unit"), [("measured", "nats"), ("residual", "squared logits")]
+)
 def test_the_unit_is_that_of_the_source(structure: ModelStructure, source: str, unit: str) -> None:
     figure = sensitivity_heat_map(WIDE, structure, source)
     assert unit in figure.layout.title.text
