@@ -30,9 +30,10 @@ from _results import HERE, provenance, publish
 from _storages import FileStorage, ServerStorage
 from optuna.distributions import IntDistribution
 from optuna.samplers import NSGAIISampler
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from effllava_optuna.samplers import (
+    Allocation,
     EpochCMASampler,
     EpochNSGAIISampler,
     EpochSampler,
@@ -59,6 +60,7 @@ class Space:
     epoch: int = 0
     budget: float | None = BUDGET
     seeds: Sequence[Seed] = ()
+    allocation: Allocation | None = None
     levels: Mapping[str, Sequence[int]] = field(
         default_factory=lambda: {f"layer.{gene:02}": LEVELS for gene in range(GENES)}
     )
@@ -73,6 +75,14 @@ class Space:
     def costs(self) -> dict[str, list[float]]:
         """Return the width as the cost of each level."""
         return {name: [float(level) for level in LEVELS] for name in self.levels}
+
+    def known_values(self, params: Mapping[str, int]) -> tuple[None, float]:
+        """Return the second objective."""
+        return None, values_of(params)[1]
+
+    def is_comparable(self, trial: FrozenTrial) -> bool:
+        """Return whether a trial has the weight state of the space."""
+        return bool(trial.user_attrs["weight_state"] == self.stamp["weight_state"])
 
     def describe(self, params: Mapping[str, int]) -> dict[str, Any]:
         """Return user attributes like those of a study."""

@@ -12,6 +12,9 @@ A space is any object with the attributes of `SpaceView`:
 ...     costs={"heads": (1.0, 2.0, 4.0, 8.0), "width": (2.0, 4.0, 8.0)},
 ...     budget=12.0,
 ...     seeds=(),
+...     allocation=None,
+...     known_values=lambda params: (None, params["heads"] + params["width"] / 32),
+...     is_comparable=lambda trial: False,
 ...     stamp={"space": "of epoch 0"},
 ...     describe=lambda params: {},
 ... )
@@ -37,9 +40,14 @@ from effllava_optuna.samplers._lease import (
     release_trial,
     renew_lease,
 )
-from effllava_optuna.samplers._level_grid import LevelGrid, Seed, SpaceProvider, SpaceView
+from effllava_optuna.samplers._level_grid import (
+    Allocation,
+    LevelGrid,
+    Seed,
+    SpaceProvider,
+    SpaceView,
+)
 from effllava_optuna.samplers._nsgaii import EpochNSGAIISampler
-from effllava_optuna.samplers._operators import Variation, repair, switch
 from effllava_optuna.samplers._optuna_internals import (
     storage_of,
     study_id_of,
@@ -47,11 +55,14 @@ from effllava_optuna.samplers._optuna_internals import (
     write_user_attrs,
 )
 from effllava_optuna.samplers._process import this_process
+from effllava_optuna.samplers._proposals._operators import Variation, repair, switch
+from effllava_optuna.samplers._proposals._screening import Screening
 from effllava_optuna.samplers._sampler import EpochSampler
 from effllava_optuna.samplers._slots import duplicate_of, effective_trials, epoch_finished, slot_of
 from effllava_optuna.samplers._stock import EpochStockSampler, MakeSampler, Stock
 
 __all__ = [
+    "Allocation",
     "CmaOptions",
     "EpochCMASampler",
     "EpochNSGAIISampler",
@@ -59,6 +70,7 @@ __all__ = [
     "EpochStockSampler",
     "LevelGrid",
     "MakeSampler",
+    "Screening",
     "Seed",
     "SpaceProvider",
     "SpaceView",

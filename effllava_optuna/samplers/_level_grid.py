@@ -13,6 +13,7 @@ from optuna.distributions import IntDistribution
 
 if TYPE_CHECKING:
     from optuna.study import Study
+    from optuna.trial import FrozenTrial
 
 Genome: TypeAlias = NDArray[np.int64]
 """Shape ``(genes,)``: per gene the index of its level, 0 the narrowest."""
@@ -20,12 +21,13 @@ Genome: TypeAlias = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """A genome that generation 0 of an epoch measures before all others.
+    """A genome that an epoch measures before what the sampler proposes.
 
     Args:
         params: One value for every gene; measured unchanged, even if it lies between two levels.
         kind: ``"anchor"`` for a reference policy, ``"reeval"`` for an elite of the epoch before
-            that is measured again.
+            that is measured again, ``"curve"`` for a point of a sensitivity curve, ``"allocated"``
+            for a policy that was computed from such curves.
         origin: Number of the trial that it repeats.
     """
 
@@ -65,7 +67,30 @@ class SpaceView(Protocol):
 
     @property
     def seeds(self) -> Sequence[Seed]:
-        """Return the genomes that the epoch measures first; at most one population of them."""
+        """Return the genomes that the epoch measures first.
+
+        If there are more than fit into a generation, they fill several.
+        """
+
+    @property
+    def allocation(self) -> Allocation | None:
+        """Return what proposes further genomes when the seeds are measured; None: nothing.
+
+        Its genomes are the first of the generation after the seeds, at most a whole one.
+        """
+
+    def known_values(self, params: Mapping[str, int]) -> Sequence[float | None]:
+        """Return the values of a genome that are known without measuring it.
+
+        Returns:
+            One for each objective of the study; None: it has to be measured.
+        """
+
+    def is_comparable(self, trial: FrozenTrial) -> bool:
+        """Return whether a trial of another epoch has the values that it would have in this one.
+
+        Only values that have to be measured count.
+        """
 
     @property
     def stamp(self) -> Mapping[str, Any]:
@@ -74,6 +99,9 @@ class SpaceView(Protocol):
     def describe(self, params: Mapping[str, int]) -> Mapping[str, Any]:
         """Return the user attributes of a genome that are known before it is measured."""
 
+
+Allocation: TypeAlias = "Callable[[Sequence[FrozenTrial]], Sequence[Seed]]"
+"""Proposes genomes from the COMPLETE trials of the seeds of an epoch, and comparable trials."""
 
 SpaceProvider: TypeAlias = "Callable[[Study], SpaceView]"
 """Returns the space of the current epoch.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from effllava_optuna.samplers._generation_strategy import NSGAIIStrategy
-from effllava_optuna.samplers._operators import Variation
+from effllava_optuna.samplers._proposals._generation_strategy import NSGAIIStrategy
+from effllava_optuna.samplers._proposals._operators import Variation
 from effllava_optuna.samplers._sampler import EpochSampler
 
 if TYPE_CHECKING:
     from effllava_optuna.samplers._level_grid import SpaceProvider
+    from effllava_optuna.samplers._proposals._screening import Screening
 
 _DEFAULT_VARIATION = Variation()
 
@@ -25,6 +26,7 @@ class EpochNSGAIISampler(EpochSampler):
         population_size: Slots in a generation and parents that survive, at least 2.
         seed: Root of all randomness, not negative.
         variation: Parameters of the operators.
+        screening: How children are chosen from many candidates; None: the first ones are taken.
 
     Raises:
         ValueError: A number is out of its range.
@@ -37,6 +39,7 @@ class EpochNSGAIISampler(EpochSampler):
         population_size: int = 20,
         seed: int = 0,
         variation: Variation = _DEFAULT_VARIATION,
+        screening: Screening | None = None,
     ) -> None:
-        strategy = NSGAIIStrategy(seed, population_size, variation)
+        strategy = NSGAIIStrategy(seed, population_size, variation, screening)
         super().__init__(space, strategy)

@@ -31,8 +31,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from effllava_optuna.samplers import _optuna_internals
-from effllava_optuna.samplers._history import ProposedGenome, proposed_genome_of
 from effllava_optuna.samplers._lease import fail_lost_trials
+from effllava_optuna.samplers._proposals._history import ProposedGenome, proposed_genome_of
 from effllava_optuna.samplers._slots import (
     WITHDRAWN,
     Attempt,
@@ -49,8 +49,8 @@ from effllava_optuna.samplers._slots import (
 if TYPE_CHECKING:
     from optuna.study import Study
 
-    from effllava_optuna.samplers._generation_strategy import GenerationStrategy
     from effllava_optuna.samplers._level_grid import SpaceProvider, SpaceView
+    from effllava_optuna.samplers._proposals._generation_strategy import GenerationStrategy
 
 # Seconds between two reads of the storage: a read on SQLite keeps all others from writing.
 _MIN_PAUSE, _MAX_PAUSE = 0.02, 0.3
@@ -171,7 +171,14 @@ class SlotQueue:
             if slot.generation < generation
             and trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
         ]
-        proposals = self.strategy.generation(view, generation, past, study.directions)
+        comparable = [
+            trial
+            for trial in trials
+            if trial.state == TrialState.COMPLETE
+            and trial.user_attrs.get("epoch") not in (None, view.epoch)
+            and view.is_comparable(trial)
+        ]
+        proposals = self.strategy.generation(view, generation, past, study.directions, comparable)
         return [
             _QueuedAttempt(
                 attempt,

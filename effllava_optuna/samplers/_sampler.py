@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial, TrialState
 
-    from effllava_optuna.samplers._generation_strategy import GenerationStrategy
     from effllava_optuna.samplers._level_grid import SpaceProvider
+    from effllava_optuna.samplers._proposals._generation_strategy import GenerationStrategy
 
 
 class EpochSampler(BaseSampler):

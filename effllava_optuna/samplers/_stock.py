@@ -12,13 +12,17 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import create_trial
 
-from effllava_optuna.samplers._generation_strategy import GenerationStrategy, random_stream
-from effllava_optuna.samplers._operators import Variation
 from effllava_optuna.samplers._optuna_internals import (
     CONSTRAINTS,
     NSGAII_GENERATION,
     create_study_in_memory,
 )
+from effllava_optuna.samplers._proposals._generation_strategy import (
+    GenerationStrategy,
+    GenerationTask,
+    random_stream,
+)
+from effllava_optuna.samplers._proposals._operators import Variation
 from effllava_optuna.samplers._sampler import EpochSampler
 
 if TYPE_CHECKING:
@@ -26,9 +30,9 @@ if TYPE_CHECKING:
 
     from optuna.study import Study
 
-    from effllava_optuna.samplers._history import History, ProposedGenome
     from effllava_optuna.samplers._level_grid import Genome, LevelGrid, SpaceProvider
-    from effllava_optuna.samplers._selection import FloatArray
+    from effllava_optuna.samplers._proposals._history import History, ProposedGenome
+    from effllava_optuna.samplers._proposals._selection import FloatArray
     from effllava_optuna.samplers._slots import Slot
 
 Stock: TypeAlias = Literal["nsga2", "tpe", "random"]
@@ -83,7 +87,7 @@ class EpochStockSampler(EpochSampler):
             raise ValueError(
                 f"sampler must be one of {', '.join(_FACTORIES)} or a function, not {sampler!r}."
             )
-        strategy = StockStrategy(seed, population_size, Variation(), sampler)
+        strategy = StockStrategy(seed, population_size, Variation(), None, sampler)
         super().__init__(space, strategy)
 
 
@@ -97,9 +101,9 @@ class StockStrategy(GenerationStrategy):
 
     sampler: Stock | MakeSampler
 
-    def _later_generation(
-        self, grid: LevelGrid, epoch: int, number: int, history: History
-    ) -> list[ProposedGenome]:
+    def _later_generation(self, task: GenerationTask) -> list[ProposedGenome]:
+        grid, history = task.grid, task.history
+        epoch, number = task.view.epoch, task.number
         seed = int(random_stream(self.seed, "stock", epoch, number).integers(2**31))
         kind, create = _USER_SAMPLER, self.sampler
         if isinstance(create, str):

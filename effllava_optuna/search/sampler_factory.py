@@ -9,6 +9,7 @@ from effllava_optuna.samplers import (
     EpochCMASampler,
     EpochNSGAIISampler,
     EpochStockSampler,
+    Screening,
 )
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ def make_sampler(
         "population_size": search.population,
         "seed": inputs.config.study.seed,
     }
+    screening = Screening() if search.screening else None
     if search.sampler == "nsga2":
-        return EpochNSGAIISampler(space, **sizes)
+        return EpochNSGAIISampler(space, screening=screening, **sizes)
     stock = inputs.functions.sampler or _STOCK.get(search.sampler)
     if stock is not None:
         return EpochStockSampler(space, stock, **sizes)
@@ -43,4 +45,4 @@ def make_sampler(
     if search.sampler == "sep-cma" and search.speedup is not None:
         limit = calibration.dense.latency_ms / search.speedup
     options = CmaOptions(kernels=search.kernels, limit=limit)
-    return EpochCMASampler(space, options=options, **sizes)
+    return EpochCMASampler(space, options=options, screening=screening, **sizes)

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from effllava_optuna.allocation import uniform_by_kind, uniform_policies
 from effllava_optuna.calibration.calibration import Calibration
 from effllava_optuna.calibration.calibration_run import calibrate
 from effllava_optuna.calibration.environment import check_environment
@@ -14,10 +13,10 @@ from effllava_optuna.calibration.stage_callback import silent
 from effllava_optuna.errors import StudyError
 from effllava_optuna.objectives import describe_task, groups_of, number_groups
 from effllava_optuna.policy import Policy
-from effllava_optuna.samplers import Seed
 from effllava_optuna.search.budget import budget_of
 from effllava_optuna.search.epochs.epoch_registry import Epoch, EpochRegistry
 from effllava_optuna.search.epochs.schedule import EpochSchedule
+from effllava_optuna.search.epochs.seeding import first_seeds
 from effllava_optuna.search.evaluator import Evaluator
 from effllava_optuna.search.sampler_factory import make_sampler
 from effllava_optuna.storage.control_study import EpochPublication, open_control_study
@@ -27,8 +26,6 @@ from effllava_optuna.storage.storage_internals import storage_of
 from effllava_optuna.surgery import arranged
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from optuna import Study
 
     from effllava_optuna.calibration.inputs import StudyInputs
@@ -39,8 +36,6 @@ if TYPE_CHECKING:
     from effllava_optuna.samplers import EpochSampler
     from effllava_optuna.storage.artifact_store import ArtifactStore
     from effllava_optuna.storage.control_study import ControlStudy
-
-_MOST_ANCHORS = 6
 
 
 @dataclass(frozen=True)
@@ -128,11 +123,12 @@ def open_session(
         loaded=loaded,
         stopwatch=stopwatch.on(loaded),
     )
-    space = evaluator.first_space()
+    seeds, centre = first_seeds(evaluator, costs)
     first = Epoch(
-        space=space,
+        space=evaluator.first_space(),
         weight_state=calibration.weight_state(digest),
-        seeds=tuple(Seed(space.encode(p), "anchor") for p in _anchors(evaluator, costs)),
+        seeds=seeds,
+        centre=centre,
     )
     epochs = EpochRegistry(control_study, artifact_store, first)
     schedule = EpochSchedule(
@@ -210,13 +206,3 @@ def calibration_publication(
     facts: dict[str, Any] = {"calibration": calibration.facts()}
     artifact = artifact_store.write_tensors(calibration.tensors())
     return EpochPublication(calibration.dense.accuracy, facts, artifact, "calibration.safetensors")
-
-
-def _anchors(evaluator: Evaluator, costs: CostModel) -> Sequence[Policy]:
-    """Return the uniform policies that the first generation measures."""
-    structure, widths = evaluator.structure, evaluator.calibration.widths
-    grid: Sequence[Policy] = uniform_policies(structure, widths)
-    if costs.limit is not None:
-        grid = costs.maximal(uniform_by_kind(structure, widths))
-    most = min(_MOST_ANCHORS, evaluator.config.search.population // 2)
-    return grid[:: max(1, -(-len(grid) // most))]

@@ -42,7 +42,7 @@ class ProjectorUpdate:
 
     Attributes:
         projectors: Weights for use, then those to score each fold.
-        steps: The chosen number of steps; 0 leaves the projector unchanged.
+        steps: The chosen number of steps; 0 if ``projectors`` are those before the training.
         held_out: Scores on held-out samples, by number of steps from 0 up.
         before: Score on the training samples before the training.
         after: Score on the training samples after it; the gap to ``held_out`` is memorisation.

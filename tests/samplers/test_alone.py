@@ -29,8 +29,8 @@ from effllava_optuna.samplers import {sampler}
 genes = {{name: (1, 2, 4, 8) for name in "abc"}}
 space = SimpleNamespace(
     epoch=0, distributions={{name: IntDistribution(1, 8) for name in genes}}, levels=genes,
-    costs={{name: (1.0, 2.0, 4.0, 8.0) for name in genes}}, budget=20.0, seeds=(), stamp={{}},
-    describe=lambda params: {{}},
+    costs={{name: (1.0, 2.0, 4.0, 8.0) for name in genes}}, budget=20.0, seeds=(),
+    allocation=None, stamp={{}}, describe=lambda params: {{}},
 )
 study = optuna.create_study(
     directions=["maximize", "minimize"], sampler={sampler}(lambda _: space, population_size=5)

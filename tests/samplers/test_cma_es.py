@@ -24,10 +24,10 @@ from effllava_optuna.samplers._cma_es._cma_optimisers import (
     SeparableCma,
 )
 from effllava_optuna.samplers._cma_es._cma_sampler import CMAStrategy
-from effllava_optuna.samplers._generation_strategy import random_stream
-from effllava_optuna.samplers._history import History
 from effllava_optuna.samplers._level_grid import LevelGrid
-from effllava_optuna.samplers._operators import Variation
+from effllava_optuna.samplers._proposals._generation_strategy import GenerationTask, random_stream
+from effllava_optuna.samplers._proposals._history import History
+from effllava_optuna.samplers._proposals._operators import Variation
 from tests.samplers.toy import (
     DIRECTIONS,
     ToySpace,
@@ -88,16 +88,16 @@ def test_the_replayed_optimiser_is_the_live_one(limit: float | None) -> None:
     """The live optimiser asks and tells generation by generation and is never created anew."""
     options = CmaOptions(limit=limit)
     study = run(30, options=options)
-    strategy = CMAStrategy(0, 6, Variation(), options)
+    strategy = CMAStrategy(0, 6, Variation(), None, options)
     grid = LevelGrid.of(SPACE)
     history = History.of(grid, list(effective_trials(study.trials).values()), DIRECTIONS)
-    live = strategy.replay(grid, 0, 1, history)
+    live = strategy.replay(GenerationTask(SPACE, grid, 1, 1, history))
     assert live is not None
     for generation in range(1, 5):
         asked = live.ask()
         rows = history.rows_of(generation)
         live.tell([(history.genomes[rows[i]], history.losses[rows[i]]) for i in range(len(asked))])
-    replayed = strategy.replay(grid, 0, 5, history)
+    replayed = strategy.replay(GenerationTask(SPACE, grid, 5, 1, history))
     assert type(replayed) is type(live)
     assert state_of(replayed) == state_of(live)
     assert [sample.genome.tolist() for sample in live.ask()] == [

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from effllava_optuna.samplers import Variation
 from effllava_optuna.samplers._level_grid import Genome, LevelGrid
-from effllava_optuna.samplers._operators import crossover, mutate, repair, scatter, switch
+from effllava_optuna.samplers._proposals._operators import (
+    crossover,
+    mutate,
+    repair,
+    scatter,
+    switch,
+)
 from tests.samplers.toy import ToySpace
 
 few = settings(max_examples=30, deadline=None)

@@ -19,9 +19,10 @@ from effllava_optuna.samplers import (
     epoch_finished,
 )
 from effllava_optuna.samplers._cma_es._cma_sampler import CMAStrategy
-from effllava_optuna.samplers._history import History
 from effllava_optuna.samplers._level_grid import LevelGrid
-from effllava_optuna.samplers._operators import Variation
+from effllava_optuna.samplers._proposals._generation_strategy import GenerationTask
+from effllava_optuna.samplers._proposals._history import History
+from effllava_optuna.samplers._proposals._operators import Variation
 from effllava_optuna.samplers._stock import _measured
 from tests.samplers.toy import DIRECTIONS, digest, measure, suggest, toy_space
 
@@ -121,8 +122,9 @@ def test_cma_gets_pruned_trials_with_their_genome_and_a_penalty(
 ) -> None:
     study = run("cma" if limit is None else "sep-cma", some)
     history = history_of(study)
-    strategy = CMAStrategy(0, 6, Variation(), CmaOptions(limit=limit))
-    optimiser = strategy.replay(LevelGrid.of(SPACE), 0, 1, history)
+    strategy = CMAStrategy(0, 6, Variation(), None, CmaOptions(limit=limit))
+    grid = LevelGrid.of(SPACE)
+    optimiser = strategy.replay(GenerationTask(SPACE, grid, 1, 1, history))
     assert optimiser is not None
     received: list[Any] = []
     tell = optimiser.tell
@@ -132,7 +134,7 @@ def test_cma_gets_pruned_trials_with_their_genome_and_a_penalty(
         tell(measured)
 
     monkeypatch.setattr(optimiser, "tell", recorded_tell)
-    strategy.replay(LevelGrid.of(SPACE), 0, 4, history)
+    strategy.replay(GenerationTask(SPACE, grid, 4, 1, history))
     assert len(received) == 3
     for generation, measured in enumerate(received, start=1):
         known = history.before(generation + 1)

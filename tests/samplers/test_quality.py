@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import optuna
 
-from effllava_optuna.samplers._generation_strategy import random_stream
+from effllava_optuna.samplers._proposals._generation_strategy import random_stream
 from tests.samplers.toy import DIRECTIONS, measure, objective_of, sampler_of, toy_space
 
 SPACE = toy_space(genes=12)

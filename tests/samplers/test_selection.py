@@ -9,7 +9,7 @@ from optuna.samplers.nsgaii._elite_population_selection_strategy import _calc_cr
 from optuna.study._multi_objective import _fast_non_domination_rank
 from optuna.trial import create_trial
 
-from effllava_optuna.samplers._selection import (
+from effllava_optuna.samplers._proposals._selection import (
     Elite,
     FloatArray,
     crowding_distances,

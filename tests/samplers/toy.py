@@ -13,7 +13,13 @@ import optuna
 from optuna.distributions import IntDistribution
 from optuna.study import StudyDirection
 
-from effllava_optuna.samplers import EpochNSGAIISampler, Seed, duplicate_of, effective_trials
+from effllava_optuna.samplers import (
+    Allocation,
+    EpochNSGAIISampler,
+    Seed,
+    duplicate_of,
+    effective_trials,
+)
 from effllava_optuna.storage.connection import open_storage
 
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
@@ -25,6 +31,7 @@ class ToySpace:
     epoch: int = 0
     budget: float | None = None
     seeds: Sequence[Seed] = ()
+    allocation: Allocation | None = None
     stamp: Mapping[str, Any] = field(default_factory=lambda: {"space": "toy"})
 
     @property
@@ -34,6 +41,12 @@ class ToySpace:
     @property
     def costs(self) -> dict[str, list[float]]:
         return {name: [float(width) for width in levels] for name, levels in self.levels.items()}
+
+    def known_values(self, params: Mapping[str, int]) -> tuple[float | None, ...]:
+        return None, float(sum(params.values()))
+
+    def is_comparable(self, trial: optuna.trial.FrozenTrial) -> bool:
+        return bool(trial.user_attrs["space"] == self.stamp["space"])
 
     def describe(self, params: Mapping[str, int]) -> dict[str, Any]:
         return {"size": sum(params.values())}

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from cmaes import CatCMAwM, COMOCatCMAwM, SepCMA
 
-from effllava_optuna.samplers._generation_strategy import random_stream
+from effllava_optuna.samplers._proposals._generation_strategy import random_stream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from effllava_optuna.samplers._level_grid import Genome
-    from effllava_optuna.samplers._selection import FloatArray
+    from effllava_optuna.samplers._proposals._selection import FloatArray
 
 
 @dataclass(frozen=True, slots=True)

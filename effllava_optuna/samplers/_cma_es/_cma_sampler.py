@@ -14,16 +14,21 @@ from effllava_optuna.samplers._cma_es._cma_optimisers import (
     MultiObjectiveCma,
     SeparableCma,
 )
-from effllava_optuna.samplers._generation_strategy import GenerationStrategy, random_stream
-from effllava_optuna.samplers._operators import Variation
+from effllava_optuna.samplers._proposals._generation_strategy import (
+    GenerationStrategy,
+    GenerationTask,
+    random_stream,
+)
+from effllava_optuna.samplers._proposals._operators import Variation
 from effllava_optuna.samplers._sampler import EpochSampler
 from effllava_optuna.samplers._slots import Slot
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from effllava_optuna.samplers._history import History, ProposedGenome
     from effllava_optuna.samplers._level_grid import Genome, LevelGrid, SpaceProvider
+    from effllava_optuna.samplers._proposals._history import History, ProposedGenome
+    from effllava_optuna.samplers._proposals._screening import Screening
 
 _DEFAULT_VARIATION = Variation()
 # CMA-ES learns from four samples; of three its weights are undefined. One more is for a mean.
@@ -66,11 +71,12 @@ class EpochCMASampler(EpochSampler):
     one objective, or with two and a limit on the second, it is separable CMA-ES (Ros & Hansen
     2008) on the first. Trials beyond the limit rank behind all trials within it, by their excess.
 
-    The first generation of an epoch is that of `EpochNSGAIISampler`: anchors, or the elites
-    measured again and their children. The kernels start at its best genomes, with a fresh step
-    size. Each later generation updates one kernel; 12 to 20 slots are a good size. The optimiser
-    is updated with the genome that was measured, which may have been repaired. A slot without a
-    result, a pruned trial and a trial above the budget count as worse than everything measured.
+    The first generations of an epoch are those of `EpochNSGAIISampler`: seeds and allocated
+    genomes, or the elites measured again and their children. The kernels start at the best of
+    these, with a fresh step size. Each later generation updates one kernel; 12 to 20 slots are a
+    good size. The optimiser is updated with the genome that was measured, which may have been
+    repaired. A slot without a result, a pruned trial and a trial above the budget count as worse
+    than everything measured.
 
     Args:
         space: Returns the space of the current epoch. None for a plain random sampler.
@@ -78,6 +84,8 @@ class EpochCMASampler(EpochSampler):
         population_size: Slots in a generation, at least 5.
         seed: Root of all randomness, not negative.
         variation: Parameters of the operators of the first generation.
+        screening: How half of each later generation is chosen from many children of the elite;
+            None: CMA-ES proposes the whole generation.
 
     Raises:
         ValueError: A number is out of its range.
@@ -91,12 +99,13 @@ class EpochCMASampler(EpochSampler):
         population_size: int = 20,
         seed: int = 0,
         variation: Variation = _DEFAULT_VARIATION,
+        screening: Screening | None = None,
     ) -> None:
         if population_size < _MIN_POPULATION:
             raise ValueError(
                 f"population_size must be at least {_MIN_POPULATION}, not {population_size}."
             )
-        strategy = CMAStrategy(seed, population_size, variation, options)
+        strategy = CMAStrategy(seed, population_size, variation, screening, options)
         super().__init__(space, strategy)
 
 
@@ -112,33 +121,39 @@ class CMAStrategy(GenerationStrategy):
     options: CmaOptions
     cache: dict[int, ReplayedOptimiser] = field(default_factory=dict, compare=False, repr=False)
 
-    def _later_generation(
-        self, grid: LevelGrid, epoch: int, number: int, history: History
-    ) -> list[ProposedGenome]:
-        known, pairing = history.known_genomes, self._elite_pairing(history)
-        optimiser = self.replay(grid, epoch, number, history)
+    def _later_generation(self, task: GenerationTask) -> list[ProposedGenome]:
+        grid, epoch, number = task.grid, task.view.epoch, task.number
+        known, pairing = task.history.known_genomes, self._elite_pairing(task.history)
+        optimiser = self.replay(task)
         proposals = []
         if optimiser is not None:
             for index, sample in enumerate(optimiser.ask()):
                 rng = random_stream(self.seed, "genome", epoch, number, index)
                 proposals.append(self._propose_near(sample.kind, sample.genome, grid, known, rng))
-        return proposals + self._fill(grid, epoch, number, len(proposals), pairing, known)
+        return proposals + self._fill(task, len(proposals), pairing, known)
 
-    def replay(
-        self, grid: LevelGrid, epoch: int, number: int, history: History
-    ) -> MultiObjectiveCma | SeparableCma | None:
-        """Return the optimiser in its state before generation ``number``, from 1.
+    @property
+    def _n_samples(self) -> int:
+        """Return the slots of a generation that CMA-ES proposes."""
+        if self.screening is None:
+            return self.population_size
+        return max(_MIN_POPULATION, self.population_size // 2)
+
+    def replay(self, task: GenerationTask) -> MultiObjectiveCma | SeparableCma | None:
+        """Return the optimiser in its state before a generation.
 
         None if there is nothing to optimise: fewer than two free genes, or no result to start at.
         """
-        opening = history.before(1)
+        grid, history = task.grid, task.history
+        epoch, number = task.view.epoch, task.number
+        opening = history.before(task.first)
         if len(grid.free_genes) < 2 or not opening.genomes:
             return None
         cached = self.cache.pop(epoch, None)
         if cached is not None and cached.precedes(history, number):
             start, optimiser = cached.generation, cached.optimiser
         else:
-            start, optimiser = 1, self._create_optimiser(grid, epoch, opening)
+            start, optimiser = task.first, self._create_optimiser(grid, epoch, opening)
         for generation in range(start, number):
             asked = [sample.genome for sample in optimiser.ask()]
             known = history.before(generation + 1)
@@ -149,7 +164,7 @@ class CMAStrategy(GenerationStrategy):
     def _create_optimiser(
         self, grid: LevelGrid, epoch: int, opening: History
     ) -> MultiObjectiveCma | SeparableCma:
-        """Create an optimiser that starts at the best genomes of the first generation."""
+        """Create an optimiser that starts at the best genomes of the first generations."""
         seed = int(random_stream(self.seed, "optimiser", epoch).integers(2**31))
         n_objectives = opening.losses.shape[1]
         limit = self.options.limit if n_objectives == 2 else None
@@ -165,7 +180,7 @@ class CMAStrategy(GenerationStrategy):
                 start=opening.genomes[best],
                 order=order,
                 step_size=self.options.step_size,
-                samples=self.population_size,
+                samples=self._n_samples,
                 seed=seed,
             )
         if n_objectives != 2:
@@ -177,7 +192,7 @@ class CMAStrategy(GenerationStrategy):
             starts=[opening.genomes[row] for row in starts],
             losses=opening.losses[starts],
             step_size=self.options.step_size,
-            samples=self.population_size - 1,  # the last slot is for the mean of the kernel before
+            samples=self._n_samples - 1,  # the last slot is for the mean of the kernel before
             seed=seed,
         )
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.errors import StudyError
-from effllava_optuna.policy import Space
+from effllava_optuna.policy import Policy, Space
 from effllava_optuna.samplers import Seed
 from effllava_optuna.storage.control_study import EpochPublication, latency_factor_of
 from effllava_optuna.surgery import table_tensors, tables_of
@@ -31,13 +31,15 @@ class Epoch:
     Attributes:
         space: The allowed widths.
         weight_state: Ranking, compensation tables and projector of its policies.
-        seeds: Policies that generation 0 measures first.
+        seeds: Policies that it measures first.
+        centre: The policy that its sensitivity curves are measured around; None: it has none.
         latency_factor: Share of the savings in the latency table that is expected; 1 in epoch 0.
     """
 
     space: Space
     weight_state: WeightState
     seeds: tuple[Seed, ...]
+    centre: Policy | None = None
     latency_factor: float = 1.0
 
 
@@ -73,9 +75,8 @@ class NextEpoch:
         facts: dict[str, Any] = {
             "weight_state": self.epoch.weight_state.digest,
             "space": self.epoch.space.to_json(),
-            "elites": [
-                {"params": dict(seed.params), "origin": seed.origin} for seed in self.epoch.seeds
-            ],
+            "seeds": [asdict(seed) for seed in self.epoch.seeds],
+            "centre": None if self.epoch.centre is None else list(self.epoch.centre.widths),
             "latency_factor": self.epoch.latency_factor,
             "latency_errors": list(self.latency_errors),
             "steps": update.steps,
@@ -208,17 +209,21 @@ class EpochRegistry:
 
     def _read(self, attempt: FrozenTrial) -> Epoch:
         first, facts = self._epochs[0], attempt.user_attrs
+        structure, centre = first.space.structure, facts["centre"]
         weight_state = first.weight_state
         if facts.get("tables") is not None:
             tensors = self.artifact_store.read_tensors(facts["tables"])
             fits = [True] * len(weight_state.compensations)
             weight_state = weight_state.with_compensations(tables_of(tensors, fits))
-        projectors = _by_fit(self.artifact_store.read_tensors(facts["artifact"]))
+        if facts["steps"]:
+            projectors = _by_fit(self.artifact_store.read_tensors(facts["artifact"]))
+            weight_state = weight_state.with_projectors(projectors)
         return Epoch(
-            Space.from_json(facts["space"], first.space.structure),
-            weight_state.with_projectors(projectors),
-            tuple(Seed(seed["params"], "reeval", seed["origin"]) for seed in facts["elites"]),
-            latency_factor_of(attempt),
+            space=Space.from_json(facts["space"], structure),
+            weight_state=weight_state,
+            seeds=tuple(Seed(**seed) for seed in facts["seeds"]),
+            centre=None if centre is None else Policy.of(structure, centre),
+            latency_factor=latency_factor_of(attempt),
         )
 
 

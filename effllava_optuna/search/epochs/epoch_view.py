@@ -11,8 +11,10 @@ from optuna.distributions import IntDistribution
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from optuna.trial import FrozenTrial
+
     from effllava_optuna.policy import CostModel, Policy, Space
-    from effllava_optuna.samplers import Seed, SpaceView
+    from effllava_optuna.samplers import Allocation, Seed, SpaceView
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,10 @@ class EpochView:
     Attributes:
         space: The allowed widths.
         cost_model: What policies cost, and the limit.
-        seeds: What generation 0 measures first.
+        seeds: What it measures first.
+        allocation: Proposes policies from what the seeds have measured; None: nothing.
         weight_state: Digest of the weight state that the values of this epoch belong to.
+        predict_latency: Returns the latency of a policy from the latency table, in ms.
         describe_policy: Returns the user attributes of a policy that are known before it is
             measured.
     """
@@ -31,7 +35,9 @@ class EpochView:
     space: Space
     cost_model: CostModel
     seeds: Sequence[Seed]
+    allocation: Allocation | None
     weight_state: str
+    predict_latency: Callable[[Policy], float]
     describe_policy: Callable[[Policy], Mapping[str, Any]]
 
     @property
@@ -64,6 +70,14 @@ class EpochView:
     def stamp(self) -> dict[str, Any]:
         """Return the user attributes of every trial of the epoch."""
         return {"space": self.space.digest, "weight_state": self.weight_state}
+
+    def known_values(self, params: Mapping[str, int]) -> tuple[None, float]:
+        """Return the latency of a genome; its quality has to be measured."""
+        return None, self.predict_latency(self.space.decode(params).policy)
+
+    def is_comparable(self, trial: FrozenTrial) -> bool:
+        """Return whether a trial of another epoch was measured under the same weight state."""
+        return bool(trial.user_attrs.get("weight_state") == self.weight_state)
 
     def describe(self, params: Mapping[str, int]) -> Mapping[str, Any]:
         """Return the user attributes of a genome that are known before it is measured."""

@@ -12,6 +12,7 @@ from effllava_optuna.samplers import Seed
 from effllava_optuna.search.budget import attainable_factor, budget_of
 from effllava_optuna.search.epochs.context_round import try_context
 from effllava_optuna.search.epochs.epoch_registry import Epoch, NextEpoch
+from effllava_optuna.search.epochs.seeding import seeds_in_context
 from effllava_optuna.training import ProjectorTrainingOptions, TrainingBatch
 
 if TYPE_CHECKING:
@@ -76,7 +77,9 @@ def train_next_epoch(
         ),
         lambda share: report_stage("training the projector", share),
     )
-    weight_state = fitted.with_projectors(update.projectors)
+    weight_state = fitted
+    if update.steps:  # otherwise the values of earlier epochs may still count
+        weight_state = weight_state.with_projectors(update.projectors)
     factor, latency_errors = _recheck_latency(
         evaluator,
         weight_state,
@@ -96,15 +99,17 @@ def train_next_epoch(
             margin=config.search.margin,
             first=first.space,
         )
-    seeds = tuple(
+    again = [
         Seed(
             first.space.encode(Policy.of(evaluator.structure, trial.widths)),
             "reeval",
             trial.number,
         )
         for trial in finalists(front, max(1, config.search.population // 4))
-    )
-    epoch = Epoch(space, weight_state, seeds, factor)
+    ]
+    known = {trial.widths for trial in trials if trial.weight_state == weight_state.digest}
+    seeds, centre = seeds_in_context(space, again, known, config.search)
+    epoch = Epoch(space, weight_state, seeds, centre, factor)
     return NextEpoch(epoch, update, latency_errors, in_context)
 
 

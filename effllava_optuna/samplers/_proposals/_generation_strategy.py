@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from optuna.trial import TrialState
 
-from effllava_optuna.samplers._history import History, ProposedGenome
 from effllava_optuna.samplers._level_grid import Genome, LevelGrid, Seed, SpaceView
-from effllava_optuna.samplers._operators import (
+from effllava_optuna.samplers._proposals._history import History, ProposedGenome
+from effllava_optuna.samplers._proposals._operators import (
     Variation,
     crossover,
     mutate,
@@ -21,16 +21,21 @@ from effllava_optuna.samplers._operators import (
     scatter,
     switch,
 )
-from effllava_optuna.samplers._selection import tournament
+from effllava_optuna.samplers._proposals._selection import tournament
 
 if TYPE_CHECKING:
     from optuna.study import StudyDirection
     from optuna.trial import FrozenTrial
 
+    from effllava_optuna.samplers._proposals._screening import Screening
+
 Pairing: TypeAlias = Callable[[np.random.Generator], tuple[Genome, Genome]]
 
 # Mutations before a child may repeat a genome: a space can have fewer genomes than a study trials.
 _MAX_MUTATIONS = 50
+
+_CHILDREN = 0.5  # share of the candidates that have two parents
+_MOST_SWITCHES = 3  # of a candidate with one parent
 
 
 def random_stream(seed: int, purpose: str, *position: int) -> np.random.Generator:
@@ -43,18 +48,41 @@ def random_stream(seed: int, purpose: str, *position: int) -> np.random.Generato
 
 
 @dataclass(frozen=True, slots=True)
+class GenerationTask:
+    """A generation to propose, and all that it may depend on.
+
+    Args:
+        view: The space of the epoch.
+        grid: The same in arrays.
+        number: Number of the generation in the epoch, from 0.
+        first: Number of the first generation that neither seeds nor an allocation begin.
+        history: What the earlier generations of the epoch have measured.
+        comparable: COMPLETE trials of other epochs whose measured values count in this one.
+    """
+
+    view: SpaceView
+    grid: LevelGrid
+    number: int
+    first: int
+    history: History
+    comparable: Sequence[FrozenTrial] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationStrategy(ABC):
-    """Proposes generations; subclasses define those after the first of an epoch.
+    """Proposes generations; subclasses define those after the first ones of an epoch.
 
     Args:
         seed: Root of all randomness.
         population_size: Genomes in a generation.
         variation: Parameters of the operators.
+        screening: How children are chosen from many candidates; None: the first ones are taken.
     """
 
     seed: int
     population_size: int
     variation: Variation
+    screening: Screening | None
 
     def generation(
         self,
@@ -62,6 +90,7 @@ class GenerationStrategy(ABC):
         number: int,
         past: Sequence[FrozenTrial],
         directions: Sequence[StudyDirection],
+        comparable: Sequence[FrozenTrial] = (),
     ) -> list[ProposedGenome]:
         """Propose the genomes of a generation, one for each index.
 
@@ -70,51 +99,78 @@ class GenerationStrategy(ABC):
             number: Number of the generation in the epoch, from 0.
             past: Effective COMPLETE and PRUNED trials of the epoch, in slot order.
             directions: Direction of each objective.
+            comparable: COMPLETE trials of other epochs with values that count in this one.
 
         Raises:
-            ValueError: The seeds of the epoch do not fit its space or its population.
+            ValueError: The seeds of the epoch do not fit its space, or there are more allocated
+                genomes than slots.
         """
         grid = LevelGrid.of(view)
-        if number == 0:
-            return self._first_generation(view, grid)
         past = [
             trial
             for trial in past
             if trial.state == TrialState.PRUNED or set(grid.names) <= set(trial.params)
         ]
+        seeded = max(1, -(-len(view.seeds) // self.population_size))
+        first = seeded + (view.allocation is not None)
         history = History.of(grid, past, directions)
-        return self._later_generation(grid, view.epoch, number, history)
+        task = GenerationTask(view, grid, number, first, history, comparable)
+        if number < seeded:
+            return self._seeded_generation(task)
+        if number < first:
+            return self._allocated_generation(task, past)
+        return self._later_generation(task)
 
     @abstractmethod
-    def _later_generation(
-        self, grid: LevelGrid, epoch: int, number: int, history: History
-    ) -> list[ProposedGenome]:
-        """Propose a generation that is not the first of its epoch."""
+    def _later_generation(self, task: GenerationTask) -> list[ProposedGenome]:
+        """Propose a generation after the seeds and the allocated genomes of its epoch."""
 
-    def _first_generation(self, view: SpaceView, grid: LevelGrid) -> list[ProposedGenome]:
-        """Propose the seeds, then children of re-evaluated elites or scattered genomes."""
-        self._check_seeds(view)
-        seeds = [_seed_proposal(grid, seed) for seed in view.seeds]
+    def _seeded_generation(self, task: GenerationTask) -> list[ProposedGenome]:
+        """Propose seeds, then children of re-evaluated elites or scattered genomes."""
+        view, grid = task.view, task.grid
+        _check_seeds(view, view.seeds)
+        start = task.number * self.population_size
+        seeds = view.seeds[start : start + self.population_size]
         elites = [grid.genome(seed.params) for seed in view.seeds if seed.kind == "reeval"]
         pairing = _uniform_pairing(elites) if len(elites) > 1 else None
         known = {grid.genome(seed.params).tobytes() for seed in view.seeds}
-        return seeds + self._fill(grid, view.epoch, 0, len(seeds), pairing, known)
+        proposals = [_seed_proposal(grid, seed) for seed in seeds]
+        return proposals + self._fill(task, len(seeds), pairing, known)
+
+    def _allocated_generation(
+        self, task: GenerationTask, past: Sequence[FrozenTrial]
+    ) -> list[ProposedGenome]:
+        """Propose what the allocation computes from the seeds, then children."""
+        complete = [trial for trial in past if trial.state == TrialState.COMPLETE]
+        measured = [*complete, *task.comparable]
+        allocated = task.view.allocation(measured) if task.view.allocation else ()
+        _check_seeds(task.view, allocated)
+        if len(allocated) > self.population_size:
+            raise ValueError(
+                f"Epoch {task.view.epoch} has {len(allocated)} allocated genomes, more than its "
+                f"population of {self.population_size}."
+            )
+        known = task.history.known_genomes
+        proposals = []
+        for seed in allocated:
+            genome = task.grid.genome(seed.params)
+            if genome.tobytes() not in known:
+                known.add(genome.tobytes())
+                proposals.append(_seed_proposal(task.grid, seed))
+        return proposals + self._fill(
+            task, len(proposals), self._elite_pairing(task.history), known
+        )
 
     def _fill(
-        self,
-        grid: LevelGrid,
-        epoch: int,
-        number: int,
-        start: int,
-        pairing: Pairing | None,
-        known: set[bytes],
+        self, task: GenerationTask, start: int, pairing: Pairing | None, known: set[bytes]
     ) -> list[ProposedGenome]:
         """Fill a generation from index ``start`` on: children of a pairing, or scattered genomes.
 
         The proposed genomes are added to ``known``.
         """
-        proposals = []
-        for index in range(start, self.population_size):
+        epoch, number, grid = task.view.epoch, task.number, task.grid
+        proposals = self._screened(task, start, pairing, known)
+        for index in range(start + len(proposals), self.population_size):
             rng = random_stream(self.seed, "genome", epoch, number, index)
             if pairing is None:
                 # Stratified, so that the population reaches from small to dense.
@@ -125,6 +181,43 @@ class GenerationStrategy(ABC):
             kind = "random" if pairing is None else "child"
             proposals.append(self._propose_near(kind, genome, grid, known, rng))
         return proposals
+
+    def _screened(
+        self, task: GenerationTask, start: int, pairing: Pairing | None, known: set[bytes]
+    ) -> list[ProposedGenome]:
+        """Choose children from a pool of candidates; none without screening or parents."""
+        count = self.population_size - start
+        if self.screening is None or pairing is None or count == 0:
+            return []
+        position = (task.view.epoch, task.number)
+        rng = random_stream(self.seed, "candidates", *position)
+        pool: dict[bytes, Genome] = {}
+        for _ in range(self.screening.candidates * count):
+            genome = self._candidate(task.grid, pairing, rng)
+            if genome.tobytes() not in known:
+                pool.setdefault(genome.tobytes(), genome)
+        candidates = [*pool.values()]
+        indices = range(start, self.population_size)
+        streams = [random_stream(self.seed, "screening", *position, index) for index in indices]
+        chosen = self.screening.choose(task, candidates, streams) if candidates else None
+        proposals = []
+        for one in chosen or ():
+            genome = candidates[one]
+            known.add(genome.tobytes())
+            violation = task.grid.constraint(genome)
+            proposals.append(ProposedGenome(task.grid.params(genome), "screened", None, violation))
+        return proposals
+
+    def _candidate(self, grid: LevelGrid, pairing: Pairing, rng: np.random.Generator) -> Genome:
+        """Draw a child of two parents, or a parent with a few level switches."""
+        parents = pairing(rng)
+        if rng.random() < _CHILDREN:
+            genome = _child(parents, grid, self.variation, rng)
+        else:
+            genome = parents[0]
+            for _ in range(int(rng.integers(1, _MOST_SWITCHES + 1))):
+                genome = switch(genome, grid, rng)
+        return repair(genome, grid, rng)
 
     def _propose_near(
         self,
@@ -159,20 +252,6 @@ class GenerationStrategy(ABC):
         mask = np.array([name in fixed for name in grid.names], dtype=bool)
         return grid.params(repair(grid.genome(params), grid, rng, mask))
 
-    def _check_seeds(self, view: SpaceView) -> None:
-        if len(view.seeds) > self.population_size:
-            raise ValueError(
-                f"Epoch {view.epoch} has {len(view.seeds)} seeds, more than its population of "
-                f"{self.population_size}."
-            )
-        for seed in view.seeds:
-            if set(seed.params) != set(view.levels):
-                differing = sorted(set(seed.params) ^ set(view.levels))
-                raise ValueError(
-                    f"A seed of epoch {view.epoch} differs from its space in the genes "
-                    f"{differing}."
-                )
-
     def _elite_pairing(self, history: History) -> Pairing | None:
         """Return a function that draws two parents by tournament; None below two genomes."""
         rows, elite = history.elite(self.population_size)
@@ -193,11 +272,9 @@ class GenerationStrategy(ABC):
 class NSGAIIStrategy(GenerationStrategy):
     """Proposes children of the elite of all earlier generations of the epoch."""
 
-    def _later_generation(
-        self, grid: LevelGrid, epoch: int, number: int, history: History
-    ) -> list[ProposedGenome]:
-        pairing = self._elite_pairing(history)
-        return self._fill(grid, epoch, number, 0, pairing, history.known_genomes)
+    def _later_generation(self, task: GenerationTask) -> list[ProposedGenome]:
+        pairing = self._elite_pairing(task.history)
+        return self._fill(task, 0, pairing, task.history.known_genomes)
 
 
 def _child(
@@ -234,6 +311,15 @@ def _uniform_pairing(genomes: Sequence[Genome]) -> Pairing:
         return genomes[mother], genomes[father]
 
     return pair
+
+
+def _check_seeds(view: SpaceView, seeds: Sequence[Seed]) -> None:
+    for seed in seeds:
+        if set(seed.params) != set(view.levels):
+            differing = sorted(set(seed.params) ^ set(view.levels))
+            raise ValueError(
+                f"A seed of epoch {view.epoch} differs from its space in the genes {differing}."
+            )
 
 
 def _seed_proposal(grid: LevelGrid, seed: Seed) -> ProposedGenome:

@@ -14,7 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from effllava_optuna.samplers._optuna_internals import CONSTRAINTS, GENOME
-from effllava_optuna.samplers._selection import Elite, FloatArray, select
+from effllava_optuna.samplers._proposals._selection import Elite, FloatArray, select
 from effllava_optuna.samplers._slots import Slot, slot_of
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ class ProposedGenome:
 
     Args:
         params: One value for every gene.
-        kind: ``"anchor"`` and ``"reeval"`` (from the seeds), ``"random"``, ``"child"``; with
-            CMA-ES also ``"sample"`` and ``"centre"``.
+        kind: That of a `Seed`, ``"random"``, ``"child"``, ``"screened"`` (a child or a level
+            switch that a model has chosen); with CMA-ES also ``"sample"`` and ``"centre"``.
         origin: Number of the trial that is measured again.
         violation: Cost above the budget, negative within it; None if there is no budget.
     """
