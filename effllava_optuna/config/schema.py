@@ -204,12 +204,12 @@ class SearchSettings(_Settings):
     from the latency table). A study stops if more than the share ``failures`` of its trials fail;
     a trial fails after ``timeout`` seconds.
 
-    With ``curves = "measured"`` the first policies of epoch 0 narrow one component each, at
-    ``curve_widths`` widths or as many as fit into half of the epoch, and dynamic programming over
-    these sensitivity curves begins the search; each later epoch measures the curves around its
-    best policy again, up to ``trust_region`` levels down and up (0: not at all), fewer from epoch
-    to epoch. With ``screening`` a model of all measured policies chooses which of many candidates
-    of ``nsga2`` and ``cma`` are measured.
+    With ``curves``, dynamic programming over sensitivity curves begins the search: over those that
+    calibration estimates (``residual``), or over ``measured`` ones: then the first policies of
+    epoch 0 narrow one component each, at ``curve_widths`` widths or as many as fit into half of
+    the epoch. Each later epoch measures the curves around its best policy, up to ``trust_region``
+    levels down and up (0: not at all), fewer from epoch to epoch. With ``screening`` a model of
+    all measured policies chooses which of many candidates of ``nsga2`` and ``cma`` are measured.
     """
 
     sampler: Annotated[str, Field(pattern=rf"^({'|'.join(SAMPLERS)}|{_FUNCTION})$")] = "nsga2"
@@ -222,7 +222,7 @@ class SearchSettings(_Settings):
     failures: Ratio = 0.25
     timeout: Annotated[float, Field(gt=0)] | None = None
     margin: Annotated[int, Field(ge=0, le=1_000_000)] = 2
-    curves: Literal["measured", "none"] = "none"
+    curves: Literal["residual", "measured", "none"] = "none"
     curve_widths: Annotated[int, Field(ge=1, le=100)] = 3
     trust_region: Annotated[int, Field(ge=0, le=100)] = 1
     screening: bool = False

@@ -14,7 +14,12 @@ from effllava_optuna.storage.control_study import (
 )
 from effllava_optuna.storage.names import CHANGES, MANIFEST, RESULTS, SCORES, STRUCTURE, TASK
 from effllava_optuna.storage.studies import config_of
-from effllava_optuna.storage.trial_records import effective_records, failure_counts, search_digest
+from effllava_optuna.storage.trial_records import (
+    effective_records,
+    failure_counts,
+    measured_curves,
+    search_digest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,6 +53,7 @@ def read_study_facts(study: Study) -> StudyFacts:
     if calibration is not None:
         factors = [latency_factor_of(epoch) for epoch in epochs]
         trials = with_latest_correction(trials, factors, calibration["dense"]["latency_ms"])
+    structure = ModelStructure.from_json(attrs[STRUCTURE]) if STRUCTURE in attrs else None
     return StudyFacts(
         name=study.study_name,
         epochs=config.search.epochs,
@@ -59,8 +65,9 @@ def read_study_facts(study: Study) -> StudyFacts:
         population=config.search.population,
         trials=trials,
         digest=search_digest(study),
-        structure=ModelStructure.from_json(attrs[STRUCTURE]) if STRUCTURE in attrs else None,
+        structure=structure,
         calibration=calibration,
+        sensitivity=_sensitivity(study, structure, calibration),
         updates=[_update(epoch) for epoch in epochs[1:]],
         sensitivity=_sensitivity(calibration),
         metric=attrs.get(TASK, {}).get("metric"),
@@ -108,3 +115,18 @@ def _search_times(study: Study) -> tuple[str | None, str | None]:
         min(starts).isoformat(timespec="seconds") if starts else None,
         max(ends).isoformat(timespec="seconds") if ends else None,
     )
+
+
+def _sensitivity(
+    study: Study, structure: ModelStructure | None, calibration: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """Return the sensitivity curves of the dense model: measured ones, or those of calibration."""
+    measured = {} if structure is None else measured_curves(study, structure)
+    if measured:
+        return {"source": "measured", "curves": measured}
+    residuals = {} if calibration is None else calibration["residuals"]
+    curves = {
+        component: {int(width): value for width, value in row.items()}
+        for component, row in residuals.items()
+    }
+    return {"source": "residual", "curves": curves} if curves else None

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
+    from effllava_optuna.policy import ModelStructure
+
 
 def effective_records(study: Study) -> list[TrialRecord]:
     """Return the effective trial of each slot and all trials without a slot, by number."""
@@ -77,6 +79,28 @@ def record_of(trial: FrozenTrial) -> TrialRecord:
         hits=tuple(map(float, attrs.get("hits", ()))),
         quality_scores=tuple(map(float, attrs.get("quality_scores", ()))),
     )
+
+
+def measured_curves(study: Study, structure: ModelStructure) -> dict[str, dict[int, float]]:
+    """Return what narrowing each component alone has added to the loss on the proxy, in nats.
+
+    Returns:
+        By component and width, from the trials that epoch 0 has measured for this; components
+        that share a parameter have the same values. Empty if there are none.
+    """
+    dense = [component.width for component in structure.components]
+    losses = {
+        tuple(trial.user_attrs["widths"]): -trial.user_attrs["log_probability"]
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if trial.user_attrs.get("kind") == "curve" and trial.user_attrs["epoch"] == 0
+    }
+    base = losses.pop(tuple(dense), None)
+    curves: dict[str, dict[int, float]] = {}
+    for widths, loss in losses.items() if base is not None else ():
+        for component, width in zip(structure.components, widths, strict=True):
+            if width != component.width:
+                curves.setdefault(component.id, {})[width] = loss - base
+    return curves
 
 
 def compact_scores(scores: Iterable[float]) -> list[float]:

@@ -126,12 +126,13 @@ class GenerationStrategy(ABC):
         """Propose a generation after the seeds and the allocated genomes of its epoch."""
 
     def _seeded_generation(self, task: GenerationTask) -> list[ProposedGenome]:
-        """Propose seeds, then children of re-evaluated elites or scattered genomes."""
+        """Propose seeds, then children of elites and allocated genomes, or scattered genomes."""
         view, grid = task.view, task.grid
         _check_seeds(view, view.seeds)
         start = task.number * self.population_size
         seeds = view.seeds[start : start + self.population_size]
-        elites = [grid.genome(seed.params) for seed in view.seeds if seed.kind == "reeval"]
+        parents = [seed for seed in view.seeds if seed.kind in ("reeval", "allocated")]
+        elites = [grid.genome(seed.params) for seed in parents]
         pairing = _uniform_pairing(elites) if len(elites) > 1 else None
         known = {grid.genome(seed.params).tobytes() for seed in view.seeds}
         proposals = [_seed_proposal(grid, seed) for seed in seeds]

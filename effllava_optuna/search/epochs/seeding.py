@@ -1,7 +1,8 @@
-"""What an epoch measures before its sampler searches: curves, then the programme's policies.
+"""What an epoch measures before its sampler searches: curves, and the programme's policies.
 
-Epoch 0 measures sensitivity curves of the dense model, each later epoch those of its incumbent, a
-few levels down and up. Dynamic programming over the curves gives policies for a range of budgets.
+Epoch 0 takes the sensitivity curves of the dense model from calibration, or measures them; each
+later epoch measures those of its incumbent, a few levels down and up. Dynamic programming over
+the curves gives policies for a range of budgets.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 
     from optuna.trial import FrozenTrial
 
+    from effllava_optuna.allocation import Sensitivity
     from effllava_optuna.config.schema import SearchSettings
-    from effllava_optuna.policy import CostModel, Space
+    from effllava_optuna.policy import CostModel, Costs, Space
     from effllava_optuna.search.evaluator import Evaluator
 
 _MOST_ANCHORS = 6
@@ -65,37 +67,36 @@ class CurveAllocation:
         if self.centre.widths not in losses:
             return []
         curves = sensitivity_curves(self.space, self.centre, losses)
-        widest = self.space.policy([max(curves[gene.name]) for gene in self.space.genes])
-        narrowest = self.space.policy([min(curves[gene.name]) for gene in self.space.genes])
-        most, least = self.costs.cost(widest), self.costs.cost(narrowest)
-        if self.costs.limit is not None:
-            most = min(most, self.costs.limit)
-        if most < least:
-            return []
-        limits = np.linspace(most, least, self.count).tolist()
-        policies = allocation_front(self.space, curves, self.costs, limits)
-        return [Seed(self.space.encode(policy), "allocated") for policy in dict.fromkeys(policies)]
+        policies = _allocated(self.space, curves, self.costs, self.count)
+        return list(_seeds(self.space, policies, "allocated"))
 
 
 def allocation_of(
     space: Space, centre: Policy | None, costs: CostModel, search: SearchSettings
 ) -> CurveAllocation | None:
     """Return what proposes policies from curves around ``centre``; None without curves."""
-    if centre is None:
-        return None
-    return CurveAllocation(space, centre, costs, max(1, search.population // 2))
+    return None if centre is None else CurveAllocation(space, centre, costs, _half(search))
 
 
 def first_seeds(evaluator: Evaluator, costs: CostModel) -> tuple[tuple[Seed, ...], Policy | None]:
     """Return what epoch 0 measures first, and the centre of its curves.
 
-    These are the points of the curves, and uniform policies in the rest of their last generation;
-    without curves (`search.curves`, or a search too short for them), only uniform policies.
+    These are uniform policies, and policies that are allocated by residuals. If curves are to be
+    measured (and the search is long enough), they are the points of the curves, and uniform
+    policies in the rest of their last generation.
     """
     search, space = evaluator.config.search, evaluator.first_space()
-    count = _fitting(search, search.curve_widths, len(space.genes))
-    if not count or not space.genes:
-        return _seeds(space, _anchors(evaluator, costs), "anchor"), None
+    count = 0
+    if search.curves == "measured":
+        count = _fitting(search, search.curve_widths, len(space.genes))
+    if not count:
+        anchors = _anchors(evaluator, costs)
+        allocated: Sequence[Policy] = ()
+        if search.curves != "none":
+            curves = residual_curves(space, evaluator.calibration.residuals)
+            allocated = _allocated(space, curves, costs, _half(search))
+        allocated = [policy for policy in allocated if policy not in anchors]
+        return _seeds(space, anchors, "anchor") + _seeds(space, allocated, "allocated"), None
     points = curve_policies(space, count)
     free = -len(points) % search.population
     anchors = [policy for policy in _anchors(evaluator, costs) if policy not in points][:free]
@@ -129,6 +130,40 @@ def seeds_in_context(
     return (*elites, *_seeds(space, new, "curve")), centre
 
 
+def residual_curves(space: Space, residuals: Costs) -> dict[str, dict[int, float]]:
+    """Return the sensitivity curves that calibration has estimated, by gene.
+
+    A gene with a component of which nothing is known stays dense.
+    """
+    components, curves = space.structure.components, {}
+    for gene in space.genes:
+        known = [residuals.get(components[index].id) for index in gene.components]
+        curves[gene.name] = {
+            width: sum(row[width] for row in known if row is not None)
+            for width in (gene.widths if all(known) else gene.widths[-1:])
+        }
+    return curves
+
+
+def _allocated(
+    space: Space, sensitivity: Sensitivity, costs: CostModel, count: int
+) -> list[Policy]:
+    """Solve the programme for ``count`` limits, the largest first; none if nothing is feasible."""
+    widest = space.policy([max(sensitivity[gene.name]) for gene in space.genes])
+    narrowest = space.policy([min(sensitivity[gene.name]) for gene in space.genes])
+    most, least = costs.cost(widest), costs.cost(narrowest)
+    if costs.limit is not None:
+        most = min(most, costs.limit)
+    if most < least:
+        return []
+    limits = np.linspace(most, least, count).tolist()
+    return [*dict.fromkeys(allocation_front(space, sensitivity, costs, limits))]
+
+
+def _half(search: SearchSettings) -> int:
+    return max(1, search.population // 2)
+
+
 def _fitting(search: SearchSettings, widths: int, genes: int, others: int = 1) -> int:
     """Return how many widths of each gene fit into half of an epoch, at most ``widths``."""
     if search.curves == "none" or search.generations < 2:
@@ -147,5 +182,5 @@ def _anchors(evaluator: Evaluator, costs: CostModel) -> Sequence[Policy]:
     grid: Sequence[Policy] = uniform_policies(structure, widths)
     if costs.limit is not None:
         grid = costs.maximal(uniform_by_kind(structure, widths))
-    most = min(_MOST_ANCHORS, evaluator.config.search.population // 2)
+    most = min(_MOST_ANCHORS, _half(evaluator.config.search))
     return grid[:: max(1, -(-len(grid) // most))]

@@ -9,7 +9,9 @@ import pytest
 from optuna.trial import TrialState
 
 from effllava_optuna.policy import Policy
+from effllava_optuna.search.epochs.seeding import residual_curves
 from effllava_optuna.search.runner import search
+from effllava_optuna.storage.study_facts import read_study_facts
 from effllava_optuna.tasks import Digits
 from tests.study_fixtures import StudyFactory
 
@@ -67,6 +69,27 @@ def test_epoch_0_measures_curves_then_allocated_policies(searched: SearchSession
     assert trials_of(searched, 0, "anchor")
     screened = trials_of(searched, 0, "screened")
     assert {trial.user_attrs["generation"] for trial in screened} == {2, 3}
+
+
+def test_a_report_has_the_measured_curves(searched: SearchSession, factory: StudyFactory) -> None:
+    sensitivity = read_study_facts(searched.study).sensitivity
+    assert sensitivity is not None
+    assert sensitivity["source"] == "measured"
+    dense = Policy.dense(searched.evaluator.structure)
+    first, *others = trials_of(searched, 0, "curve")
+    for trial, policy in zip(others, policies_of(searched, others), strict=True):
+        ((component, width),) = {
+            (c.id, w)
+            for c, w, d in zip(
+                policy.structure.components, policy.widths, dense.widths, strict=True
+            )
+            if w != d
+        }
+        added = first.user_attrs["log_probability"] - trial.user_attrs["log_probability"]
+        assert sensitivity["curves"][component][width] == added
+    with factory(curves="residual") as session:
+        estimated = read_study_facts(session.study).sensitivity
+    assert estimated == {"source": "residual", "curves": factory.calibration.residuals}
 
 
 def test_the_allocated_policies_are_the_best_sums_of_the_curves(searched: SearchSession) -> None:
@@ -131,7 +154,7 @@ def test_curves_that_do_not_fit_into_half_of_an_epoch_are_coarser(factory: Study
         seeds = session.epochs.epoch(0).seeds
         assert [seed.kind for seed in seeds] == ["curve"] * (1 + GENES) + ["anchor"] * 2
     with factory(population=5, generations=1) as session:
-        assert {seed.kind for seed in session.epochs.epoch(0).seeds} == {"anchor"}
+        assert {seed.kind for seed in session.epochs.epoch(0).seeds} == {"anchor", "allocated"}
         assert session.schedule.view_of(0).allocation is None
 
 
@@ -161,3 +184,43 @@ def test_other_samplers_continue_from_the_allocated_policies(
         }
     assert later <= {"sample", "centre", "screened", "child", "nsga2"}
     assert ("screened" in later) == (sampler == "cma")
+
+
+def test_residual_curves_allocate_the_first_generation(factory: StudyFactory) -> None:
+    """Without an evaluation; compared with all policies."""
+    with factory(curves="residual", keep_ratio=0.5, population=12) as session:
+        epoch, residuals = session.epochs.epoch(0), session.evaluator.calibration.residuals
+        space = epoch.space
+    assert epoch.centre is None
+    kinds = [seed.kind for seed in epoch.seeds]
+    assert kinds == sorted(kinds, key=["anchor", "allocated"].index)
+    assert 2 <= kinds.count("allocated") <= 6
+
+    def loss(widths: tuple[int, ...]) -> float:
+        return sum(
+            residuals[space.structure.components[index].id][width]
+            for gene, width in zip(space.genes, widths, strict=True)
+            for index in gene.components
+        )
+
+    every = [
+        (loss(widths), session.costs.cost(space.policy(widths)))
+        for widths in itertools.product(*(gene.widths[::3] for gene in space.genes))
+    ]
+    for seed in epoch.seeds:
+        if seed.kind == "allocated":
+            widths = tuple(seed.params[gene.name] for gene in space.genes)
+            cost = session.costs.cost(space.policy(widths))
+            assert cost <= 0.5 + 1e-9
+            assert loss(widths) <= min(one for one, price in every if price <= cost) + 1e-9
+
+
+def test_genes_without_a_residual_stay_dense(factory: StudyFactory) -> None:
+    with factory() as session:
+        space, residuals = session.epochs.epoch(0).space, session.evaluator.calibration.residuals
+    first = space.genes[0]
+    without = {one: row for one, row in residuals.items() if one != first.name}
+    curves = residual_curves(space, without)
+    assert curves[first.name] == {first.widths[-1]: 0.0}
+    assert list(curves[space.genes[1].name]) == list(space.genes[1].widths)
+    assert set(residual_curves(space, {})) == {gene.name for gene in space.genes}
