@@ -69,7 +69,6 @@ def read_study_facts(study: Study) -> StudyFacts:
         calibration=calibration,
         sensitivity=_sensitivity(study, structure, calibration),
         updates=[_update(epoch) for epoch in epochs[1:]],
-        sensitivity=_sensitivity(calibration),
         metric=attrs.get(TASK, {}).get("metric"),
         measures=attrs.get(TASK, {}).get("measures", {}),
         groups=attrs.get(TASK, {}).get("groups"),
@@ -94,18 +93,6 @@ def _update(epoch: FrozenTrial) -> dict[str, Any]:
     return optional | {name: attrs[name] for name in _UPDATE_ATTRS}
 
 
-def _sensitivity(calibration: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return the sensitivity curves of a calibration; None if it has none, as older ones."""
-    residuals = {} if calibration is None else calibration.get("residuals", {})
-    if not residuals:
-        return None
-    curves = {
-        component: {int(width): loss for width, loss in curve.items()}
-        for component, curve in residuals.items()
-    }
-    return {"curves": curves, "source": "residual"}
-
-
 def _search_times(study: Study) -> tuple[str | None, str | None]:
     """Return the start of the first trial and the end of the last one, in ISO 8601."""
     trials = study.get_trials(deepcopy=False)
@@ -120,13 +107,16 @@ def _search_times(study: Study) -> tuple[str | None, str | None]:
 def _sensitivity(
     study: Study, structure: ModelStructure | None, calibration: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    """Return the sensitivity curves of the dense model: measured ones, or those of calibration."""
+    """Return the sensitivity curves of the dense model, or those that calibration has estimated.
+
+    None if there are neither: older calibrations have none.
+    """
     measured = {} if structure is None else measured_curves(study, structure)
     if measured:
         return {"source": "measured", "curves": measured}
-    residuals = {} if calibration is None else calibration["residuals"]
+    residuals = {} if calibration is None else calibration.get("residuals", {})
     curves = {
-        component: {int(width): value for width, value in row.items()}
-        for component, row in residuals.items()
+        component: {int(width): loss for width, loss in curve.items()}
+        for component, curve in residuals.items()
     }
     return {"source": "residual", "curves": curves} if curves else None
