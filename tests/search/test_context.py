@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from effllava_optuna.calibration.stage_callback import silent
 from effllava_optuna.errors import StudyError
 from effllava_optuna.policy import Policy
 from effllava_optuna.report import study_document
@@ -182,22 +183,38 @@ def test_tables_that_do_not_pay_or_cannot_be_fitted_leave_the_weight_state(
     def report_stage(stage: str, share: float) -> None:
         stages.append(stage)
 
-    assert try_context(evaluator, state, [dense], report_stage) == (state, None)
+    tables = state.compensations
+    assert try_context(evaluator, state, tables, [dense], report_stage) == (state, None)
     assert stages == []
     narrow = evaluator.calibration.narrowest
     component = evaluator.structure.components[0].id
     calibration = replace(evaluator.calibration, damping={component: -1.0})
     broken = replace(evaluator, calibration=calibration)
-    assert try_context(broken, state, [narrow], report_stage) == (state, None)
+    assert try_context(broken, state, tables, [narrow], report_stage) == (state, None)
     assert f"pruning.in_context: The moments of {component} cannot be factored" in caplog.text
-    fitted, compared = try_context(evaluator, state, [narrow], report_stage)
+    fitted, compared = try_context(evaluator, state, tables, [narrow], report_stage)
     assert compared is not None
     assert compared.kept
-    again, compared = try_context(evaluator, fitted, [narrow], report_stage)
+    again, compared = try_context(evaluator, state, fitted.compensations, [narrow], report_stage)
     assert compared is not None
     assert compared.before.loss == compared.after.loss  # the same inputs give the same tables
-    assert again is fitted
+    assert again.compensations is fitted.compensations
+    assert again.digest == fitted.digest
     assert {*stages} == {"fitting in context", "comparing compensation tables"}
+
+
+def test_the_digest_does_not_depend_on_tables_that_are_replaced(searched: SearchSession) -> None:
+    evaluator, state = searched.evaluator, searched.epochs.epoch(0).weight_state
+    narrow, zeros = evaluator.calibration.narrowest, state.compensations
+    digests = []
+    for value in (0.0, 1e-6):
+        tensors = {name: zero + value for name, zero in table_tensors(zeros).items()}
+        tables = tables_of(tensors, (True, True, True))
+        fitted, compared = try_context(evaluator, state, tables, [narrow], silent)
+        assert compared is not None
+        assert compared.kept
+        digests.append(fitted.digest)
+    assert digests[0] == digests[1]
 
 
 def test_equal_losses_and_losses_that_are_no_numbers_keep_the_old_tables() -> None:

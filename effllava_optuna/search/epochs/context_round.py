@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from effllava_optuna.calibration.stage_callback import StageCallback
     from effllava_optuna.search.evaluator import Evaluator
-    from effllava_optuna.surgery import WeightState
+    from effllava_optuna.surgery import CompensationTable, WeightState
 
 _logger = get_logger(__name__)
 _STAGE = "fitting in context"
@@ -65,7 +65,8 @@ class ContextTrial:
 
 def try_context(
     evaluator: Evaluator,
-    weight_state: WeightState,
+    first: WeightState,
+    tables: Sequence[CompensationTable | None],
     elites: Sequence[Policy],
     report_stage: StageCallback,
 ) -> tuple[WeightState, ContextTrial | None]:
@@ -76,7 +77,9 @@ def try_context(
 
     Args:
         evaluator: The model and the encoded proxy set.
-        weight_state: The tables of the epoch, with the projector as it was loaded.
+        first: The weight state of epoch 0, with the projector as it was loaded. The digest of
+            the result depends on it and on the tables that are kept, not on those between.
+        tables: The tables of the epoch.
         elites: The elites that the projector will be trained for, the incumbent first.
         report_stage: Called with the current stage and its finished share.
 
@@ -86,14 +89,15 @@ def try_context(
         the tables have already, or the tables cannot be fitted.
     """
     config, incumbent = evaluator.config, elites[0]
+    present = first.with_compensations(tables)
     if not config.pruning.in_context or incumbent == Policy.dense(evaluator.structure):
-        return weight_state, None
+        return present, None
     started = time.monotonic()
     report_stage(_STAGE, 0.0)
     try:
-        tables = compensate_in_context(
+        fitted = compensate_in_context(
             evaluator.loaded,
-            weight_state,
+            present,
             incumbent,
             calibration_folds(evaluator.inputs),
             ContextOptions(pruning_options(config), evaluator.calibration.damping),
@@ -101,12 +105,12 @@ def try_context(
         )
     except ModelError as error:  # after hours of search: the epoch goes on with its tables
         _logger.warning(f"pruning.in_context: {error}")
-        return weight_state, None
-    fitted = weight_state.with_compensations(tables)
+        return present, None
+    new = first.with_compensations(fitted)
     report_stage("comparing compensation tables", 0.0)
-    before, after = (_held_out_score(evaluator, state, elites) for state in (weight_state, fitted))
+    before, after = (_held_out_score(evaluator, state, elites) for state in (present, new))
     compared = ContextTrial(before, after, round(time.monotonic() - started, 3))
-    return (fitted if compared.kept else weight_state), compared
+    return (new if compared.kept else present), compared
 
 
 def _held_out_score(

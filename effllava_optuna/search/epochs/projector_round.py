@@ -60,7 +60,8 @@ def train_next_epoch(
     elites = [Policy.of(evaluator.structure, trial.widths) for trial in front]
     fitted, in_context = try_context(
         evaluator,
-        first.weight_state.with_compensations(epochs.epoch(number).weight_state.compensations),
+        first.weight_state,
+        epochs.epoch(number).weight_state.compensations,
         elites[: table.elites],
         report_stage,
     )
