@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
-from effllava_optuna.objectives import encode_samples
+from effllava_optuna.objectives import encode_samples, graded_samples
 from effllava_optuna.search.epochs.schedule import EpochSchedule
 from effllava_optuna.search.evaluator import Evaluator
 from effllava_optuna.search.sampler_factory import make_sampler
@@ -43,8 +43,12 @@ class CountingEvaluator(Evaluator):
     def large_batches(self, split: Split) -> tuple[EncodedBatch, ...]:
         """Return the samples of a split, encoded once in large batches."""
         if split not in self._batches:
-            samples = self.inputs.task.samples(split)
-            self._batches[split] = encode_samples(self.loaded, samples, batch_size=250)
+            samples = graded_samples(
+                self.loaded, self.inputs.task.samples(split), self.config.quality.measure
+            )
+            self._batches[split] = encode_samples(
+                self.loaded, samples, batch_size=250, generate=True
+            )
         return self._batches[split]
 
 

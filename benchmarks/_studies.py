@@ -77,7 +77,7 @@ def only_damping(value: float | None) -> Iterator[None]:
 def inputs_of(config: StudyConfig, case: Case) -> Iterator[StudyInputs]:
     """Load the model of a study, and encode its samples as the case says."""
     sizes = (config.task.proxy, config.task.validation, config.task.test)
-    task = KindDigits(config.task_seed, *sizes, only=case.only)
+    task = KindDigits(config.task_seed, *sizes, only=case.only, without=case.without)
     with study_inputs(config, load_once(config.model.path), task) as inputs:
         if case.cross_fitted:
             yield inputs
@@ -134,7 +134,8 @@ class StudyRunner:
             [
                 config.study.seed, config.model.path, config.pruning.model_dump(mode="json"),
                 config.quality.risk, config.latency.model_dump(mode="json"), case.damping,
-                case.only, config.task.model_dump(mode="json"),
+                case.only, case.without, config.quality.measure,
+                config.task.model_dump(mode="json"),
             ]
         )  # fmt: skip
         if key not in self._calibrations:

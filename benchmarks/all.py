@@ -1,8 +1,8 @@
 """Run the scripts behind RESULTS.md in their small forms: ``python benchmarks/all.py --small``.
 
-These are the small forms of the six scripts that compare studies, and the tiny forms of those that
+These are the small forms of the scripts that compare studies, and the tiny forms of those that
 measure speed, memory and storage, several at a time. Records and tables go to ``--out``; published
-results do not change. Without ``--small`` the six scripts run in full, one after the other: this
+results do not change. Without ``--small`` these scripts run in full, one after the other: this
 takes hours, and changes ``benchmarks/RESULTS.md``.
 """
 
@@ -22,7 +22,9 @@ from _results import HERE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-EVIDENCE = ("overfit", "risk", "projector", "evolution", "ablation", "transfer")
+EVIDENCE = (
+    "overfit", "risk", "projector", "evolution", "ablation", "transfer", "agreement",
+)  # fmt: skip
 OTHERS = (
     "compensation", "importance_time", "trial_cost", "latency_model", "memory", "peers", "speedup",
     "storage", "workers",

@@ -157,6 +157,7 @@ METHODS = ["dense", "NSGA-II, ours", "CMA-ES, ours", "uniform by kind", "uniform
         ("projector", VARIANTS),
         ("ablation", ["the default", "cross-fitting: none", "damping: 0.01 everywhere"]),
         ("transfer", ["all kinds", "one digit", "prefill of 64"]),
+        ("agreement", ["labels", "no labels", "neither labels nor options"]),
     ],
 )
 @pytest.mark.benchmarks
