@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ids = [
         study_id(model, seed, case) for model, seed in pairs_of(form) for case in CASES.values()
     ]
-    announce(runner.missing(ids), form.pick(60, 20, 5))
+    announce(runner.missing(ids), form.pick(35, 20, 5))
     rows = gather(runner)
     origins = [record["provenance"] for records in rows.values() for record in records]
     publish(form, TITLE, section(rows, form.models), origins)

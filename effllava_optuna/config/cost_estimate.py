@@ -140,6 +140,9 @@ def _seconds(config: StudyConfig, size: ModelSize, hardware: Hardware) -> float:
     held_out = task.validation + task.test
     finalists = (config.report.finalists + 3) * held_out
     final = finalists * (keep_ratio * sample_flops / hardware.flops + generation_seconds / 64)
+    answer_seconds = generation_seconds / 64 / keep_ratio
+    if config.quality.measure == "agreement":  # the dense model may answer all questions
+        final += (held_out + task.proxy) * (sample_flops / hardware.flops + answer_seconds)
     vision = (held_out + task.proxy) * size.vision_flops / hardware.flops
     timing = _timing_seconds(config, sample_flops, hardware)
     return hardware.calibration_seconds + trials + updates + timing + baselines + final + vision

@@ -77,6 +77,43 @@ def test_the_answers_of_the_dense_model_are_stored_and_graded(study: Path) -> No
     assert json.loads(lines[1])["text"].isdecimal()
 
 
+@pytest.fixture(scope="module")
+def unlabelled(study: Path) -> Path:
+    """A study file of the same questions without answers, and a checkpoint that is not dense."""
+    rows = [json.loads(line) for line in (study.parent / "mine.jsonl").read_text().splitlines()]
+    questions = [{key: row[key] for key in ("id", "image", "question")} for row in rows]
+    lines = "".join(f"{json.dumps(row)}\n" for row in questions)
+    (study.parent / "questions.jsonl").write_text(lines)
+    file = study.parent / "questions.toml"
+    text = CONFIG.format(data="questions.jsonl")
+    file.write_text(f'{text}new_tokens = 4\n[quality]\nmeasure = "agreement"\n')
+    return file
+
+
+def test_without_labels_the_answers_of_the_dense_model_are_the_right_ones(
+    unlabelled: Path,
+) -> None:
+    dense = evaluate(unlabelled, "--model", "dense", "--limit", "12")
+    assert (dense["rule"], dense["measure"]) == ("same answer as the dense model", "agreement")
+    assert (dense["all"]["samples"], dense["all"]["accuracy"]) == (12, 1.0)
+    assert dense["unlabelled"] == 0
+    other = ROOT / "benchmarks" / "digits-vlm-1"  # trained from other weights
+    result = evaluate(unlabelled, "--model", other, "--limit", "40")
+    assert 0.5 < result["all"]["accuracy"] < 1.0
+    table = invoke("evaluate", unlabelled, "--model", "dense", "--limit", "12").stdout
+    assert "same answer as the dense model" in table
+
+
+def test_a_labelled_split_is_graded_by_its_labels(study: Path) -> None:
+    file = study.with_name("labelled.toml")
+    file.write_text(f'{study.read_text()}[quality]\nmeasure = "agreement"\n')
+    result = evaluate(file, "--model", "dense", "--limit", "12")
+    assert (result["rule"], result["measure"]) == (
+        "exact match (evalai normalisation)",
+        "accuracy",
+    )
+
+
 def test_splits_are_those_of_the_study_and_full_is_all_data(study: Path) -> None:
     assert evaluate(study, "--model", "digits-vlm", "--split", "proxy")["all"]["samples"] == 16
     whole = evaluate(study, "--model", "dense", "--split", "full", "--batch-size", "7")

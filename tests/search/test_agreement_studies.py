@@ -179,7 +179,7 @@ def test_the_commands_name_the_measure_of_each_split(checkpoint: Path, tmp_path:
     text = file.read_text().replace("generations = 2", "generations = 1")
     file.write_text(f'{text}\n[quality]\nmeasure = "agreement"\n')
     deep = invoke("check", file, "--deep").stdout
-    assert "the report has accuracy on validation and accuracy on test" in deep
+    assert "proxy: agreement, validation: accuracy, test: accuracy" in deep
     assert "the dense model answers, in the place of labels: '" in deep
     output = invoke("run", file).stdout
     assert "proxy agreement 1.000 (exp(-KL divergence" in output

@@ -25,6 +25,7 @@ from effllava_optuna.tasks import (
     with_dense_answers,
 )
 from effllava_optuna.tasks.prompts.batch import IGNORE_INDEX
+from effllava_optuna.tasks.sample_check import check_samples
 
 RULE = GradingRule("any", lambda _sample, _text: 1.0, new_tokens=3)
 CLOSED = replace(Digits(proxy=8).samples(Split.PROXY)[0], answer=UNLABELLED)
@@ -109,6 +110,13 @@ class Unlabelled(Digits):
     def samples(self, split: Split) -> tuple[Sample, ...]:
         samples = super().samples(split)
         return tuple(replace(sample, answer=UNLABELLED) for sample in samples)
+
+
+def test_the_options_of_closed_questions_are_checked_without_labels(processor: Any) -> None:
+    task = Unlabelled(proxy=8, validation=4, test=4)
+    check_samples(task, processor, None, generate=True, progress=lambda _: None)
+    with pytest.raises(TaskError, match="26 tokens, but the model has a context of 5"):
+        check_samples(task, processor, 5, generate=True, progress=lambda _: None)
 
 
 def test_a_task_without_labels_is_valid_only_if_none_are_needed() -> None:

@@ -36,6 +36,28 @@ def test_rows_that_can_be_used_pass(tmp_path: Path, rows: list[dict[str, Any]]) 
     assert check_deep(tmp_path, rows) == (0, "")
 
 
+AGREEMENT_STUDY = ROWS_STUDY + '[quality]\nmeasure = "agreement"\n'
+
+
+def test_rows_without_answers_pass_if_the_study_needs_none(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    unlabelled = [{"image": row["image"], "question": row["question"]} for row in rows]
+    assert check_deep(tmp_path, unlabelled, AGREEMENT_STUDY) == (0, "")
+    code, message = check_deep(tmp_path, unlabelled)
+    assert (code, 'or quality.measure = "agreement"' in message) == (2, True)
+
+
+def test_pictures_and_options_of_rows_without_answers_are_checked_too(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    for row in rows:
+        del row["answer"]
+    (tmp_path / rows[3]["image"]).write_bytes(b"no image")
+    code, message = check_deep(tmp_path, rows, AGREEMENT_STUDY)
+    assert (code, "sample '3' cannot be opened" in message) == (2, True)
+
+
 def test_an_image_of_an_unused_row_is_opened_too(
     tmp_path: Path, rows: list[dict[str, Any]]
 ) -> None:

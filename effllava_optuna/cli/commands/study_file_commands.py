@@ -192,11 +192,10 @@ def _check_deep(config: StudyConfig, display: ProgressDisplay) -> tuple[dict[str
     described = describe_task(task, config.quality.measure, generate=generate)
     metric, measures = described["metric"], described["measures"]
     components = len(loaded.structure.components)
-    final = " and ".join(f"{measures[split]} on {split}" for split in ("validation", "test"))
     lines = [
         f"model {config.model.path!r}: {components} components on {loaded.device}; "
         f"task {task.name!r}: {', '.join(f'{size} {role}' for role, size in sizes.items())}",
-        f"metric: {metric['report']}; in the search: {metric['search']}; the report has {final}",
+        f"metric: {metric['report']}; in the search: {metric['search']}",
     ]
     if isinstance(task, DataTask):
         unused, rows = task.unused_rows
@@ -207,7 +206,10 @@ def _check_deep(config: StudyConfig, display: ProgressDisplay) -> tuple[dict[str
     answers: dict[str, Any] = {}
     if agreement:
         answers = answers_to_json(answer_proxy(loaded, task, display.report_stage))
-        lines.append(_answers_line(task.samples(Split.PROXY), answers))
+        lines += [
+            ", ".join(f"{split}: {measure}" for split, measure in measures.items()),
+            _answers_line(task.samples(Split.PROXY), answers),
+        ]
     facts = {
         "components": components,
         "device": str(loaded.device),

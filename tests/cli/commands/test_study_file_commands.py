@@ -98,6 +98,30 @@ def test_the_study_proposed_for_a_large_model_suits_its_size(tmp_path: Path) -> 
     assert estimate_cost(config, size).table_gb < config.pruning.table_gb
 
 
+@pytest.mark.parametrize("answers", [0, 5, 12])
+def test_a_study_of_rows_without_answers_is_one_of_agreement(answers: int, tmp_path: Path) -> None:
+    rows = [{"question": f"{number}?"} for number in range(12)]
+    for row in rows[:answers]:
+        row["answer"] = "yes"
+    data, out = tmp_path / "rows.jsonl", tmp_path / "mine.toml"
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    printed = invoke("init", "digits-vlm", "--task", "qa", "--data", data, "--out", out).stdout
+    measure = load_config(out).quality.measure
+    if answers == 12:
+        assert (measure, "no answer" in printed) == ("accuracy", False)
+        return
+    assert measure == "agreement"
+    assert f"{12 - answers} of 12 rows have no answer: the quality is the agreement" in printed
+
+
+def test_data_that_cannot_be_read_is_left_to_the_check(tmp_path: Path) -> None:
+    data, out = tmp_path / "rows.jsonl", tmp_path / "mine.toml"
+    data.write_text("no rows")
+    invoke("init", "digits-vlm", "--task", "qa", "--data", data, "--out", out)
+    assert load_config(out).quality.measure == "accuracy"
+    assert invoke("check", out, "--deep", check=False).returncode == 2
+
+
 def test_data_is_named_relative_to_the_study_file(tmp_path: Path) -> None:
     model = write_model(_QWEN, tmp_path / "qwen")
     (tmp_path / "studies").mkdir()
