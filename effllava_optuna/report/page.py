@@ -206,7 +206,8 @@ def _context_section(document: Mapping[str, Any]) -> PageSection | None:
         rows.append(TableRow((str(epoch), kept, f"{compared['seconds']:.0f}", *changes)))
     if not rows:
         return None
-    columns = ("for epoch", "kept", "seconds", "cross-fitted loss", "cross-fitted accuracy")
+    measure = measure_of_split(document, "proxy")
+    columns = ("for epoch", "kept", "seconds", "cross-fitted loss", f"cross-fitted {measure}")
     notes = [
         "Compensation tables fitted on the activations of the best policy of the epoch before. "
         "They are kept if the loss of the elites, with the projector as it was loaded, is lower; "

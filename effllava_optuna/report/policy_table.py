@@ -61,27 +61,26 @@ def summary_lines(document: Mapping[str, Any]) -> list[str]:
             f"structural risk: eta * risk has a range of {document['risk_spread']:.4f} in the "
             f"first generation (one of {samples} proxy samples is {1 / samples:.4f})"
         )
+    measure = measure_of_split(document, "proxy")
     for epoch, update in enumerate(document["projector"], start=1):
         if update["in_context"] is not None:
-            lines.append(
-                f"tables in context, epoch {epoch}: {_context_note(update['in_context'])}"
-            )
+            note = _context_note(update["in_context"], measure)
+            lines.append(f"tables in context, epoch {epoch}: {note}")
         lines.append(
             f"projector of epoch {epoch}: {update['steps']} steps, {update['seconds']:.0f} s, "
-            f"held-out {measure_of_split(document, 'proxy')} "
-            f"{update['crossfit_accuracy_before']:.3f} to "
+            f"held-out {measure} {update['crossfit_accuracy_before']:.3f} to "
             f"{update['crossfit_accuracy_after']:.3f} (training samples: "
             f"{update['proxy_accuracy_before']:.3f} to {update['proxy_accuracy_after']:.3f})"
         )
     return lines
 
 
-def _context_note(compared: Mapping[str, Any]) -> str:
+def _context_note(compared: Mapping[str, Any], measure: str) -> str:
     """Describe whether tables that were fitted in context are used, and why."""
     before, after = compared["before"], compared["after"]
     return (
         f"{'kept' if compared['kept'] else 'not kept'}, {compared['seconds']:.0f} s, cross-fitted "
-        f"loss {before['loss']:.3f} to {after['loss']:.3f}, accuracy {before['accuracy']:.3f} to "
+        f"loss {before['loss']:.3f} to {after['loss']:.3f}, {measure} {before['accuracy']:.3f} to "
         f"{after['accuracy']:.3f}"
     )
 

@@ -30,6 +30,10 @@ def test_a_cost_is_described_with_its_hardware() -> None:
     assert estimate_cost(config, small, cpu(2)).hours < cost.hours
     assert describe_cost(estimate_cost(config, small)).endswith("hours on one H200")
     assert H200.flops > cpu(64).flops
+    dense_answers = load_config(
+        ROOT / "studies" / "quickstart.toml", ("quality.measure='agreement'",)
+    )
+    assert estimate_cost(dense_answers, small, cpu(1)).hours > cost.hours
 
 
 def test_tables_in_context_take_memory_and_time() -> None:

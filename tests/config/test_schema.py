@@ -64,6 +64,17 @@ def test_a_study_is_named_after_its_file(tmp_path: Path) -> None:
             "quality.eta = nan: Input should be a finite number. Change the value.",
         ),
         (
+            GOOD.replace('"digits"', '"digits"\nmeasure = "generation"')
+            + '[quality]\nmeasure = "agreement"',
+            "task.measure is 'generation', which grades answers by labels, but quality.measure is "
+            "'agreement'; use task.measure = 'likelihood'. Fix the study file.",
+        ),
+        (
+            GOOD + '[quality]\nmeasure = "labels"',
+            "quality.measure = 'labels': Input should be 'accuracy' or 'agreement'. Change the "
+            "value.",
+        ),
+        (
             GOOD + "[projector]\nparts = 3",
             "projector.parts is 3; use a multiple of pruning.folds (2). Fix the study file.",
         ),
