@@ -1,6 +1,10 @@
 """Policies without a search: uniform, global rank, greedy and dynamic programming."""
 
-from effllava_optuna.allocation.dynamic_programming import allocation_front, dynamic_programming
+from effllava_optuna.allocation.dynamic_programming import (
+    allocation_front,
+    allocation_range,
+    dynamic_programming,
+)
 from effllava_optuna.allocation.global_rank import global_rank
 from effllava_optuna.allocation.greedy import greedy
 from effllava_optuna.allocation.sensitivity import (
@@ -8,6 +12,7 @@ from effllava_optuna.allocation.sensitivity import (
     curve_policies,
     losses_by_widths,
     neighbouring_policies,
+    residual_curves,
     sensitivity_curves,
 )
 from effllava_optuna.allocation.uniform import uniform_by_kind, uniform_policies
@@ -15,12 +20,14 @@ from effllava_optuna.allocation.uniform import uniform_by_kind, uniform_policies
 __all__ = [
     "Sensitivity",
     "allocation_front",
+    "allocation_range",
     "curve_policies",
     "dynamic_programming",
     "global_rank",
     "greedy",
     "losses_by_widths",
     "neighbouring_policies",
+    "residual_curves",
     "sensitivity_curves",
     "uniform_by_kind",
     "uniform_policies",

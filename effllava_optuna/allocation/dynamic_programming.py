@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from effllava_optuna.allocation.sensitivity import Sensitivity
     from effllava_optuna.policy import CostModel, Space
 
+_LIMITS_PER_POLICY = 4  # neighbouring limits often have the same policy
+
 
 def dynamic_programming(
     space: Space, sensitivity: Sensitivity, costs: CostModel, *, cells: int = 10_000
@@ -89,6 +91,36 @@ def allocation_front(
             left -= 1
 
     return [policy_within(limit) for limit in limits]
+
+
+def allocation_range(
+    space: Space, sensitivity: Sensitivity, costs: CostModel, count: int
+) -> list[Policy]:
+    """Minimise the sum of the sensitivities within limits from that of ``costs`` downwards.
+
+    Args:
+        space: The genes.
+        sensitivity: As in `allocation_front`.
+        costs: What policies cost, and the largest limit; None: that of the widest policy.
+        count: The most policies.
+
+    Returns:
+        Distinct policies, the most expensive first, down to the narrowest one; more of them near
+        the largest limit, where the choice is made. Nothing if no policy is within that limit.
+    """
+    widest, narrowest = (
+        costs.cost(space.policy([choose(sensitivity[gene.name]) for gene in space.genes]))
+        for choose in (max, min)
+    )
+    if costs.tolerated is not None and narrowest > costs.tolerated:
+        return []
+    largest = widest if costs.limit is None else min(widest, costs.limit)
+    steps = np.linspace(0, 1, _LIMITS_PER_POLICY * count) ** 2
+    limits = (largest - (largest - narrowest) * steps).tolist()
+    policies = [*dict.fromkeys(allocation_front(space, sensitivity, costs, limits))]
+    if len(policies) <= count:
+        return policies
+    return [policies[round(position)] for position in np.linspace(0, len(policies) - 1, count)]
 
 
 def _cells(price: float, cell: float, most: int) -> int:

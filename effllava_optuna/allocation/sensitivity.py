@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from effllava_optuna.policy import Gene, Space
+    from effllava_optuna.policy import Costs, Gene, Space
 
 Sensitivity: TypeAlias = Mapping[str, Mapping[int, float]]
 """By name of the gene and width: the loss at this width minus the loss at the centre."""
@@ -87,6 +87,29 @@ def sensitivity_curves(
             for width in sorted(measured, reverse=True):
                 worst = measured[width] = max(worst, measured[width])
         curves[gene.name] = _interpolated(gene, measured)
+    return curves
+
+
+def residual_curves(space: Space, residuals: Costs) -> dict[str, dict[int, float]]:
+    """Return the curves of genes around the dense policy, from estimates for each component.
+
+    Args:
+        space: The genes and their widths.
+        residuals: By component and width, what narrowing the component alone is estimated to cost;
+            a component without an estimate stays dense.
+
+    Returns:
+        By gene, the sum over its components; the widths of a gene ascending.
+    """
+    curves = {}
+    for gene in space.genes:
+        components = [space.structure.components[index].id for index in gene.components]
+        curves[gene.name] = {gene.widths[-1]: 0.0}
+        if all(component in residuals for component in components):
+            curves[gene.name] = {
+                width: sum(residuals[component][width] for component in components)
+                for width in gene.widths
+            }
     return curves
 
 

@@ -144,6 +144,7 @@ for _command in (
     study_file_commands.init,
     study_file_commands.check,
     study_commands.run,
+    study_commands.allocate,
     study_commands.resume,
     study_commands.worker,
     study_commands.dashboard,

@@ -16,7 +16,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Text = Annotated[str, Field(min_length=1)]
 ROWS = ("scienceqa", "vizwiz", "mmvet", "llava-bench", "qa")
 TASKS = ("digits", *ROWS)
-SAMPLERS = ("nsga2", "cma", "sep-cma", "stock-nsga2", "tpe", "random")
+SAMPLERS = ("nsga2", "cma", "sep-cma", "stock-nsga2", "tpe", "random", "allocation")
 _FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"  # module:function
 Function = Annotated[str, Field(pattern=rf"^{_FUNCTION}$")]
 WIDTH_RATIOS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -146,6 +146,11 @@ class PruningSettings(_Settings):
         """Return whether all blocks of a tower have the same widths."""
         return self.mode == "vllm-safe"
 
+    @property
+    def uses_samples(self) -> bool:
+        """Return whether ranking or compensation reads the proxy set."""
+        return self.compensation != "none" or self.importance not in ("magnitude", "random")
+
 
 class QualitySettings(_Settings):
     """``[quality]``: the first objective, ``accuracy - eta * risk``.
@@ -198,11 +203,12 @@ class SearchSettings(_Settings):
     """``[search]``: the sampler, the number of policies and the budget.
 
     ``nsga2`` and ``cma`` search for a Pareto front; ``sep-cma`` searches for the best quality at
-    ``speedup``; ``stock-nsga2``, ``tpe`` and ``random`` are Optuna's samplers, for comparison;
-    ``module:function`` is called with ``seed`` and returns an Optuna sampler. The budget is
-    ``keep_ratio`` (of the prunable weights) or ``speedup`` (relative to the dense model, predicted
-    from the latency table). A study stops if more than the share ``failures`` of its trials fail;
-    a trial fails after ``timeout`` seconds.
+    ``speedup``; ``allocation`` does not search, but proposes policies of dynamic programming alone
+    (see ``curves``); ``stock-nsga2``, ``tpe`` and ``random`` are Optuna's samplers, for
+    comparison; ``module:function`` is called with ``seed`` and returns an Optuna sampler. The
+    budget is ``keep_ratio`` (of the prunable weights) or ``speedup`` (relative to the dense model,
+    predicted from the latency table). A study stops if more than the share ``failures`` of its
+    trials fail; a trial fails after ``timeout`` seconds.
 
     With ``curves``, dynamic programming over sensitivity curves begins the search: over those that
     calibration estimates (``residual``), or over ``measured`` ones: then the first policies of
@@ -333,6 +339,16 @@ class StudyConfig(_Settings):
         if search.sampler in ("cma", "sep-cma") and search.population < 5:
             raise ValueError(
                 f"search.population is {search.population}, but CMA-ES needs at least 5"
+            )
+        if search.sampler == "allocation" and search.curves == "none":
+            raise ValueError(
+                "search.sampler is 'allocation', which needs search.curves = 'measured' or "
+                "'residual'"
+            )
+        if search.curves == "residual" and not pruning.uses_samples:
+            raise ValueError(
+                "search.curves is 'residual', but pruning.compensation = 'none' with "
+                f"pruning.importance = {pruning.importance!r} has no residuals; use 'measured'"
             )
         if max(pruning.width_ratios) != 1.0:
             raise ValueError("pruning.width_ratios must contain 1.0, the dense width")

@@ -76,7 +76,7 @@ class SpaceView(Protocol):
     def allocation(self) -> Allocation | None:
         """Return what proposes further genomes when the seeds are measured; None: nothing.
 
-        Its genomes are the first of the generation after the seeds, at most a whole one.
+        Its genomes follow the generations of the seeds; they fill as many as they need.
         """
 
     def known_values(self, params: Mapping[str, int]) -> Sequence[float | None]:

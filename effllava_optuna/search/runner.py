@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from optuna.trial import TrialState
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from effllava_optuna.calibration.stage_callback import StageCallback
     from effllava_optuna.config.schema import StudyConfig
-    from effllava_optuna.policy import TrialRecord
+    from effllava_optuna.policy import ModelStructure, TrialRecord
     from effllava_optuna.search.session import SearchSession
 
 _FEWEST_FAILURES = 4  # below, the share of failures is not checked
@@ -68,6 +68,7 @@ def begin(
     report_stage: StageCallback = silent,
     *,
     device: str | None = None,
+    sized_for: Callable[[StudyConfig, ModelStructure], StudyConfig] | None = None,
 ) -> Iterator[SearchSession]:
     """Create a study and open it; nothing is written before its model and samples are loaded.
 
@@ -76,6 +77,8 @@ def begin(
         url: URL of the storage, created if necessary; artifacts are stored beside it.
         report_stage: Called with the current stage and its finished share.
         device: Device of this process; None: as the study file says.
+        sized_for: Returns the study file that is stored, with the sizes of a search that depend
+            on the structure of the model; None: ``config``.
 
     Raises:
         StudyError: A study of that name exists, or ``latency.table`` cannot be used.
@@ -87,6 +90,9 @@ def begin(
         check_file(expand_home(config.latency.table))
     report_stage("loading the model", 0.0)
     with study_inputs(config, device=device, report_stage=report_stage) as inputs:
+        if sized_for is not None:
+            config = sized_for(config, inputs.structure)
+            inputs = replace(inputs, config=config)
         inputs.check_final_samples(report_stage)
         study = create_study(open_storage(url, create=True), config)
         artifact_store = ArtifactStore(artifact_backend_of(url, config))

@@ -35,8 +35,8 @@ def make_sampler(
         "population_size": search.population,
         "seed": inputs.config.study.seed,
     }
-    screening = Screening() if search.screening else None
-    if search.sampler == "nsga2":
+    screening = Screening() if search.screening and search.sampler != "allocation" else None
+    if search.sampler in ("nsga2", "allocation"):  # which fills slots that are left with children
         return EpochNSGAIISampler(space, screening=screening, **sizes)
     stock = inputs.functions.sampler or _STOCK.get(search.sampler)
     if stock is not None:

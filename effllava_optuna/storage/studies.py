@@ -35,6 +35,7 @@ _PATHS = (
 )
 _CHANGEABLE = {*_PATHS, *(("search", key) for key in _LIMITS)}
 _MODEL = ("model", "path")
+_ALLOCATED = ("sampler", "epochs", "generations", "population", "curves")  # by `allocate`
 
 
 def create_study(storage: BaseStorage, config: StudyConfig) -> Study:
@@ -187,13 +188,16 @@ def first_difference(stored: StudyConfig, given: StudyConfig) -> str | None:
     """Return a sentence about the first key that differs but must not; None if there is none.
 
     A model may move with its study file: the digest of its weights shows whether it is the same.
+    The command ``allocate`` stores another search than the file describes.
     """
     old, new = stored.document(), given.document()
+    allocated = stored.search.sampler == "allocation" != given.search.sampler
+    changeable = _CHANGEABLE | {("search", key) for key in _ALLOCATED if allocated}
     for table in old:
         for key in old[table]:
             values = old[table][key], new[table][key]
             moved = (table, key) == _MODEL and all(map(os.path.isabs, values))
-            if (table, key) not in _CHANGEABLE and values[0] != values[1] and not moved:
+            if (table, key) not in changeable and values[0] != values[1] and not moved:
                 return (
                     f"{table}.{key} is {json.dumps(new[table][key])} in the file and "
                     f"{json.dumps(old[table][key])} in the study"

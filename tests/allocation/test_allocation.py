@@ -8,6 +8,7 @@ import pytest
 
 from effllava_optuna.allocation import (
     allocation_front,
+    allocation_range,
     dynamic_programming,
     global_rank,
     greedy,
@@ -103,6 +104,31 @@ def test_one_programme_solves_all_limits(structure: ModelStructure, seed: int) -
         within = [one for one in every if CostModel(prices, None).cost(one) <= limit + 1e-9]
         assert policy in within
         assert loss(policy) == pytest.approx(min(map(loss, within)))
+
+
+@pytest.mark.parametrize("limit", [None, 0.6])
+def test_a_range_of_policies_reaches_from_the_limit_to_the_narrowest(
+    structure: ModelStructure, limit: float | None
+) -> None:
+    space, curves = Space.of(structure, widths(structure)), sensitivity(structure, 1)
+    limited = CostModel(costs(structure), limit)
+    found = allocation_range(space, curves, limited, 12)
+    spent = [limited.cost(policy) for policy in found]
+    assert len(set(found)) == len(found) == 12
+    assert spent == sorted(spent, reverse=True)
+    assert found[0] == dynamic_programming(space, curves, limited)
+    assert found[-1] == space.narrowest
+    assert all(map(limited.allows, found))
+
+
+def test_a_range_has_no_policies_where_nothing_meets_the_limit(structure: ModelStructure) -> None:
+    space, curves = Space.of(structure, widths(structure)), sensitivity(structure, 1)
+    prices = costs(structure)
+    least = CostModel(prices, None).cost(space.narrowest)
+    assert allocation_range(space, curves, CostModel(prices, 0.99 * least), 4) == []
+    assert allocation_range(space, curves, CostModel(prices, least), 4) == [space.narrowest]
+    fixed = {gene.name: {gene.widths[-1]: 0.0} for gene in space.genes}
+    assert allocation_range(space, fixed, CostModel(prices, 0.9), 4) == []
 
 
 def test_nothing_is_cut_where_all_is_affordable(structure: ModelStructure) -> None:

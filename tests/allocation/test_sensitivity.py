@@ -11,12 +11,13 @@ from effllava_optuna.allocation import (
     curve_policies,
     losses_by_widths,
     neighbouring_policies,
+    residual_curves,
     sensitivity_curves,
 )
-from effllava_optuna.policy import Policy, Space
+from effllava_optuna.policy import Component, Kind, ModelStructure, Policy, Space
 
 if TYPE_CHECKING:
-    from effllava_optuna.policy import ModelStructure
+    from effllava_optuna.policy import ComponentId
 
 
 @pytest.fixture
@@ -127,3 +128,35 @@ def test_tied_components_are_narrowed_together(structure: ModelStructure) -> Non
     assert len(curve_policies(space, 3)) == 1 + len(space.genes) < 1 + len(structure.components)
     curves = sensitivity_curves(space, Policy.dense(structure), measured(curve_policies(space, 3)))
     assert set(curves) == {gene.name for gene in space.genes}
+
+
+def test_residual_curves_are_sums_over_the_components_of_a_gene() -> None:
+    structure = ModelStructure(
+        tuple(
+            component
+            for layer in range(2)
+            for component in (
+                Component("language", layer, Kind.ATTN, 4, 100),
+                Component("language", layer, Kind.BLOCK, 1, 10, floor=0),
+            )
+        )
+    )
+    widths: dict[ComponentId, tuple[int, ...]] = {
+        component.id: (0, 1) if component.kind is Kind.BLOCK else (2, 4)
+        for component in structure.components
+    }
+    attention, _, other, block = (component.id for component in structure.components)
+    residuals = {
+        attention: {2: 3.0, 4: 0.0},
+        other: {2: 5.0, 4: 0.0},
+        block: {0: 7.0, 1: 0.0},  # the other block has no estimate
+    }
+    apart = residual_curves(Space.of(structure, widths), residuals)
+    assert apart == {
+        "language.00.attn": {2: 3.0, 4: 0.0},
+        "language.00.block": {1: 0.0},
+        "language.01.attn": {2: 5.0, 4: 0.0},
+        "language.01.block": {0: 7.0, 1: 0.0},
+    }
+    tied = residual_curves(Space.of(structure, widths, tied=True), residuals)
+    assert tied["language.00.attn"] == {2: 8.0, 4: 0.0}

@@ -213,15 +213,20 @@ def test_the_generation_after_the_seeds_begins_with_what_was_allocated() -> None
     kinds = [trial.user_attrs["kind"] for trial in study.trials]
     assert kinds[:9] == ["curve"] * 7 + ["random", "allocated"]
     assert set(kinds[9:]) <= {"screened", "child"}
-    assert asked == [[1, 2, 4, 6, 8, 12, 16, study.trials[7].params["g3"]]]
+    seen = [1, 2, 4, 6, 8, 12, 16, study.trials[7].params["g3"]]
+    assert asked == [seen, seen]  # for generations 2 and 3, the same
     assert [trial.user_attrs["generation"] for trial in study.trials] == sorted([*range(4)] * 4)
 
 
-def test_more_allocated_genomes_than_slots_are_refused() -> None:
-    many = [Seed({f"g{i}": i + n for i in range(4)}, "allocated") for n in range(13)]
+def test_allocated_genomes_fill_as_many_generations_as_they_need() -> None:
+    many = [Seed({f"g{i}": 2 + i + n for i in range(4)}, "allocated") for n in range(6)]
     space = toy_space(allocation=lambda trials: many)
-    with pytest.raises(ValueError, match="13 allocated genomes, more than its population of 12"):
-        SCREENED.generation(space, 1, [], DIRECTIONS)
+    study = optuna.create_study(directions=DIRECTIONS)
+    study.sampler = EpochNSGAIISampler(lambda _: space, population_size=4)
+    study.optimize(objective_of(space), n_trials=16)
+    kinds = [trial.user_attrs["kind"] for trial in study.trials]
+    assert kinds == ["random"] * 4 + ["allocated"] * 6 + ["child"] * 6
+    assert [trial.params for trial in study.trials[4:10]] == [seed.params for seed in many]
 
 
 def test_failed_and_pruned_seeds_are_not_passed_to_the_allocation() -> None:

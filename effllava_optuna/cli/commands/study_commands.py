@@ -1,4 +1,4 @@
-"""The commands that run a study: ``run``, ``resume``, ``worker``, ``dashboard``."""
+"""The commands that run a study: ``run``, ``allocate``, ``resume``, ``worker``, ``dashboard``."""
 
 from __future__ import annotations
 
@@ -37,15 +37,18 @@ if TYPE_CHECKING:
     from effllava_optuna.search.session import SearchSession
 
 
-@click.command()
-@study_file_argument
-@click.option(
+_set_option = click.option(
     "--set",
     "changes",
     multiple=True,
     metavar="KEY=VALUE",
     help="Override a key of the study file, such as search.epochs=2; can be repeated.",
 )
+
+
+@click.command()
+@study_file_argument
+@_set_option
 @worker_options
 def run(file: Path, changes: tuple[str, ...], workers: int, device: str | None) -> None:
     """Run a new study.
@@ -56,6 +59,31 @@ def run(file: Path, changes: tuple[str, ...], workers: int, device: str | None) 
     Example:
       effllava-optuna run studies/quickstart.toml --set study.seed=1
     """
+    _begin("run", file, changes, workers, device)
+
+
+@click.command()
+@study_file_argument
+@_set_option
+@worker_options
+def allocate(file: Path, changes: tuple[str, ...], workers: int, device: str | None) -> None:
+    """Run a new study without a search.
+
+    It calibrates, takes the sensitivity curve of each component (search.curves), solves for the
+    best policies within the budget and below it, and reports and exports as `run` does. A study
+    has one search: for a second one, use another name (--set study.name=NAME).
+
+    \b
+    Example:
+      effllava-optuna allocate studies/quickstart.toml --set study.name=allocated
+    """
+    _begin("allocate", file, changes, workers, device)
+
+
+def _begin(
+    command: str, file: Path, changes: tuple[str, ...], workers: int, device: str | None
+) -> None:
+    """Create the study of a file, and work on it to its end."""
     from effllava_optuna.config.loading import load_config
 
     config = load_config(file, changes)
@@ -65,19 +93,28 @@ def run(file: Path, changes: tuple[str, ...], workers: int, device: str | None) 
     check_outputs(location, config)
     quiet_optuna()
     quiet_transformers()
+    from effllava_optuna.search.allocation_study import sized_for, without_search
     from effllava_optuna.search.runner import begin
     from effllava_optuna.search.workers import devices_for
+
+    allocates = command == "allocate"
 
     def resume_command() -> str:
         if location.exists():
             return f"resume {location.arguments}"
         overrides = [word for change in changes for word in ("--set", change)]
-        return hide_passwords(shlex.join(["run", str(file), *overrides]))
+        return hide_passwords(shlex.join([command, str(file), *overrides]))
 
     own_device, *worker_devices = devices_for(workers, device)
     with (
         ProgressDisplay(resume_command) as display,
-        begin(config, location.url, display.report_stage, device=own_device) as session,
+        begin(
+            without_search(config) if allocates else config,
+            location.url,
+            display.report_stage,
+            device=own_device,
+            sized_for=sized_for if allocates else None,
+        ) as session,
     ):
         _finish(session, display, location, worker_devices)
 

@@ -170,6 +170,7 @@ def _check_deep(config: StudyConfig, display: ProgressDisplay) -> tuple[dict[str
     from effllava_optuna.config.user_functions import user_functions
     from effllava_optuna.objectives import describe_task
     from effllava_optuna.policy import Policy
+    from effllava_optuna.search.allocation_study import sized_for, without_search
     from effllava_optuna.tasks import DataTask, Split, answers_to_json
     from effllava_optuna.tasks.sample_check import check_samples
 
@@ -192,10 +193,13 @@ def _check_deep(config: StudyConfig, display: ProgressDisplay) -> tuple[dict[str
     described = describe_task(task, config.quality.measure, generate=generate)
     metric, measures = described["metric"], described["measures"]
     components = len(loaded.structure.components)
+    allocation = sized_for(without_search(config), loaded.structure).search
     lines = [
         f"model {config.model.path!r}: {components} components on {loaded.device}; "
         f"task {task.name!r}: {', '.join(f'{size} {role}' for role, size in sizes.items())}",
         f"metric: {metric['report']}; in the search: {metric['search']}",
+        f"without a search: `allocate` measures {allocation.trials} policies ({allocation.curves} "
+        "curves)",
     ]
     if isinstance(task, DataTask):
         unused, rows = task.unused_rows
@@ -212,6 +216,7 @@ def _check_deep(config: StudyConfig, display: ProgressDisplay) -> tuple[dict[str
         ]
     facts = {
         "components": components,
+        "trials_of_allocate": allocation.trials,
         "device": str(loaded.device),
         "samples": sizes,
         "metric": metric,

@@ -22,6 +22,7 @@ from effllava_optuna.samplers._proposals._operators import (
     switch,
 )
 from effllava_optuna.samplers._proposals._selection import tournament
+from effllava_optuna.samplers._slots import slot_of
 
 if TYPE_CHECKING:
     from optuna.study import StudyDirection
@@ -102,8 +103,7 @@ class GenerationStrategy(ABC):
             comparable: COMPLETE trials of other epochs with values that count in this one.
 
         Raises:
-            ValueError: The seeds of the epoch do not fit its space, or there are more allocated
-                genomes than slots.
+            ValueError: The seeds of the epoch, or the allocated genomes, do not fit its space.
         """
         grid = LevelGrid.of(view)
         past = [
@@ -112,13 +112,18 @@ class GenerationStrategy(ABC):
             if trial.state == TrialState.PRUNED or set(grid.names) <= set(trial.params)
         ]
         seeded = max(1, -(-len(view.seeds) // self.population_size))
-        first = seeded + (view.allocation is not None)
         history = History.of(grid, past, directions)
-        task = GenerationTask(view, grid, number, first, history, comparable)
         if number < seeded:
+            task = GenerationTask(view, grid, number, seeded, history, comparable)
             return self._seeded_generation(task)
+        allocated = _allocated_genomes(view, grid, seeded, past, comparable)
+        start = (number - seeded) * self.population_size
+        first = seeded + -(-len(allocated) // self.population_size)
+        task = GenerationTask(view, grid, number, first, history, comparable)
         if number < first:
-            return self._allocated_generation(task, past)
+            return self._allocated_generation(
+                task, allocated[start : start + self.population_size]
+            )
         return self._later_generation(task)
 
     @abstractmethod
@@ -139,25 +144,12 @@ class GenerationStrategy(ABC):
         return proposals + self._fill(task, len(seeds), pairing, known)
 
     def _allocated_generation(
-        self, task: GenerationTask, past: Sequence[FrozenTrial]
+        self, task: GenerationTask, allocated: Sequence[Seed]
     ) -> list[ProposedGenome]:
-        """Propose what the allocation computes from the seeds, then children."""
-        complete = [trial for trial in past if trial.state == TrialState.COMPLETE]
-        measured = [*complete, *task.comparable]
-        allocated = task.view.allocation(measured) if task.view.allocation else ()
-        _check_seeds(task.view, allocated)
-        if len(allocated) > self.population_size:
-            raise ValueError(
-                f"Epoch {task.view.epoch} has {len(allocated)} allocated genomes, more than its "
-                f"population of {self.population_size}."
-            )
+        """Propose allocated genomes, then children."""
+        proposals = [_seed_proposal(task.grid, seed) for seed in allocated]
         known = task.history.known_genomes
-        proposals = []
-        for seed in allocated:
-            genome = task.grid.genome(seed.params)
-            if genome.tobytes() not in known:
-                known.add(genome.tobytes())
-                proposals.append(_seed_proposal(task.grid, seed))
+        known.update(task.grid.genome(seed.params).tobytes() for seed in allocated)
         return proposals + self._fill(
             task, len(proposals), self._elite_pairing(task.history), known
         )
@@ -312,6 +304,32 @@ def _uniform_pairing(genomes: Sequence[Genome]) -> Pairing:
         return genomes[mother], genomes[father]
 
     return pair
+
+
+def _allocated_genomes(
+    view: SpaceView,
+    grid: LevelGrid,
+    seeded: int,
+    past: Sequence[FrozenTrial],
+    comparable: Sequence[FrozenTrial],
+) -> list[Seed]:
+    """Return what the allocation computes from the seeds, without the genomes of the seeds.
+
+    Args:
+        view: The space of the epoch.
+        grid: The same in arrays.
+        seeded: Number of generations with seeds.
+        past: COMPLETE and PRUNED trials of the epoch.
+        comparable: COMPLETE trials of other epochs with values that count in this one.
+    """
+    if view.allocation is None:
+        return []
+    slots = [(slot_of(trial), trial) for trial in past if trial.state == TrialState.COMPLETE]
+    opening = [trial for slot, trial in slots if slot is not None and slot.generation < seeded]
+    proposed = view.allocation([*opening, *comparable])
+    _check_seeds(view, proposed)
+    known = {grid.genome(trial.params).tobytes() for trial in opening}
+    return [seed for seed in proposed if grid.genome(seed.params).tobytes() not in known]
 
 
 def _check_seeds(view: SpaceView, seeds: Sequence[Seed]) -> None:

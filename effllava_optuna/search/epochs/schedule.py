@@ -95,7 +95,7 @@ class EpochSchedule:
                 space=epoch.space,
                 cost_model=costs,
                 seeds=epoch.seeds,
-                allocation=allocation_of(epoch.space, epoch.centre, costs, config.search),
+                allocation=allocation_of(epoch, costs, config.search),
                 weight_state=epoch.weight_state.digest,
                 predict_latency=partial(calibration.latency.predict, factor=factor),
                 describe_policy=partial(self.describe, costs=costs),

@@ -10,17 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from effllava_optuna.allocation import (
-    allocation_front,
+    allocation_range,
     curve_policies,
     losses_by_widths,
     neighbouring_policies,
+    residual_curves,
     sensitivity_curves,
     uniform_by_kind,
     uniform_policies,
 )
+from effllava_optuna.errors import ConfigError
 from effllava_optuna.policy import Policy
 from effllava_optuna.samplers import Seed
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
     from optuna.trial import FrozenTrial
 
-    from effllava_optuna.allocation import Sensitivity
     from effllava_optuna.config.schema import SearchSettings
-    from effllava_optuna.policy import CostModel, Costs, Space
+    from effllava_optuna.policy import CostModel, Space
+    from effllava_optuna.search.epochs.epoch_registry import Epoch
     from effllava_optuna.search.evaluator import Evaluator
 
 _MOST_ANCHORS = 6
@@ -67,15 +67,29 @@ class CurveAllocation:
         if self.centre.widths not in losses:
             return []
         curves = sensitivity_curves(self.space, self.centre, losses)
-        policies = _allocated(self.space, curves, self.costs, self.count)
-        return list(_seeds(self.space, policies, "allocated"))
+        policies = allocation_range(self.space, curves, self.costs, self.count)
+        return [*_seeds(self.space, policies, "allocated")]
 
 
 def allocation_of(
-    space: Space, centre: Policy | None, costs: CostModel, search: SearchSettings
+    epoch: Epoch, costs: CostModel, search: SearchSettings
 ) -> CurveAllocation | None:
-    """Return what proposes policies from curves around ``centre``; None without curves."""
-    return None if centre is None else CurveAllocation(space, centre, costs, _half(search))
+    """Return what proposes policies from the curves of an epoch; None without curves."""
+    if epoch.centre is None:
+        return None
+    seeded = -(-len(epoch.seeds) // search.population)
+    count = _allocated(search, search.generations - seeded)
+    return CurveAllocation(epoch.space, epoch.centre, costs, count)
+
+
+def _allocated(search: SearchSettings, generations: int) -> int:
+    """Return the number of policies of the programme, if so many generations are left for them.
+
+    The sampler ``allocation`` proposes nothing else.
+    """
+    if search.sampler == "allocation":
+        return max(1, generations * search.population)
+    return max(1, search.population // 2)
 
 
 def first_seeds(evaluator: Evaluator, costs: CostModel) -> tuple[tuple[Seed, ...], Policy | None]:
@@ -84,24 +98,31 @@ def first_seeds(evaluator: Evaluator, costs: CostModel) -> tuple[tuple[Seed, ...
     These are uniform policies, and policies that are allocated by residuals. If curves are to be
     measured (and the search is long enough), they are the points of the curves, and uniform
     policies in the rest of their last generation.
+
+    Raises:
+        ConfigError: The sampler proposes allocated policies alone, and there are none.
     """
     search, space = evaluator.config.search, evaluator.first_space()
-    count = 0
-    if search.curves == "measured":
-        count = _fitting(search, search.curve_widths, len(space.genes))
-    if not count:
-        anchors = _anchors(evaluator, costs)
-        allocated: Sequence[Policy] = ()
-        if search.curves != "none":
-            curves = residual_curves(space, evaluator.calibration.residuals)
-            allocated = _allocated(space, curves, costs, _half(search))
-        allocated = [policy for policy in allocated if policy not in anchors]
-        return _seeds(space, anchors, "anchor") + _seeds(space, allocated, "allocated"), None
-    points = curve_policies(space, count)
-    free = -len(points) % search.population
-    anchors = [policy for policy in _anchors(evaluator, costs) if policy not in points][:free]
-    seeds = _seeds(space, points, "curve") + _seeds(space, anchors, "anchor")
-    return seeds, points[0]
+    points = _curve_points(space, search) if search.curves == "measured" else []
+    anchors = _anchors(evaluator, costs)
+    if points:
+        free = -len(points) % search.population
+        anchors = [policy for policy in anchors if policy not in points][:free]
+        return _seeds(space, points, "curve") + _seeds(space, anchors, "anchor"), points[0]
+    allocated: Sequence[Policy] = ()
+    if search.curves != "none":
+        curves = residual_curves(space, evaluator.calibration.residuals)
+        allocated = allocation_range(space, curves, costs, _allocated(search, search.generations))
+    if search.sampler == "allocation":
+        anchors = ()
+        if not allocated:
+            raise ConfigError(
+                f"{costs.setting}: no policy within this budget prunes only components that have "
+                "a residual curve.",
+                hint='Use search.curves = "measured", or a larger budget.',
+            )
+    allocated = [policy for policy in allocated if policy not in anchors]
+    return _seeds(space, anchors, "anchor") + _seeds(space, allocated, "allocated"), None
 
 
 def seeds_in_context(
@@ -119,9 +140,9 @@ def seeds_in_context(
         search: The study file.
     """
     levels = max(1, search.trust_region + 1 - space.epoch)  # it shrinks from epoch to epoch
-    most = min(levels, search.trust_region)
-    count = _fitting(search, 2 * most, len(space.genes), len(elites)) // 2
-    if not count:
+    fitting = (_curve_slots(search) - len(elites)) // (2 * max(1, len(space.genes)))
+    count = min(levels, search.trust_region, fitting)
+    if count < 1:
         return tuple(elites), None
     centre, *others = neighbouring_policies(space, space.decode(elites[0].params).policy, count)
     new = [policy for policy in others if policy.widths not in known]
@@ -130,46 +151,25 @@ def seeds_in_context(
     return (*elites, *_seeds(space, new, "curve")), centre
 
 
-def residual_curves(space: Space, residuals: Costs) -> dict[str, dict[int, float]]:
-    """Return the sensitivity curves that calibration has estimated, by gene.
+def _curve_points(space: Space, search: SearchSettings) -> list[Policy]:
+    """Return the points of the curves of epoch 0, at as many widths as fit; none if none fit."""
+    for count in range(search.curve_widths, 0, -1):
+        points = curve_policies(space, count)
+        if 1 < len(points) <= _curve_slots(search):
+            return points
+    return []
 
-    A gene with a component of which nothing is known stays dense.
+
+def _curve_slots(search: SearchSettings) -> int:
+    """Return how many slots of an epoch may measure curves.
+
+    Half of an epoch is for the search; with the sampler ``allocation`` its last generation is.
     """
-    components, curves = space.structure.components, {}
-    for gene in space.genes:
-        known = [residuals.get(components[index].id) for index in gene.components]
-        curves[gene.name] = {
-            width: sum(row[width] for row in known if row is not None)
-            for width in (gene.widths if all(known) else gene.widths[-1:])
-        }
-    return curves
-
-
-def _allocated(
-    space: Space, sensitivity: Sensitivity, costs: CostModel, count: int
-) -> list[Policy]:
-    """Solve the programme for ``count`` limits, the largest first; none if nothing is feasible."""
-    widest = space.policy([max(sensitivity[gene.name]) for gene in space.genes])
-    narrowest = space.policy([min(sensitivity[gene.name]) for gene in space.genes])
-    most, least = costs.cost(widest), costs.cost(narrowest)
-    if costs.limit is not None:
-        most = min(most, costs.limit)
-    if most < least:
-        return []
-    limits = np.linspace(most, least, count).tolist()
-    return [*dict.fromkeys(allocation_front(space, sensitivity, costs, limits))]
-
-
-def _half(search: SearchSettings) -> int:
-    return max(1, search.population // 2)
-
-
-def _fitting(search: SearchSettings, widths: int, genes: int, others: int = 1) -> int:
-    """Return how many widths of each gene fit into half of an epoch, at most ``widths``."""
     if search.curves == "none" or search.generations < 2:
         return 0
-    free = search.generations * search.population // 2 - others
-    return max(0, min(widths, free // max(1, genes)))
+    if search.sampler == "allocation":
+        return (search.generations - 1) * search.population
+    return search.generations * search.population // 2
 
 
 def _seeds(space: Space, policies: Sequence[Policy], kind: str) -> tuple[Seed, ...]:
@@ -182,5 +182,5 @@ def _anchors(evaluator: Evaluator, costs: CostModel) -> Sequence[Policy]:
     grid: Sequence[Policy] = uniform_policies(structure, widths)
     if costs.limit is not None:
         grid = costs.maximal(uniform_by_kind(structure, widths))
-    most = min(_MOST_ANCHORS, _half(evaluator.config.search))
+    most = min(_MOST_ANCHORS, evaluator.config.search.population // 2)
     return grid[:: max(1, -(-len(grid) // most))]

@@ -29,8 +29,8 @@ from tests.study_fixtures import (
     write_tiny,
 )
 
-VERBS_OF_README = ("check", "run", "resume", "status", "report", "pick", "export", "recover",
-                   "evaluate", "dashboard")  # fmt: skip
+VERBS_OF_README = ("check", "run", "allocate", "resume", "status", "report", "pick", "export",
+                   "recover", "evaluate", "dashboard")  # fmt: skip
 KEYS_OF_POLICY = {
     "trial", "epoch", "policy", "quality", "accuracy_proxy", "accuracy_validation",
     "accuracy_test", "risk", "latency_ms", "latency_ms_measured", "speedup_predicted",
@@ -134,11 +134,13 @@ def test_trials_have_the_attributes_that_the_dashboard_shows(smoke: FinishedStud
         )
     reevaluated = [trial for trial in trials if trial.user_attrs["kind"] == "reeval"]
     assert reevaluated
+    (update,) = smoke.document()["projector"]
     for trial in reevaluated:
         origin = study.trials[trial.user_attrs["origin"]]
         assert (trial.user_attrs["epoch"], origin.user_attrs["epoch"]) == (1, 0)
         assert trial.params == origin.params
-        assert trial.user_attrs["weight_state"] != origin.user_attrs["weight_state"]
+        changed = trial.user_attrs["weight_state"] != origin.user_attrs["weight_state"]
+        assert changed == (update["steps"] > 0)
 
 
 def test_run_refuses_an_existing_study_and_names_resume(smoke: FinishedStudy) -> None:

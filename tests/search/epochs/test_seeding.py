@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from optuna.trial import TrialState
 
+from effllava_optuna.allocation import residual_curves
 from effllava_optuna.policy import Policy
-from effllava_optuna.search.epochs.seeding import residual_curves
 from effllava_optuna.search.runner import search
 from effllava_optuna.storage.study_facts import read_study_facts
 from effllava_optuna.tasks import Digits
@@ -31,7 +31,8 @@ def factory(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Stud
     place = tmp_path_factory.mktemp("artifacts")
     return StudyFactory(
         tiny, TASK, place,
-        epochs=2, generations=4, population=POPULATION, curves="measured", screening=True,
+        epochs=2, generations=4, population=POPULATION, curves="measured", curve_widths=2,
+        screening=True,
     )  # fmt: skip
 
 
