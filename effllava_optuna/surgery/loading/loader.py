@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
     from effllava_optuna.surgery.structure.prunable_parts import PrunableParts
 
+_TEXT = "text_config"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -102,6 +104,7 @@ def load(
         with errors_in_one_line(f"{source}/{POLICY_FILE}"):
             loaded = replace(loaded, pruning_record=pruning_record(policy))
     require_finite_weights(model, source)
+    _check_end_token(model, source)
     return verify_structure(loaded, encode_example(processor, model, source))
 
 
@@ -166,6 +169,12 @@ def _check_config(source: str, config: Any, document: Mapping[str, Any]) -> None
                 hint="Use a complete checkpoint.",
             )
     key = "num_hidden_layers"
+    if _TEXT in config.sub_configs and not {_TEXT, key} & set(document):
+        raise ModelError(
+            f"{source!r} has no {_TEXT} in its config.json: transformers would build a "
+            f"{config.text_config.model_type} of its default size.",
+            hint="Use a complete checkpoint.",
+        )
     depth = getattr(config.get_text_config(), key, None)
     if document.get(key, depth) != depth:
         raise ModelError(
@@ -253,6 +262,18 @@ def check_keys(report: dict[str, Any], source: str) -> None:
                 f"{source!r} has {len(keys)} {fault.replace('_', ' ')}, such as {keys[0]}.",
                 hint="Use a complete checkpoint for this version of transformers.",
             )
+
+
+def _check_end_token(model: Any, source: str) -> None:
+    """Check that the end token, at which generation stops, is an id or a list of ids."""
+    end = model.generation_config.eos_token_id
+    ids = end if isinstance(end, list) else [end]
+    if end is not None and not (ids and all(type(token) is int and token >= 0 for token in ids)):
+        raise ModelError(
+            f"{source!r} has eos_token_id = {json.dumps(end)} in its generation_config.json or "
+            "config.json.",
+            hint="It has to be the id of a token, or a list of such ids.",
+        )
 
 
 def _device(device: str) -> torch.device:

@@ -74,6 +74,17 @@ def remove(name: str) -> Damage:
     return lambda directory: (directory / name).unlink()
 
 
+def change(name: str, **values: Any) -> Damage:
+    """Set values of a JSON file; None removes a key."""
+
+    def edit(directory: Path) -> None:
+        document = json.loads((directory / name).read_text()) | values
+        kept = {key: value for key, value in document.items() if value is not None}
+        (directory / name).write_text(json.dumps(kept))
+
+    return edit
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -89,6 +100,15 @@ def remove(name: str) -> Damage:
         (write("config.json", "[]"), "does not load"),
         (write("config.json", '{"model_type": "not a model"}'), "does not load"),
         (remove("config.json"), "does not load"),
+        (
+            change("config.json", text_config=None),
+            "has no text_config in its config.json: transformers would build a llama of its",
+        ),
+        (change("generation_config.json", eos_token_id="</s>"), 'has eos_token_id = "</s>" in'),
+        (change("generation_config.json", eos_token_id=[3, "2"]), r'eos_token_id = \[3, "2"\] in'),
+        (change("generation_config.json", eos_token_id=[]), r"eos_token_id = \[\] in"),
+        (change("generation_config.json", eos_token_id=True), "eos_token_id = true in"),
+        (change("generation_config.json", eos_token_id=-1), "eos_token_id = -1 in"),
         (remove("tokenizer.json"), "does not load"),
         (write("tokenizer.json", "{}"), "does not load"),
         (remove("processor_config.json"), "does not load"),
