@@ -16,9 +16,11 @@ from effllava_optuna.allocation.sensitivity import (
     sensitivity_curves,
 )
 from effllava_optuna.allocation.uniform import uniform_by_kind, uniform_policies
+from effllava_optuna.allocation.weighted_programme import WeightedProgramme
 
 __all__ = [
     "Sensitivity",
+    "WeightedProgramme",
     "allocation_front",
     "allocation_range",
     "curve_policies",

@@ -108,19 +108,38 @@ def allocation_range(
         Distinct policies, the most expensive first, down to the narrowest one; more of them near
         the largest limit, where the choice is made. Nothing if no policy is within that limit.
     """
-    widest, narrowest = (
-        costs.cost(space.policy([choose(sensitivity[gene.name]) for gene in space.genes]))
-        for choose in (max, min)
-    )
-    if costs.tolerated is not None and narrowest > costs.tolerated:
+    extent = cost_range(space, sensitivity, costs)
+    if extent is None:
         return []
-    largest = widest if costs.limit is None else min(widest, costs.limit)
+    largest, narrowest = extent
     steps = np.linspace(0, 1, _LIMITS_PER_POLICY * count) ** 2
     limits = (largest - (largest - narrowest) * steps).tolist()
     policies = [*dict.fromkeys(allocation_front(space, sensitivity, costs, limits))]
     if len(policies) <= count:
         return policies
     return [policies[round(position)] for position in np.linspace(0, len(policies) - 1, count)]
+
+
+def cost_range(
+    space: Space, sensitivity: Sensitivity, costs: CostModel
+) -> tuple[float, float] | None:
+    """Return the largest limit that makes a difference, and the cost of the narrowest policy.
+
+    Args:
+        space: The genes.
+        sensitivity: As in `allocation_front`.
+        costs: What policies cost, and the largest limit; None: that of the widest policy.
+
+    Returns:
+        None if no policy is within the limit.
+    """
+    widest, narrowest = (
+        costs.cost(space.policy([choose(sensitivity[gene.name]) for gene in space.genes]))
+        for choose in (max, min)
+    )
+    if costs.tolerated is not None and narrowest > costs.tolerated:
+        return None
+    return widest if costs.limit is None else min(widest, costs.limit), narrowest
 
 
 def _cells(price: float, cell: float, most: int) -> int:

@@ -16,7 +16,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Text = Annotated[str, Field(min_length=1)]
 ROWS = ("scienceqa", "vizwiz", "mmvet", "llava-bench", "qa")
 TASKS = ("digits", *ROWS)
-SAMPLERS = ("nsga2", "cma", "sep-cma", "stock-nsga2", "tpe", "random", "allocation")
+SAMPLERS = ("nsga2", "cma", "sep-cma", "stock-nsga2", "tpe", "random", "allocation", "spdy")
 _FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"  # module:function
 Function = Annotated[str, Field(pattern=rf"^{_FUNCTION}$")]
 WIDTH_RATIOS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -204,11 +204,12 @@ class SearchSettings(_Settings):
 
     ``nsga2`` and ``cma`` search for a Pareto front; ``sep-cma`` searches for the best quality at
     ``speedup``; ``allocation`` does not search, but proposes policies of dynamic programming alone
-    (see ``curves``); ``stock-nsga2``, ``tpe`` and ``random`` are Optuna's samplers, for
-    comparison; ``module:function`` is called with ``seed`` and returns an Optuna sampler. The
-    budget is ``keep_ratio`` (of the prunable weights) or ``speedup`` (relative to the dense model,
-    predicted from the latency table). A study stops if more than the share ``failures`` of its
-    trials fail; a trial fails after ``timeout`` seconds.
+    (see ``curves``); ``spdy`` searches for weights of the curves of this programme, by a Gaussian
+    process; ``stock-nsga2``, ``tpe`` and ``random`` are Optuna's samplers, for comparison;
+    ``module:function`` is called with ``seed`` and returns an Optuna sampler. The budget is
+    ``keep_ratio`` (of the prunable weights) or ``speedup`` (relative to the dense model, predicted
+    from the latency table). A study stops if more than the share ``failures`` of its trials fail;
+    a trial fails after ``timeout`` seconds.
 
     With ``curves``, dynamic programming over sensitivity curves begins the search: over those that
     calibration estimates (``residual``), or over ``measured`` ones: then the first policies of
@@ -340,9 +341,9 @@ class StudyConfig(_Settings):
             raise ValueError(
                 f"search.population is {search.population}, but CMA-ES needs at least 5"
             )
-        if search.sampler == "allocation" and search.curves == "none":
+        if search.sampler in ("allocation", "spdy") and search.curves == "none":
             raise ValueError(
-                "search.sampler is 'allocation', which needs search.curves = 'measured' or "
+                f"search.sampler is {search.sampler!r}, which needs search.curves = 'measured' or "
                 "'residual'"
             )
         if search.curves == "residual" and not pruning.uses_samples:

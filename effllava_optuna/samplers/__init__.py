@@ -43,6 +43,8 @@ from effllava_optuna.samplers._lease import (
 from effllava_optuna.samplers._level_grid import (
     Allocation,
     LevelGrid,
+    Programme,
+    ProgrammeView,
     Seed,
     SpaceProvider,
     SpaceView,
@@ -59,6 +61,7 @@ from effllava_optuna.samplers._proposals._operators import Variation, repair, sw
 from effllava_optuna.samplers._proposals._screening import Screening
 from effllava_optuna.samplers._sampler import EpochSampler
 from effllava_optuna.samplers._slots import duplicate_of, effective_trials, epoch_finished, slot_of
+from effllava_optuna.samplers._spdy import EpochSpdySampler
 from effllava_optuna.samplers._stock import EpochStockSampler, MakeSampler, Stock
 
 __all__ = [
@@ -67,9 +70,12 @@ __all__ = [
     "EpochCMASampler",
     "EpochNSGAIISampler",
     "EpochSampler",
+    "EpochSpdySampler",
     "EpochStockSampler",
     "LevelGrid",
     "MakeSampler",
+    "Programme",
+    "ProgrammeView",
     "Screening",
     "Seed",
     "SpaceProvider",

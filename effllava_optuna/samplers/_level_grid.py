@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,25 @@ class Seed:
     params: Mapping[str, int]
     kind: str = "anchor"
     origin: int | None = None
+
+
+class Programme(Protocol):
+    """Dynamic programming over weighted sensitivity curves of the genes."""
+
+    @property
+    def groups(self) -> Sequence[Sequence[str]]:
+        """Return the names of the genes whose curves share a weight, by group."""
+
+    def solve(self, coefficients: Sequence[float], position: float) -> Mapping[str, int]:
+        """Return the genome of least weighted sum within a limit, always a feasible one.
+
+        Args:
+            coefficients: The logarithm of the weight of each group.
+            position: Of the limit: from 0, the largest one, to 1, the narrowest genome.
+        """
+
+    def position(self, params: Mapping[str, int]) -> float:
+        """Return the position of the limit that the cost of a genome is."""
 
 
 class SpaceView(Protocol):
@@ -98,6 +117,19 @@ class SpaceView(Protocol):
 
     def describe(self, params: Mapping[str, int]) -> Mapping[str, Any]:
         """Return the user attributes of a genome that are known before it is measured."""
+
+
+@runtime_checkable
+class ProgrammeView(Protocol):
+    """What a `SpaceView` has in addition for `EpochSpdySampler`."""
+
+    @property
+    def programme(self) -> Callable[[Sequence[FrozenTrial]], Programme | None]:
+        """Return what computes the programme of the epoch.
+
+        It is called with the trials that an `Allocation` gets, and without trials while the seeds
+        are measured. It returns None if these trials are too few for its curves.
+        """
 
 
 Allocation: TypeAlias = "Callable[[Sequence[FrozenTrial]], Sequence[Seed]]"

@@ -8,10 +8,12 @@ one transaction, and `Study` has no public method that returns the created trial
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.samplers import GPSampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -46,6 +48,25 @@ def create_study_in_memory(n_objectives: int, sampler: BaseSampler) -> Study:
         return optuna.create_study(directions=["minimize"] * n_objectives, sampler=sampler)
     finally:
         logger.setLevel(level)
+
+
+def create_gp_sampler(seed: int) -> GPSampler:
+    """Create a sampler that proposes by a Gaussian process, for a deterministic objective.
+
+    Below four trials it draws uniformly. The expected improvement of the hypervolume is the mean
+    of 32 samples instead of 128, and its maximum is searched from the best of 512 points instead
+    of 2048: for 20 proposals after 240 trials that takes a quarter of the time.
+    """
+    with warnings.catch_warnings():  # `deterministic_objective` is experimental
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        sampler = GPSampler(
+            seed=seed,
+            n_startup_trials=4,
+            deterministic_objective=True,
+            warn_independent_sampling=False,
+        )
+    sampler._n_qmc_samples_ehvi, sampler._n_preliminary_samples = 32, 512
+    return sampler
 
 
 def storage_of(study: Study) -> BaseStorage:

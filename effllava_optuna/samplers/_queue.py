@@ -32,7 +32,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from effllava_optuna.samplers import _optuna_internals
 from effllava_optuna.samplers._lease import fail_lost_trials
-from effllava_optuna.samplers._proposals._history import ProposedGenome, proposed_genome_of
+from effllava_optuna.samplers._proposals._history import (
+    VECTOR,
+    ProposedGenome,
+    proposed_genome_of,
+)
 from effllava_optuna.samplers._slots import (
     WITHDRAWN,
     Attempt,
@@ -70,12 +74,13 @@ class _QueuedAttempt:
     proposal: ProposedGenome
 
     def user_attrs(self, view: SpaceView) -> dict[str, Any]:
-        slot, origin = self.attempt.slot, self.proposal.origin
+        slot, origin, vector = self.attempt.slot, self.proposal.origin, self.proposal.vector
         return {
             **view.stamp,
             **view.describe(self.proposal.params),
             "kind": self.proposal.kind,
             **({} if origin is None else {"origin": origin}),
+            **({} if vector is None else {VECTOR: list(vector)}),
             "epoch": slot.epoch,
             "generation": slot.generation,
             "index": slot.index,
@@ -178,7 +183,11 @@ class SlotQueue:
             and trial.user_attrs.get("epoch") not in (None, view.epoch)
             and view.is_comparable(trial)
         ]
-        proposals = self.strategy.generation(view, generation, past, study.directions, comparable)
+        proposals: Sequence[ProposedGenome] = ()
+        if any(attempt.number == 0 for attempt in attempts):  # others repeat what was proposed
+            proposals = self.strategy.generation(
+                view, generation, past, study.directions, comparable
+            )
         return [
             _QueuedAttempt(
                 attempt,

@@ -8,6 +8,7 @@ from effllava_optuna.samplers import (
     CmaOptions,
     EpochCMASampler,
     EpochNSGAIISampler,
+    EpochSpdySampler,
     EpochStockSampler,
     Screening,
 )
@@ -35,6 +36,8 @@ def make_sampler(
         "population_size": search.population,
         "seed": inputs.config.study.seed,
     }
+    if search.sampler == "spdy":
+        return EpochSpdySampler(space, **sizes)
     screening = Screening() if search.screening and search.sampler != "allocation" else None
     if search.sampler in ("nsga2", "allocation"):  # which fills slots that are left with children
         return EpochNSGAIISampler(space, screening=screening, **sizes)

@@ -28,20 +28,26 @@ from optuna.trial import TrialState
 from effllava_optuna.samplers import (
     EpochCMASampler,
     EpochNSGAIISampler,
+    EpochSpdySampler,
     EpochStockSampler,
+    Programme,
+    ProgrammeView,
     SpaceView,
     slot_of,
 )
-from tests.samplers.toy import ToySpace, toy_space
+from tests.samplers.toy import ToyProgramme, ToySpace, toy_space
 
 if TYPE_CHECKING:
     _: SpaceView = ToySpace({})
+    _view: ProgrammeView = ToySpace({})
+    _programme: Programme = ToyProgramme(4, 40)
 
-SPACE = toy_space(budget=40.0)
+SPACE = toy_space(budget=40.0, programme=ToyProgramme(4, 40))
 POPULATION_SIZE = 5  # many studies of the suite have 10 or 20 trials
 SAMPLERS: dict[str, Callable[[], BaseSampler]] = {
     "nsga2": lambda: EpochNSGAIISampler(lambda _: SPACE, population_size=POPULATION_SIZE),
     "cma": lambda: EpochCMASampler(lambda _: SPACE, population_size=POPULATION_SIZE),
+    "spdy": lambda: EpochSpdySampler(lambda _: SPACE, population_size=POPULATION_SIZE),
     "stock": lambda: EpochStockSampler(lambda _: SPACE, "tpe", population_size=POPULATION_SIZE),
 }
 

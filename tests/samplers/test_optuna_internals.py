@@ -7,7 +7,7 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.samplers import NSGAIISampler, RandomSampler
+from optuna.samplers import GPSampler, NSGAIISampler, RandomSampler
 from optuna.storages import InMemoryStorage, RDBStorage
 
 from effllava_optuna.samplers import _optuna_internals
@@ -24,6 +24,8 @@ OWNERS: dict[str, Any] = {
     "_trial_id": lambda: a_study().ask(),
     "_backend": lambda: optuna.storages._CachedStorage(RDBStorage("sqlite://")),
     "_set_trial_attr_without_commit": lambda: RDBStorage,
+    "_n_qmc_samples_ehvi": lambda: GPSampler(seed=0),
+    "_n_preliminary_samples": lambda: GPSampler(seed=0),
 }
 IMPORTED = {
     "optuna.storages._rdb.models.TrialUserAttributeModel",

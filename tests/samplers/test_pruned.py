@@ -14,6 +14,7 @@ from effllava_optuna.samplers import (
     EpochCMASampler,
     EpochNSGAIISampler,
     EpochSampler,
+    EpochSpdySampler,
     EpochStockSampler,
     effective_trials,
     epoch_finished,
@@ -24,9 +25,10 @@ from effllava_optuna.samplers._proposals._generation_strategy import GenerationT
 from effllava_optuna.samplers._proposals._history import History
 from effllava_optuna.samplers._proposals._operators import Variation
 from effllava_optuna.samplers._stock import _measured
-from tests.samplers.toy import DIRECTIONS, digest, measure, suggest, toy_space
+from tests.samplers.toy import DIRECTIONS, ToyProgramme, digest, measure, suggest, toy_space
 
 SPACE = toy_space(genes=4, budget=40.0)
+WEIGHTED = toy_space(genes=4, budget=40.0, programme=ToyProgramme(4, 40))
 SIZES: Any = {"population_size": 6}
 MAKE: dict[str, Callable[[], EpochSampler]] = {
     "nsga2": lambda: EpochNSGAIISampler(lambda _: SPACE, **SIZES),
@@ -35,6 +37,7 @@ MAKE: dict[str, Callable[[], EpochSampler]] = {
     "stock-nsga2": lambda: EpochStockSampler(lambda _: SPACE, "nsga2", **SIZES),
     "tpe": lambda: EpochStockSampler(lambda _: SPACE, "tpe", **SIZES),
     "random": lambda: EpochStockSampler(lambda _: SPACE, "random", **SIZES),
+    "spdy": lambda: EpochSpdySampler(lambda _: WEIGHTED, **SIZES),
 }
 EVERY = pytest.mark.parametrize("name", MAKE)
 

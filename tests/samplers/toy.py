@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
 from optuna.distributions import IntDistribution
 from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
 
 from effllava_optuna.samplers import (
     Allocation,
     EpochNSGAIISampler,
+    Programme,
     Seed,
     duplicate_of,
     effective_trials,
@@ -33,6 +36,7 @@ class ToySpace:
     seeds: Sequence[Seed] = ()
     allocation: Allocation | None = None
     stamp: Mapping[str, Any] = field(default_factory=lambda: {"space": "toy"})
+    programme: Callable[[Sequence[FrozenTrial]], Programme | None] = lambda trials: None
 
     @property
     def distributions(self) -> dict[str, IntDistribution]:
@@ -45,7 +49,7 @@ class ToySpace:
     def known_values(self, params: Mapping[str, int]) -> tuple[float | None, ...]:
         return None, float(sum(params.values()))
 
-    def is_comparable(self, trial: optuna.trial.FrozenTrial) -> bool:
+    def is_comparable(self, trial: FrozenTrial) -> bool:
         return bool(trial.user_attrs["space"] == self.stamp["space"])
 
     def describe(self, params: Mapping[str, int]) -> dict[str, Any]:
@@ -54,6 +58,47 @@ class ToySpace:
 
 def toy_space(genes: int = 4, **fields: Any) -> ToySpace:
     return ToySpace({f"g{i}": (1, 2, 4, 6, 8, 12, 16) for i in range(genes)}, **fields)
+
+
+class ToyProgramme:
+    """Exact dynamic programming over the gains of `measure` without its pairs, as a `Programme`.
+
+    Args:
+        genes: Number of genes of a `toy_space`; neighbours share a weight.
+        budget: The largest limit.
+    """
+
+    def __init__(self, genes: int, budget: int) -> None:
+        self.levels = toy_space(genes).levels
+        names = [*self.levels]
+        self.groups = [names[start : start + 2] for start in range(0, genes, 2)]
+        self.largest = min(budget, 16 * genes)
+
+    def __call__(self, trials: Sequence[FrozenTrial]) -> ToyProgramme:
+        return self
+
+    def solve(self, coefficients: Sequence[float], position: float) -> dict[str, int]:
+        narrowest = len(self.levels)
+        limit = round(self.largest - (self.largest - narrowest) * position)
+        weights = [
+            math.exp(coefficient)
+            for names, coefficient in zip(self.groups, coefficients, strict=True)
+            for _ in names
+        ]
+        best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}  # by the cost so far
+        for gene, (weight, levels) in enumerate(zip(weights, self.levels.values(), strict=True)):
+            longer: dict[int, tuple[float, tuple[int, ...]]] = {}
+            for (spent, (gain, widths)), width in itertools.product(best.items(), levels):
+                state = (gain + weight * (gene + 1) * width / (width + 4), (*widths, width))
+                cost = spent + width
+                if cost <= limit and state > longer.get(cost, (-1.0, ())):
+                    longer[cost] = state
+            best = longer
+        return dict(zip(self.levels, max(best.values())[1], strict=True))
+
+    def position(self, params: Mapping[str, int]) -> float:
+        saved = self.largest - sum(params.values())
+        return saved / (self.largest - len(self.levels))
 
 
 def sampler_of(space: ToySpace, **options: Any) -> EpochNSGAIISampler:

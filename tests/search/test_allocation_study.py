@@ -122,6 +122,11 @@ def test_tied_components_share_a_point_of_a_curve(factory: StudyFactory) -> None
             r"sampler is 'allocation', which needs search\.curves = 'measured' or 'residual'",
         ),
         (
+            {"sampler": "spdy"},
+            {},
+            r"sampler is 'spdy', which needs search\.curves = 'measured' or 'residual'",
+        ),
+        (
             {"curves": "residual"},
             {"compensation": "none", "importance": "magnitude"},
             r"curves is 'residual', but pruning\.compensation = 'none' with "

@@ -59,6 +59,9 @@ class GenerationTask:
         first: Number of the first generation that neither seeds nor an allocation begin.
         history: What the earlier generations of the epoch have measured.
         comparable: COMPLETE trials of other epochs whose measured values count in this one.
+        past: The trials of the history, in slot order.
+        opening: The COMPLETE trials of the seeds, then ``comparable``: what curves are computed
+            from. Empty while the seeds are measured.
     """
 
     view: SpaceView
@@ -67,6 +70,8 @@ class GenerationTask:
     first: int
     history: History
     comparable: Sequence[FrozenTrial] = ()
+    past: Sequence[FrozenTrial] = ()
+    opening: Sequence[FrozenTrial] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +119,14 @@ class GenerationStrategy(ABC):
         seeded = max(1, -(-len(view.seeds) // self.population_size))
         history = History.of(grid, past, directions)
         if number < seeded:
-            task = GenerationTask(view, grid, number, seeded, history, comparable)
+            task = GenerationTask(view, grid, number, seeded, history, comparable, past)
             return self._seeded_generation(task)
-        allocated = _allocated_genomes(view, grid, seeded, past, comparable)
+        measured = _seed_trials(past, seeded)
+        opening = [*measured, *comparable]
+        allocated = _allocated_genomes(view, grid, measured, opening)
         start = (number - seeded) * self.population_size
         first = seeded + -(-len(allocated) // self.population_size)
-        task = GenerationTask(view, grid, number, first, history, comparable)
+        task = GenerationTask(view, grid, number, first, history, comparable, past, opening)
         if number < first:
             return self._allocated_generation(
                 task, allocated[start : start + self.population_size]
@@ -306,29 +313,36 @@ def _uniform_pairing(genomes: Sequence[Genome]) -> Pairing:
     return pair
 
 
+def _seed_trials(past: Sequence[FrozenTrial], seeded: int) -> list[FrozenTrial]:
+    """Return the COMPLETE trials of the generations with seeds.
+
+    Args:
+        past: COMPLETE and PRUNED trials of the epoch.
+        seeded: Number of generations with seeds.
+    """
+    slots = [(slot_of(trial), trial) for trial in past if trial.state == TrialState.COMPLETE]
+    return [trial for slot, trial in slots if slot is not None and slot.generation < seeded]
+
+
 def _allocated_genomes(
     view: SpaceView,
     grid: LevelGrid,
-    seeded: int,
-    past: Sequence[FrozenTrial],
-    comparable: Sequence[FrozenTrial],
+    measured: Sequence[FrozenTrial],
+    opening: Sequence[FrozenTrial],
 ) -> list[Seed]:
     """Return what the allocation computes from the seeds, without the genomes of the seeds.
 
     Args:
         view: The space of the epoch.
         grid: The same in arrays.
-        seeded: Number of generations with seeds.
-        past: COMPLETE and PRUNED trials of the epoch.
-        comparable: COMPLETE trials of other epochs with values that count in this one.
+        measured: COMPLETE trials of the seeds.
+        opening: The same, and trials of other epochs with values that count in this one.
     """
     if view.allocation is None:
         return []
-    slots = [(slot_of(trial), trial) for trial in past if trial.state == TrialState.COMPLETE]
-    opening = [trial for slot, trial in slots if slot is not None and slot.generation < seeded]
-    proposed = view.allocation([*opening, *comparable])
+    proposed = view.allocation(opening)
     _check_seeds(view, proposed)
-    known = {grid.genome(trial.params).tobytes() for trial in opening}
+    known = {grid.genome(trial.params).tobytes() for trial in measured}
     return [seed for seed in proposed if grid.genome(seed.params).tobytes() not in known]
 
 

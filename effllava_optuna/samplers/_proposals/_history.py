@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from effllava_optuna.samplers._level_grid import Genome, LevelGrid
 
+VECTOR = "programme_vector"  # the user attribute of `ProposedGenome.vector`
+
 
 @dataclass(frozen=True, slots=True)
 class ProposedGenome:
@@ -30,15 +32,19 @@ class ProposedGenome:
     Args:
         params: One value for every gene.
         kind: That of a `Seed`, ``"random"``, ``"child"``, ``"screened"`` (a child or a level
-            switch that a model has chosen); with CMA-ES also ``"sample"`` and ``"centre"``.
+            switch that a model has chosen); with CMA-ES also ``"sample"`` and ``"centre"``, with
+            SPDY ``"weighted"``.
         origin: Number of the trial that is measured again.
         violation: Cost above the budget, negative within it; None if there is no budget.
+        vector: What a `Programme` computed the genome from, its coefficients and then the
+            position of the limit; None: it did not.
     """
 
     params: Mapping[str, int]
     kind: str
     origin: int | None
     violation: float | None
+    vector: Sequence[float] | None = None
 
 
 def proposed_genome_of(trial: FrozenTrial) -> ProposedGenome:
@@ -49,6 +55,7 @@ def proposed_genome_of(trial: FrozenTrial) -> ProposedGenome:
         kind=attrs["kind"],
         origin=attrs.get("origin"),
         violation=None if violations is None else violations[0],
+        vector=attrs.get(VECTOR),
     )
 
 

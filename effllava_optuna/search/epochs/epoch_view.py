@@ -14,18 +14,21 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from effllava_optuna.policy import CostModel, Policy, Space
-    from effllava_optuna.samplers import Allocation, Seed, SpaceView
+    from effllava_optuna.samplers import Allocation, Programme, ProgrammeView, Seed, SpaceView
 
 
 @dataclass(frozen=True)
 class EpochView:
-    """An epoch as a sampler sees it; implements `effllava_optuna.samplers.SpaceView`.
+    """An epoch as a sampler sees it.
+
+    Implements `effllava_optuna.samplers.SpaceView` and `effllava_optuna.samplers.ProgrammeView`.
 
     Attributes:
         space: The allowed widths.
         cost_model: What policies cost, and the limit.
         seeds: What it measures first.
         allocation: Proposes policies from what the seeds have measured; None: nothing.
+        programme: Returns dynamic programming over the curves of the epoch, from the same trials.
         weight_state: Digest of the weight state that the values of this epoch belong to.
         predict_latency: Returns the latency of a policy from the latency table, in ms.
         describe_policy: Returns the user attributes of a policy that are known before it is
@@ -36,6 +39,7 @@ class EpochView:
     cost_model: CostModel
     seeds: Sequence[Seed]
     allocation: Allocation | None
+    programme: Callable[[Sequence[FrozenTrial]], Programme | None]
     weight_state: str
     predict_latency: Callable[[Policy], float]
     describe_policy: Callable[[Policy], Mapping[str, Any]]
@@ -99,5 +103,5 @@ def distributions_of(space: Space) -> dict[str, IntDistribution]:
 
 if TYPE_CHECKING:
 
-    def _conforms(view: EpochView) -> SpaceView:
-        return view
+    def _conforms(view: EpochView) -> tuple[SpaceView, ProgrammeView]:
+        return view, view

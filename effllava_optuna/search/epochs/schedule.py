@@ -13,7 +13,7 @@ from effllava_optuna.samplers import epoch_finished
 from effllava_optuna.search.budget import budget_of
 from effllava_optuna.search.epochs.epoch_view import EpochView
 from effllava_optuna.search.epochs.projector_round import train_next_epoch
-from effllava_optuna.search.epochs.seeding import allocation_of
+from effllava_optuna.search.epochs.seeding import CurveProgramme, allocation_of
 from effllava_optuna.storage.names import OVER_BUDGET
 from effllava_optuna.storage.trial_records import effective_records
 
@@ -91,11 +91,13 @@ class EpochSchedule:
             epoch, config = self.epochs.epoch(number), self.evaluator.config
             calibration, factor = self.evaluator.calibration, epoch.latency_factor
             costs = budget_of(config, calibration, factor)
+            allocation = allocation_of(epoch, costs, config.search)
             self._views[number] = EpochView(
                 space=epoch.space,
                 cost_model=costs,
                 seeds=epoch.seeds,
-                allocation=allocation_of(epoch, costs, config.search),
+                allocation=allocation,
+                programme=CurveProgramme(epoch.space, costs, calibration.residuals, allocation),
                 weight_state=epoch.weight_state.digest,
                 predict_latency=partial(calibration.latency.predict, factor=factor),
                 describe_policy=partial(self.describe, costs=costs),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from effllava_optuna.allocation import (
+    WeightedProgramme,
     allocation_range,
     curve_policies,
     losses_by_widths,
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 
     from optuna.trial import FrozenTrial
 
+    from effllava_optuna.allocation import Sensitivity
     from effllava_optuna.config.schema import SearchSettings
-    from effllava_optuna.policy import CostModel, Space
+    from effllava_optuna.policy import CostModel, Costs, Space
     from effllava_optuna.search.epochs.epoch_registry import Epoch
     from effllava_optuna.search.evaluator import Evaluator
 
@@ -59,16 +61,48 @@ class CurveAllocation:
         Returns:
             Nothing if the centre was not measured, or if no policy near it is within the budget.
         """
+        curves = self.curves(trials)
+        if curves is None:
+            return []
+        policies = allocation_range(self.space, curves, self.costs, self.count)
+        return [*_seeds(self.space, policies, "allocated")]
+
+    def curves(self, trials: Sequence[FrozenTrial]) -> Sensitivity | None:
+        """Return the curves around the centre; None if it was not measured."""
         losses = losses_by_widths(
             (self.space.decode(trial.params).policy, -trial.user_attrs["log_probability"])
             for trial in trials
             if "log_probability" in trial.user_attrs
         )
         if self.centre.widths not in losses:
-            return []
-        curves = sensitivity_curves(self.space, self.centre, losses)
-        policies = allocation_range(self.space, curves, self.costs, self.count)
-        return [*_seeds(self.space, policies, "allocated")]
+            return None
+        return sensitivity_curves(self.space, self.centre, losses)
+
+
+@dataclass(frozen=True)
+class CurveProgramme:
+    """Computes the weighted programme of an epoch; see `effllava_optuna.samplers.ProgrammeView`.
+
+    Attributes:
+        space: The space of the epoch.
+        costs: What policies cost, and the limit.
+        residuals: What narrowing a component alone is estimated to cost.
+        allocation: Has the curves that the epoch measures; None: those of the residuals are used.
+    """
+
+    space: Space
+    costs: CostModel
+    residuals: Costs
+    allocation: CurveAllocation | None
+
+    def __call__(self, trials: Sequence[FrozenTrial]) -> WeightedProgramme | None:
+        """Return the programme; None if the curves are not measured, or have no second width."""
+        curves: Sensitivity | None
+        if self.allocation is None:
+            curves = residual_curves(self.space, self.residuals)
+        else:
+            curves = self.allocation.curves(trials)
+        return None if curves is None else WeightedProgramme.of(self.space, curves, self.costs)
 
 
 def allocation_of(
@@ -100,7 +134,7 @@ def first_seeds(evaluator: Evaluator, costs: CostModel) -> tuple[tuple[Seed, ...
     policies in the rest of their last generation.
 
     Raises:
-        ConfigError: The sampler proposes allocated policies alone, and there are none.
+        ConfigError: The sampler proposes policies of the programme alone, and there are none.
     """
     search, space = evaluator.config.search, evaluator.first_space()
     points = _curve_points(space, search) if search.curves == "measured" else []
@@ -113,7 +147,7 @@ def first_seeds(evaluator: Evaluator, costs: CostModel) -> tuple[tuple[Seed, ...
     if search.curves != "none":
         curves = residual_curves(space, evaluator.calibration.residuals)
         allocated = allocation_range(space, curves, costs, _allocated(search, search.generations))
-    if search.sampler == "allocation":
+    if search.sampler in ("allocation", "spdy"):
         anchors = ()
         if not allocated:
             raise ConfigError(
