@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from _records import RecordId
 
-from effllava_optuna.tasks import UNLABELLED, Digits, GradingRule, Split
+from effllava_optuna.tasks import UNLABELLED, Digits, Split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,11 +25,8 @@ class Case:
         changes: Settings of the study file, as ``table.key=value``.
         question: File of the record; ``studies`` if several questions compare with it.
         cross_fitted: Whether a sample is scored by a fit that has not seen it.
-        damping: The only damping of least squares; None: chosen by folds.
         only: The kind of question that calibration, search and choice use; empty: all kinds.
-        without: What proxy and validation samples lack: ``labels``, or ``options`` as well; empty:
-            nothing. The test samples always have labels.
-        adapt: Replaces parts of the open session; None: nothing is replaced.
+        labelled: Whether proxy and validation samples have labels; the test samples always do.
         extra_figures: Returns more fields of the record after the search; None: none.
     """
 
@@ -37,16 +34,19 @@ class Case:
     changes: tuple[str, ...] = ()
     question: str = "studies"
     cross_fitted: bool = True
-    damping: float | None = None
     only: str = ""
-    without: str = ""
-    adapt: Callable[[SearchSession], SearchSession] | None = None
+    labelled: bool = True
     extra_figures: Callable[[SearchSession], Mapping[str, Any]] | None = None
 
 
 DEFAULT = Case("default")
 # The projector stays as it was loaded, so that all policies of the search share one weight state.
 FIXED = Case("nsga2", ("projector.steps=0",))
+# What the defaults were when the questions about risk and transfer were measured.
+EARLIER = (
+    "pruning.importance='taylor'", "search.curves='none'", "search.screening=false",
+)  # fmt: skip
+EARLIER_FIXED = Case("earlier", (*FIXED.changes, *EARLIER))
 
 
 def study_id(model: str, seed: int, case: Case = DEFAULT) -> RecordId:
@@ -68,34 +68,26 @@ def kind_of(sample: Sample) -> str:
     return next(kind for kind, start in KINDS.items() if sample.question.startswith(start))
 
 
-# The answer and the end token. Only answers of the dense model are graded, by another rule.
-_OPEN = GradingRule("none", lambda _sample, _text: 0.0, new_tokens=2)
-
-
 @dataclass(frozen=True)
 class KindDigits(Digits):
     """The digits task with its samples labelled by kind of question.
 
     Args:
         only: The kind of the proxy and validation samples; empty: all kinds.
-        without: What the proxy and validation samples lack, see `Case`.
+        labelled: Whether the proxy and validation samples have labels.
     """
 
     only: str = ""
-    without: str = ""
+    labelled: bool = True
 
     def samples(self, split: Split) -> tuple[Sample, ...]:
         """Return the samples of ``split``."""
-        samples = self._labelled(split)
-        if not self.without or split == Split.TEST:
+        samples = self._of_kind(split)
+        if self.labelled or split == Split.TEST:
             return samples
-        if self.without == "options":
-            return tuple(
-                replace(sample, answer=None, targets=(), rule=_OPEN) for sample in samples
-            )
         return tuple(replace(sample, answer=UNLABELLED) for sample in samples)
 
-    def _labelled(self, split: Split) -> tuple[Sample, ...]:
+    def _of_kind(self, split: Split) -> tuple[Sample, ...]:
         if not self.only or split == Split.TEST:
             return tuple(
                 replace(sample, subsets=(kind_of(sample),)) for sample in super().samples(split)

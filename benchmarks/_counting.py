@@ -53,21 +53,11 @@ class CountingEvaluator(Evaluator):
 
 
 def with_counting(session: SearchSession) -> SearchSession:
-    """Return the session with an evaluator that counts."""
+    """Return the session with an evaluator that counts, and a schedule and a sampler for it."""
     parts = {part.name: getattr(session.evaluator, part.name) for part in fields(Evaluator)}
-    return with_evaluator(session, CountingEvaluator(**parts), EpochSchedule)
-
-
-def with_evaluator(
-    session: SearchSession, evaluator: Evaluator, schedule_type: type[EpochSchedule]
-) -> SearchSession:
-    """Return the session with another evaluator, and a schedule and a sampler for it."""
-    schedule = schedule_type(
-        session.study,
-        evaluator,
-        session.epochs,
-        session.report_stage,
-        endless=False,
+    evaluator = CountingEvaluator(**parts)
+    schedule = EpochSchedule(
+        session.study, evaluator, session.epochs, session.report_stage, endless=False
     )
     sampler = make_sampler(evaluator.inputs, evaluator.calibration, lambda _: schedule.view())
     session.study.sampler = sampler

@@ -8,7 +8,5 @@ IMPORTANCE = "importance"  # criterion: obs, taylor, ...
 COMPENSATION = "compensation"  # none, bias, least-squares
 TOKENS = "tokens"  # which tokens calibration weighs: gradient, all, text
 WIDTHS = "widths"  # units kept by each component, in forward order
-WIDTHS_BY_METHOD = "widths_by_method"
 WIDTH_RATIO = "width_ratio"  # of a uniform policy
 KEEP_RATIO = "keep_ratio"  # share of the prunable weights
-LATENCY_RATIOS = "latency_ratios"  # by method, to the dense model

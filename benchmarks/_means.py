@@ -96,11 +96,6 @@ def by_model(figures: Mapping[Any, float], models: Mapping[str, str]) -> list[st
     ]
 
 
-def latency_ratios_of(rows: Rows) -> list[float]:
-    """Return the measured latencies as ratios to the dense model, of rows that have one."""
-    return [row["latency_ratio"] for row in rows if row["latency_ratio"] is not None]
-
-
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Format a Markdown table."""
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from _cases import Case
+from _cases import EARLIER_FIXED, Case
 from _counting import evaluator_of
 from _prefixes import prefix_batches, questions_of
 from _records import RecordId
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 POOL = RecordId("overfit", ("pool",))
 PART = 32  # policies that are measured before their scores are written
 # The search around whose policies the pool is drawn; its samples show other images.
-SOURCE = Case("pool", ("projector.steps=0", "quality.eta=0.0"))
+SOURCE = Case("pool", (*EARLIER_FIXED.changes, "quality.eta=0.0"))
 
 
 @dataclass(frozen=True)

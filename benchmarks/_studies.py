@@ -15,12 +15,10 @@ from dataclasses import replace
 from functools import cache
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
-from _cases import DEFAULT, FIXED, KindDigits, study_id
+from _cases import DEFAULT, KindDigits, study_id
 from _counting import evaluator_of, with_counting
 from _evidence import CONFIG, Form
-from _fields import LATENCY_RATIOS, WIDTHS_BY_METHOD
 from _outcome import outcome
 from _records import RecordStore
 from _results import provenance
@@ -30,18 +28,17 @@ from optuna.storages import InMemoryStorage
 from effllava_optuna.calibration.calibration_run import calibrate
 from effllava_optuna.calibration.inputs import study_inputs
 from effllava_optuna.calibration.stage_callback import silent
-from effllava_optuna.objectives import Stopwatch, Workload, encode_samples, whole_ms
-from effllava_optuna.policy import Policy
+from effllava_optuna.objectives import encode_samples
 from effllava_optuna.search.runner import search
 from effllava_optuna.search.session import calibration_publication, open_session
 from effllava_optuna.storage.artifact_store import ArtifactStore, DirectoryArtifactStore
 from effllava_optuna.storage.control_study import open_control_study
 from effllava_optuna.storage.studies import create_study
 from effllava_optuna.study import load_config
-from effllava_optuna.surgery import load, policy_network
+from effllava_optuna.surgery import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from _cases import Case
     from _records import Record, RecordId
@@ -50,10 +47,9 @@ if TYPE_CHECKING:
     from effllava_optuna.calibration.inputs import StudyInputs
     from effllava_optuna.config.schema import StudyConfig
     from effllava_optuna.search.session import SearchSession
-    from effllava_optuna.surgery import LoadedModel, WeightState
+    from effllava_optuna.surgery import LoadedModel
 
-# Importance taylor was the default when this was measured; LEARNED.md says why it no longer is.
-_COMMON = ("pruning.importance='taylor'", *SHORT_TIMING, "task.test=1000")
+_COMMON = (*SHORT_TIMING, "task.test=1000")
 _KEPT_CALIBRATIONS = 3
 
 
@@ -64,20 +60,10 @@ def load_once(path: str) -> LoadedModel:
 
 
 @contextmanager
-def only_damping(value: float | None) -> Iterator[None]:
-    """Restrict least squares to one damping, which is not a setting of a study file."""
-    if value is None:
-        yield
-        return
-    with mock.patch("effllava_optuna.surgery.compensation.least_squares.DAMPINGS", (value,)):
-        yield
-
-
-@contextmanager
 def inputs_of(config: StudyConfig, case: Case) -> Iterator[StudyInputs]:
     """Load the model of a study, and encode its samples as the case says."""
     sizes = (config.task.proxy, config.task.validation, config.task.test)
-    task = KindDigits(config.task_seed, *sizes, only=case.only, without=case.without)
+    task = KindDigits(config.task_seed, *sizes, only=case.only, labelled=case.labelled)
     with study_inputs(config, load_once(config.model.path), task) as inputs:
         if case.cross_fitted:
             yield inputs
@@ -133,13 +119,12 @@ class StudyRunner:
         key = json.dumps(
             [
                 config.study.seed, config.model.path, config.pruning.model_dump(mode="json"),
-                config.quality.risk, config.latency.model_dump(mode="json"), case.damping,
-                case.only, case.without, config.quality.measure,
-                config.task.model_dump(mode="json"),
+                config.quality.risk, config.latency.model_dump(mode="json"), case.only,
+                case.labelled, config.quality.measure, config.task.model_dump(mode="json"),
             ]
         )  # fmt: skip
         if key not in self._calibrations:
-            with inputs_of(config, case) as inputs, only_damping(case.damping):
+            with inputs_of(config, case) as inputs:
                 ensure_latency_table(inputs, self.form)
                 self._calibrations[key] = calibrate(inputs, inputs.stopwatch(), silent)
             while len(self._calibrations) > _KEPT_CALIBRATIONS:
@@ -160,8 +145,7 @@ class StudyRunner:
                 0, lambda: calibration_publication(calibration, artifact_store)
             )
             with open_session(study, inputs, artifact_store) as session:
-                counting = with_counting(session)
-                yield counting if case.adapt is None else case.adapt(counting)
+                yield with_counting(session)
 
     def study(self, model: str, seed: int, case: Case = DEFAULT) -> Record:
         """Return the record of a whole study."""
@@ -185,69 +169,3 @@ class StudyRunner:
                 }
 
         return self.record(study_id(model, seed, case), measure)
-
-    def latency_ratios(
-        self, record_id: RecordId, model: str, seed: int, widths: Mapping[str, Sequence[int]]
-    ) -> Record:
-        """Run whole networks in turn with the dense one; record their latencies as ratios to it.
-
-        Args:
-            record_id: Id of the record.
-            model: The model that the networks are cut from.
-            seed: Seed of the study that they come from.
-            widths: Units kept by each component, by the method that chose them.
-        """
-        workload = Workload(
-            batch=64,
-            new_tokens=1,
-            warmup=1,
-            repeats=self.form.pick(9, 3, 1),
-            precision=0.01,
-            seconds=0.0,
-        )
-
-        def measure() -> dict[str, Any]:
-            with self.open(model, seed, FIXED) as session:
-                structure = session.evaluator.structure
-                policies = {"dense": Policy.dense(structure)} | {
-                    name: Policy.of(structure, kept) for name, kept in widths.items()
-                }
-                latencies = _latencies_ms(session, policies, workload)
-            ratios = {name: ms / latencies["dense"] for name, ms in latencies.items()}
-            return {
-                "model": model,
-                "seed": seed,
-                WIDTHS_BY_METHOD: dict(widths),
-                LATENCY_RATIOS: ratios,
-            }
-
-        return self.record(record_id, measure)
-
-
-def _latencies_ms(
-    session: SearchSession, policies: Mapping[str, Policy], workload: Workload
-) -> dict[str, float]:
-    """Measure the networks of policies whole, in turn; ``dense`` is the reference."""
-    evaluator, weight_state = session.evaluator, session.epochs.epoch(0).weight_state
-    stopwatch = Stopwatch(evaluator.loaded, evaluator.proxy.samples, workload)
-    timings = stopwatch.race(
-        {
-            name: _run_of(evaluator.loaded, weight_state, stopwatch, policy)
-            for name, policy in policies.items()
-        },
-        "dense",
-    )
-    table = evaluator.calibration.latency
-    return {name: whole_ms(table, timings["dense"], timing) for name, timing in timings.items()}
-
-
-def _run_of(
-    loaded: LoadedModel, weight_state: WeightState, stopwatch: Stopwatch, policy: Policy
-) -> Callable[[], dict[str, float]]:
-    """Return a function that runs the network of ``policy`` once, and times its phases."""
-
-    def run() -> dict[str, float]:
-        with policy_network(loaded, weight_state, policy) as network:
-            return stopwatch.decoder(network)
-
-    return run

@@ -1,9 +1,9 @@
 """Does evolution help? ``python benchmarks/evolution.py``.
 
-Samplers, and baselines without a sampler, all under one weight state (the projector stays as it
-was loaded) and within one budget: a share of the decoder's weights. Searches measure 240 policies
-each; every method chooses by validation among its five best on the proxy. Two models, many draws
-of each.
+The default search, the same without each of its parts, other samplers, and baselines without a
+sampler, all under one weight state (the projector stays as it was loaded) and within one budget: a
+share of the decoder's weights. Searches measure 240 policies each (one of them 120); every method
+chooses by validation among its five finalists. Two models, several draws of each.
 
 ``--tiny`` does this in seconds and publishes nothing; ``--small`` in a minute or two.
 """
@@ -11,14 +11,15 @@ of each.
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from _baselines import Baselines
 from _cases import FIXED, Case, study_id
 from _evidence import announce, pairs_of, parse_form, publish
-from _fields import KEEP_RATIO, LATENCY_RATIOS, WIDTHS
-from _means import by_model, by_pair, difference, label, latency_ratios_of, markdown, mean
+from _fields import KEEP_RATIO
+from _means import by_model, by_pair, difference, label, markdown
 from _records import RecordId
 from _studies import StudyRunner
 
@@ -26,6 +27,7 @@ from effllava_optuna.allocation import (
     dynamic_programming,
     global_rank,
     greedy,
+    residual_curves,
     uniform_by_kind,
     uniform_policies,
 )
@@ -39,39 +41,98 @@ if TYPE_CHECKING:
     from _records import Record
 
 TITLE = "Search against other ways to spend a budget"
-REFERENCE = "NSGA-II, ours"
+REFERENCE = "the default"
+_MOST_DRAWS = 8
+_ALLOCATE = ("search.sampler='allocation'", "search.epochs=1")
+_ALONE = ("search.curves='none'", "search.screening=false")
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """A search that is compared with the default.
+
+    Attributes:
+        name: Its row in the table.
+        changes: Settings that differ from the quickstart study.
+        setting: The setting of the study file that distinguishes it from the default.
+        draws: Number of draws of each model.
+    """
+
+    name: str
+    changes: tuple[str, ...]
+    setting: str
+    draws: int = 5
+
+
 SEARCHES = {
-    "nsga2": REFERENCE,
-    "cma": "CMA-ES, ours",
-    "stock-nsga2": "NSGA-II, Optuna's",
-    "tpe": "TPE",
-    "random": "random",
+    "default": Search(REFERENCE, (), "", _MOST_DRAWS),
+    "half": Search(
+        "the default, 120 evaluations", ("search.generations=2",), "evaluations", _MOST_DRAWS
+    ),
+    "no-curves": Search("no curves", ("search.curves='none'",), "search.curves"),
+    "measured": Search("measured curves", ("search.curves='measured'",), "search.curves"),
+    "no-screening": Search("no screening", ("search.screening=false",), "search.screening"),
+    "in-context-1": Search(
+        "curves in context, 1 level", ("search.trust_region=1",), "search.trust_region"
+    ),
+    "fitted-in-context": Search(
+        "compensation in context", ("pruning.in_context=true",), "pruning.in_context"
+    ),
+    "cma": Search("CMA-ES, seeded and screened", ("search.sampler='cma'",), "search.sampler"),
+    "allocate": Search(
+        "allocate, residual curves",
+        (*_ALLOCATE, "search.generations=1"),
+        "search.sampler",
+        _MOST_DRAWS,
+    ),
+    "allocate-measured": Search(
+        "allocate, measured curves",
+        (*_ALLOCATE, "search.generations=6", "search.curves='measured'"),
+        "search.sampler",
+        _MOST_DRAWS,
+    ),
+    "nsga2-alone": Search("NSGA-II, ours, alone", _ALONE, "search.sampler", _MOST_DRAWS),
+    "cma-alone": Search(
+        "CMA-ES, ours, alone", (*_ALONE, "search.sampler='cma'"), "search.sampler", _MOST_DRAWS
+    ),
+    "stock-nsga2": Search(
+        "NSGA-II, Optuna's", (*_ALONE, "search.sampler='stock-nsga2'"), "search.sampler"
+    ),
+    "tpe": Search("TPE", (*_ALONE, "search.sampler='tpe'"), "search.sampler", _MOST_DRAWS),
+    "random": Search("random", (*_ALONE, "search.sampler='random'"), "search.sampler"),
 }
-BY_KIND, UNIFORM, FLAP, GREEDY, PROGRAMMING, SWITCHES = BASELINES = (
+BY_KIND, UNIFORM, FLAP, GREEDY, PROGRAMMING, BY_RESIDUALS, SWITCHES = BASELINES = (
     "uniform by kind",
     "uniform",
     "FLAP's global rank",
-    "greedy over sensitivity curves",
-    "dynamic programming over sensitivity curves",
+    "greedy over measured curves",
+    "dynamic programming over measured curves",
+    "dynamic programming over residual curves",
     "level switches, 1 + 16 (EvoPress)",
 )
-
 _ALL_WIDTHS = 1000
 
 
-def case_of(sampler: str) -> Case:
-    """Return the study of a sampler."""
-    if sampler == "nsga2":
+def rivals() -> set[str]:
+    """Return the names of the methods that the default search does not contain."""
+    alone = {search.name for search in SEARCHES.values() if {*_ALONE} <= {*search.changes}}
+    return alone | set(BASELINES) - {BY_RESIDUALS}
+
+
+def case_of(key: str) -> Case:
+    """Return the study of a search."""
+    if key == "default":
         return FIXED
-    return Case(sampler, (*FIXED.changes, f"search.sampler={sampler}"), "evolution")
+    return Case(key, (*FIXED.changes, *SEARCHES[key].changes), "evolution")
 
 
 def measure_baselines(runner: StudyRunner, model: str, seed: int) -> Record:
     """Choose and measure the policies that need no sampler."""
-    with runner.open(model, seed, FIXED) as session:
+    with runner.open(model, seed, case_of("nsga2-alone")) as session:
         baselines = Baselines(session)
         structure, widths = baselines.structure, baselines.widths
         evaluator, costs = baselines.evaluator, session.costs
+        space = evaluator.first_space()
         methods: dict[str, Any] = {}
 
         def add(name: str, first: int, figures: Mapping[str, Any]) -> None:
@@ -84,11 +145,13 @@ def measure_baselines(runner: StudyRunner, model: str, seed: int) -> Record:
             add(name, first, baselines.choose(qualities))
         ranked = global_rank(structure, widths, baselines.flap_scores(), costs)
         add(FLAP, evaluator.evaluations, baselines.figures(ranked))
+        estimated = residual_curves(space, evaluator.calibration.residuals)
+        policy = dynamic_programming(space, estimated, costs)
+        add(BY_RESIDUALS, evaluator.evaluations, baselines.figures(policy))
         first = evaluator.evaluations
         curves = baselines.sensitivity_curves(_ALL_WIDTHS)
         for name, allocate in ((GREEDY, greedy), (PROGRAMMING, dynamic_programming)):
-            policy = allocate(evaluator.first_space(), curves, costs)
-            add(name, first, baselines.figures(policy))
+            add(name, first, baselines.figures(allocate(space, curves, costs)))
         first = evaluator.evaluations
         qualities = baselines.level_switches(session.config.search.trials, seed)
         add(SWITCHES, first, baselines.choose(qualities))
@@ -101,96 +164,90 @@ def baselines_id(model: str, seed: int) -> RecordId:
     return RecordId("evolution", ("baselines", model, seed))
 
 
-def timed_id(model: str, seed: int) -> RecordId:
-    """Return the id of the record with the measured latencies of the choices."""
-    return RecordId("evolution", ("timed", model, seed))
-
-
-def searches_of(form: Form) -> dict[str, str]:
-    """Return the samplers; the tiny form has two."""
-    return dict([*SEARCHES.items()][: form.pick(5, 5, 2)])
+def searches_of(form: Form, seed: int) -> list[str]:
+    """Return the keys of the searches that have a draw; the tiny form has two."""
+    keys = [key for key, search in SEARCHES.items() if seed < search.draws]
+    return keys if form.name != "tiny" else ["default", "nsga2-alone"]
 
 
 def gather(runner: StudyRunner) -> dict[str, list[Record]]:
-    """Run or read all methods; return rows by method, with the figures of the choice."""
+    """Run or read all methods; return rows by method, with what each chose."""
     rows: dict[str, list[Record]] = {}
     for model, seed in pairs_of(runner.form):
-        by_method: dict[str, Record] = {}
-        for sampler, name in searches_of(runner.form).items():
-            if study := runner.study(model, seed, case_of(sampler)):
-                by_method[name] = study | {"choice": study["chosen"]}
+        for key in searches_of(runner.form, seed):
+            if study := runner.study(model, seed, case_of(key)):
+                row = study | {"choice": study["chosen"]}
+                rows.setdefault(SEARCHES[key].name, []).append(row)
         measure = functools.partial(measure_baselines, runner, model, seed)
         if record := runner.record(baselines_id(model, seed), measure):
             dense = record["dense"] | {"evaluations": 0}
             for name, choice in (*record["methods"].items(), ("dense", dense)):
                 cost = {"evaluations": choice["evaluations"], "search_cpu_s": None}
-                by_method[name] = record | {"choice": choice} | cost
-        widths = {
-            name: row["choice"][WIDTHS] for name, row in by_method.items() if name != "dense"
-        }
-        timed = runner.latency_ratios(timed_id(model, seed), model, seed, widths)
-        ratios = timed.get(LATENCY_RATIOS, {})
-        for name, row in by_method.items():
-            rows.setdefault(name, []).append(row | {"latency_ratio": ratios.get(name)})
+                rows.setdefault(name, []).append(record | {"choice": choice} | cost)
     return rows
 
 
-def section(rows: Mapping[str, Rows], models: Mapping[str, str]) -> str:
-    """Format the section of ``RESULTS.md``."""
+def table(rows: Mapping[str, Rows], models: Mapping[str, str]) -> str:
+    """Format the rows."""
     reference = by_pair(rows[REFERENCE], "choice", "test")
+    volumes = by_pair(rows[REFERENCE], "volume")
     lines = []
-    for name in ("dense", *SEARCHES.values(), *BASELINES):
+    for name in ("dense", *(search.name for search in SEARCHES.values()), *BASELINES):
         records = rows.get(name)
         if not records:
             continue
         tests = by_pair(records, "choice", "test")
+        searched = "volume" in records[0]
         cpu = [row["search_cpu_s"] for row in records if row["search_cpu_s"] is not None]
+        volume = difference(by_pair(records, "volume"), volumes) if searched else None
+        is_reference = name == REFERENCE
         lines.append(
             [
                 name,
                 *by_model(tests, models),
-                difference(tests, reference).text("+") if name != REFERENCE else "-",
+                f"{min(tests.values()):.3f}",
+                "-" if is_reference else difference(tests, reference).text("+"),
+                "-" if is_reference or volume is None else volume.text("+"),
                 f"{np.mean([row['choice'][KEEP_RATIO] for row in records]):.3f}",
                 f"{np.mean([row['choice']['latency_ms'] for row in records]):.1f}",
-                mean(latency_ratios_of(records)).text() if name != "dense" else "1",
                 f"{np.mean([row['evaluations'] for row in records]):.0f}",
-                f"{np.mean(cpu):.0f}" if cpu else "below a search",
+                f"{np.mean(cpu):.0f}" if cpu else "-",
+                str(len(records)),
             ]
         )
     head = [
-        "method", *(f"test, {label(path)}" for path in models.values()), "minus NSGA-II, ours",
-        "keep ratio", "latency by the table, ms", "measured, share of dense", "evaluations",
-        "CPU s of the search",
+        "method", *(f"test, {label(path)}" for path in models.values()), "worst pair",
+        "test, minus the default", "hypervolume, minus the default", "keep ratio",
+        "latency by the table, ms", "evaluations", "CPU s of the search", "pairs",
     ]  # fmt: skip
-    pairs, seeds = len(reference), max(seed for _, seed in reference) + 1
+    return markdown(head, lines)
+
+
+def section(rows: Mapping[str, Rows], models: Mapping[str, str]) -> str:
+    """Format the section of ``RESULTS.md``."""
+    pairs = len(by_pair(rows[REFERENCE], "choice", "test"))
     return f"""Generated by `python benchmarks/evolution.py`; do not edit. Figures:
 `results/evolution.jsonl`, `results/studies.jsonl`.
 
 Test accuracy on 1,000 questions about digit images that neither calibration nor search has seen,
-means over draws (up to {seeds} for each model); in brackets 95 % intervals (Student's t over
-draws; the differences paired, over {pairs} pairs of model and draw). All have the same
-calibration, projector as loaded, eta 0.02 and at most 22.5 % of the decoder's weights. Measured:
-the choices of a draw, run whole, in turn with the dense model. Sensitivity curves: what narrowing
-one component alone adds to the cross-fitted loss on the proxy.
+means over draws; in brackets 95 % intervals (Student's t over draws; the differences paired, over
+up to {pairs} pairs of model and draw). All have the same
+calibration, projector as loaded, eta 0.02 and at most 22.5 % of the decoder's
+weights. Hypervolume: of the five finalists of a search, by test accuracy and latency. Measured
+curves: what narrowing one component alone adds to the cross-fitted loss on the proxy. Alone: a
+sampler that begins with uniform policies, without curves and screening.
 
-The level switches were measured with an operator that moved equal numbers of levels up and down
-(further levels down only to meet the budget); it was removed after commit aa94d04. Since then the
-script uses `effllava_optuna.samplers.switch`, which weighs levels by their cost.
-
-{markdown(head, lines)}"""
+{table(rows, models)}"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure the missing records, and write the table."""
-    form = parse_form(__doc__, arguments, two_models=True)
-    runner, pairs = StudyRunner(form), pairs_of(form)
-    ids = [
-        study_id(model, seed, case_of(sampler))
-        for model, seed in pairs
-        for sampler in searches_of(form)
-    ]
-    ids += [make_id(*pair) for pair in pairs for make_id in (baselines_id, timed_id)]
-    announce(runner.missing(ids), form.pick(20, 15, 3))
+    """Measure the missing records, and write the tables."""
+    form = parse_form(__doc__, arguments, two_models=True, draws=_MOST_DRAWS)
+    runner, ids = StudyRunner(form), []
+    for model, seed in pairs_of(form):
+        ids += [study_id(model, seed, case_of(key)) for key in searches_of(form, seed)]
+        ids.append(baselines_id(model, seed))
+    announce(runner.missing(ids), form.pick(30, 12, 3))
     rows = gather(runner)
     origins = [row["provenance"] for records in rows.values() for row in records]
     publish(form, TITLE, section(rows, form.models), origins)

@@ -18,7 +18,7 @@ import projector
 import risk
 import transfer
 from _chart import forest
-from _claims import CHANGED, DEFAULTS, REASONS, all_claims
+from _claims import DEFAULTS, REASONS, all_claims
 from _draws import ETAS, SAMPLES, resampled
 from _evidence import CAVEAT, EMBEDDED, SECOND, Form
 from _means import Mean, markdown
@@ -69,13 +69,7 @@ def _introduction(setting: str, verdict: str) -> str:
     """Return the sentences that name a default, and the verdict about it."""
     if setting not in DEFAULTS:
         return verdict
-    measured, current = (json.dumps(values.get(setting)) for values in (DEFAULTS, CHANGED))
-    if setting not in CHANGED:
-        return f"The default: `{setting} = {measured}`. {verdict}"
-    return (
-        f"Measured with `{setting} = {measured}`, which was the default. {verdict} "
-        f"**So the default is `{current}` now.**"
-    )
+    return f"The default: `{setting} = {json.dumps(DEFAULTS[setting])}`. {verdict}"
 
 
 def pictures(runner: StudyRunner, claims: Sequence[Claim]) -> dict[str, str]:
@@ -96,7 +90,7 @@ def pictures(runner: StudyRunner, claims: Sequence[Claim]) -> dict[str, str]:
             "accuracy, 95 % intervals", gaps,
         ),
         "evidence-search.svg": forest(
-            "Instead of our NSGA-II, at one budget", axis, of(evolution.TITLE)
+            "Instead of the default search, at one budget", axis, of(evolution.TITLE)
         ),
         "evidence-projector.svg": forest(
             "Instead of training the projector each epoch", axis, of(projector.TITLE)
@@ -124,7 +118,7 @@ def answers(runner: StudyRunner, claims: Sequence[Claim], files: Collection[str]
         ),
         (
             "Does evolution help?",
-            "search", evolution.TITLE, _answers.evolutionary_search(claims),
+            "search", evolution.TITLE, _answers.evolutionary_search(runner, claims),
         ),
         (
             "What does each part contribute?",
@@ -159,8 +153,9 @@ if there are two: the embedded one, and one trained from other random weights on
 with 95 % intervals; those of the pool are over draws of the proxy from one set of images. A
 difference is called decided if its interval does not contain 0, and "the same" if the interval is
 within half a point of 0. Many comparisons are made: some of those that are decided are so by
-chance. A default is changed only if something is decided against it; "the default" below is that
-of the time of the measurement.
+chance. A default is changed only if something is decided against it. The figures about risk,
+choosing on few samples and transfer are from before the search began with an allocation, and
+before the importance became `obs`: their sections of the results say so.
 
 ## Six questions
 

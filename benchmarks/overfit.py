@@ -52,8 +52,8 @@ def section(pool: Mapping[str, Any], by_size: Rows) -> str:
 `results/overfit.jsonl`.
 
 The embedded digits model, {pool["policies"]} policies of one cost, {pool["questions"]:,} questions
-about {pool["groups"]} groups of four digit images, scored once; ranking and compensation come from
-64 samples of other images, so that only the choice can overfit. In each of
+about {pool["groups"]} groups of four digit images, scored once; ranking (importance `taylor`) and
+compensation come from 64 samples of other images, so that only the choice can overfit. In each of
 {by_size[0]["draws"]} draws the groups are split into halves: n questions of one half are the
 proxy, the other half is the test. Means with 95 % intervals over draws; draws share the groups, so
 that other images may differ by more.

@@ -1,8 +1,8 @@
 """Does training the projector inside the loop help? ``python benchmarks/projector.py``.
 
-The same study without updates, with one update after the search, with an update each epoch, and
-with an update each epoch after which all units are ranked and fitted again (`_reranking.py`); and
-the best policy that is uniform by kind, with and without the same training.
+The same study without updates, with one update after the search, and with an update each epoch;
+the search without compensation, as the method is published, with and without updates; and the best
+policy that is uniform by kind, with and without the same training.
 
 ``--tiny`` does this in seconds and publishes nothing; ``--small`` in a minute or two.
 """
@@ -17,11 +17,10 @@ from _baselines import Baselines
 from _cases import DEFAULT, FIXED, Case, study_id
 from _counting import evaluator_of
 from _evidence import announce, pairs_of, parse_form, publish
-from _fields import LATENCY_RATIOS, WIDTHS
-from _means import by_model, by_pair, difference, label, latency_ratios_of, markdown, mean
+from _fields import WIDTHS
+from _means import by_model, by_pair, difference, label, markdown, mean
 from _outcome import best, measure_choice, relative_hypervolume
 from _records import RecordId
-from _reranking import rank_each_epoch
 from _studies import StudyRunner
 
 from effllava_optuna.allocation import uniform_by_kind
@@ -40,16 +39,25 @@ if TYPE_CHECKING:
 
 TITLE = "Training the projector inside the loop"
 UNIFORM, UNIFORM_TRAINED = "uniform", "uniform trained"
+UNCOMPENSATED, UNCOMPENSATED_TRAINED = "uncompensated", "uncompensated trained"
 VARIANTS = {
     "none": "no update",
     "after": "one update after the search",
-    "each": "update each epoch, ranking kept (the default)",
-    "again": "update each epoch, units ranked and fitted again",
+    "each": "update each epoch (the default)",
+    UNCOMPENSATED: "no compensation, no update",
+    UNCOMPENSATED_TRAINED: "no compensation, update each epoch",
     UNIFORM: "uniform by kind, no update",
     UNIFORM_TRAINED: "uniform by kind, the same training",
 }
-RANKED_AGAIN = Case("ranked-again", question="projector", adapt=rank_each_epoch)
-SEARCHED = {"none": FIXED, "each": DEFAULT, "again": RANKED_AGAIN}
+_NO_FIT = "pruning.compensation='none'"
+SEARCHED = {
+    "none": FIXED,
+    "each": DEFAULT,
+    UNCOMPENSATED: Case(UNCOMPENSATED, (*FIXED.changes, _NO_FIT), "projector"),
+    UNCOMPENSATED_TRAINED: Case("uncompensated-trained", (_NO_FIT,), "projector"),
+}
+_REFERENCES = {UNIFORM_TRAINED: UNIFORM, UNCOMPENSATED_TRAINED: UNCOMPENSATED}
+_FIRST = ("none", UNIFORM)  # rows that have no reference
 
 
 def train(
@@ -102,11 +110,6 @@ def updates_id(model: str, seed: int) -> RecordId:
     return RecordId("projector", ("updates", model, seed))
 
 
-def timed_id(model: str, seed: int) -> RecordId:
-    """Return the id of the record with the measured latencies of the choices."""
-    return RecordId("projector", ("timed", model, seed))
-
-
 def gather(runner: StudyRunner) -> dict[str, list[Record]]:
     """Run or read all variants; return rows by variant."""
     rows: dict[str, list[Record]] = {}
@@ -126,11 +129,8 @@ def gather(runner: StudyRunner) -> dict[str, list[Record]]:
         ):
             variants[name] = updates | updates[name] | cost
             variants[name]["search_cpu_s"] += training_s
-        widths = {name: row["chosen"][WIDTHS] for name, row in variants.items()}
-        timed = runner.latency_ratios(timed_id(model, seed), model, seed, widths)
-        ratios = timed.get(LATENCY_RATIOS, {})
         for name, row in variants.items():
-            rows.setdefault(name, []).append(row | {"latency_ratio": ratios.get(name)})
+            rows.setdefault(name, []).append(row)
     return rows
 
 
@@ -144,17 +144,16 @@ def section(rows: Mapping[str, Rows], models: Mapping[str, str]) -> str:
     }
     lines = []
     for name, title in VARIANTS.items():
-        records, reference = rows[name], UNIFORM if name.startswith(UNIFORM) else "none"
-        volume, no_update = volumes.get(name), volumes["none"]
+        records, reference = rows[name], _REFERENCES.get(name, "none")
+        volume, no_update = volumes.get(name, {}), volumes.get(reference, {})
         lines.append(
             [
                 title,
                 *by_model(tests[name], models),
-                difference(tests[name], tests[reference]).text("+") if name != reference else "-",
+                difference(tests[name], tests[reference]).text("+") if name not in _FIRST else "-",
                 difference(volume, no_update).text("+") if volume and name != "none" else "-",
                 f"{mean(list(volume.values())).value:.3f}" if volume else "-",
                 f"{np.mean([row['chosen']['latency_ms'] for row in records]):.1f}",
-                mean(latency_ratios_of(records)).text(),
                 f"{np.mean([row['evaluations'] for row in records]):.0f}",
                 f"{np.mean([row['search_cpu_s'] for row in records]):.0f}",
             ]
@@ -162,7 +161,7 @@ def section(rows: Mapping[str, Rows], models: Mapping[str, str]) -> str:
     head = [
         "update", *(f"test, {label(path)}" for path in models.values()), "minus no update",
         "hypervolume minus that of no update", "hypervolume", "latency by the table, ms",
-        "measured, share of dense", "evaluations", "CPU s of search and training",
+        "evaluations", "CPU s of search and training",
     ]  # fmt: skip
     steps = [step for row in rows["each"] for step in row["projector_steps"]]
     zero = sum(step == 0 for step in steps)
@@ -173,20 +172,18 @@ Test accuracy of the choice on 1,000 questions; hypervolume of the finalists by 
 latency, as a share of the largest; means over draws with 95 % intervals (Student's t), differences
 paired over {len(tests["none"])} pairs of model and draw. In {zero} of {len(steps)} updates the
 held-out parts of the proxy chose to take no step at all; {np.mean(steps):.1f} steps on average.
-"Minus no update" is, for uniform by kind with training, minus uniform by kind without. The package
-keeps one ranking for a whole study; the search that ranks and fits all units again around each
-epoch's projector exists only in this script. Measured: the choices of a draw, run whole, in turn
-with the dense model.
+"Minus no update": of uniform by kind and of the search without compensation, with training minus
+without.
 
 {markdown(head, lines)}"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the missing records, and write the table."""
-    form = parse_form(__doc__, arguments, two_models=True)
+    form = parse_form(__doc__, arguments, two_models=True, draws=5)
     runner, pairs = StudyRunner(form), pairs_of(form)
     ids = [study_id(model, seed, case) for model, seed in pairs for case in SEARCHED.values()]
-    ids += [make_id(*pair) for pair in pairs for make_id in (updates_id, timed_id)]
+    ids += [updates_id(*pair) for pair in pairs]
     announce(runner.missing(ids), form.pick(35, 25, 3))
     rows = gather(runner)
     origins = [row["provenance"] for records in rows.values() for row in records]

@@ -1,10 +1,10 @@
 """Does the search beat uniform policies? ``python benchmarks/search_vs_uniform.py``.
 
-One study of ``studies/quickstart.toml`` for each sampler and seed; the seed draws the samples as
-well. The chosen policy and the baseline keep at most the same share of the weights, are chosen in
-the same way (proxy scores, then validation) and are scored on the same test questions. The
-baseline is measured under the weight state of the choice, and again with a projector that is
-trained for it as the study trains its own.
+One study of ``studies/quickstart.toml`` for each seed, which draws the samples as well, and one of
+the command ``allocate``: dynamic programming over residual curves. The chosen policy and the
+baseline keep at most the same share of the weights, are chosen in the same way (proxy scores, then
+validation) and are scored on the same test questions. The baseline is measured under the weight
+state of the choice, and again with a projector that is trained for it as the study trains its own.
 
 Every study leaves a record in ``results/search_vs_uniform.jsonl``, and a study that has a record
 is not run again; a study that was interrupted is resumed. ``RESULTS.md`` is written from the
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
-from _fields import IMPORTANCE, KEEP_RATIO
+from _fields import KEEP_RATIO
 from _means import markdown
 from _records import add_records, read_records
 from _results import HERE, RESULTS, provenance, put_section
@@ -29,6 +29,7 @@ from _results import HERE, RESULTS, provenance, put_section
 from effllava_optuna.objectives import groups_of
 from effllava_optuna.policy import Policy, bootstrap_interval
 from effllava_optuna.report import study_document
+from effllava_optuna.search.allocation_study import sized_for, without_search
 from effllava_optuna.search.epochs.projector_round import training_batches
 from effllava_optuna.search.runner import begin, conclude, resume, search
 from effllava_optuna.storage import names
@@ -48,9 +49,10 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery import WeightState
 
 TITLE = "Search against uniform by kind"
-RECORDS = RESULTS / "search_vs_uniform.jsonl"  # keys: sampler, importance, seed
+RECORDS = RESULTS / "search_vs_uniform.jsonl"  # keys: sampler, seed
 CONFIG = HERE.parent / "studies" / "quickstart.toml"
-SAMPLERS = ("nsga2", "cma", "stock-nsga2", "tpe", "random")
+SAMPLERS = ("nsga2", "allocation")
+TABLES = ("task", "pruning", "quality", "latency", "search", "projector", "report")
 BASELINE = "uniform_by_kind"  # under the weight state of the choice
 DENSE_PROJECTOR = "uniform_by_kind_dense_projector"
 OWN_PROJECTOR = "uniform_by_kind_own_projector"
@@ -103,29 +105,20 @@ def measure(session: SearchSession) -> dict[str, Any]:
     }
 
 
-def label(sampler: str, importance: str) -> str:
-    """Return the sampler, and the importance if it is not the default."""
-    default = load_config(CONFIG).pruning.importance
-    return sampler if importance == default else f"{sampler}, {importance}"
-
-
-def run(sampler: str, importance: str, seed: int, work: Path) -> Record:
+def run(sampler: str, seed: int, work: Path) -> Record:
     """Run or resume a study; ``work`` holds its database."""
-    name = f"search-vs-uniform-{sampler}-{importance}-{seed}"
-    changes = (
-        f"study.seed={seed}",
-        f"study.name={name}",
-        f"search.sampler={sampler}",
-        f"pruning.importance={importance}",
-    )
-    config = load_config(CONFIG, changes)
+    name = f"search-vs-uniform-{sampler}-{seed}"
+    config = load_config(CONFIG, (f"study.seed={seed}", f"study.name={name}"))
+    allocates = sampler == "allocation"
+    if allocates:
+        config = without_search(config)
     file = work / f"{name}.db"
     url = f"sqlite:///{file}"
     if file.is_file():
         opened = resume(open_study(open_storage(url), config.study.name), url)
     else:
         work.mkdir(parents=True, exist_ok=True)
-        opened = begin(config, url)
+        opened = begin(config, url, sized_for=sized_for if allocates else None)
     started, origin = time.monotonic(), provenance()
     with opened as session:
         search(session)
@@ -136,7 +129,7 @@ def run(sampler: str, importance: str, seed: int, work: Path) -> Record:
         return {
             "sampler": sampler,
             "seed": seed,
-            "config": config.document(),
+            "config": {table: config.document()[table] for table in TABLES},
             "model": session.study.user_attrs[names.MANIFEST],
             "seconds": round(seconds, 1),
             "projector_seconds": round(projector_seconds, 1),
@@ -167,7 +160,7 @@ def table(rows: Sequence[Record]) -> str:
         dense, chosen = row["results"]["dense"], row["results"]["chosen"]
         lines.append(
             [
-                _label(row),
+                row["sampler"],
                 str(row["seed"]),
                 f"{dense['accuracy_test']:.3f}",
                 accuracy(row, BASELINE),
@@ -182,7 +175,7 @@ def table(rows: Sequence[Record]) -> str:
 
 
 def summary(rows: Sequence[Record]) -> str:
-    """Summarise the studies of one sampler and importance."""
+    """Summarise the studies of one sampler."""
     items = []
     for name, condition in (
         (BASELINE, "under the same weight state"),
@@ -218,29 +211,26 @@ def _machine(rows: Sequence[Record]) -> str:
     )
 
 
-def _label(row: Record) -> str:
-    return label(row["sampler"], row["config"]["pruning"][IMPORTANCE])
-
-
 def write_section() -> None:
     """Write the section of ``RESULTS.md`` from all records."""
     rows = [*read_records(RECORDS).values()]
     if not rows:
         return
-    rows.sort(key=lambda row: (SAMPLERS.index(row["sampler"]), _label(row), row["seed"]))
+    rows.sort(key=lambda row: (SAMPLERS.index(row["sampler"]), row["seed"]))
     sizes = rows[0]["config"]["search"]
     summaries = "\n\n".join(
-        f"{name}:\n\n{summary([row for row in rows if _label(row) == name])}"
-        for name in dict.fromkeys(map(_label, rows))
+        f"{name}:\n\n{summary([row for row in rows if row['sampler'] == name])}"
+        for name in dict.fromkeys(row["sampler"] for row in rows)
     )
     text = f"""Generated by `python benchmarks/search_vs_uniform.py`; do not edit. Figures:
 [results](results/search_vs_uniform.jsonl).
 
 The embedded digits model, 64 proxy samples, {sizes["epochs"]} epochs of
-{sizes["generations"]} x {sizes["population"]} trials; at most {sizes[KEEP_RATIO]:.1%} of the
-decoder's linear parameters are kept. Accuracy on 2,000 test questions about digit images that
-neither training nor search has seen; intervals are 95 %, bootstrap over groups of four images,
-paired for the differences. One small model: this says nothing about larger ones.
+{sizes["generations"]} x {sizes["population"]} trials, or one generation of `allocate`; at most
+{sizes[KEEP_RATIO]:.1%} of the decoder's linear parameters are kept. Accuracy on 2,000 test
+questions about digit images that neither training nor search has seen; intervals are 95 %,
+bootstrap over groups of four images, paired for the differences. One small model: this says
+nothing about larger ones.
 
 {table(rows)}
 
@@ -256,15 +246,13 @@ def main() -> None:
     """Run the studies that have no record, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=["nsga2"])
-    parser.add_argument("--importance", default=load_config(CONFIG).pruning.importance)
     parser.add_argument("--work", type=Path, default=HERE / "scratch")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    for seed, sampler in product(range(options.seeds), options.samplers):
-        key = (sampler, options.importance, seed)
+    for seed, sampler in product(range(options.seeds), SAMPLERS):
+        key = (sampler, seed)
         if key not in read_records(RECORDS):
-            print(f"{label(sampler, options.importance)}, seed {seed} ...", flush=True)
+            print(f"{sampler}, seed {seed} ...", flush=True)
             add_records(RECORDS, {key: run(*key, options.work)})
     write_section()
 

@@ -65,7 +65,7 @@ def commands() -> Iterator[str]:
 def study_file() -> Iterator[str]:
     """Generate one section for each table of a study file; measured defaults link to figures."""
     schema = StudyConfig.model_json_schema()
-    measured = re.findall(r"^### `([a-z.]+)`$", LEARNED.read_text(encoding="utf-8"), re.MULTILINE)
+    measured = re.findall(r"^### `([a-z_.]+)`$", LEARNED.read_text(encoding="utf-8"), re.MULTILINE)
     for table, field in schema["properties"].items():
         properties = _resolved(field, schema)
         yield f"\n## [{table}]\n"

@@ -214,8 +214,8 @@ class SearchSettings(_Settings):
     With ``curves``, dynamic programming over sensitivity curves begins the search: over those that
     calibration estimates (``residual``), or over ``measured`` ones: then the first policies of
     epoch 0 narrow one component each, at ``curve_widths`` widths or as many as fit into half of
-    the epoch. Each later epoch measures the curves around its best policy, up to ``trust_region``
-    levels down and up (0: not at all), fewer from epoch to epoch. With ``screening`` a model of
+    the epoch. With ``trust_region``, each later epoch measures curves around its best policy, up
+    to as many levels down and up, fewer from epoch to epoch. With ``screening`` a model of
     all measured policies chooses which of many candidates of ``nsga2`` and ``cma`` are measured.
     """
 
@@ -229,10 +229,10 @@ class SearchSettings(_Settings):
     failures: Ratio = 0.25
     timeout: Annotated[float, Field(gt=0)] | None = None
     margin: Annotated[int, Field(ge=0, le=1_000_000)] = 2
-    curves: Literal["residual", "measured", "none"] = "none"
+    curves: Literal["residual", "measured", "none"] = "residual"
     curve_widths: Annotated[int, Field(ge=1, le=100)] = 3
-    trust_region: Annotated[int, Field(ge=0, le=100)] = 1
-    screening: bool = False
+    trust_region: Annotated[int, Field(ge=0, le=100)] = 0
+    screening: bool = True
 
     @property
     def trials(self) -> int:
@@ -349,7 +349,8 @@ class StudyConfig(_Settings):
         if search.curves == "residual" and not pruning.uses_samples:
             raise ValueError(
                 "search.curves is 'residual', but pruning.compensation = 'none' with "
-                f"pruning.importance = {pruning.importance!r} has no residuals; use 'measured'"
+                f"pruning.importance = {pruning.importance!r} has no residuals; use 'measured' or "
+                "'none'"
             )
         if max(pruning.width_ratios) != 1.0:
             raise ValueError("pruning.width_ratios must contain 1.0, the dense width")

@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     ("changes", "parts", "damped"),
     [
-        (('pruning.compensation="none"', 'pruning.importance="random"'), set(), False),
+        (
+            (
+                'pruning.compensation="none"',
+                'pruning.importance="random"',
+                'search.curves="none"',
+            ),
+            set(),
+            False,
+        ),
         (
             ('pruning.compensation="bias"', 'pruning.importance="flap"', 'pruning.tokens="all"'),
             {"bias"},

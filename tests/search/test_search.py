@@ -56,7 +56,7 @@ def kinds(session: SearchSession, epoch: int) -> set[str]:
 @pytest.mark.parametrize(
     ("sampler", "bred"),
     [
-        ("nsga2", "child"),
+        ("nsga2", "screened"),
         ("cma", "sample"),
         ("stock-nsga2", "nsga2"),
         ("tpe", "tpe"),
@@ -74,7 +74,7 @@ def test_every_sampler_runs_a_study_within_the_budget(
         assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 20
         assert "anchor" in kinds(session, 0)
         assert "reeval" in kinds(session, 1)
-        assert bred in kinds(session, 0) & kinds(session, 1)
+        assert bred in kinds(session, 1)  # epoch 0 may consist of seeds
         assert all(trial.user_attrs["keep_ratio"] <= 0.5 for trial in trials)
 
 

@@ -98,7 +98,7 @@ def test_a_search_that_was_interrupted_has_the_same_digest(
 def test_measured_curves_are_weighted_when_they_are_measured_in_every_epoch(
     factory: StudyFactory,
 ) -> None:
-    with factory() as session:
+    with factory(trust_region=1) as session:
         search(session)
         trials = session.study.get_trials(deepcopy=False)
         first, second = (kinds_of(trials, epoch) for epoch in range(2))
@@ -123,7 +123,7 @@ def test_measured_curves_are_weighted_when_they_are_measured_in_every_epoch(
 def test_curves_that_are_not_measured_again_are_those_of_the_residuals(
     factory: StudyFactory,
 ) -> None:
-    with factory(trust_region=0, generations=2) as session:
+    with factory(generations=2) as session:
         search(session)
         trials = session.study.get_trials(deepcopy=False)
         programme = session.schedule.view_of(1).programme(())

@@ -39,6 +39,15 @@ def expected(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return search_digest(study)
 
 
+@pytest.fixture(scope="module")
+def with_curves(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with more generations, of which the first measure sensitivity curves."""
+    file = write_tiny(checkpoint, tmp_path_factory.mktemp("with-curves"))
+    keys = 'generations = 4\ncurves = "measured"\ntrust_region = 1'
+    file.write_text(file.read_text().replace("generations = 2", keys))
+    return begin_study(file)
+
+
 def url_of(file: Path) -> str:
     return f"sqlite:///{file.with_suffix('.db')}"
 
@@ -54,13 +63,13 @@ def exit_codes(workers: list[BaseProcess]) -> list[int | None]:
     return [process.exitcode for process in workers]
 
 
-def check(url: str, expected: str) -> None:
+def check(url: str, expected: str, planned: int = TINY_TRIALS) -> None:
     """Every slot was measured once, each epoch made once, and all as one process does it."""
     opened = open_storage(url)
     study = open_study(opened, "tiny")
     assert search_digest(study) == expected
     trials = study.get_trials(deepcopy=False)
-    assert sum(trial.state == TrialState.COMPLETE for trial in trials) == TINY_TRIALS
+    assert sum(trial.state == TrialState.COMPLETE for trial in trials) == planned
     assert not [trial for trial in trials if not trial.state.is_finished()]
     made = ControlStudy(opened, "tiny/projector").study.get_trials(
         deepcopy=False, states=(TrialState.COMPLETE,)
@@ -105,6 +114,25 @@ def test_workers_may_be_killed_and_come_back(
         workers.append(worker(url))
     assert exit_codes(workers) == [0] * 4
     check(url, expected)
+
+
+@pytest.mark.kill
+def test_kills_among_four_workers_change_no_curve(with_curves: Path, tmp_path: Path) -> None:
+    planned = 2 * TINY_TRIALS
+    alone = url_of(copy_study(with_curves, tmp_path / "alone"))
+    study = open_study(open_storage(alone), "tiny")
+    with resume(study, alone) as session:
+        search(session)
+    kinds = [trial.user_attrs["kind"] for trial in study.get_trials(deepcopy=False)]
+    assert {"curve", "allocated", "screened"} <= set(kinds)
+    file = copy_study(with_curves, tmp_path / "workers")
+    workers = [worker(url_of(file)) for _ in range(4)]
+    for done in (3, 11, 30):  # among the points of the curves, what they allocate, and in context
+        wait_for_trials(file.with_suffix(".db"), done)
+        workers.pop(0).kill()
+        workers.append(worker(url_of(file)))
+    assert exit_codes(workers) == [0] * 4
+    check(url_of(file), search_digest(study), planned)
 
 
 @pytest.mark.servers

@@ -69,7 +69,14 @@ def test_a_name_that_exists_is_refused(allocated: Path, verb: str) -> None:
     ("changes", "planned"),
     [
         ((), POPULATION),  # a study file without curves: those that cost no evaluation
-        (("pruning.compensation=none", "pruning.importance=magnitude"), 4 * POPULATION),
+        (
+            (
+                "pruning.compensation=none",
+                "pruning.importance=magnitude",
+                "search.curves=none",
+            ),
+            4 * POPULATION,
+        ),
         (("pruning.mode=vllm-safe", "search.curves=measured"), 2 * POPULATION),
         (("pruning.depth=true",), POPULATION),
         (("search.sampler=sep-cma", "search.speedup=1.2"), POPULATION),
