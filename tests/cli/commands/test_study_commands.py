@@ -193,7 +193,7 @@ def test_a_sequential_export_is_measured_before_and_after(
     printed = " ".join(invoke("export", file, "--sequential", "--out", out).stdout.split())
     accuracies = re.search(
         r"fitted in sequence: accuracy (\S+) -> (\S+) on the proxy set, which it was fitted to, "
-        r"and (\S+) -> (\S+) on the validation set",
+        r"and accuracy (\S+) -> (\S+) on the validation set",
         printed,
     )
     assert accuracies is not None
