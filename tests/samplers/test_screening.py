@@ -24,6 +24,7 @@ from effllava_optuna.samplers._proposals._generation_strategy import (
     random_stream,
 )
 from effllava_optuna.samplers._proposals._history import History
+from effllava_optuna.samplers._proposals._screening import _measured
 from tests.samplers.toy import DIRECTIONS, ToySpace, digest, measure, objective_of, toy_space
 
 SCREENED = NSGAIIStrategy(3, 12, Variation(), Screening())
@@ -95,6 +96,26 @@ def test_trials_of_other_epochs_count_as_far_as_they_are_comparable() -> None:
     assert Screening().choose(task_of(space, [], here), pool, streams(5)) == Screening().choose(
         task_of(space, here), pool, streams(5)
     )
+
+
+def test_the_order_of_the_trials_changes_no_bit_of_what_the_model_is_fitted_to() -> None:
+    """Kills change the numbers of the trials of other epochs."""
+    space = toy_space()
+    trials = [trial_of(space, genome) for genome in random_genomes(space, 60, 0)]
+    other = [trials[index] for index in np.random.default_rng(5).permutation(len(trials))]
+    ((points, losses), (again, same)) = (
+        _measured(task_of(space, [], order), 0) for order in (trials, other)
+    )
+    np.testing.assert_array_equal(points, again)
+    np.testing.assert_array_equal(losses, same)
+
+
+def test_the_model_is_fitted_to_a_limited_number_of_the_best_trials() -> None:
+    space = toy_space(6)
+    trials = [trial_of(space, genome) for genome in random_genomes(space, 700, 0)]
+    points, losses = _measured(task_of(space, [], trials), 0)
+    assert len(points) == len(losses) == 400
+    assert losses.tolist() == sorted(-trial.values[0] for trial in trials)[:400]
 
 
 def test_trials_without_a_finite_value_do_not_count() -> None:

@@ -50,7 +50,7 @@ class ToySpace:
         return None, float(sum(params.values()))
 
     def is_comparable(self, trial: FrozenTrial) -> bool:
-        return bool(trial.user_attrs["space"] == self.stamp["space"])
+        return all(trial.user_attrs.get(name) == value for name, value in self.stamp.items())
 
     def describe(self, params: Mapping[str, int]) -> dict[str, Any]:
         return {"size": sum(params.values())}

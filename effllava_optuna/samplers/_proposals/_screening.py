@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from effllava_optuna.samplers._proposals._selection import FloatArray, IntArray
 
 _FEWEST_TRIALS = 8  # that a model is fitted to
+_MOST_TRIALS = 400  # its time grows with their cube, its memory with their square
 _MOST_STEPS = 50  # of the fit of its length scales
 _SMALLEST = 0.5  # stands for the gene value 0, which has no logarithm
 
@@ -122,7 +123,7 @@ class Screening:
 
 
 def _measured(task: GenerationTask, objective: int) -> tuple[FloatArray, FloatArray]:
-    """Return the features and the loss of all trials that a model can be fitted to."""
+    """Return the features and the loss of the trials that a model is fitted to, the best first."""
     names, history = task.grid.names, task.history
     params: list[Mapping[str, float]] = [task.grid.params(genome) for genome in history.genomes]
     losses = [float(loss) for loss in history.losses[:, objective]]
@@ -131,6 +132,9 @@ def _measured(task: GenerationTask, objective: int) -> tuple[FloatArray, FloatAr
             params.append(trial.params)
             losses.append(float(history.signs[objective]) * trial.values[objective])
     finite = [index for index, loss in enumerate(losses) if math.isfinite(loss)]
+    # Not in the order of the trials: workers that are killed change it, and the last bits with it.
+    finite.sort(key=lambda index: (losses[index], [params[index][name] for name in names]))
+    finite = finite[:_MOST_TRIALS]
     points = _features(task.grid, [params[index] for index in finite], names)
     return points, np.array([losses[index] for index in finite])
 
