@@ -149,13 +149,15 @@ def _seconds(config: StudyConfig, size: ModelSize, hardware: Hardware) -> float:
 
 
 def _timing_seconds(config: StudyConfig, sample_flops: float, hardware: Hardware) -> float:
-    """Estimate the time of measuring the latency table."""
+    """Estimate the time of timing the table, the front of each epoch and the finalists."""
     latency = config.latency
-    runs = 2 * len(config.pruning.width_ratios) + latency.checks
-    rounds = latency.warmup + latency.repeats
     # 1.25: the dense model is timed around every four runs.
-    seconds = 1.25 * runs * rounds * latency.batch * sample_flops / hardware.flops
-    return max(seconds, latency.seconds)
+    seconds_of_run = 1.25 * latency.batch * sample_flops / hardware.flops
+    table = (2 * len(config.pruning.width_ratios) + latency.checks) * seconds_of_run
+    front = latency.rechecks * seconds_of_run
+    finalists = (config.report.finalists + 3) * seconds_of_run
+    rechecks = (config.search.epochs - 1) * max(front, latency.recheck_seconds)
+    return max(table, latency.seconds) + rechecks + max(finalists, latency.seconds)
 
 
 def _table_bytes(config: StudyConfig, size: ModelSize, hardware: Hardware) -> float:

@@ -177,11 +177,12 @@ class LatencySettings(_Settings):
     """``[latency]``: the workload that is timed, and the precision.
 
     ``batch`` prompts are processed at once, and ``new_tokens`` tokens generated. Each timing is
-    repeated at least ``repeats`` times, then until it is known to ``precision`` (half of a 95 %
-    confidence interval, relative) or ``seconds`` are over. ``checks`` random policies are timed as
-    a whole, which shows the error of sums of table entries. After each epoch but the last,
-    ``rechecks`` policies of its front are timed as a whole (0: none), and the latencies of the
-    next epoch are corrected accordingly. The finalists are timed in the same way. With ``table``,
+    repeated ``repeats`` times, then until it is known to ``precision`` (half of a 95 %
+    confidence interval, relative), as far as ``seconds`` allow; everything is timed once in any
+    case. ``checks`` random policies are timed as a whole, which shows the error of sums of table
+    entries. After each epoch but the last, ``rechecks`` policies of its front are timed as a whole
+    (0: none) in a third of the ``seconds``, and the latencies of the next epoch are corrected
+    accordingly. The finalists are timed in the same way, in all of them. With ``table``,
     latency tables are stored in that file and reused for the same model, machine, package versions
     and ``[latency]``.
     """
@@ -197,6 +198,11 @@ class LatencySettings(_Settings):
     table: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00\n]+$")] | None = (
         None
     )
+
+    @property
+    def recheck_seconds(self) -> float:
+        """Return the time in which the front of an epoch is timed."""
+        return self.seconds / 3
 
 
 class SearchSettings(_Settings):

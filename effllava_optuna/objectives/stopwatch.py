@@ -10,6 +10,7 @@ import os
 import platform
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,10 +187,20 @@ class Stopwatch:
         reference: Any,
         *,
         seed: int = 0,
+        seconds: float | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> Timings:
-        """Time all runs in turn, with the precision of the workload; see `time_interleaved`."""
-        return time_interleaved(runs, reference, self.workload, seed=seed, progress=progress)
+        """Time all runs in turn, with the precision of the workload; see `time_interleaved`.
+
+        Args:
+            runs: What to run, by name.
+            reference: Name of the run that all others are divided by.
+            seed: Seed of the order within a round.
+            seconds: Instead of the seconds of the workload.
+            progress: Called with the finished share.
+        """
+        workload = self.workload if seconds is None else replace(self.workload, seconds=seconds)
+        return time_interleaved(runs, reference, workload, seed=seed, progress=progress)
 
 
 def _processor() -> str:

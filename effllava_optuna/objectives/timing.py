@@ -31,11 +31,11 @@ class Workload:
     Attributes:
         batch: Prompts (with one picture each) in a batch.
         new_tokens: Tokens generated for each prompt; 1 is the prefill alone.
-        warmup: Rounds that are not counted.
-        repeats: Smallest number of rounds that are counted.
+        warmup: Rounds that are not counted, unless there is no time for others.
+        repeats: Number of counted rounds before the precision is looked at.
         precision: Rounds continue until half the 95 % interval of a typical ratio to the dense
             time is at most this share of it.
-        seconds: After this time, there are no more rounds than ``repeats``.
+        seconds: No round begins that would last longer than this, except the first one.
     """
 
     batch: int = 64
@@ -93,6 +93,8 @@ def time_interleaved(
 ) -> Timings:
     """Time all runs in turn until their ratios are precise enough, or the time is over.
 
+    One round lasts as long as it has to. More of them begin only if they fit into the time.
+
     Args:
         runs: What to run, by name.
         reference: Name of the run that all others are divided by, phase by phase; a phase that it
@@ -102,24 +104,34 @@ def time_interleaved(
         progress: Called with the finished share.
     """
     rng = np.random.default_rng(seed)
-    timings: Timings = {name: {} for name in runs}
     others = [name for name in runs if name != reference]
+    timings: Timings = {}
     started, rounds = time.monotonic(), 0
-    while rounds < workload.warmup + workload.repeats or (
-        time.monotonic() - started < workload.seconds
-        and _typical_error(timings) > workload.precision
-    ):
+    while True:
+        if rounds <= workload.warmup:  # what came before was to warm up
+            timings = {name: {} for name in runs}
         order = [others[index] for index in rng.permutation(len(others))]
-        for name, phases in _round(runs, order, reference):
-            if rounds >= workload.warmup:
-                for phase, (ms, ratio) in phases.items():
-                    timing = timings[name].setdefault(phase, Timing())
-                    timing.ms.append(ms)
-                    timing.ratios.append(ratio)
+        for number, (name, phases) in enumerate(_round(runs, order, reference), start=1):
+            for phase, (ms, ratio) in phases.items():
+                timing = timings[name].setdefault(phase, Timing())
+                timing.ms.append(ms)
+                timing.ratios.append(ratio)
+            if progress is not None:
+                done = min(1.0, number / len(runs))  # of a round, which repeats the reference
+                progress(_share(time.monotonic() - started, rounds + done, workload.seconds))
         rounds += 1
-        if progress is not None:
-            progress(min(1.0, rounds / (workload.warmup + workload.repeats)))
-    return timings
+        passed = time.monotonic() - started
+        enough = (
+            rounds >= workload.warmup + workload.repeats
+            and _typical_error(timings) <= workload.precision
+        )
+        if enough or passed * (rounds + 1) / rounds > workload.seconds:
+            return timings
+
+
+def _share(passed: float, rounds: float, seconds: float) -> float:
+    """Estimate the finished share of ``seconds``, or of the first round if that lasts longer."""
+    return min(1.0, passed / max(seconds, passed / rounds))
 
 
 def _round(

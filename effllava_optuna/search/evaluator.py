@@ -155,12 +155,16 @@ class Evaluator:
             return score_policy(self.loaded, weight_state, policy, batches)
 
     def time_networks(
-        self, networks: Sequence[tuple[WeightState, Policy]], progress: Callable[[float], None]
+        self,
+        networks: Sequence[tuple[WeightState, Policy]],
+        seconds: float,
+        progress: Callable[[float], None],
     ) -> list[float]:
         """Time networks in turn; the first one is the reference.
 
         Args:
             networks: The weight state and the policy of each network.
+            seconds: No round begins that would last longer, except the first one.
             progress: Called with the finished share.
 
         Returns:
@@ -176,7 +180,7 @@ class Evaluator:
 
         runs = {number: runner(*network) for number, network in enumerate(networks)}
         with self.loaded.lock:
-            timings = self.stopwatch.race(runs, 0, progress=progress)
+            timings = self.stopwatch.race(runs, 0, seconds=seconds, progress=progress)
         table = self.calibration.latency
         return [whole_ms(table, timings[0], timings[number]) for number in runs]
 

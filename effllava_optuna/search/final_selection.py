@@ -158,6 +158,7 @@ class FinalSelection:
         self.cache.open(Split.TEST)
         latencies = self.evaluator.time_networks(
             [(finalist.weight_state, finalist.policy) for finalist in everyone],
+            self.evaluator.config.latency.seconds,
             lambda share: self.session.report_stage("timing the finalists", share),
         )
         rows = {}

@@ -40,7 +40,7 @@ class Additive(Stopwatch):
 
     def __init__(self, loaded: LoadedModel, speed: Callable[[int], float] = lambda _: 1.0) -> None:
         super().__init__(
-            loaded, Digits(proxy=8).samples(Split.PROXY), Workload(2, 3, 1, 5, seconds=0)
+            loaded, Digits(proxy=8).samples(Split.PROXY), Workload(2, 3, 1, 5, 1.0, seconds=60)
         )
         self.speed, self.runs = speed, 0
 

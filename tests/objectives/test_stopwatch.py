@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from transformers import StaticCache
 
 from effllava_optuna import Policy, narrowed, rank_units
-from effllava_optuna.objectives import Stopwatch, Workload, cuda_graph
+from effllava_optuna.objectives import Stopwatch, Workload, cuda_graph, timing
 from effllava_optuna.objectives import stopwatch as stopwatch_module
 from effllava_optuna.objectives.timing import Timing
 from effllava_optuna.surgery import prefill
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def stopwatch_of(loaded: LoadedModel, **workload: Any) -> Stopwatch:
-    known: dict[str, Any] = {"batch": 3, "new_tokens": 4, "seconds": 0.0}
+    known: dict[str, Any] = {"batch": 3, "new_tokens": 4, "precision": float("inf")}
     return Stopwatch(loaded, Digits(proxy=8).samples(Split.PROXY), Workload(**(known | workload)))
 
 
@@ -80,14 +81,41 @@ def test_rounds_go_on_until_timings_are_known_well_enough(tiny: LoadedModel) -> 
     assert timings["a"]["prefill"].relative_error <= 0.2
 
 
-def test_rounds_end_when_the_time_is_over(tiny: LoadedModel) -> None:
-    noisy = iter(range(1000))
-    runs: dict[str, Any] = {
-        "dense": lambda: {"prefill": 1.0},
-        "a": lambda: {"prefill": 1.0 + next(noisy) % 5},
-    }
-    timings = stopwatch_of(tiny, warmup=1, repeats=4, precision=1e-6).race(runs, "dense")
-    assert len(timings["a"]["prefill"].ms) == 4
+@pytest.mark.parametrize(
+    ("seconds", "counted", "rounds"),
+    [
+        (0, [0.0], 1),  # a first round in any case, even if it is one to warm up
+        (17, [0.0], 1),
+        (18, [1.0], 2),
+        (80, [1.0, 2.0, 3.0, 4.0, 0.0, 1.0, 2.0], 8),
+    ],
+)
+def test_no_round_begins_that_does_not_fit_into_the_time(
+    tiny: LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    counted: list[float],
+    rounds: int,
+) -> None:
+    clock, noisy = [100.0], iter(range(1000))
+
+    def run(ms: Callable[[], float]) -> Callable[[], dict[str, float]]:
+        def timed() -> dict[str, float]:
+            clock[0] += 3.0
+            return {"prefill": ms()}
+
+        return timed
+
+    runs = {"dense": run(lambda: 1.0), "a": run(lambda: float(next(noisy) % 5))}
+    monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    shares: list[float] = []
+    stopwatch = stopwatch_of(tiny, warmup=1, repeats=4, precision=1e-6)
+    timings = stopwatch.race(runs, "dense", seconds=seconds, progress=shares.append)
+    assert timings["a"]["prefill"].ms == counted
+    assert clock[0] == 100 + 9 * rounds
+    assert shares == sorted(shares)
+    assert shares[-1] == (1.0 if seconds < 9 else 9 * rounds / seconds)
+    assert len(shares) == 3 * rounds  # also within a round
 
 
 def test_doubt_is_half_the_interval_of_a_median() -> None:

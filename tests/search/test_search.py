@@ -101,8 +101,13 @@ class Clock:
         self.timed: list[list[Policy]] = []
 
     def time_networks(
-        self, evaluator: Evaluator, networks: Any, progress: Callable[[float], None]
+        self,
+        evaluator: Evaluator,
+        networks: Any,
+        seconds: float,
+        progress: Callable[[float], None],
     ) -> list[float]:
+        assert seconds == evaluator.config.latency.recheck_seconds
         table = evaluator.calibration.latency
         self.timed.append([policy for _, policy in networks])
         progress(1.0)

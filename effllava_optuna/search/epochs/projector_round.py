@@ -133,7 +133,9 @@ def _recheck_latency(
     calibration = evaluator.calibration
     table = calibration.latency
     networks = [(weight_state, policy) for policy in (dense, *policies)]
-    measured = evaluator.time_networks(networks, progress)
+    measured = evaluator.time_networks(
+        networks, evaluator.config.latency.recheck_seconds, progress
+    )
     errors = [
         table.predict(policy, former_factor) / table.dense_total_ms * measured[0] / ms - 1
         for policy, ms in zip(policies, measured[1:], strict=True)
