@@ -16,6 +16,7 @@ from effllava_optuna.objectives import (
     parameters,
     risk_table,
     score_policy,
+    tracked,
 )
 from effllava_optuna.policy import Policy
 from effllava_optuna.surgery import (
@@ -64,7 +65,10 @@ def calibrate(
     report_stage("measuring the dense model", 0.0)
     unfitted = (None,) * (config.pruning.folds + 1)
     plain = WeightState("dense", ranked.ranking, unfitted, unfitted)
-    scores = score_policy(loaded, plain, Policy.dense(structure), inputs.proxy.scored)
+    batches = tracked(
+        inputs.proxy.scored, lambda share: report_stage("measuring the dense model", share)
+    )
+    scores = score_policy(loaded, plain, Policy.dense(structure), batches)
     return Calibration(
         structure=structure,
         ranking=ranked.ranking,

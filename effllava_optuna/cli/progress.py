@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 _EXIT_INTERRUPTED = 130
 _REFRESH_SECONDS = 0.5  # between two evaluations of all trials, on a terminal
+_LINE_SECONDS = 30.0  # after which another line is printed, where there is no bar
 _logger = get_logger(__name__)
 
 
 class ProgressDisplay:
-    """A progress bar on a terminal; otherwise one line for each stage and generation.
+    """A progress bar on a terminal; otherwise lines: for stages, generations, and each 30 s.
 
     Neither is shown with ``--quiet``. An interruption prints the command that continues, and exits
     with code 130.
@@ -57,7 +58,7 @@ class ProgressDisplay:
         )
         self._task = self._bar.add_task("", total=1.0, note="")
         self._stage = ""
-        self._next_refresh = 0.0
+        self._stage_started = self._next_line = self._next_refresh = 0.0
 
     def __enter__(self) -> ProgressDisplay:
         if self.live and not self.quiet:
@@ -89,10 +90,16 @@ class ProgressDisplay:
 
     def report_stage(self, stage: str, share: float) -> None:
         """Show the current stage and its finished share, in [0, 1]."""
-        self._bar.update(self._task, description=stage, completed=share, total=1.0, note="")
+        now = time.monotonic()
         if stage != self._stage:
+            self._stage, self._stage_started = stage, now
             self._log(f"{stage} ...")
-        self._stage = stage
+        passed = now - self._stage_started
+        left = f"{format_duration(passed * (1 / share - 1))} left" if 0 < share < 1 else ""
+        note = left if passed >= 1 else ""
+        self._bar.update(self._task, description=stage, completed=share, total=1.0, note=note)
+        if left and now >= self._next_line:
+            self._log(f"{stage}: {share:.0%}, {left}")
 
     def show_trial(self, session: SearchSession, trial: TrialRecord) -> None:
         """Show the progress of the search after a trial."""
@@ -111,7 +118,7 @@ class ProgressDisplay:
         if self.live:
             if time.monotonic() < self._next_refresh:
                 return
-        elif finished % search.population:
+        elif finished % search.population and time.monotonic() < self._next_line:
             return
         self._next_refresh = time.monotonic() + _REFRESH_SECONDS
         stage = f"searching, epoch {trial.epoch + 1} of {search.epochs}"
@@ -126,6 +133,7 @@ class ProgressDisplay:
     def _log(self, line: str) -> None:
         """Log a line, and print it if there is neither a bar nor the log on the terminal."""
         _logger.debug(line)
+        self._next_line = time.monotonic() + _LINE_SECONDS
         if not (self.live or self.quiet or get_verbosity() <= logging.DEBUG):
             self.print(line)
 

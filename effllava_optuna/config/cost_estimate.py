@@ -6,11 +6,13 @@ that the hardware is expected to reach; the memory is that of the largest step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from effllava_optuna.config.schema import StudyConfig
+    from effllava_optuna.surgery import CheckpointOutline
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,19 +23,24 @@ class Hardware:
         name: Name, as in "hours on {name}".
         flops: Floating-point operations per second.
         bandwidth: Bytes per second from its memory.
-        calibration_seconds: Time of loading, ranking and factoring; a guess.
+        calibration_seconds: Time of loading, and of all that is not counted; a guess.
+        fit_seconds: Time of ranking and fitting a component, divided by the square of its columns
+            and by the sum of its columns and outputs.
         number_bytes: Bytes of a number.
         activation_bytes: Memory beside weights and compensation tables.
         trial_seconds: Time of a trial beside its forward passes.
+        is_gpu: Whether it has memory of its own.
     """
 
     name: str
     flops: float
     bandwidth: float
     calibration_seconds: float
+    fit_seconds: float
     number_bytes: int
     activation_bytes: float
     trial_seconds: float = 0.0
+    is_gpu: bool = False
 
 
 H200 = Hardware(
@@ -41,8 +48,10 @@ H200 = Hardware(
     flops=0.4 * 989e12,  # dense bfloat16, at 40 %
     bandwidth=0.5 * 4.8e12,
     calibration_seconds=600.0,
+    fit_seconds=0.0,  # part of the guess
     number_bytes=2,
     activation_bytes=8e9,  # for batches of 64
+    is_gpu=True,
 )
 
 
@@ -52,7 +61,8 @@ def cpu(threads: int) -> Hardware:
         f"a CPU with {threads} thread{'' if threads == 1 else 's'}",
         flops=2e10 * threads,
         bandwidth=5e9,
-        calibration_seconds=25.0,
+        calibration_seconds=15.0,
+        fit_seconds=8e-10 / threads,  # benchmarks/results/importance_time.json
         number_bytes=4,
         activation_bytes=1e9,
         trial_seconds=0.02,
@@ -86,6 +96,20 @@ class ModelSize:
         """Return the number of parameters in the decoder's linear layers."""
         attention = 2 * self.hidden_size**2 * (1 + self.group_ratio)
         return self.layers * (attention + 3 * self.hidden_size * self.mlp_width)
+
+
+def model_size(outline: CheckpointOutline, text_tokens: int) -> ModelSize:
+    """Return the size of a model whose prompts have ``text_tokens`` beside those of a picture."""
+    size = ModelSize(
+        layers=outline.decoder_layers,
+        hidden_size=outline.hidden_size,
+        mlp_width=outline.mlp_width,
+        group_ratio=outline.group_ratio,
+        other_parameters=0.0,
+        prompt_tokens=outline.image_tokens + text_tokens,
+        vision_flops=2.0 * outline.vision_parameters * outline.image_patches,
+    )
+    return replace(size, other_parameters=max(0.0, outline.parameters - size.prunable))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +160,7 @@ def _seconds(config: StudyConfig, size: ModelSize, hardware: Hardware) -> float:
         # For each component and fit, half of a pass through the dense and the pruned model.
         passes = 2 * size.layers * config.pruning.folds * (1 + keep_ratio) / 2
         updates += (search.epochs - 1) * passes * proxy_flops / hardware.flops
-    baselines = (widths**2 + widths) * keep_ratio * proxy_flops / hardware.flops
+    baselines = 2 * widths * keep_ratio * proxy_flops / hardware.flops
     held_out = task.validation + task.test
     finalists = (config.report.finalists + 3) * held_out
     final = finalists * (keep_ratio * sample_flops / hardware.flops + generation_seconds / 64)
@@ -145,7 +169,22 @@ def _seconds(config: StudyConfig, size: ModelSize, hardware: Hardware) -> float:
         final += (held_out + task.proxy) * (sample_flops / hardware.flops + answer_seconds)
     vision = (held_out + task.proxy) * size.vision_flops / hardware.flops
     timing = _timing_seconds(config, sample_flops, hardware)
-    return hardware.calibration_seconds + trials + updates + timing + baselines + final + vision
+    calibration = _calibration_seconds(config, size, hardware)
+    return calibration + trials + updates + timing + baselines + final + vision
+
+
+def _calibration_seconds(config: StudyConfig, size: ModelSize, hardware: Hardware) -> float:
+    """Estimate the time of ranking and fitting, in as many passes as fit into the memory."""
+    matrices = (size.hidden_size, size.mlp_width)  # columns of the output matrices of a block
+    work = size.layers * sum(columns**2 * (columns + size.hidden_size) for columns in matrices)
+    moments = 16 * config.pruning.folds * size.layers * sum(columns**2 for columns in matrices)
+    # What the tables leave, but at least the moments of one component.
+    left = config.pruning.table_gb * 1e9 - _table_bytes(config, size, hardware)
+    largest = 16 * config.pruning.folds * max(matrices) ** 2
+    passes = math.ceil(moments / max(left, largest))
+    # Forward and backward, through the dense model.
+    pass_seconds = 3 * config.task.proxy * 2 * size.prunable * size.prompt_tokens / hardware.flops
+    return hardware.calibration_seconds + work * hardware.fit_seconds + passes * pass_seconds
 
 
 def _timing_seconds(config: StudyConfig, sample_flops: float, hardware: Hardware) -> float:
@@ -173,8 +212,8 @@ def _table_bytes(config: StudyConfig, size: ModelSize, hardware: Hardware) -> fl
 
 def describe_cost(cost: CostEstimate, hardware: Hardware = H200) -> str:
     """Return a cost as text, as in the header of a study file."""
-    memory = "GPU memory" if hardware is H200 else "memory"
-    if hardware is H200 or cost.hours >= 0.95:
+    memory = "GPU memory" if hardware.is_gpu else "memory"
+    if hardware.is_gpu or cost.hours >= 0.95:
         time = f"{cost.hours:.1f} hours"
     else:
         time = f"{max(1, round(cost.hours * 60))} minutes"

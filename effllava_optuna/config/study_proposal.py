@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +16,26 @@ from effllava_optuna.config.cost_estimate import (
     cpu,
     describe_cost,
     estimate_cost,
+    model_size,
 )
-from effllava_optuna.config.schema import ROWS, WIDTH_RATIOS, StudyConfig
+from effllava_optuna.config.schema import ROWS, TASKS, WIDTH_RATIOS, StudyConfig
 from effllava_optuna.errors import ConfigError, ModelError, TaskError
 from effllava_optuna.files import expand_home
 from effllava_optuna.policy import Kind
-from effllava_optuna.tasks import DataTask
+from effllava_optuna.tasks import DataTask, Split, TaskOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from effllava_optuna.policy import Component
     from effllava_optuna.surgery import CheckpointOutline
+    from effllava_optuna.tasks import Sample
 
 _LARGE_MODEL = 1e9  # parameters, from which a model needs a GPU
-_THREADED_MODEL = 2e7  # parameters, from which an operation uses all threads
+_MEDIUM_MODEL = 2e7  # parameters, from which operations use all threads, and widths are coarse
+_TEXT_TOKENS = 100  # of a question with its answer, if its rows are not at hand
+_TEMPLATE_TOKENS, _ANSWER_TOKENS, _TOKEN_CHARACTERS = 20, 16, 4  # guesses, for English text
+_CPU_HOURS = 0.5  # of a study on a CPU, if the smallest of the `_EFFORTS` allows
 _MLP_STEPS = (256, 128, 64, 32, 16, 8)  # multiples of MLP widths that suit matrix kernels
 _MIN_MLP_STEPS = 32  # number of allowed widths of an MLP
 _KEEP_RATIOS = {"digits-vlm": 0.225, "drawn-vlm": 0.6}  # measured on the embedded models
@@ -37,6 +44,29 @@ _COARSE_WIDTH_RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of large tabl
 _MIN_TABLE_GB = 0.8
 
 Tables = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Effort:
+    """How much a study measures.
+
+    Attributes:
+        samples: Samples of proxy, validation and test.
+        search: Epochs, generations and population; None: by the number of components.
+        finalists: Policies that are measured on validation and test; None: likewise.
+    """
+
+    samples: tuple[int, int, int] = (64, 500, 2000)
+    search: tuple[int, int, int] | None = None
+    finalists: int | None = None
+
+
+_EFFORTS = (
+    _Effort(),
+    _Effort((64, 200, 400), (3, 3, 16), 5),
+    _Effort((48, 100, 200), (2, 3, 12), 3),
+    _Effort((32, 60, 120), (2, 2, 12), 3),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +116,21 @@ def propose_study(request: StudyRequest) -> ProposedStudy:
     from effllava_optuna.surgery import outline_checkpoint
 
     outline = outline_checkpoint(request.model)
-    if not outline.takes_images:
+    if not outline.takes_images and request.task in TASKS and request.task != "qa":
         raise ModelError(
-            f"{request.model!r} takes no pictures, but the tasks have pictures.",
-            hint="Use a vision-language model, such as a LLaVA checkpoint, or digits-vlm.",
+            f"{request.model!r} takes no pictures, but task {request.task!r} has pictures.",
+            hint="Use a vision-language model, or --task qa with rows of text.",
         )
     hardware = _hardware(outline)
-    size = _model_size(outline, request.task)
-    tables = _tables(request, outline, size, hardware)
-    cost = estimate_cost(_config(request, tables), size, hardware)
-    tables["pruning"]["table_gb"] = _round_table_gb(cost.table_gb)
-    config = _config(request, tables)
-    cost = estimate_cost(config, size, hardware)
+    size = model_size(outline, _text_tokens(request))
+    for effort in _EFFORTS:
+        tables = _tables(request, outline, size, hardware, effort)
+        cost = estimate_cost(_config(request, tables), size, hardware)
+        tables["pruning"]["table_gb"] = _round_table_gb(cost.table_gb)
+        config = _config(request, tables)
+        cost = estimate_cost(config, size, hardware)
+        if hardware.is_gpu or cost.hours <= _CPU_HOURS:
+            break
     summary = _summary(request, outline, config, describe_cost(cost, hardware))
     text = format_study_file(summary, tables)
     if StudyConfig.of(parse_study_file(text), source=str(request.out)) != config:
@@ -156,21 +189,55 @@ def _hardware(outline: CheckpointOutline) -> Hardware:
 
     if torch.cuda.is_available() or outline.parameters >= _LARGE_MODEL:
         return H200
-    return cpu(1 if outline.parameters < _THREADED_MODEL else torch.get_num_threads())
+    return cpu(1 if outline.parameters < _MEDIUM_MODEL else torch.get_num_threads())
 
 
-def _model_size(outline: CheckpointOutline, task: str) -> ModelSize:
-    text_tokens = 12 if task == "digits" else 100
-    size = ModelSize(
-        layers=outline.decoder_layers,
-        hidden_size=outline.hidden_size,
-        mlp_width=outline.mlp_width,
-        group_ratio=outline.group_ratio,
-        other_parameters=0.0,
-        prompt_tokens=outline.image_tokens + text_tokens,
-        vision_flops=2.0 * outline.vision_parameters * outline.image_patches,
+def _text_tokens(request: StudyRequest) -> int:
+    """Estimate the mean number of tokens of a question with its answer."""
+    if request.task == "digits":
+        return 12
+    rows = _local_rows(request)
+    if not rows:
+        return _TEXT_TOKENS
+    characters = sum(len(row.system + row.question + row.correct_answer) for row in rows)
+    unlabelled = sum(not row.is_labelled for row in rows)
+    return _TEMPLATE_TOKENS + round(
+        (characters / _TOKEN_CHARACTERS + unlabelled * _ANSWER_TOKENS) / len(rows)
     )
-    return replace(size, other_parameters=max(0.0, outline.parameters - size.prunable))
+
+
+def _local_rows(request: StudyRequest) -> Sequence[Sample]:
+    """Return the rows of local data; none if they cannot be used, which `check` explains."""
+    task = _local_task(request)
+    try:
+        return () if task is None else task.all_rows(Split.PROXY)
+    except TaskError:
+        return ()
+
+
+def _local_task(
+    request: StudyRequest, sizes: tuple[int, int, int] = _EFFORTS[0].samples
+) -> DataTask | None:
+    """Return the task of local data, labelled or not; the rows of a hub id are not downloaded."""
+    if request.data is None or not expand_home(request.data).exists():
+        return None
+    proxy, validation, test = sizes
+    return DataTask(
+        request.task,
+        request.data,
+        options=TaskOptions(labels=False),
+        proxy=proxy,
+        validation=validation,
+        test=test,
+    )
+
+
+def _sizes_for_rows(request: StudyRequest, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return smaller sizes of the splits if the local rows would leave one of them empty."""
+    task, rows = _local_task(request, sizes), len(_local_rows(request))
+    if task is None or not rows or all(task.samples(split) for split in Split):
+        return sizes
+    return min(sizes[0], max(8, rows // 2)), max(1, rows // 4), max(1, rows // 4)
 
 
 def _round_table_gb(table_gb: float) -> float:
@@ -189,50 +256,57 @@ def _mlp_step(mlp_width: int) -> int:
 
 
 def _tables(
-    request: StudyRequest, outline: CheckpointOutline, size: ModelSize, hardware: Hardware
+    request: StudyRequest,
+    outline: CheckpointOutline,
+    size: ModelSize,
+    hardware: Hardware,
+    effort: _Effort,
 ) -> Tables:
     """Choose the values of the study file; ``pruning.table_gb`` is a placeholder."""
     large = outline.parameters >= _LARGE_MODEL
+    coarse = outline.parameters >= _MEDIUM_MODEL
     genes = len(_pruned_components(outline))
     task: dict[str, Any] = {"name": request.task}
     if request.data is not None:
         task["data"] = _relative_path(request.data, request.out)
-    task |= {"proxy": 64, "validation": 500, "test": 2000}
+    sizes = _sizes_for_rows(request, effort.samples)
+    task |= dict(zip(("proxy", "validation", "test"), sizes, strict=True))
     quality = {"measure": "agreement"} if _count_unlabelled(request)[0] else {}
     pruning: dict[str, Any] = {
-        "width_ratios": list(_COARSE_WIDTH_RATIOS if large else WIDTH_RATIOS),
+        "width_ratios": list(_COARSE_WIDTH_RATIOS if coarse else WIDTH_RATIOS),
         "multiple_of": _mlp_step(outline.mlp_width),
         "table_gb": 8.0,
     }
     # As many prompts at once as occupy the hardware.
     batch = 8 if large else max(1, min(64, 4096 // size.prompt_tokens))
-    search = {
-        "epochs": 3,
-        "generations": 4 if genes <= 40 else 5,
-        "population": 20 if genes <= 20 else 32,
-    }
+    if not hardware.is_gpu and coarse:
+        batch = 1
+    default = (3, 4 if genes <= 40 else 5, 20 if genes <= 20 else 32)
+    search = dict(
+        zip(("epochs", "generations", "population"), effort.search or default, strict=True)
+    )
+    finalists = effort.finalists or (5 if genes <= 20 else 8)
     return {
         "model": {
             "path": _relative_path(request.model, request.out),
-            "dtype": "bfloat16" if hardware is H200 else "auto",
+            "dtype": "bfloat16" if hardware.is_gpu else "auto",
         },
         "task": task,
         "pruning": pruning,
         **({"quality": quality} if quality else {}),
         "latency": {"batch": batch},
         "search": search | _budget(request),
-        "projector": {"elites": 3 if genes <= 20 else 4},
-        "report": {"finalists": 5 if genes <= 20 else 8},
+        "projector": {"elites": 3 if genes <= 20 else 4} if outline.takes_images else {"steps": 0},
+        "report": {"finalists": finalists},
         "export": {"directory": f"{request.out.stem}.pruned"},
     }
 
 
 def _count_unlabelled(request: StudyRequest) -> tuple[int, int]:
     """Count the rows of local data without a correct answer, and all rows; (0, 0): not known."""
-    if request.data is None or not expand_home(request.data).exists():
-        return 0, 0  # the rows of a hub id are not downloaded for a proposal
+    task = _local_task(request)
     try:
-        return DataTask(request.task, request.data).unlabelled_rows
+        return (0, 0) if task is None else task.unlabelled_rows
     except TaskError:  # `check` names what is wrong with the data
         return 0, 0
 

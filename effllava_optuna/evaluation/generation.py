@@ -14,6 +14,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from effllava_optuna.errors import ModelError, TaskError
+from effllava_optuna.processors import takes_pictures, tokenizer_of
 from effllava_optuna.surgery.apply.decoding import generate_tokens, special_tokens
 from effllava_optuna.tasks.prompts import append_answer, build_model_inputs, format_prompt
 
@@ -97,7 +98,7 @@ class AnsweringModel:
     system: str = ""
 
     def __post_init__(self) -> None:
-        if not hasattr(self.loaded.processor, "image_processor"):
+        if not takes_pictures(self.loaded.processor):
             raise ModelError(
                 f"{self.loaded.source} takes no pictures.", hint="Use a vision-language model."
             )
@@ -117,7 +118,7 @@ class AnsweringModel:
         Raises:
             TaskError: The processor has no chat template, or a question has the image token in it.
         """
-        tokenizer = self.loaded.processor.tokenizer
+        tokenizer = tokenizer_of(self.loaded.processor)
         settings = self._generation_settings(options)
         answers: dict[int, str] = {}
         for positions, batch in self._batches(questions, lambda q: len(q.pictures)):
@@ -152,7 +153,7 @@ class AnsweringModel:
         for positions, batch in self._batches(pairs, lambda pair: len(pair[0].pictures)):
             completed = [
                 append_answer(
-                    self.loaded.processor.tokenizer, self._prompt(question), answer.strip()
+                    tokenizer_of(self.loaded.processor), self._prompt(question), answer.strip()
                 )
                 for question, answer in batch
             ]
@@ -224,7 +225,7 @@ class AnsweringModel:
             repetition_penalty=shipped.repetition_penalty if penalty is None else penalty,
             do_sample=options.temperature > 0,
             **sampling,
-            **special_tokens(model, self.loaded.processor.tokenizer),
+            **special_tokens(model, tokenizer_of(self.loaded.processor)),
         )
 
 

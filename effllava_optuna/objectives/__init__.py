@@ -8,6 +8,7 @@ from effllava_optuna.objectives.accuracy import (
     score_batch,
     score_policy,
     split_folds,
+    tracked,
 )
 from effllava_optuna.objectives.dense_answering import answer_questions, graded_samples
 from effllava_optuna.objectives.encoded_proxy import EncodedProxy
@@ -64,5 +65,6 @@ __all__ = [
     "score_batch",
     "score_policy",
     "split_folds",
+    "tracked",
     "whole_ms",
 ]

@@ -25,7 +25,7 @@ from effllava_optuna.tasks import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from effllava_optuna.policy import Policy
     from effllava_optuna.surgery import EncodedInputs, LoadedModel, WeightState
@@ -110,6 +110,17 @@ def encode_samples(
         )
         for batch in batches
     )
+
+
+def tracked(
+    batches: Sequence[EncodedBatch], progress: Callable[[float], None]
+) -> Iterator[EncodedBatch]:
+    """Yield batches, and report the share of their samples that has been asked for before."""
+    total, done = sum(len(encoded.batch.samples) for encoded in batches), 0
+    for encoded in batches:
+        progress(done / total)
+        yield encoded
+        done += len(encoded.batch.samples)
 
 
 @torch.inference_mode()

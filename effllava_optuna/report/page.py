@@ -218,16 +218,18 @@ def _context_section(document: Mapping[str, Any]) -> PageSection | None:
 
 def _projector_section(document: Mapping[str, Any]) -> PageSection | None:
     """Show the effect of each projector update on held-out and on training samples."""
-    if not document["projector"]:
-        return None
     keys = ("crossfit_accuracy", "crossfit_loss", "proxy_accuracy")
     rows = []
     for epoch, update in enumerate(document["projector"], start=1):
+        if "seconds" not in update:  # nothing was trained
+            continue
         changes = [
             f"{update[f'{key}_before']:.3f} to {update[f'{key}_after']:.3f}" for key in keys
         ]
         cells = (str(epoch), str(update["steps"]), f"{update['seconds']:.0f}", *changes)
         rows.append(TableRow(cells))
+    if not rows:
+        return None
     measure = measure_of_split(document, "proxy")
     columns = (
         "for epoch", "steps", "seconds", f"held-out {measure}", "held-out loss",

@@ -66,6 +66,8 @@ def summary_lines(document: Mapping[str, Any]) -> list[str]:
         if update["in_context"] is not None:
             note = _context_note(update["in_context"], measure)
             lines.append(f"tables in context, epoch {epoch}: {note}")
+        if "seconds" not in update:  # nothing was trained
+            continue
         lines.append(
             f"projector of epoch {epoch}: {update['steps']} steps, {update['seconds']:.0f} s, "
             f"held-out {measure} {update['crossfit_accuracy_before']:.3f} to "

@@ -2,8 +2,8 @@
 
 The order matters. Finalists come from the Pareto front, by proxy scores. Validation chooses among
 them, and the choice is stored. Only then is the test split opened; it ranks nothing. The baselines
-are chosen in the same way, under the weight state of the choice: the whole grid by proxy scores,
-the best of it by validation.
+are chosen in the same way, under the weight state of the choice: a grid by proxy scores (without
+the policies that another feasible one contains), the best of it by validation.
 """
 
 from __future__ import annotations
@@ -67,6 +67,22 @@ class Finalist:
     trial: int | None = None
 
 
+class _StepCounter:
+    """Reports the share of a stage by the number of its steps."""
+
+    def __init__(self, session: SearchSession) -> None:
+        self.report_stage = session.report_stage
+        self.stage, self.steps, self.done = "", 1, 0
+
+    def begin(self, stage: str, steps: int) -> None:
+        self.stage, self.steps, self.done = stage, steps, 0
+        self.report_stage(stage, 0.0)
+
+    def step(self) -> None:
+        self.done += 1
+        self.report_stage(self.stage, min(1.0, self.done / self.steps))
+
+
 class _ScoreCache:
     """Scores of finalists; each policy is scored once on each split."""
 
@@ -123,6 +139,7 @@ class FinalSelection:
         self.count = session.config.report.finalists
         self.latest = session.epochs.latest
         self.costs = session.schedule.view_of(self.latest).cost_model
+        self.progress = _StepCounter(session)
         self.cache = _ScoreCache(session)
 
     def run(self) -> dict[str, Any]:
@@ -139,20 +156,21 @@ class FinalSelection:
                 f"Study {study.study_name!r} has no feasible trial that completed.",
                 hint="Allow a larger budget, or run more trials.",
             )
-        self.session.report_stage("choosing by validation", 0.0)
-        self.cache.open(Split.VALIDATION)
         selected = finalists(front, self.count)
+        structure, widths = self.evaluator.structure, self.evaluator.calibration.widths
+        grids = {
+            "uniform": self.costs.maximal(uniform_policies(structure, widths)),
+            "uniform_by_kind": self.costs.maximal(uniform_by_kind(structure, widths)),
+        }
+        # Finalists and grids are measured on the proxy, and the best of them on validation.
+        sizes = [len(selected), *map(len, grids.values())]
+        steps = sum(size + min(self.count, size) for size in sizes) + 1  # and the dense model
+        self.progress.begin("choosing by validation", steps)
+        self.cache.open(Split.VALIDATION)
         candidates = [self._from_trial(trial) for trial in selected]
         chosen = self._best(candidates)
         study.set_user_attr(CHOSEN, chosen.trial)
-        structure, widths = self.evaluator.structure, self.evaluator.calibration.widths
-        baselines = [
-            self._baseline(name, grid, chosen)
-            for name, grid in (
-                ("uniform", uniform_policies(structure, widths)),
-                ("uniform_by_kind", uniform_by_kind(structure, widths)),
-            )
-        ]
+        baselines = [self._baseline(name, grid, chosen) for name, grid in grids.items()]
         dense = self._dense()
         everyone = [dense, *(b for b in baselines if b is not None), *candidates]
         self.cache.open(Split.TEST)
@@ -198,7 +216,9 @@ class FinalSelection:
 
     def _measure(self, policy: Policy, weight_state: WeightState) -> Measurement:
         factor = self.session.epochs.epoch(self.latest).latency_factor
-        return self.evaluator.measure(policy, weight_state, factor)
+        measured = self.evaluator.measure(policy, weight_state, factor)
+        self.progress.step()
+        return measured
 
     def _from_trial(self, trial: TrialRecord) -> Finalist:
         policy = Policy.of(self.evaluator.structure, trial.widths)
@@ -224,9 +244,9 @@ class FinalSelection:
         )
 
     def _baseline(self, name: str, grid: Sequence[Policy], chosen: Finalist) -> Finalist | None:
-        """Choose from ``grid`` as the choice was made, under the same weight state."""
+        """Choose from a feasible grid as the choice was made, under the same weight state."""
         tried = []
-        for policy in filter(self.costs.allows, grid):
+        for policy in grid:
             with suppress(UserFunctionError):  # no trial has shown that it has a quality
                 measured = self._measure(policy, chosen.weight_state)
                 tried.append(
@@ -246,6 +266,7 @@ class FinalSelection:
 
         def merit(finalist: Finalist) -> tuple[float, float]:
             scores = self.cache.scores(finalist, Split.VALIDATION)
+            self.progress.step()
             return float(scores.hit.mean()), finalist.measured.quality
 
         return max(candidates, key=merit)

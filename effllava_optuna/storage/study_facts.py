@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-_UPDATE_ATTRS = (  # of a published projector update, for the report
+_UPDATE_ATTRS = (  # of a published epoch, for the report; only steps if nothing was trained
     "steps",
     "seconds",
     "proxy_accuracy_before",
@@ -90,7 +90,7 @@ def _update(epoch: FrozenTrial) -> dict[str, Any]:
         "latency_errors": attrs.get("latency_errors", []),
         "in_context": attrs.get("in_context"),
     }
-    return optional | {name: attrs[name] for name in _UPDATE_ATTRS}
+    return optional | {name: attrs[name] for name in _UPDATE_ATTRS if name in attrs}
 
 
 def _search_times(study: Study) -> tuple[str | None, str | None]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.errors import TaskError, shorten
+from effllava_optuna.processors import tokenizer_of
 from effllava_optuna.tasks.data.row_task import DataTask
 from effllava_optuna.tasks.prompts import encode_prompts, encode_with_answers
 from effllava_optuna.tasks.prompts.prompt_length import count_text_tokens, require_text_context
@@ -55,7 +56,7 @@ def check_samples(
                 with_answer = not generate and sample.split is Split.PROXY
                 _encode(processor, sample, context, with_answer=with_answer)
                 if sample.rule is not None and sample.is_open_ended and sample.is_labelled:
-                    _check_answer_length(processor.tokenizer, sample, sample.rule)
+                    _check_answer_length(tokenizer_of(processor), sample, sample.rule)
             else:
                 sample.load_image()
                 require_text_context(processor, [sample], context, picture_tokens)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from effllava_optuna.cli import progress
 from effllava_optuna.cli.progress import ProgressDisplay, TrialRate, format_duration
 from effllava_optuna.logging import set_verbosity
 from effllava_optuna.search.runner import resume
@@ -74,6 +76,23 @@ def test_progress_is_printed_logged_or_hidden_by_verbosity(
     assert printed.out == out
     assert err in printed.err
     assert bool(printed.err) == bool(err)
+
+
+def test_a_long_stage_prints_what_is_left_each_half_minute(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    with ProgressDisplay("resume small.toml") as display:
+        for second in range(100):
+            clock[0] = 1000.0 + second
+            display.report_stage("timing widths", second / 100)
+    assert capsys.readouterr().out.splitlines() == [
+        "timing widths ...",
+        "timing widths: 30%, 1 min 10 s left",
+        "timing widths: 60%, 40 s left",
+        "timing widths: 90%, 10 s left",
+    ]
 
 
 @pytest.mark.parametrize(("term", "live"), [("xterm", True), ("dumb", False)])

@@ -73,6 +73,7 @@ class ContextFactory(StudyFactory):
         return config.model_copy(
             update={
                 "pruning": config.pruning.model_copy(update=pruning),
+                "projector": config.projector.model_copy(update={"steps": 1, "every": 1}),
                 "quality": config.quality.model_copy(update=quality),
             }
         )

@@ -161,6 +161,22 @@ def test_an_epoch_predicts_with_what_whole_runs_of_the_last_front_saved(
         assert row["speedup_measured"] == pytest.approx(row["speedup_predicted"])
 
 
+def test_every_stage_of_the_final_selection_reports_its_share(opened: StudyFactory) -> None:
+    shares: dict[str, list[float]] = {}
+    with opened(keep_ratio=0.5) as session:
+        search(session)
+        watched = replace(
+            session,
+            report_stage=lambda stage, share: shares.setdefault(stage, []).append(share),
+        )
+        FinalSelection(watched).run()
+    for stage in ("choosing by validation", "timing the finalists", "opening the test split"):
+        assert shares[stage] == sorted(shares[stage])
+        assert len(shares[stage]) > 2
+        assert shares[stage][-1] >= 0.75
+    assert shares["choosing by validation"][-1] == 1.0
+
+
 def test_an_epoch_of_a_version_without_corrections_expects_all_savings(
     opened: StudyFactory,
 ) -> None:

@@ -165,7 +165,9 @@ def check(file: Path, *, deep: bool, output_format: OutputFormat) -> None:
 
 def _check_deep(config: StudyConfig, display: ProgressDisplay) -> tuple[dict[str, Any], list[str]]:
     """Load the model and check every sample; return the result as JSON values and as lines."""
+    from effllava_optuna.calibration.cost_measurement import measure_cost
     from effllava_optuna.calibration.inputs import answer_proxy, load_model
+    from effllava_optuna.config.cost_estimate import describe_cost
     from effllava_optuna.config.task_factory import make_task
     from effllava_optuna.config.user_functions import user_functions
     from effllava_optuna.objectives import describe_task
@@ -214,9 +216,14 @@ def _check_deep(config: StudyConfig, display: ProgressDisplay) -> tuple[dict[str
             ", ".join(f"{split}: {measure}" for split, measure in measures.items()),
             _answers_line(task.samples(Split.PROXY), answers),
         ]
+    cost, hardware = measure_cost(config, loaded, task)
+    lines.append(
+        f"the study needs {describe_cost(cost, hardware)}: an estimate from the time of one batch"
+    )
     facts = {
         "components": components,
         "trials_of_allocate": allocation.trials,
+        "estimated_hours": round(cost.hours, 3),
         "device": str(loaded.device),
         "samples": sizes,
         "metric": metric,

@@ -157,7 +157,7 @@ def width_ratios(facts: StudyFacts, document: Mapping[str, Any]) -> go.Figure | 
 
 def projector_loss(facts: StudyFacts) -> go.Figure | None:
     """Draw the loss of each projector update by its steps, on held-out and on training samples."""
-    updates = [update for update in facts.updates if update["crossfit_curve"]]
+    updates = [update for update in facts.updates if update.get("crossfit_curve")]
     if not updates:
         return None
     figure = go.Figure()

@@ -49,7 +49,8 @@ class NextEpoch:
 
     Attributes:
         epoch: The epoch.
-        update: The trained projectors and how they were trained.
+        accuracy: Mean accuracy on the proxy of the front that led to it.
+        update: The trained projectors and how they were trained; None: nothing was trained.
         latency_errors: Relative errors of the latencies that the epoch before had predicted for
             policies of its front: predicted over measured, minus 1, both relative to the dense
             model.
@@ -57,7 +58,8 @@ class NextEpoch:
     """
 
     epoch: Epoch
-    update: ProjectorUpdate
+    accuracy: float
+    update: ProjectorUpdate | None = None
     latency_errors: tuple[float, ...] = ()
     in_context: ContextTrial | None = None
 
@@ -71,7 +73,6 @@ class NextEpoch:
             former_tables: Name of the tables of the epoch before; None: those of the calibration.
         """
         update, in_context = self.update, self.in_context
-        first, best = update.held_out[0], update.best
         facts: dict[str, Any] = {
             "weight_state": self.epoch.weight_state.digest,
             "space": self.epoch.space.to_json(),
@@ -79,35 +80,47 @@ class NextEpoch:
             "centre": None if self.epoch.centre is None else list(self.epoch.centre.widths),
             "latency_factor": self.epoch.latency_factor,
             "latency_errors": list(self.latency_errors),
-            "steps": update.steps,
-            "seconds": update.seconds,
-            "proxy_accuracy_before": update.before.accuracy,
-            "proxy_accuracy_after": update.after.accuracy,
-            "proxy_loss_before": update.before.loss,
-            "proxy_loss_after": update.after.loss,
-            "crossfit_accuracy_before": first.accuracy,
-            "crossfit_accuracy_after": best.accuracy,
-            "crossfit_loss_before": first.loss,
-            "crossfit_loss_after": best.loss,
-            "crossfit_curve": [asdict(loss) for loss in update.held_out],
+            "steps": 0 if update is None else update.steps,
             "in_context": None if in_context is None else in_context.facts(),
         }
-        tensors = {
-            f"{fit}/{name}": tensor
-            for fit, state in enumerate(update.projectors)
-            for name, tensor in state.items()
-        }
+        if update is not None:
+            facts |= _facts_of(update)
         tables = former_tables
         if in_context is not None and in_context.kept:
             compensations = self.epoch.weight_state.compensations
             tables = artifact_store.write_tensors(table_tensors(compensations))
         return EpochPublication(
-            value=best.accuracy,
+            value=self.accuracy if update is None else update.best.accuracy,
             attributes=facts,
-            artifact=artifact_store.write_tensors(tensors),
+            artifact=None if update is None else artifact_store.write_tensors(_tensors_of(update)),
             label="projector.safetensors",
             tables=tables,
         )
+
+
+def _facts_of(update: ProjectorUpdate) -> dict[str, Any]:
+    """Return what the control study says of a trained projector."""
+    first, best = update.held_out[0], update.best
+    return {
+        "seconds": update.seconds,
+        "proxy_accuracy_before": update.before.accuracy,
+        "proxy_accuracy_after": update.after.accuracy,
+        "proxy_loss_before": update.before.loss,
+        "proxy_loss_after": update.after.loss,
+        "crossfit_accuracy_before": first.accuracy,
+        "crossfit_accuracy_after": best.accuracy,
+        "crossfit_loss_before": first.loss,
+        "crossfit_loss_after": best.loss,
+        "crossfit_curve": [asdict(loss) for loss in update.held_out],
+    }
+
+
+def _tensors_of(update: ProjectorUpdate) -> dict[str, torch.Tensor]:
+    return {
+        f"{fit}/{name}": tensor
+        for fit, state in enumerate(update.projectors)
+        for name, tensor in state.items()
+    }
 
 
 class EpochRegistry:

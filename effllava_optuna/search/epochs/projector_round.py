@@ -65,21 +65,23 @@ def train_next_epoch(
         elites[: table.elites],
         report_stage,
     )
-    update = evaluator.inputs.functions.train(
-        evaluator.loaded,
-        fitted,
-        elites[: table.elites],
-        training_batches(evaluator),
-        ProjectorTrainingOptions(
-            steps=table.steps,
-            every=table.every,
-            learning_rate=table.learning_rate,
-            kl=table.kl,
-        ),
-        lambda share: report_stage("training the projector", share),
-    )
-    weight_state = fitted
-    if update.steps:  # otherwise the values of earlier epochs may still count
+    weight_state, update = fitted, None
+    pictured = any(sample.image is not None for sample in evaluator.proxy.samples)
+    if table.steps and pictured:
+        update = evaluator.inputs.functions.train(
+            evaluator.loaded,
+            fitted,
+            elites[: table.elites],
+            training_batches(evaluator),
+            ProjectorTrainingOptions(
+                steps=table.steps,
+                every=table.every,
+                learning_rate=table.learning_rate,
+                kl=table.kl,
+            ),
+            lambda share: report_stage("training the projector", share),
+        )
+    if update is not None and update.steps:  # else the values of earlier epochs may still count
         weight_state = weight_state.with_projectors(update.projectors)
     factor, latency_errors = _recheck_latency(
         evaluator,
@@ -111,7 +113,8 @@ def train_next_epoch(
     known = {trial.widths for trial in trials if trial.weight_state == weight_state.digest}
     seeds, centre = seeds_in_context(space, again, known, config.search)
     epoch = Epoch(space, weight_state, seeds, centre, factor)
-    return NextEpoch(epoch, update, latency_errors, in_context)
+    accuracy = sum(trial.accuracy for trial in front) / len(front)
+    return NextEpoch(epoch, accuracy, update, latency_errors, in_context)
 
 
 def _recheck_latency(

@@ -13,6 +13,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from effllava_optuna.processors import tokenizer_of
 from effllava_optuna.surgery.apply.decoding import generate_tokens, special_tokens
 from effllava_optuna.surgery.structure.inspection import connector, projector
 from effllava_optuna.surgery.structure.prunable_parts import LANGUAGE, PROJECTOR
@@ -156,7 +157,7 @@ def generate(loaded: LoadedModel, encoded: EncodedInputs, new_tokens: int) -> li
         encoded: The prompts, padded on the left.
         new_tokens: Maximum number of tokens to generate.
     """
-    model, tokenizer = loaded.model, loaded.processor.tokenizer
+    model, tokenizer = loaded.model, tokenizer_of(loaded.processor)
     special = special_tokens(model, tokenizer)
     greedy = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, **special)
     tokens = generate_tokens(model, _model_inputs(loaded, encoded), greedy)

@@ -7,6 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from effllava_optuna.processors import takes_pictures
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -52,7 +54,7 @@ def render_model_card(pruned: LoadedModel, card: ModelCard, form: str) -> str:
     """Return the text of the model card, in the format of the Hugging Face hub."""
     record = pruned.pruning_record
     base = pruned.source if record is None else record.base_model
-    task = "image-text-to-text" if hasattr(pruned.processor, "image_processor") else None
+    task = "image-text-to-text" if takes_pictures(pruned.processor) else None
     lines = [
         "---",
         "library_name: transformers",

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from effllava_optuna.errors import ExportError, describe
+from effllava_optuna.processors import takes_pictures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,7 @@ _TRACED_SHAPE = (3, 8)  # rows and tokens; the graph takes any numbers of them
 
 def input_name(pruned: LoadedModel) -> str:
     """Return the name of the input for each token: embeddings if there are pictures, else ids."""
-    takes_images = hasattr(pruned.processor, "image_processor")
+    takes_images = takes_pictures(pruned.processor)
     return "inputs_embeds" if takes_images else "input_ids"
 
 

@@ -65,7 +65,7 @@ def outline_checkpoint(path_or_id: str | Path) -> CheckpointOutline:
     vocabulary = 0 if output_embeddings is None else output_embeddings.weight.numel()
     parameters = model.num_parameters()
     decoder_parameters = sum(weight.numel() for weight in decoder.parameters())
-    image_patches, image_tokens = _image_sizes(model.config)
+    image_patches, image_tokens = _image_sizes(model.config) if takes_images else (0, 0)
     return CheckpointOutline(
         parts=parts,
         takes_images=takes_images,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from effllava_optuna.processors import takes_pictures
+
 if TYPE_CHECKING:
     import torch
 
@@ -21,7 +23,7 @@ def build_example_inputs(processor: Any) -> dict[str, torch.Tensor]:
     A tokenizer, which takes no image, encodes one question only, and so does a processor whose
     tokenizer has no padding token: one question needs no padding.
     """
-    if not hasattr(processor, "image_processor"):
+    if not takes_pictures(processor):
         return dict(processor(list(_QUESTIONS[:1]), return_tensors="pt"))
     waves = np.add.outer(np.arange(_SIZE) * 3, np.arange(_SIZE) * 5) % 256
     image = Image.fromarray(np.stack([waves, waves.T, 255 - waves], -1).astype(np.uint8))

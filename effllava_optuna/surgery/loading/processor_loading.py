@@ -12,6 +12,7 @@ from transformers.utils import cached_file
 
 from effllava_optuna.errors import ModelError, describe
 from effllava_optuna.files import read_text
+from effllava_optuna.processors import takes_pictures
 from effllava_optuna.surgery.loading.example_inputs import (
     EXAMPLE_QUESTION,
     build_example_inputs,
@@ -182,7 +183,7 @@ def _check_template(processor: Any, location: str | Path, source: str) -> None:
     Raises:
         ModelError: It does not; the message names its file.
     """
-    takes_images = hasattr(processor, "image_processor")
+    takes_images = takes_pictures(processor)
     file = _template_file(processor.chat_template, location, takes_images=takes_images)
     try:
         fault = _find_template_fault(processor) if takes_images else _find_syntax_error(processor)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.errors import TaskError, describe, shorten
+from effllava_optuna.processors import takes_pictures, tokenizer_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,10 +26,9 @@ def format_prompt(processor: Any, question: str, *, pictures: int = 1, system: s
     Raises:
         TaskError: The processor has no chat template, or the template fails.
     """
-    content = [{"type": "image"}] * pictures + [{"type": "text", "text": question}]
-    turns = [{"role": "user", "content": content}]
+    turns = [{"role": "user", "content": _content(processor, question, pictures)}]
     if system:
-        turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+        turns.insert(0, {"role": "system", "content": _content(processor, system)})
     try:
         text: str = processor.apply_chat_template(
             turns, add_generation_prompt=True, tokenize=False
@@ -45,6 +45,13 @@ def format_prompt(processor: Any, question: str, *, pictures: int = 1, system: s
     # Tokenizers merge a trailing space with the answer, which changes the token of the answer. A
     # line break stays: templates such as ChatML's begin the answer on a new line.
     return text.rstrip(" ")
+
+
+def _content(processor: Any, text: str, pictures: int = 0) -> str | list[dict[str, str]]:
+    """Return the content of a turn: parts for a processor of pictures, a text for a tokenizer."""
+    if not takes_pictures(processor):
+        return text
+    return [{"type": "image"}] * pictures + [{"type": "text", "text": text}]
 
 
 def append_answer(tokenizer: Any, prompt: str, answer: str) -> tuple[str, list[int]]:
@@ -81,13 +88,15 @@ def build_model_inputs(
         texts: Prompts from `format_prompt`, with or without answers.
         pictures: The images of each text; all texts have the same number.
     """
-    bos = processor.tokenizer.bos_token
-    with _padding_token(processor.tokenizer):
+    tokenizer = tokenizer_of(processor)
+    bos = tokenizer.bos_token
+    # One list of images for each text: the form that every processor accepts.
+    images = {"images": [list(images) for images in pictures]} if any(pictures) else {}
+    with _padding_token(tokenizer):
         return dict(
             processor(
                 text=list(texts),
-                # One list of images for each text: the form that every processor accepts.
-                images=[list(images) for images in pictures] if any(pictures) else None,
+                **images,
                 padding=len(texts) > 1,
                 padding_side="left",
                 # As `apply_chat_template` does: a template that writes <s> must not get two.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from effllava_optuna.errors import TaskError, shorten
+from effllava_optuna.processors import tokenizer_of
 from effllava_optuna.tasks.prompts.batch import generation_length
 from effllava_optuna.tasks.prompts.chat_prompt import format_prompt
 
@@ -75,7 +76,7 @@ def count_text_tokens(processor: Any, sample: Sample) -> int:
         pictures=0 if sample.image is None else 1,
         system=sample.system,
     )
-    tokenizer = processor.tokenizer
+    tokenizer = tokenizer_of(processor)
     bos = tokenizer.bos_token
     return len(
         tokenizer.encode(prompt, add_special_tokens=bos is None or not prompt.startswith(bos))

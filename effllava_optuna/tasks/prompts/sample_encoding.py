@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from effllava_optuna.errors import TaskError, shorten
+from effllava_optuna.processors import takes_pictures, tokenizer_of
 from effllava_optuna.tasks.prompts.batch import IGNORE_INDEX, Batch, generation_length
 from effllava_optuna.tasks.prompts.chat_prompt import (
     append_answer,
@@ -105,7 +106,7 @@ def _divide(
         alike = list(members)
         size = batch_size
         if open_ended:  # the model returns logits for each token of an answer
-            tokenizer = processor.tokenizer
+            tokenizer = tokenizer_of(processor)
             longest = max(len(tokenizer.encode(_answer_text(sample))) for sample in alike) + 1
             size = min(size, max(1, _MAX_LOGITS // (longest * len(tokenizer))))
         if len(alike) > size:  # samples of similar length share a batch: less padding
@@ -126,6 +127,11 @@ def _answer_text(sample: Sample) -> str:
 def _prompts(processor: Any, samples: Sequence[Sample]) -> list[str]:
     image_token = getattr(processor, "image_token", None)
     for sample in samples:
+        if sample.image is not None and not takes_pictures(processor):
+            raise TaskError(
+                f"Sample {shorten(sample.id)} has a picture, but the model takes none.",
+                hint="Use a vision-language model, or rows without pictures.",
+            )
         texts = (sample.question, sample.system, *sample.targets)
         if image_token and any(image_token in text for text in texts):
             part = "question" if image_token in sample.question else "system turn or answers"
@@ -162,7 +168,7 @@ def _encode_closed(processor: Any, samples: Sequence[Sample]) -> Batch:
         for column, target in enumerate(sample.targets):
             key = prompt[-16:], target
             if key not in first_tokens:
-                first_tokens[key] = append_answer(processor.tokenizer, prompt, target)[1][0]
+                first_tokens[key] = append_answer(tokenizer_of(processor), prompt, target)[1][0]
             targets[row, column] = first_tokens[key]
         if len(set(targets[row, : len(sample.targets)].tolist())) < len(sample.targets):
             raise TaskError(
@@ -178,7 +184,7 @@ def _encode_closed(processor: Any, samples: Sequence[Sample]) -> Batch:
 
 
 def _encode_open_ended(processor: Any, samples: Sequence[Sample]) -> Batch:
-    tokenizer = processor.tokenizer
+    tokenizer = tokenizer_of(processor)
     texts, labels = [], []
     for prompt, sample in zip(_prompts(processor, samples), samples, strict=True):
         answer = _answer_text(sample)
