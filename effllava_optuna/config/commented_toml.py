@@ -34,7 +34,7 @@ _COMMENTS = {
     ("search", "keep_ratio"): "a policy keeps at most this share of the prunable weights",
     ("search", "speedup"): "minimum, relative to the dense model, by the latency table",
     ("projector", "elites"): "policies of an epoch that the projector is trained for",
-    ("projector", "steps"): "0: there is no projector to train",
+    ("projector", "steps"): "of each training at most; 0: no projector is trained",
     ("report", "finalists"): "policies of the front that are measured on validation and test",
     ("export", "directory"): "of the chosen checkpoint, relative to this file",
 }

@@ -55,11 +55,11 @@ H200 = Hardware(
 )
 
 
-def cpu(threads: int) -> Hardware:
-    """Return a CPU on which ``threads`` threads run the model."""
+def cpu(threads: int, *, large: bool = False) -> Hardware:
+    """Return a CPU on which ``threads`` threads run a model, of small or of large matrices."""
     return Hardware(
         f"a CPU with {threads} thread{'' if threads == 1 else 's'}",
-        flops=2e10 * threads,
+        flops=(4e10 if large else 2e10) * threads,
         bandwidth=5e9,
         calibration_seconds=15.0,
         fit_seconds=8e-10 / threads,  # benchmarks/results/importance_time.json

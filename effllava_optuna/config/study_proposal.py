@@ -54,18 +54,21 @@ class _Effort:
         samples: Samples of proxy, validation and test.
         search: Epochs, generations and population; None: by the number of components.
         finalists: Policies that are measured on validation and test; None: likewise.
+        projector: Parts that cross-validate the training of the projector, its steps, and the
+            steps between two scores; None: the defaults.
     """
 
     samples: tuple[int, int, int] = (64, 500, 2000)
     search: tuple[int, int, int] | None = None
     finalists: int | None = None
+    projector: tuple[int, int, int] | None = None
 
 
 _EFFORTS = (
     _Effort(),
     _Effort((64, 200, 400), (3, 3, 16), 5),
-    _Effort((48, 100, 200), (2, 3, 12), 3),
-    _Effort((32, 60, 120), (2, 2, 12), 3),
+    _Effort((48, 100, 200), (2, 3, 12), 3, (2, 8, 4)),
+    _Effort((32, 60, 120), (2, 2, 12), 3, (2, 4, 2)),
 )
 
 
@@ -189,7 +192,9 @@ def _hardware(outline: CheckpointOutline) -> Hardware:
 
     if torch.cuda.is_available() or outline.parameters >= _LARGE_MODEL:
         return H200
-    return cpu(1 if outline.parameters < _MEDIUM_MODEL else torch.get_num_threads())
+    if outline.parameters < _MEDIUM_MODEL:
+        return cpu(1)
+    return cpu(torch.get_num_threads(), large=True)
 
 
 def _text_tokens(request: StudyRequest) -> int:
@@ -296,10 +301,20 @@ def _tables(
         **({"quality": quality} if quality else {}),
         "latency": {"batch": batch},
         "search": search | _budget(request),
-        "projector": {"elites": 3 if genes <= 20 else 4} if outline.takes_images else {"steps": 0},
+        "projector": _projector(outline, genes, effort),
         "report": {"finalists": finalists},
         "export": {"directory": f"{request.out.stem}.pruned"},
     }
+
+
+def _projector(outline: CheckpointOutline, genes: int, effort: _Effort) -> dict[str, Any]:
+    """Choose how the projector is trained; a model without pictures has none."""
+    if not outline.takes_images:
+        return {"steps": 0}
+    elites = {"elites": 3 if genes <= 20 else 4}
+    if effort.projector is None:
+        return elites
+    return elites | dict(zip(("parts", "steps", "every"), effort.projector, strict=True))
 
 
 def _count_unlabelled(request: StudyRequest) -> tuple[int, int]:

@@ -192,8 +192,10 @@ def _grading_notes(document: Mapping[str, Any]) -> list[str]:
     by_agreement = [s for s in _SPLITS if measure_of_split(document, s) == "agreement"]
     if by_agreement:
         notes.append(
-            f"Agreement ({', '.join(by_agreement)}): the share of samples that get the answer of "
-            "the dense model; no labels are used."
+            f"Agreement ({', '.join(by_agreement)}) with the answers of the dense model: of "
+            "closed questions, the share with the same option; of open ones on the proxy, the "
+            "share of tokens that stay the most likely, on other splits, the F1 of the words. No "
+            "labels are used."
         )
     if metric is not None:
         if len(by_agreement) < len(_SPLITS):

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.errors import StudyError, shorten
 from effllava_optuna.tasks.sample import DenseAnswer, GradingRule
+from effllava_optuna.tasks.scoring.free_text import token_f1
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from effllava_optuna.tasks.sample import Sample
 
-AGREEMENT = "same answer as the dense model"  # name of the rule
+AGREEMENT = "same option as the dense model, or F1 of the words"  # name of the rule
 
 DenseAnswers = dict[str, DenseAnswer]
 """Answers of the dense model, by the id of the sample."""
@@ -24,8 +25,8 @@ def with_dense_answers(
 ) -> tuple[Sample, ...]:
     """Replace the correct answers of ``samples`` by those of the dense model.
 
-    A generated answer is graded by whether it is the same text; the options of a closed question
-    are always compared.
+    A generated answer is graded by the words that it shares with that of the dense model, see
+    `token_f1`; the options of a closed question are always compared.
 
     Raises:
         StudyError: A sample has no answer of its kind: the answers belong to other samples.
@@ -48,12 +49,12 @@ def _with_dense_answer(sample: Sample, answer: DenseAnswer | None) -> Sample:
     if closed:
         return replace(sample, answer=option, rule=None, dense=answer)
     new_tokens = 1 if sample.rule is None else sample.rule.new_tokens
-    rule = GradingRule(AGREEMENT, _same_text, new_tokens)
+    rule = GradingRule(AGREEMENT, _shared_words, new_tokens)
     return replace(sample, targets=(answer.text,), rule=rule, dense=answer)
 
 
-def _same_text(sample: Sample, text: str) -> float:
-    return float(text.strip() == sample.targets[0])
+def _shared_words(sample: Sample, text: str) -> float:
+    return token_f1(text, sample.targets)
 
 
 def answers_to_json(answers: Mapping[str, DenseAnswer]) -> dict[str, Any]:

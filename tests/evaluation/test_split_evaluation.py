@@ -10,7 +10,7 @@ import pytest
 
 from effllava_optuna.cli.commands.evaluate_command import evaluate as evaluate_command
 from effllava_optuna.cli.commands.evaluate_command import repeated_options
-from effllava_optuna.tasks import Digits, Split
+from effllava_optuna.tasks import AGREEMENT, Digits, Split
 from tests.study_fixtures import ROOT, FinishedStudy, invoke
 
 CONFIG = """
@@ -94,14 +94,14 @@ def test_without_labels_the_answers_of_the_dense_model_are_the_right_ones(
     unlabelled: Path,
 ) -> None:
     dense = evaluate(unlabelled, "--model", "dense", "--limit", "12")
-    assert (dense["rule"], dense["measure"]) == ("same answer as the dense model", "agreement")
+    assert (dense["rule"], dense["measure"]) == (AGREEMENT, "agreement")
     assert (dense["all"]["samples"], dense["all"]["accuracy"]) == (12, 1.0)
     assert dense["unlabelled"] == 0
     other = ROOT / "benchmarks" / "digits-vlm-1"  # trained from other weights
     result = evaluate(unlabelled, "--model", other, "--limit", "40")
     assert 0.5 < result["all"]["accuracy"] < 1.0
     table = invoke("evaluate", unlabelled, "--model", "dense", "--limit", "12").stdout
-    assert "same answer as the dense model" in table
+    assert AGREEMENT in " ".join(table.split())
 
 
 def test_a_labelled_split_is_graded_by_its_labels(study: Path) -> None:

@@ -189,7 +189,7 @@ def test_the_commands_name_the_measure_of_each_split(checkpoint: Path, tmp_path:
     assert document["chosen"]["gap"] is None
     assert {pair["measure"] for pair in document["comparisons"]} == {"accuracy"}
     table = invoke("report", file).stdout
-    assert "Agreement (proxy): the share of samples" in table
+    assert "Agreement (proxy) with the answers of the dense model" in table
     page = tmp_path / "page.html"
     invoke("report", file, "--out", page)
     assert "Accuracy on test against agreement on the proxy" in page.read_text()

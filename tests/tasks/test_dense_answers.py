@@ -50,7 +50,8 @@ def test_the_answer_of_the_dense_model_takes_the_place_of_the_correct_one() -> N
     assert (open_ended.targets, open_ended.correct_answer) == (("7 8",), "7 8")
     assert open_ended.rule is not None
     assert (open_ended.rule.name, open_ended.rule.new_tokens) == (AGREEMENT, 3)
-    assert [grade_answer(open_ended, text) for text in (" 7 8\n", "7", "")] == [1.0, 0.0, 0.0]
+    grades = [grade_answer(open_ended, text) for text in (" 7 8\n", "7", "9", "")]
+    assert grades == pytest.approx([1.0, 2 / 3, 0.0, 0.0])
 
 
 def test_labels_are_replaced_too() -> None:

@@ -72,8 +72,8 @@ def count_outputs(batch: Batch, vocabulary: int) -> int:
 def score_agreement(logits: torch.Tensor, batch: Batch, dense: DenseOutputs) -> torch.Tensor:
     """Score logits on their device by what the dense model predicts.
 
-    A hit is 1 if the most likely token (or option) is that of the dense model at every position,
-    so that the greedy answers are equal, else 0. The log-probability is minus the mean of the
+    A hit is the fraction of the positions whose most likely token (or option) is that of the
+    dense model. The log-probability is minus the mean of the
     divergence from the dense model over the positions, in nats; of the dense model itself it is
     0. NaN counts as no agreement.
 
@@ -92,11 +92,9 @@ def score_agreement(logits: torch.Tensor, batch: Batch, dense: DenseOutputs) -> 
     agree = (actual.argmax(-1) == expected.argmax(-1)) & ~divergence.isnan()
     shape = (len(logits), batch.positions)
     counts = _spread(torch.ones_like(divergence), dense.places, shape).sum(1)
-    hits = _spread(agree.double(), dense.places, shape).sum(1) == counts
+    hits = _spread(agree.double(), dense.places, shape).sum(1) / counts
     log_probability = -_spread(divergence, dense.places, shape).sum(1) / counts
-    return torch.stack(
-        [hits.double(), log_probability.masked_fill(log_probability.isnan(), float("-inf"))]
-    )
+    return torch.stack([hits, log_probability.masked_fill(log_probability.isnan(), float("-inf"))])
 
 
 def _log_probabilities(logits: torch.Tensor, batch: Batch, places: torch.Tensor) -> torch.Tensor:
