@@ -108,6 +108,7 @@ def study_document(facts: StudyFacts) -> dict[str, Any]:
         "spread": latency["spread"],
         "vision_ms": latency["vision_ms"],
         "checks": len(latency["errors"]),
+        "rounds": latency.get("rounds"),  # older tables do not have it
         "corrections": [
             {name: update[name] for name in ("latency_factor", "latency_errors")}
             for update in facts.updates

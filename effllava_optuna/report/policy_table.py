@@ -168,6 +168,8 @@ def _latency_note(table: Mapping[str, Any]) -> str:
         f"{origin['dtype']} on {origin['device']}{threads}. The predicted latency of "
         f"{table['checks']} random policies is off by {table['error']:.1%} (mean)."
     )
+    if table["rounds"]:
+        note += f" Each width was timed {_count(table['rounds'], 'time')}."
     corrected = [update for update in table["corrections"] if update["latency_errors"]]
     if corrected:
         factors = ", ".join(f"{update['latency_factor']:.2f}" for update in corrected)
