@@ -13,10 +13,23 @@ from tests.conftest import script
 from tests.study_fixtures import invoke
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.toml"))
-HUB_STUDIES = [file for file in STUDIES if "/" in load_config(file).model.path]
+BUILT = Path(__file__).parents[2] / "benchmarks" / "smollm" / "built"  # by its build.py
+BUILT_STUDIES = [f for f in STUDIES if load_config(f).model.path.startswith(str(BUILT))]
+READY_STUDIES = [file for file in STUDIES if file not in BUILT_STUDIES]
+HUB_STUDIES = [file for file in READY_STUDIES if "/" in load_config(file).model.path]
 
 
-@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_studies_of_models_that_are_built_name_the_script() -> None:
+    assert {file.stem for file in BUILT_STUDIES} == {"smollm-easyvqa", "smollm-text"}
+    for file in BUILT_STUDIES:
+        header = file.read_text().split("[model]")[0]
+        assert "benchmarks/smollm/build.py" in " ".join(header.replace("#", "").split())
+        data = load_config(file).task.data
+        assert data is not None
+        assert Path(data).parent == BUILT
+
+
+@pytest.mark.parametrize("file", READY_STUDIES, ids=lambda file: file.stem)
 def test_every_study_file_passes_the_check(file: Path) -> None:
     assert invoke("check", file).stdout.startswith(f"{file}: study {file.stem!r}")
 
