@@ -89,35 +89,43 @@ def train_projector(
         options = replace(options, steps=0)
     else:
         batches = with_images
-    trainer = ProjectorTrainer(loaded, weight_state, elites, options)
-    with trainer.training():
-        distilled = [trainer.add_dense_outputs(batch) for batch in batches]
     parts = sorted({batch.part for batch in batches})
     fits = range(weight_state.folds + 1)
-    runs = len(parts) + len(fits)
+    scores = len(parts) * (1 + -(-options.steps // options.every)) + 2  # of all elites
+    total = (len(parts) + len(fits)) * options.steps + scores * len(elites)
+    done = 0
 
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(min(1.0, done / total))
+
+    trainer = ProjectorTrainer(loaded, weight_state, elites, options, advance)
+    if progress is not None:
+        progress(0.0)
+    with trainer.training():
+        distilled = [trainer.add_dense_outputs(batch) for batch in batches]
     curves = []
-    for run, part in enumerate(parts, start=1):
+    for part in parts:
         held_out = [item for item in distilled if item.source.part == part]
         others = [item for item in distilled if item.source.part != part]
         curves.append((count_samples(held_out), trainer.held_out_curve(others, held_out)))
-        if progress is not None:
-            progress(run / runs)
     curve = _mean_curve(curves)
     steps = _best(curve).steps
 
     states: list[State] = []
     with trainer.training() as original:
         before = trainer.score(FULL_FIT, distilled, 0)
-        for run, fit in enumerate(fits, start=len(parts) + 1):
+        for fit in fits:
             trainer.module.load_state_dict(dict(original))
             for _ in trainer.train(fit, [d for d in distilled if d.source.fit != fit], steps):
                 pass
             states.append(projector_state(loaded))
             if fit == FULL_FIT:
                 after = trainer.score(FULL_FIT, distilled, steps)
-            if progress is not None:
-                progress(run / runs)
+    if progress is not None:
+        progress(1.0)
     seconds = round(time.monotonic() - started, 3)
     return ProjectorUpdate(
         projectors=tuple(states),

@@ -19,7 +19,7 @@ from effllava_optuna.tasks import answer_divergence, answer_loss, score_logits
 from effllava_optuna.training.steps import training_steps, unfrozen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from effllava_optuna.policy import Policy
     from effllava_optuna.surgery import EncodedInputs, LoadedModel, WeightState
@@ -83,7 +83,15 @@ class DistilledBatch(NamedTuple):
 
 
 class ProjectorTrainer:
-    """The projector of a model, trained for the networks of the elites."""
+    """The projector of a model, trained for the networks of the elites.
+
+    Args:
+        loaded: The model with its original projector.
+        weight_state: Ranking and compensation tables of the elites.
+        elites: Policies whose networks the projector is trained for.
+        options: Steps, learning rate and loss.
+        advance: Called after each step, and after each score of an elite.
+    """
 
     def __init__(
         self,
@@ -91,11 +99,13 @@ class ProjectorTrainer:
         weight_state: WeightState,
         elites: Sequence[Policy],
         options: ProjectorTrainingOptions,
+        advance: Callable[[], None] = lambda: None,
     ) -> None:
         self.loaded = loaded
         self.weight_state = weight_state
         self.elites = elites
         self.options = options
+        self.advance = advance
         self.module = projector(loaded.model)
 
     @contextmanager
@@ -142,6 +152,7 @@ class ProjectorTrainer:
                 for distilled in batches:
                     weight = len(distilled.source.batch) / samples
                     torch.autograd.backward(self._loss(network, distilled) * weight)
+            self.advance()
 
         return training_steps(
             self.module.parameters(),
@@ -161,6 +172,7 @@ class ProjectorTrainer:
                     logits = answer_logits(network, source.inputs)
                     loss += float(answer_loss(logits, source.batch).sum())
                     hits += float(score_logits(logits, source.batch).hit.sum())
+            self.advance()
         answers = len(self.elites) * count_samples(batches)
         return ProjectorScore(steps, loss / answers, hits / answers)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -54,9 +55,18 @@ def test_training_leaves_the_model_unchanged(
     tiny: LoadedModel, weight_state: WeightState, batches: list[TrainingBatch]
 ) -> None:
     before = {name: value.clone() for name, value in tiny.model.state_dict().items()}
+    shares: list[float] = []
     update = train_projector(
-        tiny, weight_state, elites(tiny), batches, ProjectorTrainingOptions(steps=4, every=2)
+        tiny,
+        weight_state,
+        elites(tiny),
+        batches,
+        ProjectorTrainingOptions(steps=4, every=2),
+        shares.append,
     )
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0.0, 1.0)
+    assert max(later - earlier for earlier, later in pairwise(shares[:-1])) < 0.1
     assert all(torch.equal(before[name], value) for name, value in tiny.model.state_dict().items())
     assert not any(weight.requires_grad for weight in tiny.model.parameters())
     assert all(weight.grad is None for weight in tiny.model.parameters())
