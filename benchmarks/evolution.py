@@ -3,7 +3,8 @@
 The default search, the same without each of its parts, other samplers, and baselines without a
 sampler, all under one weight state (the projector stays as it was loaded) and within one budget: a
 share of the decoder's weights. Searches measure 240 policies each (one of them 120); every method
-chooses by validation among its five finalists. Two models, several draws of each.
+chooses by validation among its five finalists. Two models, many draws of each; a selection of the
+methods at a smaller budget as well.
 
 ``--tiny`` does this in seconds and publishes nothing; ``--small`` in a minute or two.
 """
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 TITLE = "Search against other ways to spend a budget"
 REFERENCE = "the default"
-_MOST_DRAWS = 8
+_MOST_DRAWS = (10, 5)
 _ALLOCATE = ("search.sampler='allocation'", "search.epochs=1")
 _ALONE = ("search.curves='none'", "search.screening=false")
 
@@ -55,13 +56,13 @@ class Search:
         name: Its row in the table.
         changes: Settings that differ from the quickstart study.
         setting: The setting of the study file that distinguishes it from the default.
-        draws: Number of draws of each model.
+        draws: Number of draws of each model at each of the `BUDGETS`.
     """
 
     name: str
     changes: tuple[str, ...]
     setting: str
-    draws: int = 5
+    draws: tuple[int, int] = (5, 0)
 
 
 SEARCHES = {
@@ -79,6 +80,9 @@ SEARCHES = {
         "compensation in context", ("pruning.in_context=true",), "pruning.in_context"
     ),
     "cma": Search("CMA-ES, seeded and screened", ("search.sampler='cma'",), "search.sampler"),
+    "spdy": Search(
+        "GPSampler over coefficients (SPDY)", ("search.sampler='spdy'",), "search.sampler", (3, 0)
+    ),
     "allocate": Search(
         "allocate, residual curves",
         (*_ALLOCATE, "search.generations=1"),
@@ -98,7 +102,7 @@ SEARCHES = {
     "stock-nsga2": Search(
         "NSGA-II, Optuna's", (*_ALONE, "search.sampler='stock-nsga2'"), "search.sampler"
     ),
-    "tpe": Search("TPE", (*_ALONE, "search.sampler='tpe'"), "search.sampler", _MOST_DRAWS),
+    "tpe": Search("TPE", (*_ALONE, "search.sampler='tpe'"), "search.sampler", (10, 0)),
     "random": Search("random", (*_ALONE, "search.sampler='random'"), "search.sampler"),
 }
 BY_KIND, UNIFORM, FLAP, GREEDY, PROGRAMMING, BY_RESIDUALS, SWITCHES = BASELINES = (
@@ -110,6 +114,8 @@ BY_KIND, UNIFORM, FLAP, GREEDY, PROGRAMMING, BY_RESIDUALS, SWITCHES = BASELINES 
     "dynamic programming over residual curves",
     "level switches, 1 + 16 (EvoPress)",
 )
+SMALLER = ", 15 %"
+BUDGETS = {"": (), SMALLER: ("search.keep_ratio=0.15",)}  # by the end of a record's name
 _ALL_WIDTHS = 1000
 
 
@@ -119,16 +125,17 @@ def rivals() -> set[str]:
     return alone | set(BASELINES) - {BY_RESIDUALS}
 
 
-def case_of(key: str) -> Case:
-    """Return the study of a search."""
-    if key == "default":
+def case_of(key: str, budget: str = "") -> Case:
+    """Return the study of a search, at one of the `BUDGETS`."""
+    if key == "default" and not budget:
         return FIXED
-    return Case(key, (*FIXED.changes, *SEARCHES[key].changes), "evolution")
+    changes = (*FIXED.changes, *SEARCHES[key].changes, *BUDGETS[budget])
+    return Case(key + budget, changes, "evolution")
 
 
-def measure_baselines(runner: StudyRunner, model: str, seed: int) -> Record:
+def measure_baselines(runner: StudyRunner, model: str, seed: int, budget: str) -> Record:
     """Choose and measure the policies that need no sampler."""
-    with runner.open(model, seed, case_of("nsga2-alone")) as session:
+    with runner.open(model, seed, case_of("nsga2-alone", budget)) as session:
         baselines = Baselines(session)
         structure, widths = baselines.structure, baselines.widths
         evaluator, costs = baselines.evaluator, session.costs
@@ -159,27 +166,36 @@ def measure_baselines(runner: StudyRunner, model: str, seed: int) -> Record:
         return {"model": model, "seed": seed, "dense": dense, "methods": methods}
 
 
-def baselines_id(model: str, seed: int) -> RecordId:
+def baselines_id(model: str, seed: int, budget: str) -> RecordId:
     """Return the id of the record of `measure_baselines`."""
-    return RecordId("evolution", ("baselines", model, seed))
+    return RecordId("evolution", ("baselines" + budget, model, seed))
 
 
-def searches_of(form: Form, seed: int) -> list[str]:
-    """Return the keys of the searches that have a draw; the tiny form has two."""
-    keys = [key for key, search in SEARCHES.items() if seed < search.draws]
+def searches_of(form: Form, budget: str, seed: int) -> list[str]:
+    """Return the keys of the searches at a budget that have a draw; the tiny form has two."""
+    index = [*BUDGETS].index(budget)
+    keys = [key for key, search in SEARCHES.items() if seed < search.draws[index]]
     return keys if form.name != "tiny" else ["default", "nsga2-alone"]
 
 
-def gather(runner: StudyRunner) -> dict[str, list[Record]]:
-    """Run or read all methods; return rows by method, with what each chose."""
+def pairs_at(form: Form, budget: str) -> list[tuple[str, int]]:
+    """Return pairs of model and seed at a budget; smaller forms have one budget."""
+    draws = dict(zip(BUDGETS, _MOST_DRAWS, strict=True))[budget]
+    if budget and form.name in ("small", "tiny"):
+        return []
+    return [(model, seed) for model, seed in pairs_of(form) if seed < draws]
+
+
+def gather(runner: StudyRunner, budget: str = "") -> dict[str, list[Record]]:
+    """Run or read all methods at a budget; return rows by method, with what each chose."""
     rows: dict[str, list[Record]] = {}
-    for model, seed in pairs_of(runner.form):
-        for key in searches_of(runner.form, seed):
-            if study := runner.study(model, seed, case_of(key)):
+    for model, seed in pairs_at(runner.form, budget):
+        for key in searches_of(runner.form, budget, seed):
+            if study := runner.study(model, seed, case_of(key, budget)):
                 row = study | {"choice": study["chosen"]}
                 rows.setdefault(SEARCHES[key].name, []).append(row)
-        measure = functools.partial(measure_baselines, runner, model, seed)
-        if record := runner.record(baselines_id(model, seed), measure):
+        measure = functools.partial(measure_baselines, runner, model, seed, budget)
+        if record := runner.record(baselines_id(model, seed, budget), measure):
             dense = record["dense"] | {"evaluations": 0}
             for name, choice in (*record["methods"].items(), ("dense", dense)):
                 cost = {"evaluations": choice["evaluations"], "search_cpu_s": None}
@@ -188,7 +204,7 @@ def gather(runner: StudyRunner) -> dict[str, list[Record]]:
 
 
 def table(rows: Mapping[str, Rows], models: Mapping[str, str]) -> str:
-    """Format the rows."""
+    """Format the rows of one budget."""
     reference = by_pair(rows[REFERENCE], "choice", "test")
     volumes = by_pair(rows[REFERENCE], "volume")
     lines = []
@@ -223,11 +239,12 @@ def table(rows: Mapping[str, Rows], models: Mapping[str, str]) -> str:
     return markdown(head, lines)
 
 
-def section(rows: Mapping[str, Rows], models: Mapping[str, str]) -> str:
-    """Format the section of ``RESULTS.md``."""
-    pairs = len(by_pair(rows[REFERENCE], "choice", "test"))
-    return f"""Generated by `python benchmarks/evolution.py`; do not edit. Figures:
-`results/evolution.jsonl`, `results/studies.jsonl`.
+def section(tables: Mapping[str, Mapping[str, Rows]], models: Mapping[str, str]) -> str:
+    """Format the section of ``RESULTS.md``, from the rows by budget."""
+    reference = by_pair(tables[""][REFERENCE], "choice", "test")
+    pairs = len(reference)
+    text = f"""Generated by `python benchmarks/evolution.py`; do not edit. Figures:
+`results/evolution.jsonl`.
 
 Test accuracy on 1,000 questions about digit images that neither calibration nor search has seen,
 means over draws; in brackets 95 % intervals (Student's t over draws; the differences paired, over
@@ -237,20 +254,35 @@ weights. Hypervolume: of the five finalists of a search, by test accuracy and la
 curves: what narrowing one component alone adds to the cross-fitted loss on the proxy. Alone: a
 sampler that begins with uniform policies, without curves and screening.
 
+{table(tables[""], models)}"""
+    for budget, rows in tables.items():
+        if budget and rows.get(REFERENCE):
+            text += f"""
+
+The same with at most 15 % of the weights, over {len(rows[REFERENCE])} pairs:
+
 {table(rows, models)}"""
+    return text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the missing records, and write the tables."""
-    form = parse_form(__doc__, arguments, two_models=True, draws=_MOST_DRAWS)
+    form = parse_form(__doc__, arguments, two_models=True, draws=_MOST_DRAWS[0])
     runner, ids = StudyRunner(form), []
-    for model, seed in pairs_of(form):
-        ids += [study_id(model, seed, case_of(key)) for key in searches_of(form, seed)]
-        ids.append(baselines_id(model, seed))
+    for budget in BUDGETS:
+        for model, seed in pairs_at(form, budget):
+            keys = searches_of(form, budget, seed)
+            ids += [study_id(model, seed, case_of(key, budget)) for key in keys]
+            ids.append(baselines_id(model, seed, budget))
     announce(runner.missing(ids), form.pick(30, 12, 3))
-    rows = gather(runner)
-    origins = [row["provenance"] for records in rows.values() for row in records]
-    publish(form, TITLE, section(rows, form.models), origins)
+    tables = {budget: gather(runner, budget) for budget in BUDGETS}
+    origins = [
+        row["provenance"]
+        for rows in tables.values()
+        for records in rows.values()
+        for row in records
+    ]
+    publish(form, TITLE, section(tables, form.models), origins)
 
 
 if __name__ == "__main__":

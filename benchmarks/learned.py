@@ -153,9 +153,9 @@ if there are two: the embedded one, and one trained from other random weights on
 with 95 % intervals; those of the pool are over draws of the proxy from one set of images. A
 difference is called decided if its interval does not contain 0, and "the same" if the interval is
 within half a point of 0. Many comparisons are made: some of those that are decided are so by
-chance. A default is changed only if something is decided against it. The figures about risk,
-choosing on few samples and transfer are from before the search began with an allocation, and
-before the importance became `obs`: their sections of the results say so.
+chance. A default is changed only if something is decided against it. The figures about choosing
+on few samples, the pool of policies and transfer are from before the search began with an
+allocation, and before the importance became `obs`: their sections of the results say so.
 
 ## Six questions
 
