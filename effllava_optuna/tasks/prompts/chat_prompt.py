@@ -91,7 +91,8 @@ def build_model_inputs(
     tokenizer = tokenizer_of(processor)
     bos = tokenizer.bos_token
     # One list of images for each text: the form that every processor accepts.
-    images = {"images": [list(images) for images in pictures]} if any(pictures) else {}
+    parts = [list(images) for images in pictures] if any(pictures) else None
+    images = {"images": parts} if takes_pictures(processor) else {}
     with _padding_token(tokenizer):
         return dict(
             processor(
