@@ -284,7 +284,7 @@ def _tables(
     }
     # As many prompts at once as occupy the hardware.
     batch = 8 if large else max(1, min(64, 4096 // size.prompt_tokens))
-    if not hardware.is_gpu and coarse:
+    if coarse and not hardware.is_gpu:
         batch = 1
     default = (3, 4 if genes <= 40 else 5, 20 if genes <= 20 else 32)
     search = dict(

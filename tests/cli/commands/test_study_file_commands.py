@@ -122,6 +122,17 @@ def test_data_that_cannot_be_read_is_left_to_the_check(tmp_path: Path) -> None:
     assert invoke("check", out, "--deep", check=False).returncode == 2
 
 
+def test_rows_that_check_refuses_do_not_prevent_a_proposal(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text('{"question": "a", "answer": "b"}\n' * 3)
+    (tmp_path / "data" / "validation.jsonl").write_text('{"question": 7}\n')
+    invoke("init", "digits-vlm", "--task", "qa", "--data", "data", "--out", "mine.toml")
+    assert load_config(tmp_path / "mine.toml").task.proxy == 64
+    done = invoke("check", "mine.toml", "--deep", check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_data_is_named_relative_to_the_study_file(tmp_path: Path) -> None:
     model = write_model(_QWEN, tmp_path / "qwen")
     (tmp_path / "studies").mkdir()
