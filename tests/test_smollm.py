@@ -14,10 +14,10 @@ from tests.study_fixtures import ROOT, invoke
 pytestmark = pytest.mark.smollm
 SCRIPTS = ROOT / "benchmarks" / "smollm"
 _SIZES = (
-    "task.proxy=8", "task.validation=8", "task.test=8", "task.new_tokens=4",
+    "task.proxy=8", "task.validation=4", "task.test=4", "task.new_tokens=2",
     "pruning.importance='flap'", "pruning.compensation='bias'", "pruning.width_ratios=[0.8,1.0]",
     "latency.checks=1", "latency.seconds=1", "latency.rechecks=0", "search.epochs=1",
-    "search.generations=2", "search.population=4", "search.keep_ratio=0.9", "report.finalists=1",
+    "search.generations=1", "search.population=4", "search.keep_ratio=0.9", "report.finalists=1",
 )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from effllava_optuna.surgery import (
     sliced,
     table_tensors,
     tables_of,
+    use_projector,
 )
 from effllava_optuna.tasks import Digits
 from tests.cli.commands.test_study_commands import wait_for_trials
@@ -144,9 +145,9 @@ def test_a_trial_is_exported_with_the_tables_of_its_weight_state(
     record = measured_record(searched.study, number)
     policy = Policy.of(searched.evaluator.structure, record.widths)
     state = searched.epochs.weight_state(record.weight_state)
-    expected = sliced(
-        searched.evaluator.loaded, policy, state.ranking, state.compensations[FULL_FIT]
-    )
+    loaded, projector = searched.evaluator.loaded, state.projectors[FULL_FIT]
+    with use_projector(loaded, projector):
+        expected = sliced(loaded, policy, state.ranking, state.compensations[FULL_FIT])
     exported = load_pruned(tmp_path / "pruned").model.state_dict()
     for name, weight in expected.model.state_dict().items():
         assert torch.equal(exported[name], weight), name
