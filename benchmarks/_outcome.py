@@ -41,7 +41,7 @@ def outcome(session: SearchSession) -> dict[str, Any]:
         "front": measured_front,
         "volume": relative_hypervolume(measured_front, evaluator.calibration.reference),
         "projector_steps": [update["steps"] for update in updates],
-        "projector_s": [update["seconds"] for update in updates],
+        "projector_s": [update.get("seconds", 0.0) for update in updates],
         "eta": session.config.quality.eta,
     }
 
