@@ -185,8 +185,8 @@ def _smaller_budget(runner: StudyRunner) -> str:
     return (
         f"At 15 % of the weights ({len(reference)} pairs) fewer differences are decided. Worse "
         f"than the default: {joined(behind)}. Not distinguishable from it: {joined(undecided)}. "
-        "So where less may stay, the allocation that costs no evaluation is not to be told from "
-        "a search."
+        "So where less may stay, the allocation that costs no evaluation cannot be distinguished "
+        "from a search."
     )
 
 

@@ -75,8 +75,8 @@ def seen_in(questions: list[Question]) -> dict[Path, tuple[int, int]]:
         said[question.image] |= {question.answer} | (set() if denied else words)
 
     def number(words: set[str], names: tuple[str, ...]) -> int:
-        found = [names.index(name) for name in names if name in words]
-        return found[0] if len(found) == 1 else -1
+        said_names = [name for name in names if name in words]
+        return names.index(said_names[0]) if len(said_names) == 1 else -1
 
     return {image: (number(w, COLOURS), number(w, SHAPES)) for image, w in said.items()}
 

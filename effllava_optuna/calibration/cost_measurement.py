@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from effllava_optuna.config.cost_estimate import (
+    ANSWER_TOKENS,
     H200,
     CostEstimate,
     Hardware,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 _PROMPTS = 16  # that are timed at once
 _RUNS = 2  # the faster one counts
-_ANSWER_TOKENS = 16  # of an open question; a guess
 
 
 def measure_cost(
@@ -48,7 +48,7 @@ def measure_cost(
     seconds = min(stopwatch.decoder(loaded)["prefill"] for _ in range(_RUNS)) / 1e3
     outline = outline_checkpoint(config.model.path)
     pictured = any(sample.image is not None for sample in samples)
-    answers = _ANSWER_TOKENS if any(sample.is_open_ended for sample in samples) else 0
+    answers = ANSWER_TOKENS if any(sample.is_open_ended for sample in samples) else 0
     size = model_size(outline, answers)
     size = replace(
         size,

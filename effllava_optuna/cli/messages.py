@@ -26,8 +26,7 @@ def calibration_summary(session: SearchSession) -> str:
         f"({metric}), {dense.latency_ms:.1f} ms; {len(structure.components)} prunable components "
         f"have {structure.parameters / dense.parameters:.0%} of the parameters",
         f"latency table: mean error {latency.error:.1%} on {len(latency.errors)} random policies "
-        f"that were timed as a whole ({latency.rounds} round{'s' * (latency.rounds != 1)}); "
-        f"compensation tables: "
+        f"that were timed as a whole (rounds: {latency.rounds}); compensation tables: "
         f"{dense.memory_mb:.1f} MB",
     ]
     if latency.error > _MAX_LATENCY_ERROR:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery import CheckpointOutline
 
 
+ANSWER_TOKENS = 16  # of an open question; a guess
+
+
 @dataclass(frozen=True, slots=True)
 class Hardware:
     """Hardware that runs a study.
@@ -145,7 +148,7 @@ def _seconds(config: StudyConfig, size: ModelSize, hardware: Hardware) -> float:
     widths = len(config.pruning.width_ratios)
     sample_flops = 2 * size.prunable * size.prompt_tokens
     proxy_flops = task.proxy * sample_flops
-    new_tokens = task.new_tokens or 16
+    new_tokens = task.new_tokens or ANSWER_TOKENS
     generation_seconds = (
         new_tokens * size.prunable * hardware.number_bytes * keep_ratio / hardware.bandwidth
     )

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from effllava_optuna.config.combinations import check_combinations
 from effllava_optuna.config.validation_messages import config_error
 from effllava_optuna.errors import ConfigError
 
@@ -313,53 +314,7 @@ class StudyConfig(_Settings):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> StudyConfig:
-        pruning, search = self.pruning, self.search
-        if self.projector.parts % pruning.folds:
-            raise ValueError(
-                f"projector.parts is {self.projector.parts}; use a multiple of pruning.folds "
-                f"({pruning.folds})"
-            )
-        if "projector" in pruning.towers and self.projector.steps:
-            raise ValueError(
-                "pruning.towers contains the projector, which is trained between epochs; set "
-                "projector.steps = 0"
-            )
-        if pruning.in_context and pruning.compensation != "least-squares":
-            raise ValueError(
-                f"pruning.in_context needs pruning.compensation = 'least-squares', which is "
-                f"{pruning.compensation!r}; set pruning.in_context = false"
-            )
-        if pruning.compensation == "bias" and self.form == "portable":
-            raise ValueError(
-                "pruning.compensation is 'bias', but stock models have no such biases; use "
-                "'least-squares' with a portable export or pruning.mode = 'vllm-safe'"
-            )
-        if self.quality.measure == "agreement" and self.task.measure == "generation":
-            raise ValueError(
-                "task.measure is 'generation', which grades answers by labels, but "
-                "quality.measure is 'agreement'; use task.measure = 'likelihood'"
-            )
-        if search.keep_ratio is not None and search.speedup is not None:
-            raise ValueError("search.keep_ratio and search.speedup are both set; use one budget")
-        if search.sampler == "sep-cma" and search.speedup is None:
-            raise ValueError("search.sampler is 'sep-cma', which needs search.speedup")
-        if search.sampler in ("cma", "sep-cma") and search.population < 5:
-            raise ValueError(
-                f"search.population is {search.population}, but CMA-ES needs at least 5"
-            )
-        if search.sampler in ("allocation", "spdy") and search.curves == "none":
-            raise ValueError(
-                f"search.sampler is {search.sampler!r}, which needs search.curves = 'measured' or "
-                "'residual'"
-            )
-        if search.curves == "residual" and not pruning.uses_samples:
-            raise ValueError(
-                "search.curves is 'residual', but pruning.compensation = 'none' with "
-                f"pruning.importance = {pruning.importance!r} has no residuals; use 'measured' or "
-                "'none'"
-            )
-        if max(pruning.width_ratios) != 1.0:
-            raise ValueError("pruning.width_ratios must contain 1.0, the dense width")
+        check_combinations(self)
         return self
 
     @property

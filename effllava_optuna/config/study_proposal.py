@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from effllava_optuna.checkpoint_format import EMBEDDED
 from effllava_optuna.config.commented_toml import format_study_file, parse_study_file
 from effllava_optuna.config.cost_estimate import (
+    ANSWER_TOKENS,
     H200,
     Hardware,
     ModelSize,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 _LARGE_MODEL = 1e9  # parameters, from which a model needs a GPU
 _MEDIUM_MODEL = 2e7  # parameters, from which operations use all threads, and widths are coarse
 _TEXT_TOKENS = 100  # of a question with its answer, if its rows are not at hand
-_TEMPLATE_TOKENS, _ANSWER_TOKENS, _TOKEN_CHARACTERS = 20, 16, 4  # guesses, for English text
+_TEMPLATE_TOKENS, _TOKEN_CHARACTERS = 20, 4  # guesses, for English text
 _CPU_HOURS = 0.5  # of a study on a CPU, if the smallest of the `_EFFORTS` allows
 _MLP_STEPS = (256, 128, 64, 32, 16, 8)  # multiples of MLP widths that suit matrix kernels
 _MIN_MLP_STEPS = 32  # number of allowed widths of an MLP
@@ -70,6 +72,21 @@ _EFFORTS = (
     _Effort((48, 100, 200), (2, 3, 12), 3, (2, 8, 4)),
     _Effort((32, 60, 120), (2, 2, 12), 3, (2, 4, 2)),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _LocalRows:
+    """What is known of local data.
+
+    Attributes:
+        samples: The rows that the proxy is drawn from; empty: not local, or of no use.
+        unlabelled: Number of rows of all splits without a correct answer.
+        count: Number of rows of all splits.
+    """
+
+    samples: Sequence[Sample] = ()
+    unlabelled: int = 0
+    count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +142,17 @@ def propose_study(request: StudyRequest) -> ProposedStudy:
             hint="Use a vision-language model, or --task qa with rows of text.",
         )
     hardware = _hardware(outline)
-    size = model_size(outline, _text_tokens(request))
+    rows = _read_rows(request)
+    size = model_size(outline, _text_tokens(request, rows.samples))
     for effort in _EFFORTS:
-        tables = _tables(request, outline, size, hardware, effort)
+        tables = _tables(request, outline, rows, size, hardware, effort)
         cost = estimate_cost(_config(request, tables), size, hardware)
         tables["pruning"]["table_gb"] = _round_table_gb(cost.table_gb)
         config = _config(request, tables)
         cost = estimate_cost(config, size, hardware)
         if hardware.is_gpu or cost.hours <= _CPU_HOURS:
             break
-    summary = _summary(request, outline, config, describe_cost(cost, hardware))
+    summary = _summary(request, outline, config, rows, describe_cost(cost, hardware))
     text = format_study_file(summary, tables)
     if StudyConfig.of(parse_study_file(text), source=str(request.out)) != config:
         raise ConfigError(
@@ -197,52 +215,41 @@ def _hardware(outline: CheckpointOutline) -> Hardware:
     return cpu(torch.get_num_threads(), large=True)
 
 
-def _text_tokens(request: StudyRequest) -> int:
+def _read_rows(request: StudyRequest) -> _LocalRows:
+    """Read local data; the rows of a hub id are not downloaded."""
+    if request.data is None or not expand_home(request.data).exists():
+        return _LocalRows()
+    task = DataTask(request.task, request.data, options=TaskOptions(labels=False))
+    samples: Sequence[Sample] = ()
+    unlabelled, count = 0, 0
+    with suppress(TaskError):  # `check` names what is wrong with the data
+        unlabelled, count = task.unlabelled_rows
+        samples = task.all_rows(Split.PROXY)
+    return _LocalRows(samples, unlabelled, count)
+
+
+def _text_tokens(request: StudyRequest, samples: Sequence[Sample]) -> int:
     """Estimate the mean number of tokens of a question with its answer."""
     if request.task == "digits":
         return 12
-    rows = _local_rows(request)
-    if not rows:
+    if not samples:
         return _TEXT_TOKENS
-    characters = sum(len(row.system + row.question + row.correct_answer) for row in rows)
-    unlabelled = sum(not row.is_labelled for row in rows)
+    characters = sum(len(row.system + row.question + row.correct_answer) for row in samples)
+    unlabelled = sum(not row.is_labelled for row in samples)
     return _TEMPLATE_TOKENS + round(
-        (characters / _TOKEN_CHARACTERS + unlabelled * _ANSWER_TOKENS) / len(rows)
+        (characters / _TOKEN_CHARACTERS + unlabelled * ANSWER_TOKENS) / len(samples)
     )
 
 
-def _local_rows(request: StudyRequest) -> Sequence[Sample]:
-    """Return the rows of local data; none if they cannot be used, which `check` explains."""
-    task = _local_task(request)
-    try:
-        return () if task is None else task.all_rows(Split.PROXY)
-    except TaskError:
-        return ()
-
-
-def _local_task(
-    request: StudyRequest, sizes: tuple[int, int, int] = _EFFORTS[0].samples
-) -> DataTask | None:
-    """Return the task of local data, labelled or not; the rows of a hub id are not downloaded."""
-    if request.data is None or not expand_home(request.data).exists():
-        return None
+def _sizes_for_rows(rows: _LocalRows, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return smaller sizes of the splits if they would leave no row for one of them."""
     proxy, validation, test = sizes
-    return DataTask(
-        request.task,
-        request.data,
-        options=TaskOptions(labels=False),
-        proxy=proxy,
-        validation=validation,
-        test=test,
-    )
-
-
-def _sizes_for_rows(request: StudyRequest, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Return smaller sizes of the splits if the local rows would leave one of them empty."""
-    task, rows = _local_task(request, sizes), len(_local_rows(request))
-    if task is None or not rows or all(task.samples(split) for split in Split):
-        return sizes
-    return min(sizes[0], max(8, rows // 2)), max(1, rows // 4), max(1, rows // 4)
+    count = len(rows.samples)
+    if count == 0 or count < rows.count or count > proxy + validation:
+        return sizes  # unknown, or splits with rows of their own, or enough rows
+    proxy = min(proxy, max(8, count // 2))
+    half = max(1, (count - proxy) // 2)
+    return proxy, min(validation, half), min(test, half)
 
 
 def _round_table_gb(table_gb: float) -> float:
@@ -263,6 +270,7 @@ def _mlp_step(mlp_width: int) -> int:
 def _tables(
     request: StudyRequest,
     outline: CheckpointOutline,
+    rows: _LocalRows,
     size: ModelSize,
     hardware: Hardware,
     effort: _Effort,
@@ -274,9 +282,8 @@ def _tables(
     task: dict[str, Any] = {"name": request.task}
     if request.data is not None:
         task["data"] = _relative_path(request.data, request.out)
-    sizes = _sizes_for_rows(request, effort.samples)
+    sizes = _sizes_for_rows(rows, effort.samples)
     task |= dict(zip(("proxy", "validation", "test"), sizes, strict=True))
-    quality = {"measure": "agreement"} if _count_unlabelled(request)[0] else {}
     pruning: dict[str, Any] = {
         "width_ratios": list(_COARSE_WIDTH_RATIOS if coarse else WIDTH_RATIOS),
         "multiple_of": _mlp_step(outline.mlp_width),
@@ -298,7 +305,7 @@ def _tables(
         },
         "task": task,
         "pruning": pruning,
-        **({"quality": quality} if quality else {}),
+        **({"quality": {"measure": "agreement"}} if rows.unlabelled else {}),
         "latency": {"batch": batch},
         "search": search | _budget(request),
         "projector": _projector(outline, genes, effort),
@@ -315,15 +322,6 @@ def _projector(outline: CheckpointOutline, genes: int, effort: _Effort) -> dict[
     if effort.projector is None:
         return elites
     return elites | dict(zip(("parts", "steps", "every"), effort.projector, strict=True))
-
-
-def _count_unlabelled(request: StudyRequest) -> tuple[int, int]:
-    """Count the rows of local data without a correct answer, and all rows; (0, 0): not known."""
-    task = _local_task(request)
-    try:
-        return (0, 0) if task is None else task.unlabelled_rows
-    except TaskError:  # `check` names what is wrong with the data
-        return 0, 0
 
 
 def _pruned_components(outline: CheckpointOutline) -> list[Component]:
@@ -345,14 +343,17 @@ def _relative_path(data: str, out: Path) -> str:
 
 
 def _summary(
-    request: StudyRequest, outline: CheckpointOutline, config: StudyConfig, cost: str
+    request: StudyRequest,
+    outline: CheckpointOutline,
+    config: StudyConfig,
+    rows: _LocalRows,
+    cost: str,
 ) -> tuple[str, ...]:
     components = _pruned_components(outline)
     prunable = sum(component.width * component.unit_params for component in components)
-    unlabelled, rows = _count_unlabelled(request)
     labels = (
-        f"{unlabelled:,} of {rows:,} rows have no answer: the quality is the agreement with the "
-        "answers of the dense model."
+        f"{rows.unlabelled:,} of {rows.count:,} rows have no answer: the quality is the agreement "
+        "with the answers of the dense model."
     )
     return (
         f"{request.model} on {request.task}: {outline.parameters:,} parameters; the search can "
@@ -360,5 +361,5 @@ def _summary(
         f"{outline.decoder_layers} blocks.",
         f"{config.search.trials} policies; needs {cost}: an estimate by a cost model, not "
         "measured.",
-        *([labels] if unlabelled else []),
+        *([labels] if rows.unlabelled else []),
     )

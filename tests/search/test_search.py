@@ -161,6 +161,20 @@ def test_an_epoch_predicts_with_what_whole_runs_of_the_last_front_saved(
         assert row["speedup_measured"] == pytest.approx(row["speedup_predicted"])
 
 
+def test_an_epoch_without_a_training_publishes_no_projector(opened: StudyFactory) -> None:
+    with opened(keep_ratio=0.5) as session:
+        assert session.config.projector.steps == 0
+        search(session)
+        attempt = session.epochs.control_study.published_attempt(1)
+        assert attempt is not None
+        assert attempt.user_attrs["steps"] == 0
+        assert not {"artifact", "seconds", "crossfit_curve"} & set(attempt.user_attrs)
+        front = [record.accuracy for record in effective_records(session.study)]
+        assert min(front) <= attempt.values[0] <= max(front)
+        report = study_document(read_study_facts(session.study))
+    assert [update["steps"] for update in report["projector"]] == [0]
+
+
 def test_every_stage_of_the_final_selection_reports_its_share(opened: StudyFactory) -> None:
     shares: dict[str, list[float]] = {}
     with opened(keep_ratio=0.5) as session:
