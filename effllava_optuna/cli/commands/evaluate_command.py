@@ -64,6 +64,11 @@ _NOT_REPEATED = ("file", "url", "name", "overwrite")
     help="Samples per batch; by default as many as fit into memory.",
 )
 @click.option(
+    "--text",
+    type=UserPath(exists=True, dir_okay=False),
+    help="Also measure the perplexity of this text, for what is kept besides the task.",
+)
+@click.option(
     "--out",
     type=UserPath(),
     help="File of the answers; samples that it has an answer to are not asked again.",

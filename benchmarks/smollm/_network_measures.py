@@ -1,0 +1,135 @@
+"""What is measured of a pruned ``smollm-vlm``: answers about pictures, and what else it can do."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from _packages import (
+    BUILT,
+    HERE,
+    VALIDATION_PICTURES,
+    YES_OR_NO,
+    fetch_packages,
+    questions_of,
+)
+from _packed_questions import PackedQuestions
+from _smollm_vlm import features_of, pixels_of
+
+from effllava_optuna.config.task_factory import make_task
+from effllava_optuna.evaluation.perplexity import measure_perplexity
+from effllava_optuna.objectives import answer_questions, encode_samples
+from effllava_optuna.objectives.accuracy import score_batch
+from effllava_optuna.study import load_config
+from effllava_optuna.surgery import answer_logits
+from effllava_optuna.tasks import Scores, Split, dense_outputs, with_dense_answers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from _packages import Question
+
+    from effllava_optuna.objectives import EncodedBatch
+    from effllava_optuna.surgery import LoadedModel
+
+_TEXT_STUDY = HERE.parent.parent / "studies" / "smollm-text.toml"
+_GLOSSES = HERE / "glosses.txt"
+_GLOSSES_OF_DRAW = 75
+_BATCH = 8  # pictures
+_WORDS, _WORD_TOKENS = 16, 24  # questions about words, and tokens of an answer
+
+
+class NetworkMeasures:
+    """Measures networks on the questions of one draw.
+
+    Args:
+        loaded: The dense model. It answers the questions about words, whose answers the networks
+            are compared with.
+        seed: Seed of the draw: pictures, questions about words, and glosses.
+        pictures: Pictures of each split; all open questions about them are asked.
+    """
+
+    def __init__(self, loaded: LoadedModel, seed: int, pictures: int) -> None:
+        self._packed = PackedQuestions(loaded.model, loaded.processor.tokenizer)
+        self._asked = {
+            split: _drawn_pictures(loaded, split, pictures, seed)
+            for split in (Split.VALIDATION, Split.TEST)
+        }
+        self._words = _answered_words(loaded, seed)
+        lines = _GLOSSES.read_text(encoding="utf-8").splitlines()
+        first = seed % (len(lines) // _GLOSSES_OF_DRAW) * _GLOSSES_OF_DRAW
+        self._glosses = "\n".join(lines[first : first + _GLOSSES_OF_DRAW])
+
+    @property
+    def asked(self) -> list[int]:
+        """Return the number of test questions about each picture."""
+        return [len(questions) for _, questions in self._asked[Split.TEST]]
+
+    @torch.inference_mode()
+    def right(self, split: Split = Split.TEST) -> list[int]:
+        """Count the questions about each picture that greedy decoding answers correctly.
+
+        The network is the dense model in its present state: inside `policy_network`, that of the
+        policy.
+        """
+        counts, asked = [], self._asked[split]
+        for start in range(0, len(asked), _BATCH):
+            batch = asked[start : start + _BATCH]
+            _, hits = self._packed.losses(batch)
+            ends = np.cumsum([len(questions) for _, questions in batch])[:-1]
+            counts += [int(part.sum()) for part in np.split(np.array(hits), ends)]
+        return counts
+
+    def accuracy(self, split: Split) -> float:
+        """Return the share of the questions that `right` counts."""
+        return sum(self.right(split)) / sum(len(questions) for _, questions in self._asked[split])
+
+    @torch.inference_mode()
+    def figures(self, network: LoadedModel) -> dict[str, Any]:
+        """Return what is measured of a network.
+
+        Returns:
+            ``right``: test questions that are answered correctly, by picture; ``asked``: test
+            questions, by picture; ``perplexity`` of glosses of WordNet; ``agreement``: share of
+            the tokens of the dense model's answers about words that are the likeliest ones.
+        """
+        scores = Scores.concatenate([score_batch(network, batch) for batch in self._words])
+        return {
+            "right": self.right(),
+            "asked": self.asked,
+            "perplexity": round(measure_perplexity(network, self._glosses).value, 3),
+            "agreement": round(float(scores.hit.mean()), 4),
+        }
+
+
+def _drawn_pictures(
+    loaded: LoadedModel, split: Split, count: int, seed: int
+) -> list[tuple[torch.Tensor, list[Question]]]:
+    """Draw pictures of a split; return their features with all questions about them."""
+    asked: dict[Path, list[Question]] = defaultdict(list)
+    for question in questions_of(fetch_packages(BUILT), "test"):
+        held_out = int(question.image.stem) < VALIDATION_PICTURES
+        if held_out == (split is Split.VALIDATION) and question.kind != YES_OR_NO:
+            asked[question.image].append(question)
+    rng = np.random.default_rng([seed, 20])
+    images = [sorted(asked)[index] for index in rng.choice(len(asked), count, replace=False)]
+    features = features_of(loaded.model, pixels_of(images))
+    return [(part, asked[image]) for part, image in zip(features, images, strict=True)]
+
+
+def _answered_words(loaded: LoadedModel, seed: int) -> Sequence[EncodedBatch]:
+    """Return questions about words with the answers and the outputs of the dense model."""
+    changes = (f"study.seed={seed}", f"task.test={_WORDS}", f"task.new_tokens={_WORD_TOKENS}")
+    samples = make_task(load_config(_TEXT_STUDY, changes)).samples(Split.TEST)
+    answered = with_dense_answers(samples, answer_questions(loaded, samples))
+    with torch.inference_mode():
+        return [
+            replace(
+                encoded, dense=dense_outputs(answer_logits(loaded, encoded.seen), encoded.batch)
+            )
+            for encoded in encode_samples(loaded, answered)
+        ]

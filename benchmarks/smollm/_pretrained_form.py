@@ -1,0 +1,43 @@
+"""The form of the scripts that measure ``smollm-vlm``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from _evidence import parse_form
+from _packages import BUILT, HERE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from _evidence import Form
+
+MODEL = "smollm-vlm"
+DRAWS = 3
+CAVEAT = (
+    "One pretrained language model of 135 million parameters, with questions about one coloured "
+    "shape: this supports no claim about larger models."
+)
+_COMMON = ("task.validation=4", "task.test=4")  # the scripts ask questions of their own
+
+
+def pretrained_form(
+    description: str | None, arguments: Sequence[str] | None, draws: int = DRAWS
+) -> Form:
+    """Read the command line of a script that measures ``smollm-vlm``.
+
+    Raises:
+        SystemExit: The model has not been built.
+    """
+    form = parse_form(description, arguments, draws=draws)
+    model = BUILT / MODEL
+    if not form.report and not model.is_dir():
+        raise SystemExit("Run `python benchmarks/smollm/build.py` first.")
+    return replace(
+        form,
+        models={MODEL: str(model)},
+        config=HERE.parent.parent / "studies" / "smollm-easyvqa.toml",
+        common=_COMMON,
+        caveat=CAVEAT,
+    )

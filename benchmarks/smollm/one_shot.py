@@ -1,0 +1,282 @@
+"""What is lost without any search? ``python benchmarks/smollm/one_shot.py``.
+
+``smollm-vlm`` is pruned at once, with one width for all MLPs and one number of attention groups:
+every importance with every compensation, at four keep ratios. Every draw has its own calibration
+samples, test pictures, questions about words, and glosses; within a draw all networks are measured
+on the same ones.
+
+Every measurement leaves a record in ``results/smollm_one_shot.jsonl``, and is not repeated if it
+has one. ``--tiny`` measures two networks, and publishes nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+import torch
+from _cases import Case
+from _evidence import announce, publish
+from _means import markdown
+from _network_measures import NetworkMeasures
+from _network_rows import accuracy_cell, gain_cell, mean_cell
+from _pretrained_form import MODEL, pretrained_form
+from _records import RecordId
+from _studies import StudyRunner, inputs_of, load_once
+
+from effllava_optuna.calibration.calibration_run import calibration_folds, pruning_options
+from effllava_optuna.policy import Kind, Policy
+from effllava_optuna.surgery import (
+    FULL_FIT,
+    ContextOptions,
+    WeightState,
+    arranged,
+    compensate_in_context,
+    policy_network,
+    rank_and_compensate,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from _evidence import Form
+    from _records import Record
+
+    from effllava_optuna.policy import ModelStructure
+    from effllava_optuna.surgery import CompensatedRanking, LoadedModel
+
+TITLE = "A pretrained model: importance and compensation"
+QUESTION = "smollm_one_shot"
+IMPORTANCES = ("magnitude", "wanda", "flap", "taylor", "obs")
+IN_CONTEXT = "in context"
+COMPENSATIONS = ("none", "bias", "least-squares", IN_CONTEXT)
+_PASSES = (("none", "least-squares"), ("bias",), (IN_CONTEXT,))  # the slowest last
+# By keep ratio: attention groups of three, and MLP channels of 1,536.
+WIDTHS = {0.9: (3, 1312), 0.8: (3, 1120), 0.7: (3, 896), 0.5: (2, 672)}
+DENSE = "dense"
+_SAMPLES = 64
+_SECONDS = 30.0  # of one core, for a record
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """How one network is pruned.
+
+    Attributes:
+        importance: Criterion of the ranking.
+        compensation: One of `COMPENSATIONS`.
+        ratio: Keep ratio, a key of `WIDTHS`.
+    """
+
+    importance: str
+    compensation: str
+    ratio: float
+
+    def record_id(self, seed: int) -> RecordId:
+        """Return the id of the record of a draw."""
+        return RecordId(QUESTION, ("pruned", seed, self.importance, self.compensation, self.ratio))
+
+
+def uniform_policy(structure: ModelStructure, ratio: float) -> Policy:
+    """Return the policy of a keep ratio; see `WIDTHS`."""
+    attention, mlp = WIDTHS[ratio]
+    return Policy.of(
+        structure,
+        [mlp if component.kind is Kind.MLP else attention for component in structure.components],
+    )
+
+
+def dense_id(seed: int) -> RecordId:
+    """Return the id of the record of the dense model."""
+    return RecordId(QUESTION, (DENSE, seed, DENSE, DENSE, 1.0))
+
+
+class OneShotDraw:
+    """Prunes and measures the networks of one draw.
+
+    Args:
+        runner: Holds the records.
+        seed: Seed of the draw.
+    """
+
+    def __init__(self, runner: StudyRunner, seed: int) -> None:
+        self.runner, self.seed = runner, seed
+        case = Case("one shot", (f"task.proxy={runner.form.pick(_SAMPLES, 16, 8)}",), QUESTION)
+        self.config = runner.config(MODEL, seed, case)
+        with inputs_of(self.config, case) as inputs:
+            self.loaded: LoadedModel = inputs.loaded
+            self.folds = calibration_folds(inputs)
+        self.measures = NetworkMeasures(self.loaded, seed, runner.form.pick(48, 6, 3))
+        self.policies = {ratio: uniform_policy(self.loaded.structure, ratio) for ratio in WIDTHS}
+
+    def measure_dense(self) -> Record:
+        """Return the record of the dense model."""
+        return self.runner.record(dense_id(self.seed), lambda: self.measures.figures(self.loaded))
+
+    def measure(self, prunings: Sequence[Pruning]) -> None:
+        """Measure the networks of one importance that have no record."""
+        fits: dict[str, CompensatedRanking] = {}
+        for pruning in prunings:
+            self.runner.record(pruning.record_id(self.seed), partial(self._figures, pruning, fits))
+
+    def _figures(self, pruning: Pruning, fits: dict[str, CompensatedRanking]) -> dict[str, Any]:
+        policy = self.policies[pruning.ratio]
+        fitted = self._fitted(pruning, fits)
+        table = None if pruning.compensation == "none" else fitted.compensations[FULL_FIT]
+        state = WeightState("benchmark", fitted.ranking, (table,), (None,))
+        if pruning.compensation == IN_CONTEXT:
+            state = self._in_context(state, policy, fitted)
+        with (
+            arranged(self.loaded, fitted.ranking) as ready,
+            policy_network(ready, state, policy) as network,
+        ):
+            return self.measures.figures(network)
+
+    def _fitted(self, pruning: Pruning, fits: dict[str, CompensatedRanking]) -> CompensatedRanking:
+        """Rank and fit; without compensation, and in context, with least squares."""
+        compensation = "bias" if pruning.compensation == "bias" else "least-squares"
+        if compensation not in fits:
+            fits.clear()  # one set of tables in memory
+            options = replace(
+                pruning_options(self.config),
+                importance=pruning.importance,
+                compensation=compensation,
+            )
+            widths = {
+                component.id: sorted(
+                    {policy.widths[index] for policy in self.policies.values()} | {component.width}
+                )
+                for index, component in enumerate(self.loaded.structure.components)
+            }
+            fits[compensation] = rank_and_compensate(self.loaded, self.folds, widths, options)
+        return fits[compensation]
+
+    def _in_context(
+        self, state: WeightState, policy: Policy, fitted: CompensatedRanking
+    ) -> WeightState:
+        """Fit the tables of one policy again, around it, on all samples."""
+        (table,) = state.compensations
+        ids = [component.id for component in self.loaded.structure.components]
+        kept = {*zip(ids, policy.widths, strict=True)}
+        own = {key: fit for key, fit in (table or {}).items() if key in kept}
+        # One fold of all samples: the fit without it has no samples, and costs nothing.
+        everything = [batch for fold in self.folds for batch in fold]
+        state = replace(state, compensations=(own, own), projectors=(None, None))
+        options = ContextOptions(pruning_options(self.config), fitted.damping)
+        fits = compensate_in_context(self.loaded, state, policy, [everything], options)
+        return replace(state, compensations=fits)
+
+
+def section(rows: Mapping[tuple[Any, ...], Record], seeds: Sequence[int]) -> str:
+    """Format the section of ``RESULTS.md``."""
+
+    def of(*key: Any) -> list[Record]:
+        return [rows[seed, *key] for seed in seeds if (seed, *key) in rows]
+
+    dense = of(DENSE, DENSE, 1.0)
+    tables = []
+    for title, cell in (
+        ("Accuracy on questions about pictures", accuracy_cell),
+        ("Perplexity of glosses", lambda found: mean_cell(found, "perplexity")),
+        ("Agreement with the dense model's answers about words",
+         lambda found: mean_cell(found, "agreement")),
+    ):  # fmt: skip
+        lines = [
+            [importance, compensation, *(cell(of(importance, compensation, r)) for r in WIDTHS)]
+            for importance, compensation in product(IMPORTANCES, COMPENSATIONS)
+        ]
+        head = ["importance", "compensation", *(f"keep {ratio:.0%}" for ratio in WIDTHS)]
+        tables.append(f"{title}; dense {cell(dense)}:\n\n{markdown(head, lines)}")
+    gains = [
+        [
+            f"{importance}, least-squares minus none",
+            *(
+                gain_cell(of(importance, "least-squares", ratio), of(importance, "none", ratio))
+                for ratio in WIDTHS
+            ),
+        ]
+        for importance in IMPORTANCES
+    ]
+    gains += [
+        [
+            f"{importance} minus obs, least-squares",
+            *(
+                gain_cell(
+                    of(importance, "least-squares", ratio), of("obs", "least-squares", ratio)
+                )
+                for ratio in WIDTHS
+            ),
+        ]
+        for importance in IMPORTANCES
+        if importance != "obs"
+    ]
+    gains.append(
+        [
+            "obs, in context minus least-squares",
+            *(
+                gain_cell(of("obs", IN_CONTEXT, ratio), of("obs", "least-squares", ratio))
+                for ratio in WIDTHS
+            ),
+        ]
+    )
+    head = ["difference in accuracy", *(f"keep {ratio:.0%}" for ratio in WIDTHS)]
+    widths = "; ".join(
+        f"{ratio:.0%}: {attention} of 3 attention groups, {mlp:,} of 1,536 MLP channels"
+        for ratio, (attention, mlp) in WIDTHS.items()
+    )
+    text = "\n\n".join(tables)
+    return f"""Generated by `python benchmarks/smollm/one_shot.py`; do not edit. Figures:
+[results](results/{QUESTION}.jsonl).
+
+`smollm-vlm`, pruned at once, the same widths in all 30 blocks ({widths}).
+{len(dense)} draws of {_SAMPLES} calibration samples, and of the pictures, words and glosses that
+networks are measured on. "In context": tables of least squares, fitted again around the policy.
+Accuracies have 95 % intervals (bootstrap over pictures), differences are paired by picture; other
+figures are means over draws.
+
+{text}
+
+{markdown(head, gains)}
+"""
+
+
+def prunings_of(form: Form) -> list[Pruning]:
+    """Return what is measured."""
+    if form.name == "tiny":
+        return [Pruning("magnitude", "none", 0.8), Pruning("magnitude", IN_CONTEXT, 0.8)]
+    return [Pruning(*each) for each in product(IMPORTANCES, COMPENSATIONS, WIDTHS)]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what has no record, and write the section."""
+    form = pretrained_form(__doc__, arguments)
+    runner, prunings = StudyRunner(form), prunings_of(form)
+    torch.set_num_threads(1)
+    ids = [pruning.record_id(seed) for seed in range(form.seeds) for pruning in prunings]
+    announce(runner.missing(ids), _SECONDS)
+    for seed in range(form.seeds):
+        if runner.missing([dense_id(seed), *(p.record_id(seed) for p in prunings)]):
+            draw = OneShotDraw(runner, seed)
+            draw.measure_dense()
+            for names, importance in product(_PASSES, IMPORTANCES):
+                draw.measure(
+                    [p for p in prunings if p.importance == importance and p.compensation in names]
+                )
+    records = {
+        record_id.key[1:]: runner.record(record_id, dict)
+        for seed in range(form.seeds)
+        for record_id in (dense_id(seed), *(p.record_id(seed) for p in prunings))
+        if not runner.missing([record_id])
+    }
+    origins = [record["provenance"] for record in records.values()]
+    publish(form, TITLE, section(records, range(form.seeds)), origins)
+    load_once.cache_clear()
+
+
+if __name__ == "__main__":
+    main()
