@@ -24,6 +24,7 @@ CAVEAT = (
     "Small models that answer four kinds of question about digits support no claim about "
     "LLaVA-7B, nor about any other large model."
 )
+COMMON = ("task.test=1000",)
 _CHANGES = {
     "full": (),
     "small": (
@@ -33,7 +34,7 @@ _CHANGES = {
     "tiny": (
         "projector.steps=4", "projector.elites=1", "latency.repeats=1", "latency.batch=4",
         "task.proxy=16", "task.validation=40", "task.test=40", "report.finalists=2",
-        "pruning.width_ratios=[0.05, 0.2, 0.5, 1.0]", "search.keep_ratio=0.3",
+        "pruning.width_ratios=[0.05, 0.2, 0.5, 1.0]",
     ),
 }  # fmt: skip
 _SIZES = {
@@ -66,7 +67,7 @@ class Form:
     published: bool
     report: bool = False
     config: Path = CONFIG
-    common: tuple[str, ...] = ("task.test=1000",)
+    common: tuple[str, ...] = COMMON
     caveat: str = CAVEAT
 
     @property
@@ -126,6 +127,7 @@ def parse_form(
         folder=options.out or (RESULTS if name == "full" else _scratch(name)),
         published=name == "full" and options.out is None,
         report=options.report,
+        common=(*COMMON, "search.keep_ratio=0.3") if name == "tiny" else COMMON,
     )
 
 

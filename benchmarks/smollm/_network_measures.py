@@ -12,7 +12,6 @@ from _packages import (
     BUILT,
     HERE,
     VALIDATION_PICTURES,
-    YES_OR_NO,
     fetch_packages,
     questions_of,
 )
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 _TEXT_STUDY = HERE.parent.parent / "studies" / "smollm-text.toml"
 _GLOSSES = HERE / "glosses.txt"
 _GLOSSES_OF_DRAW = 75
-_BATCH = 8  # pictures
+_BATCH = 4  # pictures
 _WORDS, _WORD_TOKENS = 16, 24  # questions about words, and tokens of an answer
 
 
@@ -50,11 +49,10 @@ class NetworkMeasures:
         loaded: The dense model. It answers the questions about words, whose answers the networks
             are compared with.
         seed: Seed of the draw: pictures, questions about words, and glosses.
-        pictures: Pictures of each split; all open questions about them are asked.
+        pictures: Pictures of each split; all questions about them are asked.
     """
 
     def __init__(self, loaded: LoadedModel, seed: int, pictures: int) -> None:
-        self._packed = PackedQuestions(loaded.model, loaded.processor.tokenizer)
         self._asked = {
             split: _drawn_pictures(loaded, split, pictures, seed)
             for split in (Split.VALIDATION, Split.TEST)
@@ -70,23 +68,24 @@ class NetworkMeasures:
         return [len(questions) for _, questions in self._asked[Split.TEST]]
 
     @torch.inference_mode()
-    def right(self, split: Split = Split.TEST) -> list[int]:
-        """Count the questions about each picture that greedy decoding answers correctly.
-
-        The network is the dense model in its present state: inside `policy_network`, that of the
-        policy.
-        """
+    def right(self, network: LoadedModel, split: Split = Split.TEST) -> list[int]:
+        """Count the questions about each picture that greedy decoding answers correctly."""
+        packed = PackedQuestions(network.model, network.processor.tokenizer)
         counts, asked = [], self._asked[split]
         for start in range(0, len(asked), _BATCH):
             batch = asked[start : start + _BATCH]
-            _, hits = self._packed.losses(batch)
+            visual = packed.projected([features for features, _ in batch])
+            _, hits = packed.losses(
+                [(tokens, questions) for tokens, (_, questions) in zip(visual, batch, strict=True)]
+            )
             ends = np.cumsum([len(questions) for _, questions in batch])[:-1]
             counts += [int(part.sum()) for part in np.split(np.array(hits), ends)]
         return counts
 
-    def accuracy(self, split: Split) -> float:
+    def accuracy(self, network: LoadedModel, split: Split) -> float:
         """Return the share of the questions that `right` counts."""
-        return sum(self.right(split)) / sum(len(questions) for _, questions in self._asked[split])
+        asked = sum(len(questions) for _, questions in self._asked[split])
+        return sum(self.right(network, split)) / asked
 
     @torch.inference_mode()
     def figures(self, network: LoadedModel) -> dict[str, Any]:
@@ -99,7 +98,7 @@ class NetworkMeasures:
         """
         scores = Scores.concatenate([score_batch(network, batch) for batch in self._words])
         return {
-            "right": self.right(),
+            "right": self.right(network),
             "asked": self.asked,
             "perplexity": round(measure_perplexity(network, self._glosses).value, 3),
             "agreement": round(float(scores.hit.mean()), 4),
@@ -113,7 +112,7 @@ def _drawn_pictures(
     asked: dict[Path, list[Question]] = defaultdict(list)
     for question in questions_of(fetch_packages(BUILT), "test"):
         held_out = int(question.image.stem) < VALIDATION_PICTURES
-        if held_out == (split is Split.VALIDATION) and question.kind != YES_OR_NO:
+        if held_out == (split is Split.VALIDATION):
             asked[question.image].append(question)
     rng = np.random.default_rng([seed, 20])
     images = [sorted(asked)[index] for index in rng.choice(len(asked), count, replace=False)]

@@ -76,18 +76,24 @@ class PackedQuestions:
             answers.append((torch.arange(end - count, end) - 1, ids[-count:]))
         return _Row(torch.cat(vectors), torch.cat(segments), torch.cat(places), answers)
 
+    def projected(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the visual tokens of pictures.
+
+        Args:
+            features: What the projector receives of each picture, (patches, width).
+        """
+        tokens: torch.Tensor = self.model.model.multi_modal_projector(torch.stack([*features]))
+        return tokens
+
     def losses(
         self, pictures: Sequence[tuple[torch.Tensor, Sequence[Question]]]
     ) -> tuple[torch.Tensor, list[bool]]:
         """Return the loss of each answer, and whether greedy decoding would give it.
 
         Args:
-            pictures: Features of a picture before the projector, (patches, hidden), with
-                questions about it.
+            pictures: Visual tokens of a picture, (tokens, hidden), with questions about it.
         """
-        projector = self.model.model.multi_modal_projector
-        visual = projector(torch.stack([features for features, _ in pictures]))
-        rows = [self._row(v, asked) for v, (_, asked) in zip(visual, pictures, strict=True)]
+        rows = [self._row(visual, asked) for visual, asked in pictures]
         length = max(len(row.segments) for row in rows)
 
         def padded(parts: Sequence[torch.Tensor], value: float) -> torch.Tensor:

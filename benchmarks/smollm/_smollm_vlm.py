@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from _adapters import adapter_tensors, merge_adapters
 from _packages import HERE
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-WEIGHTS = HERE / "tower_and_projector.safetensors"
+WEIGHTS = HERE / "trained.safetensors"
 ANSWER_END = "<|im_end|>"
+_ADAPTERS = "adapters"
 _IMAGE = "<image>"
 _SIZE, _PATCH = 64, 8
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -64,14 +66,19 @@ def features_of(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -> t
 
 
 def assemble(
-    language_model: LlamaForCausalLM, tokenizer: Tokenizer, weights: Path | None
+    language_model: LlamaForCausalLM,
+    tokenizer: Tokenizer,
+    weights: Path | None,
+    *,
+    adapted: bool = True,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Put the model and its processor together.
 
     Args:
         language_model: The pretrained language model; it is changed.
         tokenizer: Its tokenizer; it gets the token of a picture.
-        weights: Trained tower and projector; None: random ones.
+        weights: Trained tower, projector and adapters; None: random tower and projector.
+        adapted: Whether the adapters are merged into the language model.
     """
     tokenizer.add_special_tokens({"additional_special_tokens": [_IMAGE]})
     image_id = tokenizer.convert_tokens_to_ids(_IMAGE)
@@ -100,11 +107,15 @@ def assemble(
     model.generation_config.update(bos_token_id=1, eos_token_id=2, pad_token_id=2)
     if weights is not None:
         trained = load_file(weights)
-        for part in ("vision_tower", "multi_modal_projector"):
+
+        def of(part: str) -> dict[str, torch.Tensor]:
             prefix = f"{part}."
-            getattr(model.model, part).load_state_dict(
-                {k.removeprefix(prefix): v for k, v in trained.items() if k.startswith(prefix)}
-            )
+            return {k.removeprefix(prefix): v for k, v in trained.items() if k.startswith(prefix)}
+
+        for part in ("vision_tower", "multi_modal_projector"):
+            getattr(model.model, part).load_state_dict(of(part))
+        if adapted:
+            merge_adapters(model.model.language_model, of(_ADAPTERS))
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessorPil(
             size={"shortest_edge": _SIZE}, crop_size={"height": _SIZE, "width": _SIZE}
@@ -125,12 +136,17 @@ def card() -> str:
 
 
 def save_trained(model: LlavaForConditionalGeneration, file: Path) -> None:
-    """Write tower and projector, which are all that was trained."""
-    save_file(
-        {
-            name.removeprefix("model."): value.contiguous()
-            for name, value in model.state_dict().items()
-            if name.startswith(("model.vision_tower.", "model.multi_modal_projector."))
-        },
-        file,
-    )
+    """Write tower, projector and adapters, which are all that was trained, in float16."""
+    trained = {
+        name.removeprefix("model."): value
+        for name, value in model.state_dict().items()
+        if name.startswith(("model.vision_tower.", "model.multi_modal_projector."))
+    } | {
+        f"{_ADAPTERS}.{name}": value
+        for name, value in adapter_tensors(model.model.language_model).items()
+    }
+    halves = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in trained.items()
+    }
+    save_file({name: value.contiguous() for name, value in halves.items()}, file)

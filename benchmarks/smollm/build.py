@@ -22,7 +22,6 @@ import torch
 from _packages import (
     BUILT,
     VALIDATION_PICTURES,
-    YES_OR_NO,
     fetch_packages,
     pretrained,
     questions_of,
@@ -45,10 +44,7 @@ _COMMON, _WORDS = 6000, 600
 
 
 def write_rows(packages: Path, folder: Path) -> None:
-    """Write the open questions as rows, with copies of their pictures beside them.
-
-    Questions with the answers yes and no are left out: see the model card.
-    """
+    """Write the questions as rows, with copies of their pictures beside them."""
     splits = {"train": questions_of(packages, "train"), "validation": [], "test": []}
     for question in questions_of(packages, "test"):
         held_out = int(question.image.stem) < VALIDATION_PICTURES
@@ -57,8 +53,6 @@ def write_rows(packages: Path, folder: Path) -> None:
     for split, questions in splits.items():
         lines = []
         for question in questions:
-            if question.kind == YES_OR_NO:
-                continue
             name = f"{question.image.parent.parent.name}-{question.image.name}"
             row = {
                 "image": name,
@@ -117,12 +111,10 @@ def evaluate(
     packed = PackedQuestions(model, tokenizer)
     right: dict[str, list[bool]] = {}
     for start in track(range(0, len(chosen), _PICTURES), "answering test questions"):
-        batch = [
-            (features[start + number], about)
-            for number, (_, about) in enumerate(chosen[start : start + _PICTURES])
-        ]
-        _, hits = packed.losses(batch)
-        flat = [question for _, about in batch for question in about]
+        visual = packed.projected([*features[start : start + _PICTURES]])
+        asked_now = [about for _, about in chosen[start : start + _PICTURES]]
+        _, hits = packed.losses([*zip(visual, asked_now, strict=True)])
+        flat = [question for about in asked_now for question in about]
         for question, hit in zip(flat, hits, strict=True):
             right.setdefault(question.kind, []).append(hit)
     return right

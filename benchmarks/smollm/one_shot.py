@@ -27,7 +27,7 @@ from _network_measures import NetworkMeasures
 from _network_rows import accuracy_cell, gain_cell, mean_cell
 from _pretrained_form import MODEL, pretrained_form
 from _records import RecordId
-from _studies import StudyRunner, inputs_of, load_once
+from _studies import StudyRunner, inputs_of
 
 from effllava_optuna.calibration.calibration_run import calibration_folds, pruning_options
 from effllava_optuna.policy import Kind, Policy
@@ -111,7 +111,7 @@ class OneShotDraw:
         with inputs_of(self.config, case) as inputs:
             self.loaded: LoadedModel = inputs.loaded
             self.folds = calibration_folds(inputs)
-        self.measures = NetworkMeasures(self.loaded, seed, runner.form.pick(48, 6, 3))
+        self.measures = NetworkMeasures(self.loaded, seed, runner.form.pick(24, 4, 2))
         self.policies = {ratio: uniform_policy(self.loaded.structure, ratio) for ratio in WIDTHS}
 
     def measure_dense(self) -> Record:
@@ -248,7 +248,7 @@ figures are means over draws.
 def prunings_of(form: Form) -> list[Pruning]:
     """Return what is measured."""
     if form.name == "tiny":
-        return [Pruning("magnitude", "none", 0.8), Pruning("magnitude", IN_CONTEXT, 0.8)]
+        return [Pruning(importance, "bias", 0.8) for importance in ("magnitude", "wanda")]
     return [Pruning(*each) for each in product(IMPORTANCES, COMPENSATIONS, WIDTHS)]
 
 
@@ -259,14 +259,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     ids = [pruning.record_id(seed) for seed in range(form.seeds) for pruning in prunings]
     announce(runner.missing(ids), _SECONDS)
-    for seed in range(form.seeds):
-        if runner.missing([dense_id(seed), *(p.record_id(seed) for p in prunings)]):
+    seeds = range(form.seeds) if not form.report else ()
+    for names, seed in product(_PASSES, seeds):
+        waiting = [
+            pruning
+            for pruning in prunings
+            if pruning.compensation in names and runner.missing([pruning.record_id(seed)])
+        ]
+        if waiting or runner.missing([dense_id(seed)]):
             draw = OneShotDraw(runner, seed)
             draw.measure_dense()
-            for names, importance in product(_PASSES, IMPORTANCES):
-                draw.measure(
-                    [p for p in prunings if p.importance == importance and p.compensation in names]
-                )
+            for importance in IMPORTANCES:
+                draw.measure([pruning for pruning in waiting if pruning.importance == importance])
     records = {
         record_id.key[1:]: runner.record(record_id, dict)
         for seed in range(form.seeds)
@@ -275,7 +279,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     origins = [record["provenance"] for record in records.values()]
     publish(form, TITLE, section(records, range(form.seeds)), origins)
-    load_once.cache_clear()
 
 
 if __name__ == "__main__":

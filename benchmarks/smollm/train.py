@@ -1,9 +1,12 @@
-"""Train the tower and the projector of ``smollm-vlm``: ``python benchmarks/smollm/train.py``.
+"""Train ``smollm-vlm``: ``python benchmarks/smollm/train.py``.
 
-The language model is SmolLM2-135M-Instruct as it was pretrained, and stays frozen. The tower
-learns colours and shapes of the training pictures, as far as the questions say them. The projector
-is aligned with the embeddings of these words, and then trained through the language model to
-answer the questions. Test pictures have no part in it. ``build.py`` makes the checkpoint.
+The tower learns colours and shapes of the training pictures, as far as the questions say them. The
+projector is aligned with the embeddings of these words, and then trained to answer the questions
+through the language model as it was pretrained: this is enough for colours and shapes. Questions
+with the answers yes and no are more than that language model can do, even if a text says what is
+in the picture. So low-rank adapters learn them, first from such texts, then, together with the
+projector, from pictures. Test pictures have no part in it. ``build.py`` makes the checkpoint, with
+the adapters merged.
 """
 
 from __future__ import annotations
@@ -11,11 +14,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
+from _adapters import add_adapters
+from _balanced_questions import BalancedQuestions
 from _packages import (
     BUILT,
     COLOURS,
@@ -33,7 +39,7 @@ from torch.nn import functional
 from transformers import set_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from transformers import LlavaForConditionalGeneration
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -43,6 +49,22 @@ _TOWER_BATCH = 64
 _SHIFT = 6  # pixels
 _PICTURES, _QUESTIONS = 4, 8  # of a step
 _TEMPERATURE = 0.05  # of the cosines in the alignment
+_DESCRIPTION_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The schedule of a stage.
+
+    Attributes:
+        name: Name of the stage.
+        steps: Number of steps, with 32 questions each.
+        rate: Largest learning rate.
+    """
+
+    name: str
+    steps: int
+    rate: float
 
 
 def moved(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -151,63 +173,117 @@ def drawn(items: Sequence[_T], count: int, rng: np.random.Generator) -> list[_T]
     return [items[index] for index in rng.choice(len(items), count, replace=False)]
 
 
-def train_projector(
+def train_answers(
     packed: PackedQuestions,
-    features: Mapping[Path, torch.Tensor],
-    questions: Sequence[Question],
-    schedule: tuple[int, float],
-    rng: np.random.Generator,
+    batch_of: Callable[[], Sequence[tuple[torch.Tensor, Sequence[Question]]]],
+    parameters: Sequence[nn.Parameter],
+    schedule: Schedule,
 ) -> None:
-    """Train the projector through the frozen language model.
+    """Train to answer questions.
 
     Args:
         packed: The model.
-        features: Features of each picture.
-        questions: The training questions.
-        schedule: Number of steps, with 32 questions each, and the largest learning rate.
-        rng: Draws pictures and questions.
+        batch_of: Draws a batch: visual tokens of each picture, with questions about it.
+        parameters: What is trained.
+        schedule: Name, number of steps and largest learning rate.
     """
-    projector = packed.model.model.multi_modal_projector
-    by_picture: dict[Path, list[Question]] = defaultdict(list)
-    for question in questions:
-        by_picture[question.image].append(question)
-    pictures = [image for image, asked in by_picture.items() if len(asked) >= _QUESTIONS]
-    steps, rate = schedule
-    optimizer = torch.optim.AdamW(projector.parameters(), lr=rate, weight_decay=0.0)
-    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(parameters, lr=schedule.rate, weight_decay=0.0)
+    rates = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, schedule.rate, total_steps=schedule.steps, pct_start=0.1
+    )
     started, recent = time.monotonic(), []
-    for step in range(steps):
-        batch = [
-            (features[image], drawn(by_picture[image], _QUESTIONS, rng))
-            for image in drawn(pictures, _PICTURES, rng)
-        ]
-        losses, right = packed.losses(batch)
+    for step in range(1, schedule.steps + 1):
+        losses, right = packed.losses(batch_of())
         loss = losses.mean()
         optimizer.zero_grad()
         torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(projector.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         rates.step()
         recent.append((loss.item(), sum(right) / len(right)))
-        if step % 10 == 9:
+        if step % 10 == 0:
             loss_mean, right_mean = torch.tensor(recent[-10:]).mean(0).tolist()
             print(
-                f"projector, step {step + 1} of {steps}: loss {loss_mean:.3f}, right "
+                f"{schedule.name}, step {step} of {schedule.steps}: loss {loss_mean:.3f}, right "
                 f"{right_mean:.3f}, {time.monotonic() - started:.0f} s",
                 flush=True,
             )
 
 
+class Batches:
+    """Draws batches of pictures, or of texts that say what is in them, with questions.
+
+    Args:
+        packed: The model.
+        features: What the projector receives of each picture.
+        questions: The training questions.
+        seen: Numbers of colour and shape of each picture; -1: unknown.
+        rng: Draws pictures and questions.
+    """
+
+    def __init__(
+        self,
+        packed: PackedQuestions,
+        features: Mapping[Path, torch.Tensor],
+        questions: Sequence[Question],
+        seen: Mapping[Path, tuple[int, int]],
+        rng: np.random.Generator,
+    ) -> None:
+        self._packed, self._features, self._rng = packed, features, rng
+        self._by_picture: dict[Path, list[Question]] = defaultdict(list)
+        for question in questions:
+            self._by_picture[question.image].append(question)
+        self._balanced = BalancedQuestions(questions, seen)
+
+    def own(self) -> list[tuple[torch.Tensor, list[Question]]]:
+        """Draw pictures with their own questions."""
+        asked = self._by_picture
+        pictures = drawn(
+            [image for image in asked if len(asked[image]) >= _QUESTIONS], _PICTURES, self._rng
+        )
+        questions = [drawn(asked[image], _QUESTIONS, self._rng) for image in pictures]
+        return [*zip(self._visual(pictures), questions, strict=True)]
+
+    def balanced(self) -> list[tuple[torch.Tensor, list[Question]]]:
+        """Draw pictures with balanced questions."""
+        pictures, questions = self._balanced_pictures()
+        return [*zip(self._visual(pictures), questions, strict=True)]
+
+    def described(self) -> list[tuple[torch.Tensor, list[Question]]]:
+        """Draw balanced questions, with colour and shape as words in the place of a picture."""
+        pictures, questions = self._balanced_pictures()
+        described = []
+        embed = self._packed.model.get_input_embeddings()
+        for image in pictures:
+            colour, shape = self._balanced.seen[image]
+            words = f" {COLOURS[colour]} {SHAPES[shape]}" * _DESCRIPTION_TOKENS
+            ids = self._packed.tokenizer(words, add_special_tokens=False).input_ids
+            described.append(embed(torch.tensor(ids[:_DESCRIPTION_TOKENS])).detach())
+        return [*zip(described, questions, strict=True)]
+
+    def _balanced_pictures(self) -> tuple[list[Path], list[list[Question]]]:
+        pictures = drawn([*self._balanced.seen], _PICTURES, self._rng)
+        return pictures, [
+            self._balanced.drawn(image, _QUESTIONS - 1, self._rng) for image in pictures
+        ]
+
+    def _visual(self, pictures: Sequence[Path]) -> torch.Tensor:
+        return self._packed.projected([self._features[image] for image in pictures])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, and write the weights."""
+    """Train, and write the weights after each stage."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=BUILT, help="where packages are fetched to")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--epochs", type=int, default=30, help="of the tower")
-    parser.add_argument("--steps", type=int, default=200, help="of the projector")
-    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate of the projector")
+    parser.add_argument("--steps", type=int, default=200, help="of the projector alone")
+    parser.add_argument("--described", type=int, default=60, help="steps of the adapters alone")
     parser.add_argument(
-        "--start", type=Path, help="weights to go on from: only the projector is trained"
+        "--together", type=int, default=120, help="steps of projector and adapters"
+    )
+    parser.add_argument(
+        "--start", type=Path, help="weights with a trained tower and projector to go on from"
     )
     options = parser.parse_args(arguments)
     set_seed(0)
@@ -218,19 +294,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pictures = list(seen)
     labels, pixels = torch.tensor(list(seen.values())), pixels_of(pictures)
     language_model, tokenizer = pretrained(packages)
-    model, processor = assemble(language_model, tokenizer, options.start)
+    model, processor = assemble(language_model, tokenizer, options.start, adapted=False)
     model.requires_grad_(requires_grad=False)
     if options.start is None:
         train_tower(model, pixels, labels, options.epochs, rng)
         save_trained(model, options.weights)
     features = features_of(model, pixels)
-    model.model.multi_modal_projector.requires_grad_(requires_grad=True)
+    packed = PackedQuestions(model, processor.tokenizer)
+    by_picture = dict(zip(pictures, features, strict=True))
+    batches = Batches(packed, by_picture, questions, seen, rng)
+    projector = model.model.multi_modal_projector.requires_grad_(requires_grad=True)
     if options.start is None:
         align(model, processor.tokenizer, features, labels)
-    by_picture = dict(zip(pictures, features, strict=True))
-    packed = PackedQuestions(model, processor.tokenizer)
-    schedule = (options.steps, options.rate)
-    train_projector(packed, by_picture, questions, schedule, rng)
+        schedule = Schedule("projector", options.steps, 2e-3)
+        train_answers(packed, batches.own, [*projector.parameters()], schedule)
+        save_trained(model, options.weights)
+    if not options.described + options.together:
+        return
+    adapters = add_adapters(model.model.language_model)
+    schedule = Schedule("adapters", options.described, 2e-3)
+    train_answers(packed, batches.described, adapters, schedule)
+    schedule = Schedule("together", options.together, 1e-3)
+    train_answers(packed, batches.balanced, [*projector.parameters(), *adapters], schedule)
     save_trained(model, options.weights)
 
 

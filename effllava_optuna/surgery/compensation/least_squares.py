@@ -141,13 +141,16 @@ def choose_damping(
     dense = weight.double()
     for index, held_out in enumerate(folds):
         fitted_moments = sum_folds(folds, left_out=index).matrix[ranking][:, ranking]
-        held_out_moments = held_out.matrix[ranking][:, ranking]
+        moments = held_out.matrix[ranking][:, ranking].double()
+        outputs = dense @ moments
+        energy = (outputs * dense).sum()
         for damping in DAMPINGS:
             fit = least_squares(weight, fitted_moments, columns, damping)
+            # E[w ||W x - W_k x_k||^2], expanded: W_k x_k reads the first k columns only.
             for kept, fitted in fit.weights.items():
-                change = -dense
-                change[:, :kept] += fitted.double()
-                errors[damping] += float(((change @ held_out_moments) * change).sum())
+                narrow = fitted.double()
+                cross = narrow @ moments[:kept, :kept] - 2 * outputs[:, :kept]
+                errors[damping] += float(energy + (cross * narrow).sum())
     return min(DAMPINGS, key=errors.__getitem__)
 
 

@@ -1,0 +1,258 @@
+"""Is a search worth its time on a pretrained model? ``python benchmarks/smollm/searches.py``.
+
+``smollm-vlm`` at predicted speed-ups of 1.2, 1.5 and 1.8, all methods under the compensation
+tables of one calibration per draw, with the projector as it was loaded. Searches measure the same
+number of policies and choose by validation among their finalists. Every network is timed as a
+whole, and measured on questions about pictures, which the search was for, and on text, which it
+was not.
+
+Every measurement leaves a record in ``results/smollm_searches.jsonl``, and is not repeated if it
+has one. ``--tiny`` measures one speed-up of each kind, and publishes nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+import torch
+from _baselines import Baselines
+from _cases import Case
+from _evidence import announce, publish
+from _fields import KEEP_RATIO
+from _layer_dropping import LayerDropping
+from _means import markdown
+from _network_rows import accuracy_cell, gain_cell, mean_cell
+from _pretrained_form import MODEL, pretrained_form
+from _pretrained_search import PretrainedDraw
+from _records import RecordId
+from _studies import StudyRunner
+
+from effllava_optuna.allocation import (
+    dynamic_programming,
+    global_rank,
+    residual_curves,
+    uniform_by_kind,
+    uniform_policies,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from _evidence import Form
+    from _records import Record
+
+    from effllava_optuna.policy import Policy
+    from effllava_optuna.search.session import SearchSession
+
+TITLE = "A pretrained model: allocation and search"
+QUESTION = "smollm_searches"
+SPEEDUPS = (1.2, 1.5, 1.8)
+_ALONE = ("search.curves='none'", "search.screening=false")
+SEARCHES = {
+    "the default search": (),
+    "NSGA-II, ours, alone": _ALONE,
+    "random": (*_ALONE, "search.sampler='random'"),
+}
+BY_KIND, UNIFORM, FLAP, PROGRAMMING = ALLOCATIONS = (
+    "uniform by kind",
+    "uniform",
+    "FLAP's global rank",
+    "dynamic programming over residual curves",
+)
+DROPPING = "layer dropping (ShortGPT)"
+METHODS = (*SEARCHES, *ALLOCATIONS, DROPPING)
+DENSE = "dense"
+FIXED = ("projector.steps=0",)
+_FIRST = 1.5  # the speed-up whose searches are measured first
+_SECONDS = 300.0  # of one core, for a record
+
+
+def record_id(seed: int, method: str, speedup: float) -> RecordId:
+    """Return the id of a record."""
+    return RecordId(QUESTION, ("network", seed, method, speedup))
+
+
+def case_of(speedup: float, changes: Sequence[str] = ()) -> Case:
+    """Return the study of a speed-up."""
+    return Case(f"{speedup:g}", (*FIXED, f"search.speedup={speedup}", *changes), QUESTION)
+
+
+class SearchTables:
+    """Measures the methods, and keeps the records.
+
+    Args:
+        form: How much is measured.
+    """
+
+    def __init__(self, form: Form) -> None:
+        self.form, self.runner = form, StudyRunner(form)
+        self.speedups = SPEEDUPS[: form.pick(3, 1, 1)]
+
+    def ids(self) -> list[RecordId]:
+        """Return the ids of all records of the form."""
+        return [
+            record_id(seed, method, speedup)
+            for seed in range(self.form.seeds)
+            for method, speedup in (
+                (DENSE, 1.0),
+                *((method, speedup) for speedup in self.speedups for method in METHODS),
+            )
+        ]
+
+    def measure(self) -> None:
+        """Measure what has no record: allocations first, then searches."""
+        draws = [PretrainedDraw(self.runner, seed) for seed in range(self.form.seeds)]
+        for draw in draws:
+            self.runner.record(record_id(draw.seed, DENSE, 1.0), draw.dense)
+            for speedup in self.speedups:
+                self._measure_allocations(draw, speedup)
+        order = sorted(self.speedups, key=lambda speedup: speedup != _FIRST)
+        for speedup, (name, changes), draw in product(order, SEARCHES.items(), draws):
+            self._measure_search(draw, name, changes, speedup)
+
+    def _measure_search(
+        self, draw: PretrainedDraw, name: str, changes: Sequence[str], speedup: float
+    ) -> None:
+        case = case_of(speedup, changes)
+        self.runner.record(record_id(draw.seed, name, speedup), partial(draw.searched, case))
+
+    def _measure_allocations(self, draw: PretrainedDraw, speedup: float) -> None:
+        ids = {name: record_id(draw.seed, name, speedup) for name in (*ALLOCATIONS, DROPPING)}
+        if not self.runner.missing(ids.values()):
+            return
+        with self.runner.open(MODEL, draw.seed, case_of(speedup)) as session:
+            for name in ALLOCATIONS:
+                self.runner.record(ids[name], partial(allocated, draw, session, name))
+            self.runner.record(ids[DROPPING], partial(dropped, draw, session, speedup))
+
+
+def allocation(session: SearchSession, name: str) -> Policy:
+    """Return the policy of a method that needs no search, within the budget of the study.
+
+    Raises:
+        ValueError: There is no such method.
+    """
+    baselines = Baselines(session)
+    structure, widths, costs = baselines.structure, baselines.widths, session.costs
+    if name == UNIFORM:
+        feasible = baselines.feasible(uniform_policies(structure, widths))
+        return max(feasible, key=lambda policy: policy.keep_ratio)
+    if name == BY_KIND:
+        largest = costs.maximal(uniform_by_kind(structure, widths))
+        qualities = baselines.qualities(largest)
+        return max(qualities, key=qualities.__getitem__)
+    if name == FLAP:
+        return global_rank(structure, widths, baselines.flap_scores(), costs)
+    if name == PROGRAMMING:
+        space = baselines.evaluator.first_space()
+        curves = residual_curves(space, baselines.evaluator.calibration.residuals)
+        return dynamic_programming(space, curves, costs)
+    raise ValueError(f"{name!r} is no allocation.")
+
+
+def allocated(draw: PretrainedDraw, session: SearchSession, name: str) -> dict[str, Any]:
+    """Measure the policy of a method that needs no search."""
+    weight_state = session.epochs.epoch(0).weight_state
+    return draw.policy_figures(session, allocation(session, name), weight_state)
+
+
+def dropped(draw: PretrainedDraw, session: SearchSession, speedup: float) -> dict[str, Any]:
+    """Remove as few blocks as have the measured speed-up, and measure the rest."""
+    dropping = LayerDropping(session)
+    removed, measured = dropping.fastest_enough(speedup)
+    policy = dropping.policy(removed)
+    with dropping.network(policy) as network:
+        return draw.measures.figures(network) | {
+            "removed": sorted(dropping.order[:removed]),
+            KEEP_RATIO: round(policy.keep_ratio, 4),
+            "predicted": None,
+            "measured": round(measured, 4),
+        }
+
+
+def section(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
+    """Format the section of ``RESULTS.md``."""
+
+    def of(method: str, speedup: float) -> list[Record]:
+        keys = [(seed, method, speedup) for seed in range(form.seeds)]
+        return [records[key] for key in keys if key in records]
+
+    def paired(method: str, speedup: float) -> str:
+        default = next(iter(SEARCHES))
+        keys = [
+            (seed, speedup)
+            for seed in range(form.seeds)
+            if {(seed, method, speedup), (seed, default, speedup)} <= records.keys()
+        ]
+        return gain_cell(
+            [records[seed, method, limit] for seed, limit in keys],
+            [records[seed, default, limit] for seed, limit in keys],
+        )
+
+    dense = of(DENSE, 1.0)
+    parts = []
+    for speedup in SPEEDUPS:
+        lines = [
+            [
+                method,
+                str(len(of(method, speedup))),
+                accuracy_cell(of(method, speedup)),
+                "" if method in [*SEARCHES][:1] else paired(method, speedup),
+                *(
+                    mean_cell(of(method, speedup), field)
+                    for field in ("measured", KEEP_RATIO, "perplexity", "agreement")
+                ),
+            ]
+            for method in METHODS
+            if of(method, speedup)
+        ]
+        head = [
+            "method", "draws", "accuracy", "minus the default search", "measured speed-up",
+            "weights kept", "perplexity", "agreement",
+        ]  # fmt: skip
+        parts.append(f"Predicted speed-up {speedup:g}:\n\n{markdown(head, lines)}")
+    searches = [r for name in SEARCHES for s in SPEEDUPS for r in of(name, s)]
+    evaluations = searches[0]["evaluations"] if searches else 0
+    text = "\n\n".join(parts)
+    return f"""Generated by `python benchmarks/smollm/searches.py`; do not edit. Figures:
+[results](results/{QUESTION}.jsonl).
+
+`smollm-vlm`, the settings of `benchmarks/smollm/tables.toml` (32 proxy samples), the projector as
+it was loaded. Searches measure {evaluations} policies at most and choose by validation among their
+finalists. Accuracy on questions about pictures, perplexity of glosses of WordNet, and
+agreement with the dense model's answers to questions about words: the search has seen only
+questions about pictures. Speed-ups are of the prefill of one prompt on one core, measured in turn
+with the dense model. Layer dropping removes as few blocks as have the *measured* speed-up.
+Accuracies have 95 % intervals (bootstrap over pictures), differences are paired by picture; other
+figures are means over draws with their range.
+
+Dense: accuracy {accuracy_cell(dense)}, perplexity {mean_cell(dense, "perplexity")}.
+
+{text}
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what has no record, and write the section."""
+    form = pretrained_form(__doc__, arguments)
+    torch.set_num_threads(1)
+    tables = SearchTables(form)
+    announce(tables.runner.missing(tables.ids()), _SECONDS)
+    if not form.report:
+        tables.measure()
+    records = {
+        each.key[1:]: tables.runner.record(each, dict)
+        for each in tables.ids()
+        if not tables.runner.missing([each])
+    }
+    origins = [record["provenance"] for record in records.values()]
+    publish(form, TITLE, section(records, form), origins)
+
+
+if __name__ == "__main__":
+    main()

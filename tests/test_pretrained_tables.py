@@ -1,0 +1,161 @@
+"""The scripts of benchmarks/smollm, without the pretrained model: questions, adapters, tables."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaModel
+
+from effllava_optuna.policy import Kind
+from tests.conftest import rows, script
+
+_FOLDER = Path(__file__).parents[1] / "benchmarks" / "smollm"
+
+
+def _smollm(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(_FOLDER))
+    return script(name)
+
+
+def _row(right: list[int], asked: list[int], **figures: Any) -> dict[str, Any]:
+    return {"right": right, "asked": asked, "perplexity": 30.0, "agreement": 0.5} | figures
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("is there a blue shape?", "yes"), ("is there a red shape?", "no"),
+        ("does the image not contain a blue shape?", "no"), ("is no circle present?", "yes"),
+        ("is a triangle present?", "yes"), ("is there not a triangle?", "no"),
+    ],
+)  # fmt: skip
+def test_the_answer_follows_from_colour_and_shape(
+    text: str, answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    balanced, packages = (
+        _smollm(name, monkeypatch) for name in ("_balanced_questions", "_packages")
+    )
+    seen = packages.COLOURS.index("blue"), packages.SHAPES.index("triangle")
+    assert balanced.answer_to(text, *seen) == answer
+
+
+def test_half_of_the_questions_are_about_what_the_picture_shows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    balanced, packages = (
+        _smollm(name, monkeypatch) for name in ("_balanced_questions", "_packages")
+    )
+    image, unknown = Path("0.png"), Path("1.png")
+    names = (*packages.COLOURS, *packages.SHAPES)
+    asked = [packages.Question(f"is there a {name} shape?", "no", unknown) for name in names]
+    asked.append(packages.Question("what color is the shape?", "blue", image))
+    draws = balanced.BalancedQuestions(asked, {image: (1, 2), unknown: (-1, 0)})
+    assert [*draws.seen] == [image]
+    first, *others = draws.drawn(image, 6, np.random.default_rng(0))
+    assert first.answer == "blue"
+    assert [question.answer for question in others] == ["no", "yes"] * 3
+
+
+def test_merged_adapters_compute_what_peft_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapters = _smollm("_adapters", monkeypatch)
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1,
+    )  # fmt: skip
+    adapted, merged = LlamaModel(config).eval(), LlamaModel(config).eval()
+    merged.load_state_dict(adapted.state_dict())
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        before = adapted(ids).last_hidden_state
+        generator = torch.Generator().manual_seed(0)
+        for weight in adapters.add_adapters(adapted):
+            weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
+        tensors = adapters.adapter_tensors(adapted)
+        expected = adapted(ids).last_hidden_state
+        adapters.merge_adapters(merged, tensors)
+        assert len(tensors) == 2 * 7 * config.num_hidden_layers
+        assert (merged(ids).last_hidden_state - expected).abs().max() < 1e-5
+        assert (before - expected).abs().max() > 1e-3
+
+
+def test_differences_are_paired_by_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = _smollm("_network_rows", monkeypatch)
+    asked = [4] * 6
+    better, worse = _row([4, 4, 3, 4, 2, 4], asked), _row([1, 2, 1, 2, 0, 1], asked)
+    gain = cells.gain_cell([better], [worse])
+    assert gain.startswith("**+0.583 [+0.")
+    assert gain.endswith("]**")
+    assert cells.gain_cell([better, worse], [worse, better]).startswith("+0.000 [-0.")
+    assert cells.gain_cell([], []) == cells.accuracy_cell([]) == "-"
+    assert cells.accuracy_cell([better]).startswith("0.875 [0.")
+    assert cells.mean_cell([better, worse | {"perplexity": 50.0}], "perplexity") == "40 (30 to 50)"
+
+
+def test_the_table_of_one_shot_pruning_has_every_combination(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one_shot = _smollm("one_shot", monkeypatch)
+    records = {
+        (seed, pruning.importance, pruning.compensation, pruning.ratio): _row([3, 2], [4, 4])
+        for seed in range(2)
+        for pruning in map(one_shot.Pruning, ("obs", "obs"), ("none", "least-squares"), (0.5, 0.5))
+    }
+    records[1, "obs", "least-squares", 0.5] = _row([4, 4], [4, 4])
+    records[0, "dense", "dense", 1.0] = _row([4, 4], [4, 4])
+    table = rows(one_shot.section(records, range(2)))
+    assert ["obs", "bias", "-", "-", "-", "-"] in table
+    accuracy = next(row for row in table if row[:2] == ["obs", "least-squares"])
+    assert accuracy[2:5] == ["-", "-", "-"]
+    assert accuracy[5].startswith("0.812 [")
+    gain = next(row for row in table if row[0] == "obs, least-squares minus none")
+    assert gain[4].startswith("+0.188 [")
+
+
+def test_the_table_of_searches_compares_with_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    searches, evidence = _smollm("searches", monkeypatch), script("_evidence")
+    form = evidence.Form("full", 1, {}, Path(), published=False)
+    found = {"measured": 1.5, "keep_ratio": 0.6, "evaluations": 48}
+    records = {
+        (0, "dense", 1.0): _row([4, 4], [4, 4]),
+        (0, "the default search", 1.5): _row([4, 3], [4, 4], **found),
+        (0, "uniform", 1.5): _row([2, 2], [4, 4], **found),
+    }
+    table = rows(searches.section(records, form))
+    (uniform,) = (row for row in table if row[0] == "uniform")
+    assert uniform[1] == "1"
+    assert uniform[3] == "**-0.375 [-0.500, -0.250]**"
+    assert [row[0] for row in table] == ["the default search", "uniform"]
+
+
+def test_layer_dropping_removes_the_least_influential_blocks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    layer_dropping, cases = _smollm("_layer_dropping", monkeypatch), script("_cases")
+    form = replace(script("_evidence").parse_form("", ["--tiny"]), folder=tmp_path)
+    with script("_studies").StudyRunner(form).open("first", 0, cases.FIXED) as session:
+        dropping = layer_dropping.LayerDropping(session)
+        (encoded, *_) = session.evaluator.proxy.likelihood
+        inputs, model = encoded.batch.inputs, dropping.loaded.model
+        blocks = [block.module for block in dropping.loaded.blocks]
+        with torch.no_grad():
+            states = model(**inputs, output_hidden_states=True).hidden_states
+        cosines = torch.nn.functional.cosine_similarity(states[0], states[1], dim=-1)
+        influence = float((1 - cosines)[inputs["attention_mask"].bool()].mean())
+        policy = dropping.policy(1)
+        with dropping.network(policy) as network, torch.no_grad():
+            narrow = network.model(**inputs).logits
+        with torch.no_grad():
+            dense = model(**inputs).logits
+    assert sorted(dropping.order) == [*range(len(blocks))]
+    assert 0 < influence < 2
+    assert [
+        w
+        for c, w in zip(policy.structure.components, policy.widths, strict=True)
+        if c.kind is Kind.BLOCK
+    ].count(0) == 1
+    assert (narrow - dense).abs().max() > 1e-3
