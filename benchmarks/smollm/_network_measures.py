@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from _packages import (
-    BUILT,
-    HERE,
-    VALIDATION_PICTURES,
-    fetch_packages,
-    questions_of,
-)
+from _packages import BUILT, HERE, VALIDATION_PICTURES, fetch_packages, questions_of
 from _packed_questions import PackedQuestions
 from _smollm_vlm import features_of, pixels_of
 
@@ -122,7 +117,10 @@ def _drawn_pictures(
 
 def _answered_words(loaded: LoadedModel, seed: int) -> Sequence[EncodedBatch]:
     """Return questions about words with the answers and the outputs of the dense model."""
-    changes = (f"study.seed={seed}", f"task.test={_WORDS}", f"task.new_tokens={_WORD_TOKENS}")
+    changes = (
+        f"study.seed={seed}", f"task.test={_WORDS}", f"task.new_tokens={_WORD_TOKENS}",
+        f"task.data={json.dumps(str(BUILT / 'words.jsonl'))}",
+    )  # fmt: skip
     samples = make_task(load_config(_TEXT_STUDY, changes)).samples(Split.TEST)
     answered = with_dense_answers(samples, answer_questions(loaded, samples))
     with torch.inference_mode():

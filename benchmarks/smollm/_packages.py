@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from collections import defaultdict
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 HERE = Path(__file__).parent
-BUILT = HERE / "built"
+BUILT = Path(os.environ.get("SMOLLM_BUILT", HERE / "built"))
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")

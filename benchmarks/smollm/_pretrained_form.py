@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,9 @@ def pretrained_form(
         form,
         models={MODEL: str(model)},
         config=HERE / "tables.toml",
-        common=_FAST if form.name == "tiny" else (),
+        common=(
+            f"task.data={json.dumps(str(BUILT / 'easy-vqa'))}",
+            *(_FAST if form.name == "tiny" else ()),
+        ),
         caveat=CAVEAT,
     )

@@ -92,6 +92,9 @@ class SearchTables:
     def __init__(self, form: Form) -> None:
         self.form, self.runner = form, StudyRunner(form)
         self.speedups = SPEEDUPS[: form.pick(3, 1, 1)]
+        tiny = form.name == "tiny"
+        self.searches = dict([*SEARCHES.items()][: 1 if tiny else None])
+        self.allocations = (UNIFORM,) if tiny else ALLOCATIONS
 
     def ids(self) -> list[RecordId]:
         """Return the ids of all records of the form."""
@@ -100,7 +103,7 @@ class SearchTables:
             for seed in range(self.form.seeds)
             for method, speedup in (
                 (DENSE, 1.0),
-                *((method, speedup) for speedup in self.speedups for method in METHODS),
+                *product((*self.searches, *self.allocations, DROPPING), self.speedups),
             )
         ]
 
@@ -112,7 +115,7 @@ class SearchTables:
             for speedup in self.speedups:
                 self._measure_allocations(draw, speedup)
         order = sorted(self.speedups, key=lambda speedup: speedup != _FIRST)
-        for speedup, (name, changes), draw in product(order, SEARCHES.items(), draws):
+        for speedup, (name, changes), draw in product(order, self.searches.items(), draws):
             self._measure_search(draw, name, changes, speedup)
 
     def _measure_search(
@@ -122,11 +125,11 @@ class SearchTables:
         self.runner.record(record_id(draw.seed, name, speedup), partial(draw.searched, case))
 
     def _measure_allocations(self, draw: PretrainedDraw, speedup: float) -> None:
-        ids = {name: record_id(draw.seed, name, speedup) for name in (*ALLOCATIONS, DROPPING)}
+        ids = {name: record_id(draw.seed, name, speedup) for name in (*self.allocations, DROPPING)}
         if not self.runner.missing(ids.values()):
             return
         with self.runner.open(MODEL, draw.seed, case_of(speedup)) as session:
-            for name in ALLOCATIONS:
+            for name in self.allocations:
                 self.runner.record(ids[name], partial(allocated, draw, session, name))
             self.runner.record(ids[DROPPING], partial(dropped, draw, session, speedup))
 

@@ -22,6 +22,7 @@ from effllava_optuna.surgery import VerifiedExport, export, load, load_pruned
 from effllava_optuna.tasks import Scores, Split
 from effllava_optuna.training import (
     DistillationOptions,
+    JointAdaptation,
     LoraAdaptation,
     ProjectorAdaptation,
     RecoveryResult,
@@ -38,7 +39,11 @@ if TYPE_CHECKING:
     from effllava_optuna.tasks import Sample, Task
     from effllava_optuna.training import Adaptation
 
-ADAPTATIONS: dict[str, Adaptation] = {"projector": ProjectorAdaptation(), "lora": LoraAdaptation()}
+ADAPTATIONS: dict[str, Adaptation] = {
+    "projector": ProjectorAdaptation(),
+    "lora": LoraAdaptation(),
+    "both": JointAdaptation(),
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,11 @@
 """Train weights: the projector between epochs, and a pruned model before its export."""
 
-from effllava_optuna.training.adaptation import Adaptation, LoraAdaptation, ProjectorAdaptation
+from effllava_optuna.training.adaptation import (
+    Adaptation,
+    JointAdaptation,
+    LoraAdaptation,
+    ProjectorAdaptation,
+)
 from effllava_optuna.training.projector import ProjectorUpdate, train_projector
 from effllava_optuna.training.projector_trainer import (
     ProjectorScore,
@@ -12,6 +17,7 @@ from effllava_optuna.training.recovery import DistillationOptions, RecoveryResul
 __all__ = [
     "Adaptation",
     "DistillationOptions",
+    "JointAdaptation",
     "LoraAdaptation",
     "ProjectorAdaptation",
     "ProjectorScore",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
@@ -107,5 +107,30 @@ class LoraAdaptation:
             pruned.model.requires_grad_(requires_grad=False)
 
 
+@dataclass(frozen=True, slots=True)
+class JointAdaptation:
+    """Train the projector and adapters of the decoder together.
+
+    Attributes:
+        lora: The adapters.
+    """
+
+    lora: LoraAdaptation = field(default_factory=LoraAdaptation)
+
+    @contextmanager
+    def trainable_weights(self, pruned: LoadedModel, seed: int) -> Iterator[list[nn.Parameter]]:
+        """Yield the weights of both.
+
+        Raises:
+            ModelError: peft is not installed.
+        """
+        # The adapters come first: they freeze everything else.
+        with (
+            self.lora.trainable_weights(pruned, seed) as adapters,
+            ProjectorAdaptation().trainable_weights(pruned, seed) as weights,
+        ):
+            yield [*adapters, *weights]
+
+
 if TYPE_CHECKING:
-    _: tuple[Adaptation, ...] = (ProjectorAdaptation(), LoraAdaptation())
+    _: tuple[Adaptation, ...] = (ProjectorAdaptation(), LoraAdaptation(), JointAdaptation())

@@ -58,7 +58,7 @@ def test_a_directory_without_an_export_is_refused(smoke: FinishedStudy, tmp_path
 
 
 @pytest.mark.families
-@pytest.mark.parametrize("part", ["projector", "lora"])
+@pytest.mark.parametrize("part", ["projector", "lora", "both"])
 def test_a_checkpoint_is_recovered_and_verified(
     smoke: FinishedStudy, tmp_path: Path, part: str
 ) -> None:

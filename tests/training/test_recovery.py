@@ -16,6 +16,7 @@ from effllava_optuna.tasks import Digits, Split
 from effllava_optuna.training import (
     Adaptation,
     DistillationOptions,
+    JointAdaptation,
     LoraAdaptation,
     ProjectorAdaptation,
     adaptation,
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery import LoadedModel
     from effllava_optuna.tasks import Batch, Sample
 
-ADAPTATIONS = [ProjectorAdaptation(), LoraAdaptation(rank=4)]
+ADAPTATIONS = [
+    ProjectorAdaptation(),
+    LoraAdaptation(rank=4),
+    JointAdaptation(LoraAdaptation(rank=4)),
+]
 QUICK = DistillationOptions(steps=8, every=4, batch_size=16, learning_rate=1e-2)
 
 
@@ -87,6 +92,22 @@ def test_adapters_are_merged_into_the_linear_layers_of_the_decoder(
     assert all(handle.linear(handle.output).weight.grad is None for handle in pruned.handles)
     with torch.no_grad():
         assert pruned.model(**batch.inputs).logits.isfinite().all()
+
+
+def test_both_train_the_projector_and_the_decoder(
+    pruned: LoadedModel, tiny: LoadedModel, samples: tuple[Sample, ...]
+) -> None:
+    before = weights_of(pruned)
+    done = recover(pruned, tiny, samples, JointAdaptation(LoraAdaptation(rank=4)), QUICK)
+    assert done.after < 0.95 * done.before
+    linears = [
+        module.weight
+        for module in language_model(pruned.model).modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    trained = [*linears, *projector(pruned.model).parameters()]
+    assert changed(before, pruned) == {weight.data_ptr() for weight in trained}
+    assert not any(weight.requires_grad for weight in pruned.model.parameters())
 
 
 @pytest.mark.parametrize("adaptation", ADAPTATIONS)

@@ -149,10 +149,11 @@ def export_(
 )
 @click.option(
     "--part",
-    type=click.Choice(("projector", "lora")),
+    type=click.Choice(("projector", "lora", "both")),
     default="lora",
     show_default=True,
-    help="Weights that are trained: the projector, or adapters of the decoder, merged at the end.",
+    help="Weights that are trained: the projector, adapters of the decoder, merged at the end, or "
+    "both.",
 )
 @click.option(
     "--data",

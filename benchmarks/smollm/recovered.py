@@ -1,0 +1,169 @@
+"""How much does training after pruning bring back? ``python benchmarks/smollm/recovered.py``.
+
+Policies of dynamic programming that `searches.py` has measured at a predicted speed-up of 1.8,
+with the compensation that a study calibrates. The answers of the dense model to 2,000 training
+questions are distilled into the projector, into adapters of the decoder, and into both: one pass
+over the questions, with every fifth picture held out, which chooses the number of steps.
+
+Every measurement leaves a record in ``results/smollm_recovery.jsonl``, and is not repeated if it
+has one. ``--tiny`` recovers from a few questions, and publishes nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+import torch
+from _cases import Case
+from _evidence import announce, publish
+from _fields import WIDTHS
+from _means import markdown
+from _network_rows import accuracy_cell, gain_cell, mean_cell
+from _pretrained_form import MODEL, pretrained_form
+from _pretrained_search import PretrainedDraw
+from _records import RecordId, read_records
+from _results import RESULTS
+from _studies import StudyRunner, inputs_of
+from searches import PROGRAMMING, QUESTION, case_of
+
+from effllava_optuna import Policy, sliced
+from effllava_optuna.evaluation.checkpoint_recovery import ADAPTATIONS
+from effllava_optuna.surgery import FULL_FIT
+from effllava_optuna.tasks import Split
+from effllava_optuna.training import DistillationOptions, recover
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from _evidence import Form
+    from _records import Record
+
+    from effllava_optuna.surgery import LoadedModel
+
+TITLE = "A pretrained model: recovery"
+SPEEDUP = 1.8
+SAMPLES = 2000
+PRUNED, DENSE = "pruned", "dense"
+_BATCH = 16
+_SECONDS = 2400.0  # of one core, for a record
+
+
+def record_id(draw: int, part: str) -> RecordId:
+    """Return the id of a record."""
+    return RecordId("smollm_recovery", ("recovered", draw, part))
+
+
+def searched(draw: int) -> Mapping[str, Record]:
+    """Return the records of `searches.py`: the dense model, and the policy that is recovered.
+
+    Raises:
+        SystemExit: There are none.
+    """
+    records = read_records(RESULTS / f"{QUESTION}.jsonl")
+    keys = {
+        DENSE: ("network", draw, DENSE, 1.0),
+        PRUNED: ("network", draw, PROGRAMMING, SPEEDUP),
+    }
+    if not records.keys() >= set(keys.values()):
+        raise SystemExit("Run `python benchmarks/smollm/searches.py` first.")
+    return {name: records[key] for name, key in keys.items()}
+
+
+class Recoveries:
+    """Prunes and recovers the model of one draw.
+
+    Args:
+        runner: Calibrates studies.
+        seed: Seed of the draw.
+    """
+
+    def __init__(self, runner: StudyRunner, seed: int) -> None:
+        self.runner, self.seed = runner, seed
+        self.draw = PretrainedDraw(runner, seed)
+
+    def recovered(self, part: str) -> dict[str, Any]:
+        """Prune, recover and measure.
+
+        Args:
+            part: A key of `ADAPTATIONS`: what is trained.
+        """
+        samples = self.runner.form.pick(SAMPLES, 64, 32)
+        options = DistillationOptions(
+            steps=samples * 4 // 5 // _BATCH, every=max(1, samples // 80), batch_size=_BATCH,
+            seed=self.seed,
+        )  # fmt: skip
+        pruned, dense, questions = self._pruned(samples)
+        result = recover(pruned, dense, questions, ADAPTATIONS[part], options)
+        return self.draw.measures.figures(pruned) | {"recovery": asdict(result)}
+
+    def _pruned(self, samples: int) -> tuple[LoadedModel, LoadedModel, Any]:
+        """Return the pruned model, the dense one, and training questions."""
+        with self.runner.open(MODEL, self.seed, case_of(SPEEDUP)) as session:
+            calibration, structure = session.evaluator.calibration, session.evaluator.structure
+        case = Case("recovery", (f"task.proxy={samples}",), QUESTION)
+        config = self.runner.config(MODEL, self.seed, case)
+        with inputs_of(config, case) as inputs:
+            policy = Policy.of(structure, searched(self.seed)[PRUNED][WIDTHS])
+            table = calibration.compensations[FULL_FIT]
+            pruned = sliced(inputs.loaded, policy, calibration.ranking, table)
+            return pruned, inputs.loaded, inputs.task.samples(Split.PROXY)
+
+
+def section(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
+    """Format the section of ``RESULTS.md``."""
+
+    def of(part: str) -> list[Record]:
+        return [records[seed, part] for seed in range(form.seeds) if (seed, part) in records]
+
+    lines = [
+        [
+            part,
+            str(len(of(part))),
+            accuracy_cell(of(part)),
+            "" if part == PRUNED else gain_cell(of(part), of(PRUNED)[: len(of(part))]),
+            ", ".join(str(r["recovery"]["steps"]) for r in of(part) if "recovery" in r) or "-",
+            mean_cell(of(part), "perplexity"),
+            mean_cell(of(part), "agreement"),
+        ]
+        for part in (DENSE, PRUNED, *ADAPTATIONS)
+        if of(part)
+    ]
+    head = ["model", "draws", "accuracy", "minus pruned", "steps kept", "perplexity", "agreement"]
+    return f"""Generated by `python benchmarks/smollm/recovered.py`; do not edit. Figures:
+[results](results/smollm_recovery.jsonl).
+
+`smollm-vlm`, pruned by dynamic programming to a predicted speed-up of {SPEEDUP} with the
+compensation of a study; then the answers of the dense model to {SAMPLES:,} training questions are
+distilled into it, in one pass of batches of {_BATCH}. Intervals are 95 % (bootstrap over
+pictures), differences are paired by picture.
+
+{markdown(head, lines)}
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what has no record, and write the section."""
+    form = pretrained_form(__doc__, arguments)
+    torch.set_num_threads(1)
+    runner = StudyRunner(form)
+    parts = [*ADAPTATIONS][: form.pick(len(ADAPTATIONS), 1, 1)]
+    ids = [record_id(seed, part) for seed in range(form.seeds) for part in parts]
+    announce(runner.missing(ids), _SECONDS)
+    records: dict[tuple[Any, ...], Record] = {}
+    for seed in range(form.seeds):
+        recoveries = Recoveries(runner, seed)
+        records |= {(seed, name): record for name, record in searched(seed).items()}
+        for part in parts:
+            figures = runner.record(record_id(seed, part), partial(recoveries.recovered, part))
+            records |= {(seed, part): figures} if figures else {}
+    origins = [record["provenance"] for record in records.values()]
+    publish(form, TITLE, section(records, form), origins)
+
+
+if __name__ == "__main__":
+    main()
