@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel
 
+from effllava_optuna.calibration.calibration_run import calibration_batch
 from effllava_optuna.policy import Kind
+from effllava_optuna.surgery import PruningOptions, rank_and_compensate, table_tensors
 from tests.conftest import rows, script
+
+if TYPE_CHECKING:
+    from effllava_optuna.surgery import LoadedModel
+    from effllava_optuna.tasks import Batch
 
 _FOLDER = Path(__file__).parents[1] / "benchmarks" / "smollm"
 
@@ -81,6 +87,35 @@ def test_merged_adapters_compute_what_peft_computes(monkeypatch: pytest.MonkeyPa
         assert len(tensors) == 2 * 7 * config.num_hidden_layers
         assert (merged(ids).last_hidden_state - expected).abs().max() < 1e-5
         assert (before - expected).abs().max() > 1e-3
+
+
+def test_shared_moments_fit_what_each_importance_fits_alone(
+    tiny: LoadedModel, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared_moments = _smollm("_shared_moments", monkeypatch)
+    folds = [[calibration_batch(batch)], [calibration_batch(batch.select(torch.arange(4)))]]
+    widths = {c.id: [c.width // 2, c.width] for c in tiny.structure.components}
+    shared = shared_moments.SharedMoments(tiny, folds, widths)
+    for importance in ("wanda", "obs"):
+        for compensation in ("bias", "least-squares"):
+            options = PruningOptions(importance=importance, compensation=compensation)
+            alone = rank_and_compensate(tiny, folds, widths, options)
+            state = shared.weight_state(shared.ranking(importance), compensation)
+            for component, units in alone.ranking.units.items():
+                assert np.array_equal(units, state.ranking.units[component])
+            tensors, expected = (
+                table_tensors(state.compensations),
+                table_tensors(alone.compensations[:1]),
+            )
+            compared = [
+                name
+                for name in expected
+                if compensation == "bias"
+                or any(alone.damping[c] == shared.damping[c] for c in alone.damping if c in name)
+            ]
+            assert compared
+            for name in compared:
+                assert (tensors[name] - expected[name]).abs().max() < 1e-5
 
 
 def test_differences_are_paired_by_picture(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,18 +27,17 @@ from _network_measures import NetworkMeasures
 from _network_rows import accuracy_cell, gain_cell, mean_cell
 from _pretrained_form import MODEL, pretrained_form
 from _records import RecordId
+from _shared_moments import SharedMoments
 from _studies import StudyRunner, inputs_of
 
 from effllava_optuna.calibration.calibration_run import calibration_folds, pruning_options
 from effllava_optuna.policy import Kind, Policy
 from effllava_optuna.surgery import (
-    FULL_FIT,
     ContextOptions,
     WeightState,
     arranged,
     compensate_in_context,
     policy_network,
-    rank_and_compensate,
 )
 
 if TYPE_CHECKING:
@@ -48,14 +47,14 @@ if TYPE_CHECKING:
     from _records import Record
 
     from effllava_optuna.policy import ModelStructure
-    from effllava_optuna.surgery import CompensatedRanking, LoadedModel
+    from effllava_optuna.surgery import LoadedModel
 
 TITLE = "A pretrained model: importance and compensation"
 QUESTION = "smollm_one_shot"
 IMPORTANCES = ("magnitude", "wanda", "flap", "taylor", "obs")
 IN_CONTEXT = "in context"
 COMPENSATIONS = ("none", "bias", "least-squares", IN_CONTEXT)
-_PASSES = (("none", "least-squares"), ("bias",), (IN_CONTEXT,))  # the slowest last
+_PASSES = (("none", "bias", "least-squares"), (IN_CONTEXT,))  # the slower one last
 # By keep ratio: attention groups of three, and MLP channels of 1,536.
 WIDTHS = {0.9: (3, 1312), 0.8: (3, 1120), 0.7: (3, 896), 0.5: (2, 672)}
 DENSE = "dense"
@@ -112,6 +111,8 @@ class OneShotDraw:
             self.loaded: LoadedModel = inputs.loaded
             self.folds = calibration_folds(inputs)
         self.measures = NetworkMeasures(self.loaded, seed, runner.form.pick(24, 4, 2))
+        self._moments: SharedMoments | None = None
+        self._states: dict[tuple[str, str], WeightState] = {}
         self.policies = {ratio: uniform_policy(self.loaded.structure, ratio) for ratio in WIDTHS}
 
     def measure_dense(self) -> Record:
@@ -119,46 +120,42 @@ class OneShotDraw:
         return self.runner.record(dense_id(self.seed), lambda: self.measures.figures(self.loaded))
 
     def measure(self, prunings: Sequence[Pruning]) -> None:
-        """Measure the networks of one importance that have no record."""
-        fits: dict[str, CompensatedRanking] = {}
+        """Measure networks that have no record."""
         for pruning in prunings:
-            self.runner.record(pruning.record_id(self.seed), partial(self._figures, pruning, fits))
+            self.runner.record(pruning.record_id(self.seed), partial(self._figures, pruning))
 
-    def _figures(self, pruning: Pruning, fits: dict[str, CompensatedRanking]) -> dict[str, Any]:
+    @property
+    def moments(self) -> SharedMoments:
+        """Return what all networks are fitted with; collected when it is first needed."""
+        if self._moments is None:
+            widths = {
+                component.id: sorted({policy.widths[index] for policy in self.policies.values()})
+                for index, component in enumerate(self.loaded.structure.components)
+            }
+            self._moments = SharedMoments(self.loaded, self.folds, widths)
+        return self._moments
+
+    def _figures(self, pruning: Pruning) -> dict[str, Any]:
         policy = self.policies[pruning.ratio]
-        fitted = self._fitted(pruning, fits)
-        table = None if pruning.compensation == "none" else fitted.compensations[FULL_FIT]
-        state = WeightState("benchmark", fitted.ranking, (table,), (None,))
-        if pruning.compensation == IN_CONTEXT:
-            state = self._in_context(state, policy, fitted)
+        state = self._weight_state(pruning)
         with (
-            arranged(self.loaded, fitted.ranking) as ready,
+            arranged(self.loaded, state.ranking) as ready,
             policy_network(ready, state, policy) as network,
         ):
             return self.measures.figures(network)
 
-    def _fitted(self, pruning: Pruning, fits: dict[str, CompensatedRanking]) -> CompensatedRanking:
-        """Rank and fit; without compensation, and in context, with least squares."""
-        compensation = "bias" if pruning.compensation == "bias" else "least-squares"
-        if compensation not in fits:
-            fits.clear()  # one set of tables in memory
-            options = replace(
-                pruning_options(self.config),
-                importance=pruning.importance,
-                compensation=compensation,
-            )
-            widths = {
-                component.id: sorted(
-                    {policy.widths[index] for policy in self.policies.values()} | {component.width}
-                )
-                for index, component in enumerate(self.loaded.structure.components)
-            }
-            fits[compensation] = rank_and_compensate(self.loaded, self.folds, widths, options)
-        return fits[compensation]
+    def _weight_state(self, pruning: Pruning) -> WeightState:
+        """Rank and fit; the last state is kept, because policies of several ratios share it."""
+        in_context = pruning.compensation == IN_CONTEXT
+        key = pruning.importance, "least-squares" if in_context else pruning.compensation
+        if key not in self._states:
+            rankings = {name: state.ranking for (name, _), state in self._states.items()}
+            ranking = rankings.get(key[0]) or self.moments.ranking(key[0])
+            self._states = {key: self.moments.weight_state(ranking, key[1])}
+        state = self._states[key]
+        return self._in_context(state, self.policies[pruning.ratio]) if in_context else state
 
-    def _in_context(
-        self, state: WeightState, policy: Policy, fitted: CompensatedRanking
-    ) -> WeightState:
+    def _in_context(self, state: WeightState, policy: Policy) -> WeightState:
         """Fit the tables of one policy again, around it, on all samples."""
         (table,) = state.compensations
         ids = [component.id for component in self.loaded.structure.components]
@@ -167,7 +164,7 @@ class OneShotDraw:
         # One fold of all samples: the fit without it has no samples, and costs nothing.
         everything = [batch for fold in self.folds for batch in fold]
         state = replace(state, compensations=(own, own), projectors=(None, None))
-        options = ContextOptions(pruning_options(self.config), fitted.damping)
+        options = ContextOptions(pruning_options(self.config), self.moments.damping)
         fits = compensate_in_context(self.loaded, state, policy, [everything], options)
         return replace(state, compensations=fits)
 
@@ -235,7 +232,9 @@ def section(rows: Mapping[tuple[Any, ...], Record], seeds: Sequence[int]) -> str
 
 `smollm-vlm`, pruned at once, the same widths in all 30 blocks ({widths}).
 {len(dense)} draws of {_SAMPLES} calibration samples, and of the pictures, words and glosses that
-networks are measured on. "In context": tables of least squares, fitted again around the policy.
+networks are measured on. All importances of a draw share the moments, and the damping that is
+chosen under the ranking of obs. "In context": tables of least squares, fitted again around the
+policy.
 Accuracies have 95 % intervals (bootstrap over pictures), differences are paired by picture; other
 figures are means over draws.
 
