@@ -194,3 +194,37 @@ def test_layer_dropping_removes_the_least_influential_blocks(
         if c.kind is Kind.BLOCK
     ].count(0) == 1
     assert (narrow - dense).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "verdict"),
+    [
+        ((0.1, 0.05, 0.2), (0.2, 0.1, 0.3), "yes"),
+        ((0.1, 0.05, 0.2), (-0.2, -0.3, -0.1), "**no**"),
+        ((0.0, -0.1, 0.1), (0.1, -0.1, 0.3), "yes: undecided"),
+        ((0.1, 0.05, 0.2), (0.1, -0.1, 0.3), "decided on the digits model only"),
+        ((0.0, -0.1, 0.1), (0.2, 0.1, 0.3), "decided on the pretrained model only"),
+    ],
+)
+def test_two_findings_agree_if_both_are_decided_with_one_sign(
+    small: tuple[float, ...], large: tuple[float, ...], verdict: str
+) -> None:
+    answers, means = script("_pretrained_answers"), script("_means")
+    assert answers.verdict(means.Mean(*small, 5), means.Mean(*large, 3)) == verdict
+
+
+def test_findings_compare_the_draws_that_both_methods_have(tmp_path: Path) -> None:
+    answers, claims = script("_pretrained_answers"), script("_claims")
+    keys = [("network", seed, name, 1.5) for seed in (0, 1) for name in ("random", "uniform")]
+    keys = [("network", 0, "the default search", 1.5), *keys]
+    figures = {key: _row([4, 2], [4, 4]) for key in keys}
+    figures["network", 0, "random", 1.5] = _row([1, 0], [4, 4])
+    script("_records").add_records(tmp_path / "smollm_searches.jsonl", figures)
+    gain = script("_means").Mean(-0.07, -0.1, -0.04, 10)
+    table = rows(
+        answers.agreement_table(
+            tmp_path, [claims.Claim("search.sampler", "random", gain, None, "s")]
+        )
+    )
+    finding = ["the default search against random policies", "+0.070 [+0.040, +0.100]"]
+    assert table == [[*finding, "+0.625 [+0.500, +0.750]", "1", "yes"]]

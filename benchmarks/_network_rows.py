@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from _means import Mean
 
 from effllava_optuna.policy import bootstrap_interval
 
@@ -28,15 +29,18 @@ def accuracy_cell(rows: Sequence[Record]) -> str:
     return f"{right.sum() / asked.sum():.3f} [{low:.3f}, {high:.3f}]"
 
 
-def gain_cell(rows: Sequence[Record], others: Sequence[Record]) -> str:
-    """Format the difference in accuracy of two networks, paired by picture.
+def gain_of(rows: Sequence[Record], others: Sequence[Record]) -> Mean:
+    """Compute the difference in accuracy of two networks, paired by picture.
 
     Args:
         rows: One network's record in each draw.
         others: The other network's, in the same order of draws.
+
+    Returns:
+        The mean over questions with its bootstrap interval; its count is that of the pictures.
     """
     if not rows or len(rows) != len(others):
-        return "-"
+        return Mean(float("nan"), float("nan"), float("nan"), 0)
     asked = np.concatenate([row["asked"] for row in rows])
     gains = np.concatenate(
         [
@@ -44,9 +48,17 @@ def gain_cell(rows: Sequence[Record], others: Sequence[Record]) -> str:
             for row, other in zip(rows, others, strict=True)
         ]
     )
-    low, high = _interval(gains, asked, (-1.0, 1.0))
-    mark = "**" if low > 0 or high < 0 else ""
-    return f"{mark}{gains.sum() / asked.sum():+.3f} [{low:+.3f}, {high:+.3f}]{mark}"
+    interval = _interval(gains, asked, (-1.0, 1.0))
+    return Mean(float(gains.sum() / asked.sum()), *interval, len(asked))
+
+
+def gain_cell(rows: Sequence[Record], others: Sequence[Record]) -> str:
+    """Format `gain_of`, in bold if it is decided."""
+    gain = gain_of(rows, others)
+    if not gain.count:
+        return "-"
+    mark = "**" if gain.decided else ""
+    return f"{mark}{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]{mark}"
 
 
 def mean_cell(rows: Sequence[Record], field: str) -> str:
