@@ -58,6 +58,7 @@ class Form:
         config: The study file that every case changes.
         common: Settings that all cases share.
         caveat: What the figures do not say.
+        overrides: Settings that override those of a case.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Form:
     config: Path = CONFIG
     common: tuple[str, ...] = COMMON
     caveat: str = CAVEAT
+    overrides: tuple[str, ...] = ()
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -78,7 +80,7 @@ class Form:
     @property
     def sizes(self) -> tuple[str, ...]:
         """Return settings of the study file that override those of a case."""
-        return _SIZES[self.name]
+        return (*_SIZES[self.name], *self.overrides)
 
     def pick(self, full: int, small: int, tiny: int) -> int:
         """Return the number for this form."""

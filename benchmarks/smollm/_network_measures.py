@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _TEXT_STUDY = HERE.parent.parent / "studies" / "smollm-text.toml"
 _GLOSSES = HERE / "glosses.txt"
+PICTURES = 24  # of each split, in a draw
 _GLOSSES_OF_DRAW = 75
 _BATCH = 4  # pictures
 _WORDS, _WORD_TOKENS = 16, 24  # questions about words, and tokens of an answer
@@ -44,18 +45,20 @@ class NetworkMeasures:
         loaded: The dense model. It answers the questions about words, whose answers the networks
             are compared with.
         seed: Seed of the draw: pictures, questions about words, and glosses.
-        pictures: Pictures of each split; all questions about them are asked.
+        pictures: Pictures of each split, at most `PICTURES`; all questions about them are asked.
+            With fewer pictures there are fewer questions about words, and fewer glosses, too.
     """
 
-    def __init__(self, loaded: LoadedModel, seed: int, pictures: int) -> None:
+    def __init__(self, loaded: LoadedModel, seed: int, pictures: int = PICTURES) -> None:
         self._asked = {
             split: _drawn_pictures(loaded, split, pictures, seed)
             for split in (Split.VALIDATION, Split.TEST)
         }
-        self._words = _answered_words(loaded, seed)
+        self._words = _answered_words(loaded, seed, -(-_WORDS * pictures // PICTURES))
         lines = _GLOSSES.read_text(encoding="utf-8").splitlines()
         first = seed % (len(lines) // _GLOSSES_OF_DRAW) * _GLOSSES_OF_DRAW
-        self._glosses = "\n".join(lines[first : first + _GLOSSES_OF_DRAW])
+        count = -(-_GLOSSES_OF_DRAW * pictures // PICTURES)
+        self._glosses = "\n".join(lines[first : first + count])
 
     @property
     def asked(self) -> list[int]:
@@ -115,10 +118,10 @@ def _drawn_pictures(
     return [(part, asked[image]) for part, image in zip(features, images, strict=True)]
 
 
-def _answered_words(loaded: LoadedModel, seed: int) -> Sequence[EncodedBatch]:
+def _answered_words(loaded: LoadedModel, seed: int, count: int) -> Sequence[EncodedBatch]:
     """Return questions about words with the answers and the outputs of the dense model."""
     changes = (
-        f"study.seed={seed}", f"task.test={_WORDS}", f"task.new_tokens={_WORD_TOKENS}",
+        f"study.seed={seed}", f"task.test={count}", f"task.new_tokens={_WORD_TOKENS}",
         f"task.data={json.dumps(str(BUILT / 'words.jsonl'))}",
     )  # fmt: skip
     samples = make_task(load_config(_TEXT_STUDY, changes)).samples(Split.TEST)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from _counting import evaluator_of
 from _fields import KEEP_RATIO, WIDTHS
-from _network_measures import NetworkMeasures
+from _network_measures import PICTURES, NetworkMeasures
 from _pretrained_form import MODEL
 from _studies import load_once
 
@@ -48,7 +48,9 @@ class PretrainedDraw:
         """Return the questions of the draw; made when they are first needed."""
         if self._measures is None:
             loaded = load_once(self.runner.form.models[MODEL])
-            self._measures = NetworkMeasures(loaded, self.seed, self.runner.form.pick(24, 4, 2))
+            self._measures = NetworkMeasures(
+                loaded, self.seed, self.runner.form.pick(PICTURES, 4, 2)
+            )
         return self._measures
 
     def dense(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import torch
 from _cases import Case
 from _evidence import announce, publish
 from _means import markdown
-from _network_measures import NetworkMeasures
+from _network_measures import PICTURES, NetworkMeasures
 from _network_rows import accuracy_cell, gain_cell, mean_cell
 from _pretrained_form import MODEL, pretrained_form
 from _records import RecordId
@@ -110,7 +110,7 @@ class OneShotDraw:
         with inputs_of(self.config, case) as inputs:
             self.loaded: LoadedModel = inputs.loaded
             self.folds = calibration_folds(inputs)
-        self.measures = NetworkMeasures(self.loaded, seed, runner.form.pick(24, 4, 2))
+        self.measures = NetworkMeasures(self.loaded, seed, runner.form.pick(PICTURES, 4, 2))
         self._moments: SharedMoments | None = None
         self._states: dict[tuple[str, str], WeightState] = {}
         self.policies = {ratio: uniform_policy(self.loaded.structure, ratio) for ratio in WIDTHS}
