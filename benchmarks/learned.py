@@ -22,7 +22,7 @@ from _claims import DEFAULTS, REASONS, all_claims
 from _draws import ETAS, SAMPLES, resampled
 from _evidence import CAVEAT, EMBEDDED, SECOND, Form
 from _means import Mean, markdown
-from _pretrained_answers import agreement_table
+from _pretrained_answers import SPEEDUP, agreement_table
 from _results import HERE, RESULTS
 from _studies import StudyRunner
 
@@ -165,7 +165,7 @@ allocation, and before the importance became `obs`: their sections of the result
 ## A pretrained model
 
 The same comparisons on `smollm-vlm`, whose language model is SmolLM2-135M-Instruct: at a predicted
-speed-up of 1.5, and without a search where 70 % of its weights are kept. Differences are in test
+speed-up of {SPEEDUP}, and without a search where 70 % of its weights are kept. Differences are in test
 accuracy; on the pretrained model their intervals are over pictures. Two findings agree if both are
 decided with one sign, or neither is.
 

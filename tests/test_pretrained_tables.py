@@ -215,10 +215,11 @@ def test_two_findings_agree_if_both_are_decided_with_one_sign(
 
 def test_findings_compare_the_draws_that_both_methods_have(tmp_path: Path) -> None:
     answers, claims = script("_pretrained_answers"), script("_claims")
-    keys = [("network", seed, name, 1.5) for seed in (0, 1) for name in ("random", "uniform")]
-    keys = [("network", 0, "the default search", 1.5), *keys]
+    limit = answers.SPEEDUP
+    keys = [("network", seed, name, limit) for seed in (0, 1) for name in ("random", "uniform")]
+    keys = [("network", 0, "the default search", limit), *keys]
     figures = {key: _row([4, 2], [4, 4]) for key in keys}
-    figures["network", 0, "random", 1.5] = _row([1, 0], [4, 4])
+    figures["network", 0, "random", limit] = _row([1, 0], [4, 4])
     script("_records").add_records(tmp_path / "smollm_searches.jsonl", figures)
     gain = script("_means").Mean(-0.07, -0.1, -0.04, 10)
     table = rows(
