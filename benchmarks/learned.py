@@ -165,9 +165,9 @@ allocation, and before the importance became `obs`: their sections of the result
 ## A pretrained model
 
 The same comparisons on `smollm-vlm`, whose language model is SmolLM2-135M-Instruct: at a predicted
-speed-up of {SPEEDUP}, and without a search where 70 % of its weights are kept. Differences are in test
-accuracy; on the pretrained model their intervals are over pictures. Two findings agree if both are
-decided with one sign, or neither is.
+speed-up of {SPEEDUP}, and without a search where 70 % of its weights are kept. Differences are in
+test accuracy; on the pretrained model their intervals are over pictures. Two findings agree if
+both are decided with one sign, or neither is.
 
 {agreement_table(runner.form.folder, claims)}
 
