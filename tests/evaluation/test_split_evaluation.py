@@ -65,6 +65,24 @@ def test_the_chosen_policy_has_the_accuracy_of_the_report(
     assert named["all"] == result["all"]
 
 
+def test_the_perplexity_of_a_text_is_printed_beside_the_accuracy(
+    smoke: FinishedStudy, tmp_path: Path
+) -> None:
+    text = tmp_path / "words.txt"
+    text.write_text("what is the sum of the digits at top left and bottom right ?")
+    words = (smoke.file, "--text", text, "--out")
+    chosen = evaluate(*words, tmp_path / "a.jsonl")["perplexity"]
+    dense = evaluate(*words, tmp_path / "b.jsonl", "--model", "dense")["perplexity"]
+    assert chosen["tokens"] == dense["tokens"] > 2
+    assert chosen["value"] != dense["value"] > 1
+    printed = invoke("evaluate", *words, tmp_path / "a.jsonl").stdout
+    assert f"{chosen['value']:.4g} over {chosen['tokens']} tokens" in " ".join(printed.split())
+    text.write_text("")
+    done = invoke("evaluate", *words, tmp_path / "a.jsonl", check=False)
+    assert done.returncode == 2
+    assert "has no text. Use another --text." in " ".join(done.stderr.split())
+
+
 def test_the_answers_of_the_dense_model_are_stored_and_graded(study: Path) -> None:
     result = evaluate(study, "--model", "dense")
     assert result["rule"] == "exact match (evalai normalisation)"
