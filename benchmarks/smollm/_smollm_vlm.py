@@ -50,6 +50,11 @@ def prompt_parts(question: str) -> tuple[str, str]:
     )
 
 
+def text_prompt(question: str) -> str:
+    """Return the prompt of a question without a picture, as the template has it."""
+    return f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+
+
 def pixels_of(images: Sequence[Path]) -> torch.Tensor:
     """Read pictures of 64 x 64 pixels; return (pictures, 3, 64, 64), normalised."""
     pixels = np.stack([np.asarray(Image.open(image).convert("RGB")) for image in images])

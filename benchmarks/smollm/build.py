@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 import time
 from pathlib import Path
@@ -28,6 +27,7 @@ from _packages import (
 )
 from _packed_questions import PackedQuestions
 from _smollm_vlm import WEIGHTS, assemble, card, features_of, pixels_of
+from _word_questions import common_words, word_question
 from rich.progress import track
 
 from effllava_optuna.policy import bootstrap_interval
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 _PICTURES, _QUESTIONS = 4, 8  # of a batch of the evaluation
-_COMMON, _WORDS = 6000, 600
 
 
 def write_rows(packages: Path, folder: Path) -> None:
@@ -67,17 +66,9 @@ def write_rows(packages: Path, folder: Path) -> None:
 
 
 def write_words(tokenizer: Tokenizer, file: Path) -> None:
-    """Write questions about the meaning of common words, which the dense model answers itself.
-
-    The words are tokens; those of small numbers were merged first, because they are common.
-    """
-    words = []
-    for index in range(len(tokenizer)):
-        text = tokenizer.decode([index])
-        if re.fullmatch(r" [a-z]{5,10}", text):
-            words.append(text.strip())
-    drawn = np.random.default_rng(0).choice(words[:_COMMON], _WORDS, replace=False)
-    rows = [{"question": f"In one short sentence, what does the word '{w}' mean?"} for w in drawn]
+    """Write questions about the meaning of common words, which the dense model answers itself."""
+    asked, _ = common_words(tokenizer)
+    rows = [{"question": word_question(word)} for word in asked]
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
 

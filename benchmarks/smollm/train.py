@@ -5,8 +5,9 @@ projector is aligned with the embeddings of these words, and then trained to ans
 through the language model as it was pretrained: this is enough for colours and shapes. Questions
 with the answers yes and no are more than that language model can do, even if a text says what is
 in the picture. So low-rank adapters learn them, first from such texts, then, together with the
-projector, from pictures. Test pictures have no part in it. ``build.py`` makes the checkpoint, with
-the adapters merged.
+projector, from pictures; all the while they are reminded of what the language model says without
+them. Test pictures have no part in it. ``build.py`` makes the checkpoint, with the adapters
+merged.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from _packages import (
 )
 from _packed_questions import PackedQuestions
 from _smollm_vlm import WEIGHTS, assemble, features_of, pixels_of, save_trained
+from _word_questions import Reminders
 from torch import nn
 from torch.nn import functional
 from transformers import set_seed
@@ -50,6 +52,7 @@ _SHIFT = 6  # pixels
 _PICTURES, _QUESTIONS = 4, 8  # of a step
 _TEMPERATURE = 0.05  # of the cosines in the alignment
 _DESCRIPTION_TOKENS = 8
+_REMINDERS = 4  # answers about words, in each step of the adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +181,7 @@ def train_answers(
     batch_of: Callable[[], Sequence[tuple[torch.Tensor, Sequence[Question]]]],
     parameters: Sequence[nn.Parameter],
     schedule: Schedule,
+    reminder: Callable[[], torch.Tensor] | None = None,
 ) -> None:
     """Train to answer questions.
 
@@ -186,6 +190,7 @@ def train_answers(
         batch_of: Draws a batch: visual tokens of each picture, with questions about it.
         parameters: What is trained.
         schedule: Name, number of steps and largest learning rate.
+        reminder: Returns a loss that is added in every step; None: nothing is added.
     """
     optimizer = torch.optim.AdamW(parameters, lr=schedule.rate, weight_decay=0.0)
     rates = torch.optim.lr_scheduler.OneCycleLR(
@@ -194,18 +199,18 @@ def train_answers(
     started, recent = time.monotonic(), []
     for step in range(1, schedule.steps + 1):
         losses, right = packed.losses(batch_of())
-        loss = losses.mean()
+        loss, added = losses.mean(), torch.zeros(()) if reminder is None else reminder()
         optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss + added)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         rates.step()
-        recent.append((loss.item(), sum(right) / len(right)))
+        recent.append((loss.item(), added.item(), sum(right) / len(right)))
         if step % 10 == 0:
-            loss_mean, right_mean = torch.tensor(recent[-10:]).mean(0).tolist()
+            loss_mean, added_mean, share = torch.tensor(recent[-10:]).mean(0).tolist()
             print(
-                f"{schedule.name}, step {step} of {schedule.steps}: loss {loss_mean:.3f}, right "
-                f"{right_mean:.3f}, {time.monotonic() - started:.0f} s",
+                f"{schedule.name}, step {step} of {schedule.steps}: loss {loss_mean:.3f} + "
+                f"{added_mean:.3f}, right {share:.3f}, {time.monotonic() - started:.0f} s",
                 flush=True,
             )
 
@@ -311,11 +316,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         save_trained(model, options.weights)
     if not options.described + options.together:
         return
+    reminders = Reminders(model, processor.tokenizer)
     adapters = add_adapters(model.model.language_model)
+
+    def reminder() -> torch.Tensor:
+        return reminders.loss(model, _REMINDERS, rng)
+
     schedule = Schedule("adapters", options.described, 2e-3)
-    train_answers(packed, batches.described, adapters, schedule)
+    train_answers(packed, batches.described, adapters, schedule, reminder)
+    save_trained(model, options.weights)
     schedule = Schedule("together", options.together, 1e-3)
-    train_answers(packed, batches.balanced, [*projector.parameters(), *adapters], schedule)
+    weights = [*projector.parameters(), *adapters]
+    train_answers(packed, batches.balanced, weights, schedule, reminder)
     save_trained(model, options.weights)
 
 

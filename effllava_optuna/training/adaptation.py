@@ -40,15 +40,34 @@ class ProjectorAdaptation:
 
     @contextmanager
     def trainable_weights(self, pruned: LoadedModel, seed: int) -> Iterator[list[nn.Parameter]]:
-        """Yield the weights of the projector; ``seed`` is not used."""
-        module = projector(pruned.model)
-        original = {name: weight.clone() for name, weight in module.state_dict().items()}
-        with unfrozen(module):
-            try:
-                yield list(module.parameters())
-            except BaseException:
-                module.load_state_dict(original)
-                raise
+        """Yield the weights of the projector; ``seed`` is not used.
+
+        Raises:
+            ModelError: The model has none.
+        """
+        with _trainable(_projector(pruned)) as weights:
+            yield weights
+
+
+def _projector(pruned: LoadedModel) -> nn.Module:
+    try:
+        return projector(pruned.model)
+    except ModelError as error:
+        raise ModelError(
+            error.message, hint="Train adapters of the decoder instead: --part lora."
+        ) from error
+
+
+@contextmanager
+def _trainable(module: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """Yield the weights of a module; after an exception they are what they were."""
+    original = {name: weight.clone() for name, weight in module.state_dict().items()}
+    with unfrozen(module):
+        try:
+            yield list(module.parameters())
+        except BaseException:
+            module.load_state_dict(original)
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +141,13 @@ class JointAdaptation:
         """Yield the weights of both.
 
         Raises:
-            ModelError: peft is not installed.
+            ModelError: The model has no projector, or peft is not installed.
         """
+        module = _projector(pruned)
         # The adapters come first: they freeze everything else.
         with (
             self.lora.trainable_weights(pruned, seed) as adapters,
-            ProjectorAdaptation().trainable_weights(pruned, seed) as weights,
+            _trainable(module) as weights,
         ):
             yield [*adapters, *weights]
 

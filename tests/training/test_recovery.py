@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from effllava_optuna import Policy, rank_units, sliced
 from effllava_optuna.errors import LeakError, ModelError, TaskError
-from effllava_optuna.surgery import projector
+from effllava_optuna.surgery import LoadedModel, projector
 from effllava_optuna.surgery.structure.inspection import language_model
 from effllava_optuna.tasks import Digits, Split
 from effllava_optuna.training import (
@@ -26,7 +27,6 @@ from effllava_optuna.training import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from effllava_optuna.surgery import LoadedModel
     from effllava_optuna.tasks import Batch, Sample
 
 ADAPTATIONS = [
@@ -197,3 +197,19 @@ def test_half_precision_recovers_through_adapters_in_single(
     done = recover(small, tiny, samples, LoraAdaptation(rank=4), QUICK)
     assert done.after < done.before
     assert {weight.dtype for weight in small.model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("adaptation", [ProjectorAdaptation(), JointAdaptation()])
+def test_a_language_model_has_no_projector_to_train(adaptation: Adaptation) -> None:
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1,
+    )  # fmt: skip
+    loaded = LoadedModel.of(LlamaForCausalLM(config), None, "text")
+    before = weights_of(loaded)
+    with (
+        pytest.raises(ModelError, match=r"no module that could be its projector.*--part lora"),
+        adaptation.trainable_weights(loaded, 0),
+    ):
+        pass
+    assert not changed(before, loaded)
