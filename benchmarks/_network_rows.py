@@ -63,9 +63,9 @@ def gain_cell(rows: Sequence[Record], others: Sequence[Record]) -> str:
 
 def mean_cell(rows: Sequence[Record], field: str) -> str:
     """Format the mean of a field over the draws, and its range."""
-    if not rows:
-        return "-"
     values = [row[field] for row in rows]
+    if not values:
+        return "-"
     return f"{np.mean(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 

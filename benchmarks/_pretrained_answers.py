@@ -51,11 +51,12 @@ class Finding:
 
     def pretrained_gain(self, records: Records) -> tuple[Mean, int]:
         """Return the gain on the pretrained model, and the number of draws that have both."""
-        rows = records[self.question]
+        rows, length = records[self.question], len(self.better)
         pairs = [
-            (rows[key], rows[(*key[:2], *self.other)])
+            (rows[key], rows[(*key[:-length], *self.other)])
             for key in rows
-            if key[2:] == self.better and (*key[:2], *self.other) in rows
+            if key[-length:] == self.better and (*key[:-length], *self.other) in rows
+            if "right" in rows[key]  # not of the language model alone
         ]
         gain = gain_of([better for better, _ in pairs], [other for _, other in pairs])
         return gain, len(pairs)

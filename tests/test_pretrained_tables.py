@@ -136,18 +136,19 @@ def test_the_table_of_one_shot_pruning_has_every_combination(
 ) -> None:
     one_shot = _smollm("one_shot", monkeypatch)
     records = {
-        (seed, pruning.importance, pruning.compensation, pruning.ratio): _row([3, 2], [4, 4])
+        ("smollm-vlm", seed, *pruning.record_id("", 0).key[3:]): _row([3, 2], [4, 4])
         for seed in range(2)
         for pruning in map(one_shot.Pruning, ("obs", "obs"), ("none", "least-squares"), (0.5, 0.5))
     }
-    records[1, "obs", "least-squares", 0.5] = _row([4, 4], [4, 4])
-    records[0, "dense", "dense", 1.0] = _row([4, 4], [4, 4])
+    records["smollm-vlm", 1, "obs", "least-squares", 0.5] = _row([4, 4], [4, 4])
+    for model in ("smollm-vlm", "smollm2"):
+        records[model, 0, "dense", "dense", 1.0] = _row([4, 4], [4, 4])
     table = rows(one_shot.section(records, range(2)))
     assert ["obs", "bias", "-", "-", "-", "-"] in table
     accuracy = next(row for row in table if row[:2] == ["obs", "least-squares"])
     assert accuracy[2:5] == ["-", "-", "-"]
     assert accuracy[5].startswith("0.812 [")
-    gain = next(row for row in table if row[0] == "obs, least-squares minus none")
+    gain = next(row for row in table if row[0] == "obs, least-squares minus obs, none")
     assert gain[4].startswith("+0.188 [")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -38,32 +39,54 @@ _BATCH = 4  # pictures
 _WORDS, _WORD_TOKENS = 16, 24  # questions about words, and tokens of an answer
 
 
-class NetworkMeasures:
-    """Measures networks on the questions of one draw.
+class TextMeasures:
+    """Measures what networks know of text, on the questions of one draw.
 
     Args:
         loaded: The dense model. It answers the questions about words, whose answers the networks
             are compared with.
-        seed: Seed of the draw: pictures, questions about words, and glosses.
+        seed: Seed of the draw: questions about words, and glosses.
+        share: The share of a whole draw that is measured.
+    """
+
+    def __init__(self, loaded: LoadedModel, seed: int, share: float = 1.0) -> None:
+        self._words = _answered_words(loaded, seed, math.ceil(_WORDS * share))
+        lines = _GLOSSES.read_text(encoding="utf-8").splitlines()
+        first = seed % (len(lines) // _GLOSSES_OF_DRAW) * _GLOSSES_OF_DRAW
+        last = first + math.ceil(_GLOSSES_OF_DRAW * share)
+        self._glosses = "\n".join(lines[first:last])
+
+    @torch.inference_mode()
+    def figures(self, network: LoadedModel) -> dict[str, Any]:
+        """Return what is measured of a network.
+
+        Returns:
+            ``perplexity`` of glosses of WordNet; ``agreement``: share of the tokens of the dense
+            model's answers about words that are the likeliest ones.
+        """
+        scores = Scores.concatenate([score_batch(network, batch) for batch in self._words])
+        return {
+            "perplexity": round(measure_perplexity(network, self._glosses).value, 3),
+            "agreement": round(float(scores.hit.mean()), 4),
+        }
+
+
+class NetworkMeasures(TextMeasures):
+    """Measures answers to questions about pictures besides.
+
+    Args:
+        loaded: The dense model.
+        seed: Seed of the draw, of pictures as well.
         pictures: Pictures of each split, at most `PICTURES`; all questions about them are asked.
-            With fewer pictures there are fewer questions about words, and fewer glosses, too.
+            With fewer pictures less text is measured, too.
     """
 
     def __init__(self, loaded: LoadedModel, seed: int, pictures: int = PICTURES) -> None:
+        super().__init__(loaded, seed, pictures / PICTURES)
         self._asked = {
             split: _drawn_pictures(loaded, split, pictures, seed)
             for split in (Split.VALIDATION, Split.TEST)
         }
-        self._words = _answered_words(loaded, seed, -(-_WORDS * pictures // PICTURES))
-        lines = _GLOSSES.read_text(encoding="utf-8").splitlines()
-        first = seed % (len(lines) // _GLOSSES_OF_DRAW) * _GLOSSES_OF_DRAW
-        count = -(-_GLOSSES_OF_DRAW * pictures // PICTURES)
-        self._glosses = "\n".join(lines[first : first + count])
-
-    @property
-    def asked(self) -> list[int]:
-        """Return the number of test questions about each picture."""
-        return [len(questions) for _, questions in self._asked[Split.TEST]]
 
     @torch.inference_mode()
     def right(self, network: LoadedModel, split: Split = Split.TEST) -> list[int]:
@@ -85,22 +108,17 @@ class NetworkMeasures:
         asked = sum(len(questions) for _, questions in self._asked[split])
         return sum(self.right(network, split)) / asked
 
-    @torch.inference_mode()
     def figures(self, network: LoadedModel) -> dict[str, Any]:
         """Return what is measured of a network.
 
         Returns:
-            ``right``: test questions that are answered correctly, by picture; ``asked``: test
-            questions, by picture; ``perplexity`` of glosses of WordNet; ``agreement``: share of
-            the tokens of the dense model's answers about words that are the likeliest ones.
+            What `TextMeasures` returns; ``right``: test questions that are answered correctly, by
+            picture; ``asked``: test questions, by picture.
         """
-        scores = Scores.concatenate([score_batch(network, batch) for batch in self._words])
         return {
             "right": self.right(network),
-            "asked": self.asked,
-            "perplexity": round(measure_perplexity(network, self._glosses).value, 3),
-            "agreement": round(float(scores.hit.mean()), 4),
-        }
+            "asked": [len(questions) for _, questions in self._asked[Split.TEST]],
+        } | super().figures(network)
 
 
 def _drawn_pictures(

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
     from _evidence import Form
 
-MODEL = "smollm-vlm"
+MODEL, LANGUAGE_MODEL = "smollm-vlm", "smollm2"
+# The language model alone: it agrees with its own answers to questions about words.
+TEXT = (
+    f"task.data={json.dumps(str(BUILT / 'words.jsonl'))}", "task.new_tokens=24",
+    "quality.measure='agreement'",
+)  # fmt: skip
 DRAWS = 3
 CAVEAT = (
     "One pretrained language model of 135 million parameters, with questions about one coloured "
@@ -42,7 +47,7 @@ def pretrained_form(
         raise SystemExit("Run `python benchmarks/smollm/build.py` first.")
     return replace(
         form,
-        models={MODEL: str(model)},
+        models={name: str(BUILT / name) for name in (MODEL, LANGUAGE_MODEL)},
         config=HERE / "tables.toml",
         common=(f"task.data={json.dumps(str(BUILT / 'easy-vqa'))}",),
         overrides=_FAST if form.name == "tiny" else (),

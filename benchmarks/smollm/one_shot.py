@@ -1,9 +1,10 @@
 """What is lost without any search? ``python benchmarks/smollm/one_shot.py``.
 
-``smollm-vlm`` is pruned at once, with one width for all MLPs and one number of attention groups:
-every importance with every compensation, at four keep ratios. Every draw has its own calibration
-samples, test pictures, questions about words, and glosses; within a draw all networks are measured
-on the same ones.
+``smollm-vlm`` and its language model alone are pruned at once, with one width for all MLPs and one
+number of attention groups: every importance with every compensation, at four keep ratios. The
+first is calibrated on questions about pictures, the second on its own answers about words. Every
+draw has its own calibration samples, test pictures, questions about words, and glosses; within a
+draw all networks are measured on the same ones.
 
 Every measurement leaves a record in ``results/smollm_one_shot.jsonl``, and is not repeated if it
 has one. ``--tiny`` measures two networks, and publishes nothing.
@@ -23,9 +24,9 @@ import torch
 from _cases import Case
 from _evidence import announce, publish
 from _means import markdown
-from _network_measures import PICTURES, NetworkMeasures
+from _network_measures import PICTURES, NetworkMeasures, TextMeasures
 from _network_rows import accuracy_cell, gain_cell, mean_cell
-from _pretrained_form import MODEL, pretrained_form
+from _pretrained_form import LANGUAGE_MODEL, MODEL, TEXT, pretrained_form
 from _records import RecordId
 from _shared_moments import SharedMoments
 from _studies import StudyRunner, inputs_of
@@ -41,7 +42,7 @@ from effllava_optuna.surgery import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from _evidence import Form
     from _records import Record
@@ -76,9 +77,10 @@ class Pruning:
     compensation: str
     ratio: float
 
-    def record_id(self, seed: int) -> RecordId:
+    def record_id(self, model: str, seed: int) -> RecordId:
         """Return the id of the record of a draw."""
-        return RecordId(QUESTION, ("pruned", seed, self.importance, self.compensation, self.ratio))
+        network = (self.importance, self.compensation, self.ratio)
+        return RecordId(QUESTION, ("pruned", model, seed, *network))
 
 
 def uniform_policy(structure: ModelStructure, ratio: float) -> Policy:
@@ -90,9 +92,9 @@ def uniform_policy(structure: ModelStructure, ratio: float) -> Policy:
     )
 
 
-def dense_id(seed: int) -> RecordId:
+def dense_id(model: str, seed: int) -> RecordId:
     """Return the id of the record of the dense model."""
-    return RecordId(QUESTION, (DENSE, seed, DENSE, DENSE, 1.0))
+    return RecordId(QUESTION, (DENSE, model, seed, DENSE, DENSE, 1.0))
 
 
 class OneShotDraw:
@@ -100,29 +102,37 @@ class OneShotDraw:
 
     Args:
         runner: Holds the records.
+        model: Name of the model.
         seed: Seed of the draw.
     """
 
-    def __init__(self, runner: StudyRunner, seed: int) -> None:
-        self.runner, self.seed = runner, seed
-        case = Case("one shot", (f"task.proxy={runner.form.pick(_SAMPLES, 16, 8)}",), QUESTION)
-        self.config = runner.config(MODEL, seed, case)
+    def __init__(self, runner: StudyRunner, model: str, seed: int) -> None:
+        self.runner, self.draw = runner, (model, seed)
+        text = TEXT if model == LANGUAGE_MODEL else ()
+        samples = f"task.proxy={runner.form.pick(_SAMPLES, 16, 8)}"
+        case = Case("one shot", (samples, *text), QUESTION)
+        self.config = runner.config(model, seed, case)
         with inputs_of(self.config, case) as inputs:
             self.loaded: LoadedModel = inputs.loaded
             self.folds = calibration_folds(inputs)
-        self.measures = NetworkMeasures(self.loaded, seed, runner.form.pick(PICTURES, 4, 2))
+        pictures = runner.form.pick(PICTURES, 4, 2)
+        self.measures = (
+            TextMeasures(self.loaded, seed, pictures / PICTURES)
+            if model == LANGUAGE_MODEL
+            else NetworkMeasures(self.loaded, seed, pictures)
+        )
         self._moments: SharedMoments | None = None
         self._states: dict[tuple[str, str], WeightState] = {}
         self.policies = {ratio: uniform_policy(self.loaded.structure, ratio) for ratio in WIDTHS}
 
     def measure_dense(self) -> Record:
         """Return the record of the dense model."""
-        return self.runner.record(dense_id(self.seed), lambda: self.measures.figures(self.loaded))
+        return self.runner.record(dense_id(*self.draw), lambda: self.measures.figures(self.loaded))
 
     def measure(self, prunings: Sequence[Pruning]) -> None:
         """Measure networks that have no record."""
         for pruning in prunings:
-            self.runner.record(pruning.record_id(self.seed), partial(self._figures, pruning))
+            self.runner.record(pruning.record_id(*self.draw), partial(self._figures, pruning))
 
     @property
     def moments(self) -> SharedMoments:
@@ -171,77 +181,69 @@ class OneShotDraw:
 
 def section(rows: Mapping[tuple[Any, ...], Record], seeds: Sequence[int]) -> str:
     """Format the section of ``RESULTS.md``."""
-
-    def of(*key: Any) -> list[Record]:
-        return [rows[seed, *key] for seed in seeds if (seed, *key) in rows]
-
-    dense = of(DENSE, DENSE, 1.0)
-    tables = []
-    for title, cell in (
-        ("Accuracy on questions about pictures", accuracy_cell),
-        ("Perplexity of glosses", lambda found: mean_cell(found, "perplexity")),
-        ("Agreement with the dense model's answers about words",
-         lambda found: mean_cell(found, "agreement")),
-    ):  # fmt: skip
-        lines = [
-            [importance, compensation, *(cell(of(importance, compensation, r)) for r in WIDTHS)]
-            for importance, compensation in product(IMPORTANCES, COMPENSATIONS)
-        ]
-        head = ["importance", "compensation", *(f"keep {ratio:.0%}" for ratio in WIDTHS)]
-        tables.append(f"{title}; dense {cell(dense)}:\n\n{markdown(head, lines)}")
-    gains = [
-        [
-            f"{importance}, least-squares minus none",
-            *(
-                gain_cell(of(importance, "least-squares", ratio), of(importance, "none", ratio))
-                for ratio in WIDTHS
-            ),
-        ]
-        for importance in IMPORTANCES
-    ]
-    gains += [
-        [
-            f"{importance} minus obs, least-squares",
-            *(
-                gain_cell(
-                    of(importance, "least-squares", ratio), of("obs", "least-squares", ratio)
-                )
-                for ratio in WIDTHS
-            ),
-        ]
-        for importance in IMPORTANCES
-        if importance != "obs"
-    ]
-    gains.append(
-        [
-            "obs, in context minus least-squares",
-            *(
-                gain_cell(of("obs", IN_CONTEXT, ratio), of("obs", "least-squares", ratio))
-                for ratio in WIDTHS
-            ),
-        ]
-    )
-    head = ["difference in accuracy", *(f"keep {ratio:.0%}" for ratio in WIDTHS)]
     widths = "; ".join(
         f"{ratio:.0%}: {attention} of 3 attention groups, {mlp:,} of 1,536 MLP channels"
         for ratio, (attention, mlp) in WIDTHS.items()
     )
-    text = "\n\n".join(tables)
+    draws = len({key[1] for key in rows})
+    parts = [
+        f"`{model}`:\n\n{_tables(model, rows, seeds)}"
+        for model in (MODEL, LANGUAGE_MODEL)
+        if any(key[0] == model for key in rows)
+    ]
+    text = "\n\n".join(parts)
     return f"""Generated by `python benchmarks/smollm/one_shot.py`; do not edit. Figures:
 [results](results/{QUESTION}.jsonl).
 
-`smollm-vlm`, pruned at once, the same widths in all 30 blocks ({widths}).
-{len(dense)} draws of {_SAMPLES} calibration samples, and of the pictures, words and glosses that
-networks are measured on. All importances of a draw share the moments, and the damping that is
-chosen under the ranking of obs. "In context": tables of least squares, fitted again around the
-policy.
-Accuracies have 95 % intervals (bootstrap over pictures), differences are paired by picture; other
-figures are means over draws.
+Pruned at once, the same widths in all 30 blocks ({widths}). {draws} draws of {_SAMPLES}
+calibration samples, and of the pictures, words and glosses that networks are measured on:
+`{MODEL}` is calibrated on questions about pictures, `{LANGUAGE_MODEL}` on its own answers about
+words. All importances of a draw share the moments, and the damping that is chosen under the
+ranking of obs. "In context": tables of least squares, fitted again around the policy. Accuracies
+have 95 % intervals (bootstrap over pictures), differences are paired by picture; other figures are
+means over draws.
 
 {text}
-
-{markdown(head, gains)}
 """
+
+
+def _tables(model: str, rows: Mapping[tuple[Any, ...], Record], seeds: Sequence[int]) -> str:
+    """Format the tables of one model."""
+
+    def of(*key: Any) -> list[Record]:
+        return [rows[model, seed, *key] for seed in seeds if (model, seed, *key) in rows]
+
+    head = [f"keep {ratio:.0%}" for ratio in WIDTHS]
+    cells: dict[str, Callable[[Sequence[Record]], str]] = {
+        "Accuracy on questions about pictures": accuracy_cell,
+        "Perplexity of glosses": partial(mean_cell, field="perplexity"),
+        "Agreement with the dense model's answers about words": partial(
+            mean_cell, field="agreement"
+        ),
+    }
+    tables = []
+    for title, cell in [*cells.items()][model == LANGUAGE_MODEL :]:
+        lines = [
+            [importance, compensation, *(cell(of(importance, compensation, r)) for r in WIDTHS)]
+            for importance, compensation in product(IMPORTANCES, COMPENSATIONS)
+        ]
+        table = markdown(["importance", "compensation", *head], lines)
+        tables.append(f"{title}; dense {cell(of(DENSE, DENSE, 1.0))}:\n\n{table}")
+    if model == LANGUAGE_MODEL:
+        return "\n\n".join(tables)
+    compared = [
+        *((i, "least-squares", i, "none") for i in IMPORTANCES),
+        *((i, "least-squares", "obs", "least-squares") for i in IMPORTANCES if i != "obs"),
+        ("obs", IN_CONTEXT, "obs", "least-squares"),
+    ]
+    lines = [
+        [
+            f"{importance}, {compensation} minus {other}, {without}",
+            *(gain_cell(of(importance, compensation, r), of(other, without, r)) for r in WIDTHS),
+        ]
+        for importance, compensation, other, without in compared
+    ]
+    return "\n\n".join([*tables, markdown(["difference in accuracy", *head], lines)])
 
 
 def prunings_of(form: Form) -> list[Pruning]:
@@ -256,25 +258,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     form = pretrained_form(__doc__, arguments)
     runner, prunings = StudyRunner(form), prunings_of(form)
     torch.set_num_threads(1)
-    ids = [pruning.record_id(seed) for seed in range(form.seeds) for pruning in prunings]
+    draws = [*product(form.models, range(form.seeds))]
+    ids = [
+        each
+        for draw in draws
+        for each in (dense_id(*draw), *(pruning.record_id(*draw) for pruning in prunings))
+    ]
     announce(runner.missing(ids), _SECONDS)
-    seeds = range(form.seeds) if not form.report else ()
-    for names, seed in product(_PASSES, seeds):
+    for names, (model, seed) in product(_PASSES, draws) if not form.report else ():
         waiting = [
             pruning
             for pruning in prunings
-            if pruning.compensation in names and runner.missing([pruning.record_id(seed)])
+            if pruning.compensation in names and runner.missing([pruning.record_id(model, seed)])
         ]
-        if waiting or runner.missing([dense_id(seed)]):
-            draw = OneShotDraw(runner, seed)
+        if waiting or runner.missing([dense_id(model, seed)]):
+            draw = OneShotDraw(runner, model, seed)
             draw.measure_dense()
             for importance in IMPORTANCES:
                 draw.measure([pruning for pruning in waiting if pruning.importance == importance])
     records = {
-        record_id.key[1:]: runner.record(record_id, dict)
-        for seed in range(form.seeds)
-        for record_id in (dense_id(seed), *(p.record_id(seed) for p in prunings))
-        if not runner.missing([record_id])
+        each.key[1:]: runner.record(each, dict) for each in ids if not runner.missing([each])
     }
     origins = [record["provenance"] for record in records.values()]
     publish(form, TITLE, section(records, range(form.seeds)), origins)
