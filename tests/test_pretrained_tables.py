@@ -165,7 +165,8 @@ def test_the_table_of_searches_compares_with_the_default(monkeypatch: pytest.Mon
     (uniform,) = (row for row in table if row[0] == "uniform")
     assert uniform[1] == "1"
     assert uniform[3] == "**-0.375 [-0.500, -0.250]**"
-    assert [row[0] for row in table] == ["the default search", "uniform"]
+    names = ["dense", "a constant answer", "the default search", "uniform"]
+    assert [row[0] for row in table] == names
 
 
 def test_layer_dropping_removes_the_least_influential_blocks(

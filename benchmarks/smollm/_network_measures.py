@@ -70,6 +70,19 @@ class TextMeasures:
             "agreement": round(float(scores.hit.mean()), 4),
         }
 
+    def constant(self) -> dict[str, Any]:
+        """Return the figures of what always says the same: the floor of `figures`.
+
+        It predicts every token of the glosses with the same probability, and of the answers the
+        most frequent one.
+        """
+        outputs = [batch.dense.log_probabilities for batch in self._words if batch.dense]
+        counts = torch.cat([output.argmax(1) for output in outputs]).bincount()
+        return {
+            "perplexity": float(outputs[0].shape[1]),
+            "agreement": round(float(counts.max() / counts.sum()), 4),
+        }
+
 
 class NetworkMeasures(TextMeasures):
     """Measures answers to questions about pictures besides.
@@ -119,6 +132,16 @@ class NetworkMeasures(TextMeasures):
             "right": self.right(network),
             "asked": [len(questions) for _, questions in self._asked[Split.TEST]],
         } | super().figures(network)
+
+    def constant(self) -> dict[str, Any]:
+        """Return the figures of a constant: of the pictures, the most frequent answer."""
+        answers = [[question.answer for question in asked] for _, asked in self._asked[Split.TEST]]
+        every = [answer for about in answers for answer in about]
+        frequent = max(dict.fromkeys(every), key=every.count)
+        return {
+            "right": [about.count(frequent) for about in answers],
+            "asked": [len(about) for about in answers],
+        } | super().constant()
 
 
 def _drawn_pictures(

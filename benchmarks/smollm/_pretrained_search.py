@@ -57,6 +57,10 @@ class PretrainedDraw:
         """Measure the dense model."""
         return self.measures.figures(load_once(self.runner.form.models[MODEL]))
 
+    def constant(self) -> dict[str, Any]:
+        """Measure what always gives the same answer."""
+        return self.measures.constant()
+
     def policy_figures(
         self, session: SearchSession, policy: Policy, weight_state: WeightState
     ) -> dict[str, Any]:

@@ -66,7 +66,7 @@ BY_KIND, UNIFORM, FLAP, PROGRAMMING = ALLOCATIONS = (
 )
 DROPPING = "layer dropping (ShortGPT)"
 METHODS = (*SEARCHES, *ALLOCATIONS, DROPPING)
-DENSE = "dense"
+DENSE, CONSTANT = "dense", "a constant answer"
 FIXED = ("projector.steps=0",)
 _FIRST = 2.5  # whose searches are measured first: the others hardly cost accuracy
 _SECONDS = 300.0  # of one core, for a record
@@ -103,6 +103,7 @@ class SearchTables:
             for seed in range(self.form.seeds)
             for method, speedup in (
                 (DENSE, 1.0),
+                (CONSTANT, 1.0),
                 *product((*self.searches, *self.allocations, DROPPING), self.speedups),
             )
         ]
@@ -113,6 +114,7 @@ class SearchTables:
         order = sorted(self.speedups, key=lambda speedup: speedup != _FIRST)
         for draw in draws:
             self.runner.record(record_id(draw.seed, DENSE, 1.0), draw.dense)
+            self.runner.record(record_id(draw.seed, CONSTANT, 1.0), draw.constant)
             for speedup in self.speedups:
                 self._measure_allocations(draw, speedup)
             self._measure_searches(draw, order[0])
@@ -197,7 +199,18 @@ def section(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
             [records[seed, default, limit] for seed, limit in keys],
         )
 
-    dense = of(DENSE, 1.0)
+    floors = markdown(
+        ["", "accuracy", "perplexity", "agreement"],
+        [
+            [
+                name,
+                accuracy_cell(of(name, 1.0)),
+                mean_cell(of(name, 1.0), "perplexity"),
+                mean_cell(of(name, 1.0), "agreement"),
+            ]
+            for name in (DENSE, CONSTANT)
+        ],
+    )
     parts = []
     for speedup in SPEEDUPS:
         lines = [
@@ -234,7 +247,7 @@ with the dense model. Layer dropping removes as few blocks as have the *measured
 Accuracies have 95 % intervals (bootstrap over pictures), differences are paired by picture; other
 figures are means over draws with their range.
 
-Dense: accuracy {accuracy_cell(dense)}, perplexity {mean_cell(dense, "perplexity")}.
+{floors}
 
 {text}
 """
