@@ -99,8 +99,8 @@ FINDINGS = (
 )  # fmt: skip
 
 
-def agreement_table(folder: Path, claims: Sequence[Claim]) -> str:
-    """Format what was compared on both kinds of model.
+def agreement_section(folder: Path, claims: Sequence[Claim]) -> str:
+    """Format what was compared on both kinds of model; empty if nothing was.
 
     Args:
         folder: Holds the records of the pretrained model.
@@ -113,7 +113,21 @@ def agreement_table(folder: Path, claims: Sequence[Claim]) -> str:
         if small is not None and draws:
             row = [finding.text, small.text("+"), large.text("+"), str(draws)]
             lines.append([*row, verdict(small, large)])
-    return markdown(["finding", "digits models", "pretrained model", "draws", "agree"], lines)
+    if not lines:
+        return ""
+    head = ["finding", "digits models", "pretrained model", "draws", "agree"]
+    return f"""## A pretrained model
+
+The same comparisons on `smollm-vlm`, whose language model is SmolLM2-135M-Instruct: at a predicted
+speed-up of {SPEEDUP}, and without a search where {_RATIO:.0%} of its weights are kept. Differences
+are in test accuracy; on the pretrained model their intervals are over pictures. Two findings agree
+if both are decided with one sign, or neither is.
+
+{markdown(head, lines)}
+
+Figures: the sections of [RESULTS.md](RESULTS.md) that begin with "A pretrained model".
+
+"""
 
 
 def verdict(small: Mean, large: Mean) -> str:

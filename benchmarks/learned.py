@@ -22,7 +22,7 @@ from _claims import DEFAULTS, REASONS, all_claims
 from _draws import ETAS, SAMPLES, resampled
 from _evidence import CAVEAT, EMBEDDED, SECOND, Form
 from _means import Mean, markdown
-from _pretrained_answers import SPEEDUP, agreement_table
+from _pretrained_answers import agreement_section
 from _results import HERE, RESULTS
 from _studies import StudyRunner
 
@@ -162,18 +162,7 @@ allocation, and before the importance became `obs`: their sections of the result
 
 {answers(runner, claims, files)}
 
-## A pretrained model
-
-The same comparisons on `smollm-vlm`, whose language model is SmolLM2-135M-Instruct: at a predicted
-speed-up of {SPEEDUP}, and without a search where 70 % of its weights are kept. Differences are in
-test accuracy; on the pretrained model their intervals are over pictures. Two findings agree if
-both are decided with one sign, or neither is.
-
-{agreement_table(runner.form.folder, claims)}
-
-Figures: the sections of [RESULTS.md](RESULTS.md) that begin with "A pretrained model".
-
-## The evidence for each default
+{agreement_section(runner.form.folder, claims)}## The evidence for each default
 
 These eta were tried: {etas}.
 

@@ -224,8 +224,9 @@ def test_findings_compare_the_draws_that_both_methods_have(tmp_path: Path) -> No
     figures["network", 0, "random", limit] = _row([1, 0], [4, 4])
     script("_records").add_records(tmp_path / "smollm_searches.jsonl", figures)
     gain = script("_means").Mean(-0.07, -0.1, -0.04, 10)
+    assert answers.agreement_section(tmp_path / "none", []) == ""
     table = rows(
-        answers.agreement_table(
+        answers.agreement_section(
             tmp_path, [claims.Claim("search.sampler", "random", gain, None, "s")]
         )
     )

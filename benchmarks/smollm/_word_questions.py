@@ -38,9 +38,9 @@ def common_words(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
 class Reminders:
     """What the language model says about words, which adapters shall not unlearn.
 
-    Adapters that learn the questions about pictures alone answer everything with "no". So their
-    loss contains the divergence from the language model without them, on its own answers about
-    words that the text study does not ask for.
+    Adapters that learn from the questions about pictures alone change the rest of the language
+    model. So their loss contains the divergence from the model without them, on its own answers
+    about words that the text study does not ask for.
 
     Args:
         language_model: The model, without adapters.
