@@ -27,7 +27,7 @@ CAVEAT = (
 )
 # In the tiny form; fits by least squares take minutes, whatever the number of samples.
 _FAST = (
-    "pruning.importance='flap'", "pruning.compensation='bias'", "pruning.width_ratios=[0.6, 1.0]",
+    "pruning.importance='flap'", "pruning.compensation='bias'", "pruning.width_ratios=[0.3, 1.0]",
     "task.proxy=8", "latency.batch=1", "latency.checks=1", "search.epochs=1",
     "search.population=4", "report.finalists=1",
 )  # fmt: skip

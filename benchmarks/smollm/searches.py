@@ -231,7 +231,8 @@ def section(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
             "method", "draws", "accuracy", "minus the default search", "measured speed-up",
             "weights kept", "perplexity", "agreement",
         ]  # fmt: skip
-        parts.append(f"Predicted speed-up {speedup:g}:\n\n{markdown(head, lines)}")
+        if lines:
+            parts.append(f"Predicted speed-up {speedup:g}:\n\n{markdown(head, lines)}")
     searches = [r for name in SEARCHES for s in SPEEDUPS for r in of(name, s)]
     evaluations = searches[0]["evaluations"] if searches else 0
     text = "\n\n".join(parts)
