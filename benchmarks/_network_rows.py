@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from _means import Mean
@@ -10,49 +10,44 @@ from _means import Mean
 from effllava_optuna.policy import bootstrap_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping
 
     from _records import Record
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
+
+ByDraw: TypeAlias = "Mapping[Any, Record]"
+"""The records of one network, by draw."""
 
 
-def accuracy_cell(rows: Sequence[Record]) -> str:
-    """Format the accuracy over all draws with its interval.
-
-    Args:
-        rows: A network's record in each draw.
-    """
+def accuracy_cell(rows: ByDraw) -> str:
+    """Format the accuracy of a network over all draws, with its interval."""
     if not rows:
         return "-"
-    right, asked = (np.concatenate([row[name] for row in rows]) for name in ("right", "asked"))
+    right, asked = _counts(rows, "right", rows), _counts(rows, "asked", rows)
     low, high = _interval(right, asked, (0.0, 1.0))
     return f"{right.sum() / asked.sum():.3f} [{low:.3f}, {high:.3f}]"
 
 
-def gain_of(rows: Sequence[Record], others: Sequence[Record]) -> Mean:
+def gain_of(rows: ByDraw, others: ByDraw) -> Mean:
     """Compute the difference in accuracy of two networks, paired by picture.
 
     Args:
-        rows: One network's record in each draw.
-        others: The other network's, in the same order of draws.
+        rows: One network's records.
+        others: The other network's; draws that only one of them has do not count.
 
     Returns:
         The mean over questions with its bootstrap interval; its count is that of the pictures.
     """
-    if not rows or len(rows) != len(others):
+    draws = [draw for draw in rows if draw in others]
+    if not draws:
         return Mean(float("nan"), float("nan"), float("nan"), 0)
-    asked = np.concatenate([row["asked"] for row in rows])
-    gains = np.concatenate(
-        [
-            np.subtract(row["right"], other["right"])
-            for row, other in zip(rows, others, strict=True)
-        ]
-    )
+    asked = _counts(rows, "asked", draws)
+    gains = _counts(rows, "right", draws) - _counts(others, "right", draws)
     interval = _interval(gains, asked, (-1.0, 1.0))
     return Mean(float(gains.sum() / asked.sum()), *interval, len(asked))
 
 
-def gain_cell(rows: Sequence[Record], others: Sequence[Record]) -> str:
+def gain_cell(rows: ByDraw, others: ByDraw) -> str:
     """Format `gain_of`, in bold if it is decided."""
     gain = gain_of(rows, others)
     if not gain.count:
@@ -61,12 +56,16 @@ def gain_cell(rows: Sequence[Record], others: Sequence[Record]) -> str:
     return f"{mark}{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]{mark}"
 
 
-def mean_cell(rows: Sequence[Record], field: str) -> str:
+def mean_cell(rows: ByDraw, field: str) -> str:
     """Format the mean of a field over the draws, and its range."""
-    values = [row[field] for row in rows]
+    values = [row[field] for row in rows.values()]
     if not values:
         return "-"
     return f"{np.mean(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+
+def _counts(rows: ByDraw, field: str, draws: Iterable[Any]) -> NDArray[np.int64]:
+    return np.concatenate([np.asarray(rows[draw][field], dtype=np.int64) for draw in draws])
 
 
 def _interval(

@@ -102,6 +102,11 @@ class StudyRunner:
         """Count the records that do not exist."""
         return sum(self._store.get(record_id) is None for record_id in record_ids)
 
+    def existing(self, record_ids: Iterable[RecordId]) -> dict[RecordId, Record]:
+        """Return the records that exist."""
+        records = {record_id: self._store.get(record_id) for record_id in record_ids}
+        return {record_id: record for record_id, record in records.items() if record is not None}
+
     def config(self, model: str, seed: int, case: Case = DEFAULT) -> StudyConfig:
         """Return the study file of a case."""
         table = (self.form.folder / f"latency-{model}.tables").resolve()

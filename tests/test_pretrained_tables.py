@@ -118,17 +118,29 @@ def test_shared_moments_fit_what_each_importance_fits_alone(
                 assert (tensors[name] - expected[name]).abs().max() < 1e-5
 
 
-def test_differences_are_paired_by_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = _smollm("_network_rows", monkeypatch)
+def test_differences_are_paired_by_picture() -> None:
+    cells = script("_network_rows")
     asked = [4] * 6
     better, worse = _row([4, 4, 3, 4, 2, 4], asked), _row([1, 2, 1, 2, 0, 1], asked)
-    gain = cells.gain_cell([better], [worse])
+    gain = cells.gain_cell({0: better}, {0: worse})
     assert gain.startswith("**+0.583 [+0.")
     assert gain.endswith("]**")
-    assert cells.gain_cell([better, worse], [worse, better]).startswith("+0.000 [-0.")
-    assert cells.gain_cell([], []) == cells.accuracy_cell([]) == "-"
-    assert cells.accuracy_cell([better]).startswith("0.875 [0.")
-    assert cells.mean_cell([better, worse | {"perplexity": 50.0}], "perplexity") == "40 (30 to 50)"
+    both = cells.gain_cell({0: better, 1: worse}, {0: worse, 1: better})
+    assert both.startswith("+0.000 [-0.")
+    assert cells.gain_cell({}, {}) == cells.accuracy_cell({}) == "-"
+    assert cells.accuracy_cell({0: better}).startswith("0.875 [0.")
+    other = worse | {"perplexity": 50.0}
+    assert cells.mean_cell({0: better, 1: other}, "perplexity") == "40 (30 to 50)"
+
+
+def test_draws_that_only_one_network_has_do_not_count() -> None:
+    cells, asked = script("_network_rows"), [4, 4]
+    rows = {1: _row([4, 2], asked), 2: _row([0, 0], asked)}
+    others = {0: _row([4, 4], asked), 1: _row([2, 1], asked)}
+    gain = cells.gain_of(rows, others)
+    assert gain.value == 3 / 8
+    assert gain.count == 2
+    assert cells.gain_of({0: rows[1]}, {1: rows[1]}).count == 0
 
 
 def test_the_table_of_one_shot_pruning_has_every_combination(
@@ -230,5 +242,18 @@ def test_findings_compare_the_draws_that_both_methods_have(tmp_path: Path) -> No
             tmp_path, [claims.Claim("search.sampler", "random", gain, None, "s")]
         )
     )
-    finding = ["the default search against random policies", "+0.070 [+0.040, +0.100]"]
+    finding = ["the default search against random", "+0.070 [+0.040, +0.100]"]
     assert table == [[*finding, "+0.625 [+0.500, +0.750]", "1", "yes"]]
+
+
+def test_every_finding_has_its_claim_about_the_digits_models() -> None:
+    answers, evidence, records = (
+        script(name) for name in ("_pretrained_answers", "_evidence", "_results")
+    )
+    models = {"first": evidence.EMBEDDED, "second": evidence.SECOND}
+    form = evidence.Form("full", 50, models, records.RESULTS, published=False, report=True)
+    claims = script("_claims").all_claims(script("_studies").StudyRunner(form))
+    for finding in answers.FINDINGS:
+        gain = finding.digits_gain(claims)
+        assert gain is not None, finding.text
+        assert gain.count >= 5

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from _evidence import parse_form
+from _evidence import parse_form, publish
 from _packages import BUILT, HERE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from _evidence import Form
+    from _records import Record, RecordId
+    from _studies import StudyRunner
 
 MODEL, LANGUAGE_MODEL = "smollm-vlm", "smollm2"
 # The language model alone: it agrees with its own answers to questions about words.
@@ -53,3 +55,27 @@ def pretrained_form(
         overrides=_FAST if form.name == "tiny" else (),
         caveat=CAVEAT,
     )
+
+
+def publish_tables(
+    runner: StudyRunner,
+    title: str,
+    record_ids: Iterable[RecordId],
+    section: Callable[[Mapping[tuple[Any, ...], Record]], str],
+) -> None:
+    """Write the section of the records that exist.
+
+    Args:
+        runner: Has the records.
+        title: The heading.
+        record_ids: The records of the section.
+        section: Formats it, from the records by what follows the kind in their keys.
+
+    Raises:
+        SystemExit: There are no records.
+    """
+    existing = runner.existing(record_ids)
+    if not existing:
+        raise SystemExit("There are no records yet; run this without --report.")
+    text = section({record_id.key[1:]: record for record_id, record in existing.items()})
+    publish(runner.form, title, text, [record["provenance"] for record in existing.values()])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from _counting import evaluator_of
@@ -41,17 +41,12 @@ class PretrainedDraw:
 
     def __init__(self, runner: StudyRunner, seed: int) -> None:
         self.runner, self.seed = runner, seed
-        self._measures: NetworkMeasures | None = None
 
-    @property
+    @cached_property
     def measures(self) -> NetworkMeasures:
-        """Return the questions of the draw; made when they are first needed."""
-        if self._measures is None:
-            loaded = load_once(self.runner.form.models[MODEL])
-            self._measures = NetworkMeasures(
-                loaded, self.seed, self.runner.form.pick(PICTURES, 4, 2)
-            )
-        return self._measures
+        """Draw the questions."""
+        loaded = load_once(self.runner.form.models[MODEL])
+        return NetworkMeasures(loaded, self.seed, self.runner.form.pick(PICTURES, 4, 2))
 
     def dense(self) -> dict[str, Any]:
         """Measure the dense model."""

@@ -47,6 +47,7 @@ class SharedMoments:
         self, loaded: LoadedModel, folds: Sequence[Sequence[CalibrationBatch]], widths: Widths
     ) -> None:
         self._loaded, self._widths = loaded, widths
+        self._rankings: dict[str, Ranking] = {}
         self._by_fold = [collect_statistics(loaded, loaded.handles, fold) for fold in folds]
         first, *others = self._by_fold
         self._statistics = {
@@ -67,7 +68,12 @@ class SharedMoments:
         return damping
 
     def ranking(self, importance: str) -> Ranking:
-        """Rank the units of all components."""
+        """Rank the units of all components, once for each importance."""
+        if importance not in self._rankings:
+            self._rankings[importance] = self._ranked(importance)
+        return self._rankings[importance]
+
+    def _ranked(self, importance: str) -> Ranking:
         scores = {
             handle.component.id: score_units(
                 self._loaded, handle, importance, self._statistics[handle.component.id]

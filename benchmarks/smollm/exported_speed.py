@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 import torch
 from _cases import Case
-from _evidence import announce, publish
+from _evidence import announce
 from _fields import KEEP_RATIO, WIDTHS
 from _means import markdown
-from _pretrained_form import MODEL, pretrained_form
+from _pretrained_form import MODEL, pretrained_form, publish_tables
 from _records import RecordId, read_records
 from _results import RESULTS
 from _speedups import ideal_speedups, measured_speedups, reloaded
@@ -134,13 +134,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for dtype in DTYPES[: form.pick(2, 2, 1)]
     }
     announce(runner.missing(searched), _SECONDS)
-    records: dict[tuple[Any, ...], Record] = {}
-    for each, record in searched.items():
-        figures = runner.record(each, partial(measure, runner, record, str(each.key[-1])))
-        records |= {each.key[1:]: figures} if figures else {}
-    if not records:
+    if not searched:
         raise SystemExit("Run `python benchmarks/smollm/searches.py` first.")
-    publish(form, TITLE, section(records), [record["provenance"] for record in records.values()])
+    for each, record in searched.items():
+        runner.record(each, partial(measure, runner, record, str(each.key[-1])))
+    publish_tables(runner, TITLE, searched, section)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 import torch
 from _cases import Case
-from _evidence import announce, publish
+from _evidence import announce
 from _means import markdown
 from _network_measures import PICTURES, NetworkMeasures, TextMeasures
 from _network_rows import accuracy_cell, gain_cell, mean_cell
-from _pretrained_form import LANGUAGE_MODEL, MODEL, TEXT, pretrained_form
+from _pretrained_form import LANGUAGE_MODEL, MODEL, TEXT, pretrained_form, publish_tables
 from _records import RecordId
 from _shared_moments import SharedMoments
 from _studies import StudyRunner, inputs_of
@@ -121,7 +121,6 @@ class OneShotDraw:
             if model == LANGUAGE_MODEL
             else NetworkMeasures(self.loaded, seed, pictures)
         )
-        self._moments: SharedMoments | None = None
         self._states: dict[tuple[str, str], WeightState] = {}
         self.policies = {ratio: uniform_policy(self.loaded.structure, ratio) for ratio in WIDTHS}
 
@@ -134,16 +133,14 @@ class OneShotDraw:
         for pruning in prunings:
             self.runner.record(pruning.record_id(*self.draw), partial(self._figures, pruning))
 
-    @property
+    @cached_property
     def moments(self) -> SharedMoments:
-        """Return what all networks are fitted with; collected when it is first needed."""
-        if self._moments is None:
-            widths = {
-                component.id: sorted({policy.widths[index] for policy in self.policies.values()})
-                for index, component in enumerate(self.loaded.structure.components)
-            }
-            self._moments = SharedMoments(self.loaded, self.folds, widths)
-        return self._moments
+        """Collect what all networks are fitted with."""
+        widths = {
+            component.id: sorted({policy.widths[index] for policy in self.policies.values()})
+            for index, component in enumerate(self.loaded.structure.components)
+        }
+        return SharedMoments(self.loaded, self.folds, widths)
 
     def _figures(self, pruning: Pruning) -> dict[str, Any]:
         policy = self.policies[pruning.ratio]
@@ -159,8 +156,7 @@ class OneShotDraw:
         in_context = pruning.compensation == IN_CONTEXT
         key = pruning.importance, "least-squares" if in_context else pruning.compensation
         if key not in self._states:
-            rankings = {name: state.ranking for (name, _), state in self._states.items()}
-            ranking = rankings.get(key[0]) or self.moments.ranking(key[0])
+            ranking = self.moments.ranking(key[0])
             self._states = {key: self.moments.weight_state(ranking, key[1])}
         state = self._states[key]
         return self._in_context(state, self.policies[pruning.ratio]) if in_context else state
@@ -210,11 +206,11 @@ means over draws.
 def _tables(model: str, rows: Mapping[tuple[Any, ...], Record], seeds: Sequence[int]) -> str:
     """Format the tables of one model."""
 
-    def of(*key: Any) -> list[Record]:
-        return [rows[model, seed, *key] for seed in seeds if (model, seed, *key) in rows]
+    def of(*key: Any) -> dict[int, Record]:
+        return {seed: rows[model, seed, *key] for seed in seeds if (model, seed, *key) in rows}
 
     head = [f"keep {ratio:.0%}" for ratio in WIDTHS]
-    cells: dict[str, Callable[[Sequence[Record]], str]] = {
+    cells: dict[str, Callable[[Mapping[int, Record]], str]] = {
         "Accuracy on questions about pictures": accuracy_cell,
         "Perplexity of glosses": partial(mean_cell, field="perplexity"),
         "Agreement with the dense model's answers about words": partial(
@@ -276,11 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             draw.measure_dense()
             for importance in IMPORTANCES:
                 draw.measure([pruning for pruning in waiting if pruning.importance == importance])
-    records = {
-        each.key[1:]: runner.record(each, dict) for each in ids if not runner.missing([each])
-    }
-    origins = [record["provenance"] for record in records.values()]
-    publish(form, TITLE, section(records, range(form.seeds)), origins)
+    seeds = range(form.seeds)
+    publish_tables(runner, TITLE, ids, lambda records: section(records, seeds))
 
 
 if __name__ == "__main__":

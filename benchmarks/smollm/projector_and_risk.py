@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 import torch
 from _cases import Case
-from _evidence import announce, publish
+from _evidence import announce
 from _fields import KEEP_RATIO, WIDTHS
 from _means import markdown
 from _network_rows import accuracy_cell, gain_cell, mean_cell
-from _pretrained_form import MODEL, pretrained_form
+from _pretrained_form import MODEL, pretrained_form, publish_tables
 from _pretrained_search import PretrainedDraw
 from _records import RecordId
 from _studies import StudyRunner
@@ -103,25 +103,20 @@ def names_of(form: Form) -> list[str]:
 def section(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
     """Format the section of ``RESULTS.md``."""
 
-    def paired(name: str, other: str) -> str:
-        keys = [
-            seed for seed in range(form.seeds) if {(seed, name), (seed, other)} <= records.keys()
-        ]
-        return gain_cell(
-            [records[seed, name] for seed in keys], [records[seed, other] for seed in keys]
-        )
+    def of(name: str) -> dict[int, Record]:
+        return {seed: records[seed, name] for seed in range(form.seeds) if (seed, name) in records}
 
     lines = []
     for name in names_of(form):
-        rows = [records[seed, name] for seed in range(form.seeds) if (seed, name) in records]
+        rows = of(name)
         if rows:
-            steps = [str(step) for row in rows for step in row["projector_steps"]]
+            steps = [str(step) for row in rows.values() for step in row["projector_steps"]]
             lines.append(
                 [
                     name,
                     str(len(rows)),
                     accuracy_cell(rows),
-                    "" if name == REFERENCE else paired(name, REFERENCE),
+                    "" if name == REFERENCE else gain_cell(rows, of(REFERENCE)),
                     ", ".join(steps) or "-",
                     *(mean_cell(rows, field) for field in ("measured", KEEP_RATIO)),
                 ]
@@ -158,11 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 else partial(trained_afterwards, draw, name)
             )
             runner.record(record_id(seed, name), measure)
-    records = {
-        each.key[1:]: runner.record(each, dict) for each in ids if not runner.missing([each])
-    }
-    origins = [record["provenance"] for record in records.values()]
-    publish(form, TITLE, section(records, form), origins)
+    publish_tables(runner, TITLE, ids, lambda records: section(records, form))
 
 
 if __name__ == "__main__":

@@ -192,6 +192,8 @@ def train_answers(
         schedule: Name, number of steps and largest learning rate.
         reminder: Returns a loss that is added in every step; None: nothing is added.
     """
+    if not schedule.steps:
+        return
     optimizer = torch.optim.AdamW(parameters, lr=schedule.rate, weight_decay=0.0)
     rates = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, schedule.rate, total_steps=schedule.steps, pct_start=0.1
