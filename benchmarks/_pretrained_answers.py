@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _SEARCHES, _ONE_SHOT, _PROJECTOR = "smollm_searches", "smollm_one_shot", "smollm_projector"
 QUESTIONS = (_ONE_SHOT, _SEARCHES, _PROJECTOR)
-SPEEDUP, _RATIO = 2.5, 0.7
+SPEEDUP, _RATIO = 2.2, 0.7
 _DEFAULT, _FIXED = "the default search", "projector as it was loaded"
 
 

@@ -30,7 +30,6 @@ from effllava_optuna.surgery import (
     WeightState,
     arranged,
     policy_network,
-    projector,
     rank_and_compensate,
     rank_units,
 )
@@ -194,8 +193,8 @@ def _forward(batches: Sequence[EncodedInputs], network: LoadedModel) -> None:
     """Run plain forward passes."""
     for seen in batches:
         inputs = dict(seen.inputs)
-        if seen.features is not None:
-            projected = list(projector(network.model)(seen.features))
+        if seen.vision is not None:
+            projected = seen.vision.image_features(network.model)
             encoded = BaseModelOutputWithPooling(pooler_output=projected)
             inputs["mm_encoder_outputs"] = {"image": encoded}
         network.model(**inputs, logits_to_keep=seen.positions, use_cache=False)

@@ -59,7 +59,7 @@ def fixed_table(
         progress(1.0)
     return LatencyTable(
         new_tokens=new_tokens,
-        vision_ms=0.0 if stopwatch.seen.features is None else 5.0,
+        vision_ms=0.0 if stopwatch.seen.vision is None else 5.0,
         dense_ms=phases,
         saved_ms=saved,
         friendly={component: tuple(allowed) for component, allowed in widths.items()},

@@ -2,7 +2,7 @@
 
 ``python benchmarks/smollm/projector_and_risk.py``.
 
-The default search of ``smollm-vlm`` at a predicted speed-up of 2.5: with the projector trained in
+The default search of ``smollm-vlm`` at a predicted speed-up of 2.2: with the projector trained in
 the loop, once for the chosen policy, and not at all, each with and without compensation; without
 the structural-risk term; and with other numbers of calibration samples. Every search chooses by
 validation among its finalists.
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 TITLE = "A pretrained model: projector, risk and samples"
 QUESTION = "smollm_projector"
-SPEEDUP = 2.5
+SPEEDUP = 2.2
 FIXED = ("projector.steps=0",)
 UNCOMPENSATED = ("pruning.compensation='none'",)
 REFERENCE = "projector as it was loaded"

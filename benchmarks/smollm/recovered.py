@@ -1,6 +1,6 @@
 """How much does training after pruning bring back? ``python benchmarks/smollm/recovered.py``.
 
-Policies of dynamic programming that `searches.py` has measured at a predicted speed-up of 2.5,
+Policies of dynamic programming that `searches.py` has measured at a predicted speed-up of 2.2,
 with the compensation that a study calibrates. The answers of the dense model to 2,000 training
 questions are distilled into the projector, into adapters of the decoder, and into both: one pass
 over the questions, with every fifth picture held out, which chooses the number of steps.
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery import LoadedModel
 
 TITLE = "A pretrained model: recovery"
-SPEEDUP = 2.5
+SPEEDUP = 2.2
 SAMPLES = 2000
 PRUNED, DENSE = "pruned", "dense"
 _BATCH = 16

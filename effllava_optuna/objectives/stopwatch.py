@@ -124,9 +124,12 @@ class Stopwatch:
     @torch.inference_mode()
     def vision(self) -> dict[str, float]:
         """Time the vision tower; empty if it is pruned, so that it runs with the decoder."""
-        if self.seen.features is None:
+        encoded = self.seen.vision
+        if encoded is None:
             return {}
-        return self._phase("vision", lambda: encode_images(self.loaded, self.inputs))
+        return self._phase(
+            "vision", lambda: self.loaded.model.get_image_features(**encoded.arguments)
+        )
 
     @torch.inference_mode()
     def decoder(self, network: LoadedModel) -> dict[str, float]:

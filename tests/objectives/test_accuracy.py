@@ -171,9 +171,11 @@ def test_rows_are_not_selected_if_pictures_and_samples_do_not_correspond(
 ) -> None:
     samples = Digits(proxy=8).samples(Split.PROXY)
     (encoded,) = encode_samples(tiny, samples)
-    assert encoded.seen.features is not None
-    tiles = replace(encoded.seen, features=encoded.seen.features.repeat(2, 1, 1))
-    assert replace(encoded, seen=tiles).rows(samples[:2]) is None
+    vision = encoded.seen.vision
+    assert vision is not None
+    tiles = replace(vision, features=vision.features.repeat(2, 1, 1))
+    seen = replace(encoded.seen, vision=tiles)
+    assert replace(encoded, seen=seen).rows(samples[:2]) is None
 
 
 def test_open_questions_are_graded_by_generation_and_searched_as_the_study_says(

@@ -13,9 +13,10 @@ import torch
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from effllava_optuna.errors import ModelError
 from effllava_optuna.processors import tokenizer_of
 from effllava_optuna.surgery.apply.decoding import generate_tokens, special_tokens
-from effllava_optuna.surgery.structure.inspection import connector, projector
+from effllava_optuna.surgery.apply.recorded_vision import record_vision
 from effllava_optuna.surgery.structure.prunable_parts import LANGUAGE, PROJECTOR
 
 if TYPE_CHECKING:
@@ -23,9 +24,8 @@ if TYPE_CHECKING:
 
     from transformers import Cache
 
+    from effllava_optuna.surgery.apply.recorded_vision import RecordedVision
     from effllava_optuna.surgery.structure.loaded_model import LoadedModel
-
-_VISION_INPUTS = ("pixel_values", "image_sizes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,38 +34,37 @@ class EncodedInputs:
 
     Attributes:
         inputs: Keyword arguments of the model without images, on the model's device.
-        features: Input of the projector, shape ``(images, tokens, channels)``. None: there are no
-            images, or they are among ``inputs`` and the tower encodes them in every forward pass.
+        vision: The images, encoded. None: there are none, or they are among ``inputs`` and the
+            tower encodes them in every forward pass.
         positions: Number of positions at the end whose logits are computed.
     """
 
     inputs: Mapping[str, Any]
-    features: torch.Tensor | None
+    vision: RecordedVision | None
     positions: int = 1
 
     @property
     def has_images(self) -> bool:
         """Return whether there are images."""
-        return self.features is not None or "pixel_values" in self.inputs
+        return self.vision is not None or "pixel_values" in self.inputs
 
     def select(self, index: torch.Tensor) -> EncodedInputs | None:
         """Select samples by row; None if the samples do not have one image each."""
-        tensors = [*self.inputs.values(), *(() if self.features is None else (self.features,))]
-        if len({len(tensor) for tensor in tensors}) > 1:
+        rows = {len(tensor) for tensor in self.inputs.values()}
+        if len(rows) > 1:
             return None
-        features = self.features
-        return replace(
-            self,
-            inputs={name: value[index.to(value.device)] for name, value in self.inputs.items()},
-            features=None if features is None else features[index.to(features.device)],
-        )
+        vision = None if self.vision is None else self.vision.select(index, *rows)
+        if vision is None and self.vision is not None:
+            return None
+        inputs = {name: value[index.to(value.device)] for name, value in self.inputs.items()}
+        return replace(self, inputs=inputs, vision=vision)
 
     def to(self, device: torch.device | str) -> EncodedInputs:
         """Copy the tensors to ``device``."""
         return replace(
             self,
             inputs={name: value.to(device) for name, value in self.inputs.items()},
-            features=None if self.features is None else self.features.to(device),
+            vision=None if self.vision is None else self.vision.to(device),
         )
 
 
@@ -86,21 +85,14 @@ def encode_images(
     moved = {name: value.to(loaded.device) for name, value in inputs.items()}
     if "pixel_values" in moved:
         moved["pixel_values"] = moved["pixel_values"].to(loaded.model.dtype)
-    module = connector(loaded.model)
     tower_is_fixed = set(loaded.towers) <= {LANGUAGE, PROJECTOR}
-    if "pixel_values" not in moved or module is None or not tower_is_fixed:
+    if "pixel_values" not in moved or not tower_is_fixed:
         return EncodedInputs(moved, None, positions)
-    images = {name: moved.pop(name) for name in _VISION_INPUTS if name in moved}
-    features: list[torch.Tensor] = []
     with loaded.lock:
-        hook = module.register_forward_pre_hook(
-            lambda _, arguments: features.append(arguments[0].detach())
-        )
-        try:
-            loaded.model.get_image_features(**images)
-        finally:
-            hook.remove()
-    return EncodedInputs(moved, features[0], positions)
+        vision = record_vision(loaded.model, moved)
+    if vision is not None:
+        moved = {name: value for name, value in moved.items() if name not in vision.arguments}
+    return EncodedInputs(moved, vision, positions)
 
 
 def answer_logits(loaded: LoadedModel, encoded: EncodedInputs) -> torch.Tensor:
@@ -128,12 +120,22 @@ def prefill(
 
     Returns:
         The most likely next tokens, shape ``(samples, 1)``, and the cache.
+
+    Raises:
+        ModelError: The model returns no cache, so that generation step by step needs other code.
     """
     cache_argument = {} if cache is None else {"past_key_values": cache}
     output = loaded.model(
         **_model_inputs(loaded, encoded), **cache_argument, use_cache=True, logits_to_keep=1
     )
-    return output.logits[:, -1:].argmax(-1), output.past_key_values
+    filled = getattr(output, "past_key_values", None)
+    if filled is None:
+        raise ModelError(
+            f"{loaded.source} ({type(loaded.model).__name__}) returns no key/value cache, so that "
+            "its latency cannot be measured.",
+            hint="Use a model of another family.",
+        )
+    return output.logits[:, -1:].argmax(-1), filled
 
 
 class GeneratedText(NamedTuple):
@@ -174,8 +176,9 @@ def generate(loaded: LoadedModel, encoded: EncodedInputs, new_tokens: int) -> li
 def _model_inputs(loaded: LoadedModel, encoded: EncodedInputs) -> dict[str, Any]:
     """Return keyword arguments of the model, with the projected features of the images."""
     inputs = dict(encoded.inputs)
-    if encoded.features is not None:
-        projected = projector(loaded.model)(encoded.features)
-        output = BaseModelOutputWithPooling(pooler_output=list(projected))
+    if encoded.vision is not None:
+        with loaded.lock:
+            features = encoded.vision.image_features(loaded.model)
+        output = BaseModelOutputWithPooling(pooler_output=features)
         inputs["mm_encoder_outputs"] = {"image": output}
     return inputs

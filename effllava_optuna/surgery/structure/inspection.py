@@ -54,22 +54,30 @@ def language_model(model: Any) -> nn.Module:
     return decoder
 
 
+def decoder_siblings(model: nn.Module) -> list[nn.Module]:
+    """Return the modules beside the decoder that have weights: vision towers, and a connector."""
+    decoder = language_model(model)
+    parent = next(
+        (module for module in model.modules() if decoder in module.children()), nn.Module()
+    )
+    return [
+        child
+        for child in parent.children()
+        if child is not decoder
+        and any(True for _ in child.parameters())
+        and child is not getattr(model, "lm_head", None)
+    ]
+
+
 def connector(model: nn.Module) -> nn.Module | None:
     """Return the module between the vision tower and the decoder, or None if it is not unique.
 
     It is a sibling of the decoder that has weights but no stack of blocks.
     """
-    decoder = language_model(model)
-    parent = next(
-        (module for module in model.modules() if decoder in module.children()), nn.Module()
-    )
     candidates = [
-        child
-        for child in parent.children()
-        if child is not decoder
-        and any(True for _ in child.parameters())
-        and not any(isinstance(inner, nn.ModuleList) for inner in child.modules())
-        and child is not getattr(model, "lm_head", None)
+        sibling
+        for sibling in decoder_siblings(model)
+        if not any(isinstance(inner, nn.ModuleList) for inner in sibling.modules())
     ]
     return candidates[0] if len(candidates) == 1 else None
 

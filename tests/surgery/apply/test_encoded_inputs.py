@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from effllava_optuna.errors import ModelError
 from effllava_optuna.policy import Policy, Ranking
 from effllava_optuna.surgery import (
     LoadedModel,
     answer_logits,
     encode_images,
     narrowed,
+    prefill,
     projector,
     projector_state,
     use_projector,
@@ -23,13 +25,22 @@ from tests.surgery.families import FAMILIES
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from torch import nn
+
     from effllava_optuna.tasks import Batch
+
+
+# The others have no single module between tower and decoder, or take no features.
+STORED = {
+    "llava", "llava_next", "llava_onevision", "internvl", "internvl (6B tower)", "idefics3",
+    "smolvlm", "paligemma", "gemma3", "mistral3", "aya_vision",
+}  # fmt: skip
 
 
 def features(loaded: LoadedModel, inputs: Mapping[str, Any]) -> torch.Tensor:
     encoded = encode_images(loaded, inputs)
-    assert encoded.features is not None
-    return encoded.features
+    assert encoded.vision is not None
+    return encoded.vision.features
 
 
 def plain_logits(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
@@ -98,16 +109,44 @@ def test_a_tower_that_is_pruned_itself_runs_each_time(
     model = make_llava().model
     loaded = LoadedModel.of(model, None, "tower", towers=["vision", "language"])
     encoded = encode_images(loaded, batch.inputs)
-    assert encoded.features is None
+    assert encoded.vision is None
     assert torch.equal(answer_logits(loaded, encoded), plain_logits(loaded, batch))
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "idefics3", "llama"])
-def test_other_families_give_the_logits_of_a_plain_forward_pass(name: str) -> None:
+@pytest.mark.parametrize("name", FAMILIES)
+def test_all_families_give_the_logits_of_a_plain_forward_pass(name: str) -> None:
     model = FAMILIES[name].build()
     loaded = LoadedModel.of(model, None, name)
     inputs = FAMILIES[name].inputs()
+    encoded = encode_images(loaded, inputs)
     with torch.no_grad():
         expected = model(**inputs).logits[:, -1:]
-        logits = answer_logits(loaded, encode_images(loaded, inputs))
+        logits = answer_logits(loaded, encoded)
+        if name == "blip-2":
+            with pytest.raises(ModelError, match="no key/value cache"):
+                prefill(loaded, encoded)
+        else:
+            assert torch.equal(prefill(loaded, encoded)[0], expected.argmax(-1))
     assert torch.allclose(logits, expected, atol=1e-5)
+    assert (encoded.vision is not None) == (name in STORED)
+
+
+def test_a_model_that_cannot_repeat_its_features_encodes_pictures_each_time(
+    make_llava: Callable[..., LoadedModel], batch: Batch
+) -> None:
+    loaded = make_llava()
+    calls: list[nn.Module] = []
+
+    def unlike(module: nn.Module, _: object, output: torch.Tensor) -> torch.Tensor:
+        calls.append(module)
+        return output + len(calls)
+
+    projector(loaded.model).register_forward_hook(unlike)
+    assert encode_images(loaded, batch.inputs).vision is None
+
+
+def test_rows_of_encoded_pictures_are_selected(tiny: LoadedModel, batch: Batch) -> None:
+    encoded, index = encode_images(tiny, batch.inputs), torch.tensor([2, 0])
+    some = encoded.select(index)
+    assert some is not None
+    torch.testing.assert_close(answer_logits(tiny, some), answer_logits(tiny, encoded)[index])
