@@ -10,6 +10,12 @@ def takes_pictures(processor: Any) -> bool:
     return hasattr(processor, "image_processor")
 
 
+def encode(processor: Any, **options: Any) -> dict[str, Any]:
+    """Return keyword arguments of a model, without the labels that PaliGemma's processor adds."""
+    inputs = processor(return_tensors="pt", **options)
+    return {name: value for name, value in inputs.items() if name != "labels"}
+
+
 def tokenizer_of(processor: Any) -> Any:
     """Return the tokenizer of a processor; that of a language model is the tokenizer itself."""
     return getattr(processor, "tokenizer", processor)

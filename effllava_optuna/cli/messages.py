@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from effllava_optuna.evaluation.checkpoint_recovery import RecoveryReport
     from effllava_optuna.search.session import SearchSession
     from effllava_optuna.search.trial_export import ExportedTrial
+    from effllava_optuna.surgery import VerifiedExport
 
 _MAX_LATENCY_ERROR = 0.2  # mean relative error of a latency table, above which it is doubtful
 _MIN_SPEEDUP = 1.5  # of the narrowest policy, below which pruning hardly pays
@@ -105,6 +106,15 @@ def export_summary(exported: ExportedTrial) -> str:
         f"{after.proxy:.3f} on the proxy set, which it was fitted to, and "
         f"{exported.measures['validation']} {before.validation:.3f} -> {after.validation:.3f} on "
         "the validation set"
+    )
+
+
+def reduction_summary(model: str, ratio: float, verified: VerifiedExport) -> str:
+    """Return where a model with fewer image tokens is, and its verification."""
+    return (
+        f"{model} with {ratio:.0%} of its image tokens exported to {verified.directory}: "
+        f"{verified.parameters:,} parameters; "
+        f"{_reload_summary(verified.logit_difference, same=verified.generation_equal)}"
     )
 
 

@@ -78,11 +78,13 @@ def worker_options(command: Callable[..., None]) -> Callable[..., None]:
     return device(workers(command))
 
 
-def study_options(*, required: bool = True) -> Decorator:
+def study_options(*, required: bool = True, of_model: str | None = None) -> Decorator:
     """Add FILE, ``--storage`` and ``--study-name``; the command gets a ``location``.
 
     Args:
         required: Whether the command needs a study; otherwise ``location`` may be None.
+        of_model: Name of the option with which FILE is a model; the command then gets the path
+            or hub id as ``model``, and no location.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -97,6 +99,12 @@ def study_options(*, required: bool = True) -> Decorator:
         )
         @functools.wraps(command)
         def wrapped(file: Path | None, url: str | None, name: str | None, **options: Any) -> None:
+            if of_model is not None:
+                is_model = options[of_model] is not None
+                options["model"] = None if file is None or not is_model else str(file)
+                if is_model:
+                    command(location=None, **options)
+                    return
             if _url_is_from_environment() and (file is not None or not (name or required)):
                 url = None
             if not required and file is None and url is None and name is None:

@@ -18,6 +18,7 @@ from effllava_optuna.surgery.apply.encoded_inputs import (
 from effllava_optuna.surgery.apply.masking import masked
 from effllava_optuna.surgery.apply.narrowing import narrowed
 from effllava_optuna.surgery.apply.projector_weights import projector_state, use_projector
+from effllava_optuna.surgery.apply.reduced_model import reduced_tokens
 from effllava_optuna.surgery.apply.slicing import sliced
 from effllava_optuna.surgery.apply.weight_state import FULL_FIT, WeightState, policy_network
 from effllava_optuna.surgery.compensation.fitting import (
@@ -47,7 +48,10 @@ from effllava_optuna.surgery.loading.checkpoint_outline import (
     CheckpointOutline,
     outline_checkpoint,
 )
-from effllava_optuna.surgery.loading.example_inputs import build_example_inputs
+from effllava_optuna.surgery.loading.example_inputs import (
+    build_example_inputs,
+    describe_image_tokens,
+)
 from effllava_optuna.surgery.loading.finite_values import require_finite_logits
 from effllava_optuna.surgery.loading.loader import fingerprint, inspect_checkpoint, load
 from effllava_optuna.surgery.loading.structure_verification import verify_structure
@@ -59,6 +63,7 @@ from effllava_optuna.surgery.structure.component_handle import (
 from effllava_optuna.surgery.structure.inspection import inspect_model, projector
 from effllava_optuna.surgery.structure.loaded_model import LoadedModel, PruningRecord
 from effllava_optuna.surgery.structure.prunable_parts import PrunableParts, UnprunablePart
+from effllava_optuna.surgery.visual_tokens.token_reduction import TokenReduction
 
 __all__ = [
     "FULL_FIT",
@@ -80,6 +85,7 @@ __all__ = [
     "PruningOptions",
     "PruningRecord",
     "SequentialOptions",
+    "TokenReduction",
     "UnitRows",
     "UnitStatistics",
     "UnprunablePart",
@@ -94,6 +100,7 @@ __all__ = [
     "collect_statistics",
     "compensate_in_context",
     "compensate_in_sequence",
+    "describe_image_tokens",
     "encode_images",
     "export",
     "export_onnx",
@@ -116,6 +123,7 @@ __all__ = [
     "projector_state",
     "rank_and_compensate",
     "rank_units",
+    "reduced_tokens",
     "require_finite_logits",
     "restrict_to_stock_sizes",
     "sliced",

@@ -22,6 +22,7 @@ from effllava_optuna.surgery import (
     sliced,
     verify_structure,
 )
+from effllava_optuna.surgery.apply.reduced_model import find_obstacle
 from effllava_optuna.surgery.export.checkpoint_files import size_plan, write_checkpoint
 from effllava_optuna.surgery.export.comparison import (
     ReloadDifference,
@@ -38,6 +39,7 @@ from tests.surgery.family_models import (
     random_policy,
     rebuilt,
 )
+from tests.surgery.visual_tokens.pictured_families import PICTURED, load_pictured
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -212,8 +214,8 @@ def _table() -> list[str]:
         "projector": ("projector", Kind.MLP),
     }
     rows = [
-        f"| family | {' | '.join(columns)} | without padding |",
-        f"|---|{'---|' * (len(columns) + 1)}",
+        f"| family | {' | '.join(columns)} | image tokens | without padding |",
+        f"|---|{'---|' * (len(columns) + 2)}",
     ]
     for name in FAMILIES:
         loaded = load_family(name)
@@ -221,8 +223,24 @@ def _table() -> list[str]:
         handles = restrict_to_stock_sizes(loaded).handles
         unpadded = {(handle.component.tower, handle.component.kind) for handle in handles}
         labels = [label for label, group in columns.items() if group in unpadded]
-        rows.append(f"| {name} | {' | '.join(cells)} | {', '.join(labels)} |")
+        cells += [_image_tokens(name), ", ".join(labels)]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
     return rows
+
+
+def _image_tokens(name: str) -> str:
+    """Return whether image tokens can be reduced; families without a processor here borrow one."""
+    if not FAMILIES[name].image:
+        return ""
+    if name in PICTURED:
+        loaded = load_pictured(name)
+        obstacle = find_obstacle(loaded.model, loaded.processor)
+        return f"no: {obstacle}" if obstacle else "yes"
+    processor = copy.copy(load_pictured("llava").processor)
+    if name == "mistral3":
+        processor.image_break_token = "[IMG_BREAK]"
+    obstacle = find_obstacle(load_family(name).model, processor)
+    return f"no: {obstacle}" if obstacle else "not tested"
 
 
 def _cell(loaded: LoadedModel, tower: str, kind: Kind) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import click
 
-from effllava_optuna.cli.messages import export_summary, recovery_summary
+from effllava_optuna.cli.messages import export_summary, recovery_summary, reduction_summary
 from effllava_optuna.cli.options import (
     OutputFormat,
     UserPath,
@@ -42,21 +42,26 @@ def inspect(model: str, device: str, *, quick: bool, output_format: OutputFormat
     quiet_transformers()
     from effllava_optuna.cli.rendering import render_tables
     from effllava_optuna.report import structure_tables
-    from effllava_optuna.surgery import inspect_checkpoint, load
+    from effllava_optuna.surgery import describe_image_tokens, inspect_checkpoint, load
 
+    tokens: dict[str, Any] = {}
     if quick:
         parts = inspect_checkpoint(model)
     else:
-        parts = load(model, device=device, towers=None, depth=True).parts
+        loaded = load(model, device=device, towers=None, depth=True)
+        parts, tokens = loaded.parts, {"image_tokens": describe_image_tokens(loaded)}
     unprunable = [(part.id, part.reason) for part in parts.unprunable]
     if output_format == "json":
-        print_json({"components": parts.structure.to_json(), "refused": dict(unprunable)})
+        document = {"components": parts.structure.to_json(), "refused": dict(unprunable)}
+        print_json(document | tokens)
         return
     console().print(render_tables(*structure_tables(parts.structure, unprunable)))
+    if tokens:
+        console().print(f"Image tokens: {tokens['image_tokens']}.")
 
 
 @click.command("export")
-@study_options()
+@study_options(of_model="visual_tokens")
 @click.option(
     "--trial", metavar="N", type=int, help="Number of the trial; by default the chosen one."
 )
@@ -79,14 +84,29 @@ def inspect(model: str, device: str, *, quick: bool, output_format: OutputFormat
     help="Fit the output matrices again, layer by layer, to the pruned layers before each, and "
     "measure the accuracy before and after.",
 )
+@click.option(
+    "--visual-tokens",
+    metavar="RATIO",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Export a model instead of a trial: FILE is a directory, a hub id or digits-vlm, of "
+    "whose image tokens this share is kept.",
+)
+@click.option(
+    "--token-selection",
+    type=click.Choice(("diversity", "pooling", "random")),
+    help="How image tokens are selected; by default diversity.",
+)
 def export_(
-    location: StudyLocation,
+    location: StudyLocation | None,
+    model: str | None,
     trial: int | None,
     out: Path | None,
     form: Literal["native", "portable", "onnx"] | None,
     *,
     overwrite: bool,
     sequential: bool,
+    visual_tokens: float | None,
+    token_selection: str | None,
 ) -> None:
     """Export a policy as a checkpoint, and verify it.
 
@@ -96,7 +116,27 @@ def export_(
     Example:
       effllava-optuna export studies/quickstart.toml --trial 17 --out pruned
       effllava-optuna export studies/quickstart.toml --format onnx --out a.onnx
+      effllava-optuna export digits-vlm --visual-tokens 0.5 --out reduced
     """
+    if location is None:
+        if model is None or out is None or visual_tokens is None:
+            raise ConfigError(
+                "With --visual-tokens, a model and its new directory are needed.",
+                hint="Use export MODEL --visual-tokens RATIO --out DIR.",
+            )
+        if trial is not None or sequential or form not in (None, "native"):
+            raise ConfigError(
+                "--trial, --sequential and other formats than native are for studies.",
+                hint="Leave them out, or leave out --visual-tokens.",
+            )
+        _export_with_fewer_tokens(
+            model, out, visual_tokens, token_selection or "diversity", overwrite=overwrite
+        )
+        return
+    if token_selection is not None:
+        raise ConfigError(
+            "--token-selection is given without --visual-tokens.", hint="Use both, or neither."
+        )
     from effllava_optuna.storage.names import CHOSEN
 
     study = location.open()
@@ -132,6 +172,23 @@ def export_(
             sequential=sequential or config.export.sequential,
         )
         display.print(export_summary(exported))
+
+
+def _export_with_fewer_tokens(
+    model: str, out: Path, ratio: float, selection: str, *, overwrite: bool
+) -> None:
+    """Export a whole model that reads fewer image tokens."""
+    check_export_directory(out, overwrite=overwrite)  # before the model is loaded
+    quiet_transformers()
+    from effllava_optuna.surgery import export, load, reduced_tokens
+
+    with ProgressDisplay(f"export {model}") as display:
+        display.report_stage("loading the model", 0.0)
+        loaded = load(model)
+        with reduced_tokens(loaded, ratio, selection=selection) as reduced:
+            display.report_stage("exporting and verifying", 0.0)
+            verified = export(reduced, out, overwrite=overwrite)
+        display.print(reduction_summary(model, ratio, verified))
 
 
 @click.command()

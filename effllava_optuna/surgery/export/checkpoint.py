@@ -98,6 +98,11 @@ def export(
                 hint="Use inputs=... to compare outputs on.",
             )
         inputs = build_example_inputs(pruned.processor)
+    if form == "portable" and pruned.visual_tokens is not None:
+        raise ExportError(
+            f"{pruned.source} has reduced image tokens, which no stock configuration describes.",
+            hint="Export it as native, or with all image tokens.",
+        )
     written = pad_to_stock_sizes(pruned) if form == "portable" else pruned
     plan = size_plan(written)
     if form == "portable" and (plan["linears"] or plan["counts"]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -17,20 +16,23 @@ from transformers import GenerationConfig
 from effllava_optuna import __version__
 from effllava_optuna.checkpoint_format import PLAN
 from effllava_optuna.errors import ExportError
+from effllava_optuna.surgery.export.generated_code import (
+    MODELLING,
+    PROCESSING,
+    modelling_source,
+    processing_source,
+)
 from effllava_optuna.surgery.export.model_card import render_model_card
 from effllava_optuna.surgery.loading.loader import auto_class
 from effllava_optuna.surgery.loading.policy_file import write_policy
 from effllava_optuna.surgery.structure.inspection import inspect_model
-from effllava_optuna.surgery.structure.pruned_class import (
-    adopt_renaming,
-    resize,
-    stock_class,
-)
+from effllava_optuna.surgery.structure.pruned_class import adopt_renaming, stock_class
 
 if TYPE_CHECKING:
     from effllava_optuna.surgery.export.checkpoint import Form, VerifiedExport
     from effllava_optuna.surgery.export.model_card import ModelCard
     from effllava_optuna.surgery.structure.loaded_model import LoadedModel
+    from effllava_optuna.surgery.visual_tokens.token_reduction import TokenReduction
 
 
 def size_plan(pruned: LoadedModel) -> dict[str, Any]:
@@ -39,7 +41,8 @@ def size_plan(pruned: LoadedModel) -> dict[str, Any]:
     Returns:
         A plan that can be written as JSON: ``linears``: by path, ``[rows, columns]`` of the
         linear layers that differ; ``biases``: paths of layers that have a bias only here;
-        ``counts``: by path, the head counts that differ.
+        ``counts``: by path, the head counts that differ; ``visual_tokens``: how image tokens are
+        reduced, if they are.
 
     Raises:
         ExportError: The model is narrowed.
@@ -47,8 +50,10 @@ def size_plan(pruned: LoadedModel) -> dict[str, Any]:
     base = stock_class(pruned.model)
     with torch.device("meta"):
         stock = dict(base(pruned.model.config).named_modules())
+    reduction = pruned.visual_tokens
     plan: dict[str, Any] = {
-        "format": 1, "base": base.__name__, "version": __version__, "linears": {}, "counts": {},
+        "format": 1 if reduction is None else 2, "base": base.__name__, "version": __version__,
+        "linears": {}, "counts": {},
     }  # fmt: skip
     handles = {id(handle.module): handle for handle in inspect_model(pruned.model).handles}
     for path, module in pruned.model.named_modules():
@@ -69,6 +74,8 @@ def size_plan(pruned: LoadedModel) -> dict[str, Any]:
             changed = {n: c for n, c in counts.items() if getattr(stock[path], n) != c}
             if changed:
                 plan["counts"][path] = changed
+    if reduction is not None:
+        plan["visual_tokens"] = reduction.to_json()
     return plan
 
 
@@ -105,27 +112,27 @@ def write_checkpoint(pruned: LoadedModel, directory: Path, plan: dict[str, Any] 
         auto = auto_class(model.config).__name__
         config |= {
             "architectures": [name],
-            "auto_map": dict.fromkeys((auto, "AutoModel"), f"modeling_effllava.{name}"),
+            "auto_map": dict.fromkeys((auto, "AutoModel"), f"{MODELLING}.{name}"),
             PLAN: plan,
         }
-        source = _modelling_source(base, model.config.model_type)
-        (directory / "modeling_effllava.py").write_text(source, encoding="utf-8")
+        source = modelling_source(
+            base.__name__, model.config.model_type, reduces_tokens="visual_tokens" in plan
+        )
+        (directory / f"{MODELLING}.py").write_text(source, encoding="utf-8")
+        if pruned.visual_tokens is not None and pruned.processor is not None:
+            _write_processing(pruned.processor, pruned.visual_tokens, directory)
     config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _modelling_source(base: type, model_type: str) -> str:
-    """Fill the template of the modelling file."""
-    text = (Path(__file__).parent / "modeling_effllava.py.txt").read_text(encoding="utf-8")
-    for name, value in {
-        "BASE": base.__name__,
-        "PLAN": PLAN,
-        "VERSION": __version__,
-        "MODEL_TYPE": model_type,
-        "RESIZE": inspect.getsource(resize),
-        "ADOPT": inspect.getsource(adopt_renaming),
-    }.items():
-        text = text.replace(f"{{{name}}}", value)
-    return text
+def _write_processing(processor: Any, reduction: TokenReduction, directory: Path) -> None:
+    """Write the code of a processor that inserts fewer image tokens, and refer to it."""
+    base = type(processor).__name__
+    source = processing_source(base, reduction)
+    (directory / f"{PROCESSING}.py").write_text(source, encoding="utf-8")
+    file = directory / "processor_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["auto_map"] = {"AutoProcessor": f"{PROCESSING}.Reduced{base}"}
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def write_description(
@@ -139,6 +146,8 @@ def write_description(
         "effllava_optuna": __version__,
         "transformers": transformers.__version__,
     }
+    if pruned.visual_tokens is not None:
+        document["visual_tokens"] = pruned.visual_tokens.to_json()
     if record is not None:
         document |= {
             "structure": record.structure,

@@ -76,6 +76,16 @@ def render_model_card(pruned: LoadedModel, card: ModelCard, form: str) -> str:
         "```",
         "",
     ]
+    if pruned.visual_tokens is not None:
+        reduction = pruned.visual_tokens
+        lines += [
+            "## Image tokens",
+            "",
+            f"{reduction.ratio:.0%} of the image tokens of a picture are read, selected by "
+            f"{reduction.selection} at the output of the projector. The processor of this "
+            "checkpoint inserts as many.",
+            "",
+        ]
     if card.metrics:
         lines += ["## Measured", "", "| quantity | value [95 % interval] |", "|---|---|"]
         lines += [f"| {metric.name} | {metric} |" for metric in card.metrics]

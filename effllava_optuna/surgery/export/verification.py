@@ -10,12 +10,18 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, AutoProcessor
 
+from effllava_optuna.errors import ExportError
+from effllava_optuna.surgery.apply.reduced_model import reduced_processor
 from effllava_optuna.surgery.export.comparison import compare_with_expected
+from effllava_optuna.surgery.loading.example_inputs import build_example_inputs
 from effllava_optuna.surgery.loading.loader import DTYPES, auto_class, check_keys, read_model
-from effllava_optuna.surgery.structure.pruned_class import has_plan
+from effllava_optuna.surgery.loading.processor_loading import load_processor
+from effllava_optuna.surgery.structure.pruned_class import has_plan, token_reduction
 
 
 def main(directory: str, scratch: str, device: str, dtype: str) -> None:
@@ -38,6 +44,7 @@ def main(directory: str, scratch: str, device: str, dtype: str) -> None:
     if planned:
         own = read_model(directory, directory, dtype=DTYPES[dtype])
         loaded = {"load_pruned": own, **loaded}
+    _check_processors(directory, model.config)
     models = [each.to(device).eval() for each in loaded.values()]
     document = {
         "parameters": model.num_parameters(),
@@ -45,6 +52,26 @@ def main(directory: str, scratch: str, device: str, dtype: str) -> None:
         "difference": asdict(compare_with_expected(models, Path(scratch))),
     }
     sys.stdout.write(json.dumps(document) + "\n")
+
+
+def _check_processors(directory: str, config: Any) -> None:
+    """Check that the processor of the checkpoint's own code inserts as many image tokens as ours.
+
+    Raises:
+        ExportError: It does not.
+    """
+    reduction = token_reduction(config, directory)
+    if reduction is None or not (Path(directory) / "processor_config.json").exists():
+        return
+    own = reduced_processor(load_processor(directory, directory, takes_images=True), reduction)
+    coded = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
+    prompts = [build_example_inputs(each)["input_ids"] for each in (own, coded)]
+    if not torch.equal(*prompts):
+        raise ExportError(
+            f"{type(coded).__name__} encodes the example as {prompts[1].shape[1]} tokens instead "
+            f"of {prompts[0].shape[1]}.",
+            hint="Nothing was written.",
+        )
 
 
 if __name__ == "__main__":

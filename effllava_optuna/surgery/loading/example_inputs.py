@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from effllava_optuna.processors import takes_pictures
+from effllava_optuna.processors import encode, takes_pictures
+from effllava_optuna.surgery.apply.reduced_model import find_obstacle
 
 if TYPE_CHECKING:
     import torch
+
+    from effllava_optuna.surgery.structure.loaded_model import LoadedModel
 
 _SIZE = 64  # pixels
 EXAMPLE_QUESTION = "what is in the picture?"
@@ -24,15 +27,15 @@ def build_example_inputs(processor: Any) -> dict[str, torch.Tensor]:
     tokenizer has no padding token: one question needs no padding.
     """
     if not takes_pictures(processor):
-        return dict(processor(list(_QUESTIONS[:1]), return_tensors="pt"))
+        return encode(processor, text=list(_QUESTIONS[:1]))
     waves = np.add.outer(np.arange(_SIZE) * 3, np.arange(_SIZE) * 5) % 256
     image = Image.fromarray(np.stack([waves, waves.T, 255 - waves], -1).astype(np.uint8))
     pads = processor.tokenizer.pad_token_id is not None
     questions = _QUESTIONS if pads else _QUESTIONS[:1]
     prompts = [format_example(processor, question) for question in questions]
-    options = {"padding": pads, "padding_side": "left", "return_tensors": "pt"}
     # All processors accept one list of images per prompt.
-    return dict(processor(text=prompts, images=[[image] for _ in prompts], **options))
+    images = [[image] for _ in prompts]
+    return encode(processor, text=prompts, images=images, padding=pads, padding_side="left")
 
 
 def format_example(processor: Any, question: str = EXAMPLE_QUESTION, *, pictures: int = 1) -> str:
@@ -46,3 +49,16 @@ def format_example(processor: Any, question: str = EXAMPLE_QUESTION, *, pictures
         [{"role": "user", "content": content}], add_generation_prompt=True
     )
     return prompt
+
+
+def describe_image_tokens(loaded: LoadedModel) -> str:
+    """Return how many image tokens an example has and whether they can be reduced, in words."""
+    obstacle = find_obstacle(loaded.model, loaded.processor)
+    if obstacle:
+        return f"cannot be reduced: {obstacle}"
+    if loaded.visual_tokens is not None:
+        share = f"{loaded.visual_tokens.ratio:.0%}, by {loaded.visual_tokens.selection}"
+        return f"reduced to {share}"
+    token = loaded.model.config.image_token_id
+    row = build_example_inputs(loaded.processor)["input_ids"][0]
+    return f"{int((row == token).sum())} of the example picture; can be reduced"

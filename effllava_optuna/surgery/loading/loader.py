@@ -28,6 +28,7 @@ from effllava_optuna.checkpoint_format import (
 from effllava_optuna.damaged_files import refuse_damaged_weights
 from effllava_optuna.errors import ModelError
 from effllava_optuna.export_target import POLICY_FILE, is_export
+from effllava_optuna.surgery.apply.reduced_model import reduced_processor
 from effllava_optuna.surgery.loading.checksums import check_checksums
 from effllava_optuna.surgery.loading.finite_values import require_finite_weights
 from effllava_optuna.surgery.loading.one_line_errors import errors_in_one_line
@@ -40,7 +41,11 @@ from effllava_optuna.surgery.loading.structure_verification import verify_struct
 from effllava_optuna.surgery.structure.inspection import inspect_model
 from effllava_optuna.surgery.structure.loaded_model import LoadedModel
 from effllava_optuna.surgery.structure.prunable_parts import LANGUAGE
-from effllava_optuna.surgery.structure.pruned_class import has_plan, pruned_class
+from effllava_optuna.surgery.structure.pruned_class import (
+    has_plan,
+    pruned_class,
+    token_reduction,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,11 +100,15 @@ def load(
         policy = read_policy(location)
         check_checksums(Path(location))
     processor = load_processor(location, source, takes_images=_takes_images(config))
+    reduction = token_reduction(config, source)
+    if reduction is not None:
+        processor = reduced_processor(processor, reduction)
     spreading = {"device_map": "auto"} if spread else {}
     model = read_model(location, source, dtype=torch_dtype, **spreading)
     if not spread:
         model.to(torch_device)
     loaded = LoadedModel.of(model, processor, source, towers=towers, depth=depth)
+    loaded = replace(loaded, visual_tokens=reduction)
     if policy is not None:
         with errors_in_one_line(f"{source}/{POLICY_FILE}"):
             loaded = replace(loaded, pruning_record=pruning_record(policy))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from effllava_optuna.policy import ComponentId, ModelStructure, Ranking
     from effllava_optuna.surgery.structure.component_handle import BlockHandle, ComponentHandle
     from effllava_optuna.surgery.structure.prunable_parts import UnprunablePart
+    from effllava_optuna.surgery.visual_tokens.token_reduction import TokenReduction
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class LoadedModel:
         depth: Whether whole blocks of the decoder are in the structure.
         ranking: The ranking into which the units are permuted; None: their original order.
         pruning_record: How the model was pruned; None: it was not.
+        visual_tokens: How its image tokens are reduced; None: they are not.
         lock: Held while the model is narrowed or its projector is trained.
     """
 
@@ -63,6 +65,7 @@ class LoadedModel:
     depth: bool = False
     ranking: Ranking | None = None
     pruning_record: PruningRecord | None = None
+    visual_tokens: TokenReduction | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     @cached_property

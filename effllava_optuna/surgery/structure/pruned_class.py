@@ -17,6 +17,11 @@ from transformers import conversion_mapping
 from effllava_optuna.checkpoint_format import PLAN
 from effllava_optuna.errors import ModelError
 from effllava_optuna.files import read_text
+from effllava_optuna.surgery.visual_tokens.token_reduction import TokenReduction
+from effllava_optuna.surgery.visual_tokens.token_selection import reduce_model
+
+_FORMATS = (1, 2)  # 2: with reduced image tokens
+_TOKENS = "visual_tokens"
 
 
 def resize(model: Any, plan: Any) -> None:
@@ -67,6 +72,25 @@ def has_plan(path_or_id: str | Path) -> bool:
     return isinstance(document, dict) and PLAN in document
 
 
+def token_reduction(config: Any, source: str) -> TokenReduction | None:
+    """Return how the image tokens of an export are reduced, from its configuration.
+
+    Raises:
+        ModelError: The entry is damaged.
+    """
+    plan = getattr(config, PLAN, None)
+    document = plan.get(_TOKENS) if isinstance(plan, dict) else None
+    if document is None:
+        return None
+    try:
+        return TokenReduction.from_json(document)
+    except TypeError as error:
+        raise ModelError(
+            f"{source}/config.json has a damaged {PLAN}.{_TOKENS}.",
+            hint="Export the checkpoint again.",
+        ) from error
+
+
 def pruned_class(directory: Path) -> Any:
     """Create the class that loads ``directory``, without running code from there.
 
@@ -81,10 +105,10 @@ def pruned_class(directory: Path) -> Any:
             f"{directory}/config.json has a damaged {PLAN!r}.",
             hint="Export the checkpoint again.",
         )
-    if plan["format"] != 1:
+    if plan["format"] not in _FORMATS:
         raise ModelError(
             f"{directory}/config.json has a plan of format {plan['format']!r}; "
-            "this version reads 1.",
+            f"this version reads {' and '.join(map(str, _FORMATS))}.",
             hint="Use the version of effllava_optuna that wrote it.",
         )
     base: Any = getattr(transformers, str(plan["base"]), None)
@@ -99,6 +123,8 @@ def pruned_class(directory: Path) -> Any:
     def initialise(self: Any, config: Any, *arguments: Any, **options: Any) -> None:
         base.__init__(self, config, *arguments, **options)
         resize(self, getattr(config, PLAN))
+        if _TOKENS in plan:
+            reduce_model(self, plan[_TOKENS])
 
     name = f"Pruned{plan['base']}"
     adopt_renaming(name, plan["base"], config["model_type"])

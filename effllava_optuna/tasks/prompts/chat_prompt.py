@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.errors import TaskError, describe, shorten
-from effllava_optuna.processors import takes_pictures, tokenizer_of
+from effllava_optuna.processors import encode, takes_pictures, tokenizer_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -94,16 +94,14 @@ def build_model_inputs(
     parts = [list(images) for images in pictures] if any(pictures) else None
     images = {"images": parts} if takes_pictures(processor) else {}
     with _padding_token(tokenizer):
-        return dict(
-            processor(
-                text=list(texts),
-                **images,
-                padding=len(texts) > 1,
-                padding_side="left",
-                # As `apply_chat_template` does: a template that writes <s> must not get two.
-                add_special_tokens=bos is None or not texts[0].startswith(bos),
-                return_tensors="pt",
-            )
+        return encode(
+            processor,
+            text=list(texts),
+            **images,
+            padding=len(texts) > 1,
+            padding_side="left",
+            # As `apply_chat_template` does: a template that writes <s> must not get two.
+            add_special_tokens=bos is None or not texts[0].startswith(bos),
         )
 
 

@@ -202,7 +202,7 @@ def change_tensor(
         (replace_plan([]), "config.json has a damaged 'effllava_plan'. Export"),
         (replace_plan({}), "has a damaged 'effllava_plan'"),
         (replace_plan("format"), "has a damaged 'effllava_plan'"),
-        (change_plan(format=2), "has a plan of format 2; this version reads 1. Use the version"),
+        (change_plan(format=3), "has a plan of format 3; this version reads 1 and 2. Use"),
         (change_plan(base="NoSuchModel"), "was pruned from a NoSuchModel, which transformers"),
         (change_plan(base="pipeline"), "was pruned from a pipeline, which transformers"),
         (change_plan(linears={}), "1 unexpected keys, such as .*2.mlp.down_proj.bias"),

@@ -1,0 +1,110 @@
+"""Make a model and its processor use fewer image tokens."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from transformers.processing_utils import ProcessorMixin
+
+from effllava_optuna.errors import ModelError
+from effllava_optuna.processors import takes_pictures
+from effllava_optuna.surgery.visual_tokens.token_reduction import TokenReduction
+from effllava_optuna.surgery.visual_tokens.token_selection import reduce_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from effllava_optuna.surgery.structure.loaded_model import LoadedModel
+
+
+@contextmanager
+def reduced_tokens(
+    loaded: LoadedModel, ratio: float, *, selection: str = "diversity", seed: int = 0
+) -> Iterator[LoadedModel]:
+    """Reduce the image tokens of a model for the duration of the ``with``.
+
+    Tokens are selected at the output of the projector, and the processor inserts as many image
+    tokens as stay: prompts are shorter, with consecutive positions. With a ratio of 1, nothing
+    changes at all.
+
+    Args:
+        loaded: The model.
+        ratio: The share of the tokens of a picture that stays, in (0, 1].
+        selection: ``diversity``, ``pooling`` or ``random``; see `TokenReduction`.
+        seed: Seed of ``random``.
+
+    Yields:
+        The model with the processor that belongs to it: prompts that were encoded before have
+        too many image tokens.
+
+    Raises:
+        ModelError: The image tokens of the model cannot be reduced, or are already.
+
+    Example:
+        >>> from effllava_optuna import load
+        >>> from effllava_optuna.surgery import build_example_inputs, reduced_tokens
+        >>> loaded = load("digits-vlm", device="cpu")
+        >>> build_example_inputs(loaded.processor)["input_ids"].shape[1]
+        28
+        >>> with reduced_tokens(loaded, 0.25) as reduced:
+        ...     build_example_inputs(reduced.processor)["input_ids"].shape[1]
+        16
+    """
+    obstacle = find_obstacle(loaded.model, loaded.processor)
+    if obstacle:
+        raise ModelError(
+            f"The image tokens of {loaded.source} cannot be reduced: {obstacle}.",
+            hint="Keep all of them (a ratio of 1).",
+        )
+    if loaded.visual_tokens is not None:
+        raise ModelError(
+            f"{loaded.source} already keeps {loaded.visual_tokens.ratio:g} of its image tokens.",
+            hint="Use the model that it was made from.",
+        )
+    reduction = TokenReduction.of(loaded.model, loaded.processor, ratio, selection, seed)
+    if ratio == 1:
+        yield loaded
+        return
+    with loaded.lock:
+        owner = reduce_model(loaded.model, reduction.to_json())
+        try:
+            yield replace(
+                loaded,
+                processor=reduced_processor(loaded.processor, reduction),
+                visual_tokens=reduction,
+            )
+        finally:
+            del owner.get_image_features
+
+
+def reduced_processor(processor: Any, reduction: TokenReduction) -> Any:
+    """Return a copy of a processor that inserts fewer image tokens."""
+    base = type(processor)
+
+    def replace_image_token(self: Any, *arguments: Any, **options: Any) -> str:
+        return reduction.shortened(base.replace_image_token(self, *arguments, **options))
+
+    # The name stays: `save_pretrained` writes it.
+    members = {"replace_image_token": replace_image_token, "__module__": base.__module__}
+    reduced = copy.copy(processor)
+    reduced.__class__ = type(base.__name__, (base,), members)
+    return reduced
+
+
+def find_obstacle(model: Any, processor: Any) -> str:
+    """Return why the image tokens of a model cannot be reduced; empty if they can."""
+    if not takes_pictures(processor):
+        return "it takes no pictures"
+    inserts = getattr(type(processor), "replace_image_token", ProcessorMixin.replace_image_token)
+    owners = [child for child in model.children() if hasattr(child, "get_image_features")]
+    if inserts is ProcessorMixin.replace_image_token or not owners:
+        return "its decoder does not read pictures as tokens of the prompt"
+    if getattr(processor, "image_break_token", None):
+        return "each row of image tokens ends in a line break"
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    if "mrope_section" in rope:
+        return "positions follow the grid of the whole picture (multimodal RoPE)"
+    return ""

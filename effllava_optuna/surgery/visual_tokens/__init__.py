@@ -1,0 +1,1 @@
+"""Which image tokens the decoder reads."""

@@ -1,0 +1,217 @@
+"""Models with fewer image tokens: what they compute, and what they leave unchanged."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from effllava_optuna.errors import ModelError
+from effllava_optuna.policy import Policy, Ranking
+from effllava_optuna.surgery import (
+    LoadedModel,
+    answer_logits,
+    build_example_inputs,
+    encode_images,
+    narrowed,
+    projector,
+    reduced_tokens,
+    sliced,
+)
+from effllava_optuna.surgery.apply.reduced_model import find_obstacle
+from effllava_optuna.surgery.visual_tokens.token_selection import diverse_tokens
+from tests.surgery.families import FAMILIES
+from tests.surgery.visual_tokens.pictured_families import (
+    PICTURED,
+    load_pictured,
+    pictured_inputs,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
+GREEDY: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+REDUCED = [name for name in PICTURED if name != "qwen2_vl"]
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning"
+)
+
+
+@torch.no_grad()
+def last_logits(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+    logits: torch.Tensor = model(**inputs).logits[:, -1]
+    return logits
+
+
+def attributes(loaded: LoadedModel) -> dict[str, set[str]]:
+    return {path: set(vars(module)) for path, module in loaded.model.named_modules()}
+
+
+def test_a_ratio_of_one_changes_nothing(tiny: LoadedModel) -> None:
+    with reduced_tokens(tiny, 1.0) as same:
+        assert same is tiny
+
+
+def test_everything_is_restored(tiny: LoadedModel) -> None:
+    inputs = build_example_inputs(tiny.processor)
+    before, processor = attributes(tiny), copy.copy(vars(tiny.processor))
+    expected = last_logits(tiny.model, inputs)
+    with reduced_tokens(tiny, 0.5) as reduced:
+        shorter = build_example_inputs(reduced.processor)
+        assert last_logits(reduced.model, shorter).shape == expected.shape
+    with pytest.raises(ZeroDivisionError), reduced_tokens(tiny, 0.5):
+        raise ZeroDivisionError
+    assert attributes(tiny) == before
+    assert vars(tiny.processor) == processor
+    assert torch.equal(last_logits(tiny.model, build_example_inputs(tiny.processor)), expected)
+
+
+def test_dropping_equals_masking_the_others_at_the_same_positions(tiny: LoadedModel) -> None:
+    """The whole prompt, with the tokens that are dropped hidden from all others."""
+    inputs = build_example_inputs(tiny.processor)
+    with torch.no_grad():
+        features = torch.stack(
+            list(tiny.model.get_image_features(inputs["pixel_values"]).pooler_output)
+        )
+    kept = diverse_tokens(features, 8)
+    mask = inputs["attention_mask"].clone()
+    image = inputs["input_ids"] == tiny.model.config.image_token_id
+    for row, index in enumerate(kept):
+        places = image[row].nonzero().flatten()
+        hidden = torch.ones(len(places), dtype=torch.bool)
+        hidden[index] = False
+        mask[row, places[hidden]] = 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    expected = last_logits(
+        tiny.model, inputs | {"attention_mask": mask, "position_ids": positions}
+    )
+    with reduced_tokens(tiny, 0.5) as reduced:
+        logits = last_logits(reduced.model, build_example_inputs(reduced.processor))
+    torch.testing.assert_close(logits, expected, **CLOSE)
+    assert (logits - last_logits(tiny.model, inputs)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", REDUCED)
+def test_every_family_reads_fewer_tokens(name: str) -> None:
+    loaded = load_pictured(name)
+    whole = pictured_inputs(name, loaded.processor)
+    token = loaded.model.config.image_token_id
+    dense = last_logits(loaded.model, whole)
+    with reduced_tokens(loaded, 0.5) as reduced:
+        assert reduced.visual_tokens is not None
+        inputs = pictured_inputs(name, reduced.processor)
+        counts = [int((each["input_ids"] == token).sum()) for each in (whole, inputs)]
+        assert abs(counts[1] - counts[0] / 2) <= 4  # each picture of a row is rounded
+        logits = last_logits(reduced.model, inputs)
+        encoded = encode_images(reduced, inputs)
+        assert encoded.vision is not None
+        torch.testing.assert_close(answer_logits(reduced, encoded)[:, -1], logits, **CLOSE)
+        tokens = reduced.model.generate(**inputs, **GREEDY)
+        static = reduced.model.generate(**inputs, **GREEDY, cache_implementation="static")
+        assert torch.equal(static, tokens)
+        for row, question in enumerate(("what", "at left ?")):  # padding changes nothing
+            alone = pictured_inputs(name, reduced.processor, questions=[question])
+            torch.testing.assert_close(last_logits(reduced.model, alone)[0], logits[row], **CLOSE)
+            generated = reduced.model.generate(**alone, **GREEDY)[0, -5:]
+            assert torch.equal(generated, tokens[row, -5:])
+        one = pictured_inputs(name, reduced.processor, pictures=1)
+        assert last_logits(reduced.model, one).isfinite().all()
+    assert torch.equal(last_logits(loaded.model, whole), dense)
+
+
+@pytest.mark.parametrize("selection", ["pooling", "random"])
+def test_other_selections(tiny: LoadedModel, selection: str) -> None:
+    with reduced_tokens(tiny, 0.25, selection=selection, seed=3) as reduced:
+        inputs = build_example_inputs(reduced.processor)
+        logits = last_logits(reduced.model, inputs)
+        encoded = encode_images(reduced, inputs)
+        torch.testing.assert_close(answer_logits(reduced, encoded)[:, -1], logits, **CLOSE)
+    image = inputs["input_ids"] == tiny.model.config.image_token_id
+    assert image.sum(1).tolist() == [4, 4]
+
+
+def test_prompts_without_pictures_stay_as_they_are(tiny: LoadedModel) -> None:
+    def logits(loaded: LoadedModel) -> torch.Tensor:
+        return last_logits(loaded.model, loaded.processor(text=["what"], return_tensors="pt"))
+
+    expected = logits(tiny)
+    with reduced_tokens(tiny, 0.25) as reduced:
+        assert torch.equal(logits(reduced), expected)
+
+
+def test_the_projector_can_be_trained_through_the_selection(tiny: LoadedModel) -> None:
+    module = projector(tiny.model).requires_grad_(requires_grad=True)
+    try:
+        with reduced_tokens(tiny, 0.25) as reduced:
+            encoded = encode_images(reduced, build_example_inputs(reduced.processor))
+            torch.autograd.backward(answer_logits(reduced, encoded).square().sum())
+        gradients = [weight.grad for weight in module.parameters()]
+    finally:
+        module.requires_grad_(requires_grad=False)
+        module.zero_grad()
+    assert all(g is not None and bool(g.abs().max() > 0) for g in gradients)
+
+
+def test_a_narrowed_and_a_sliced_model_have_fewer_tokens_too(
+    tiny: LoadedModel, ranking: Ranking
+) -> None:
+    half = Policy.uniform(tiny.structure, ratio=0.5)
+    with reduced_tokens(tiny, 0.25) as reduced:
+        inputs = build_example_inputs(reduced.processor)
+        with narrowed(reduced, half, ranking) as small:
+            expected = last_logits(small.model, inputs)
+        small = sliced(reduced, half, ranking)
+    torch.testing.assert_close(last_logits(small.model, inputs), expected, **CLOSE)
+    assert small.visual_tokens == reduced.visual_tokens
+    assert torch.equal(build_example_inputs(small.processor)["input_ids"], inputs["input_ids"])
+    with pytest.raises(ModelError, match=r"already keeps 0\.25"), reduced_tokens(small, 0.5):
+        pass
+
+
+def test_a_reduced_model_can_be_copied(tiny: LoadedModel) -> None:
+    with reduced_tokens(tiny, 0.25) as reduced:
+        inputs = build_example_inputs(reduced.processor)
+        expected = last_logits(reduced.model, inputs)
+        twin = copy.deepcopy(reduced.model)
+    assert torch.equal(last_logits(twin, inputs), expected)
+    with torch.no_grad():  # the copy reads its own projector
+        for weight in twin.model.multi_modal_projector.parameters():
+            weight.zero_()
+    assert not torch.equal(last_logits(twin, inputs), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ratio": 0.0}, "A share of 0 of the image tokens"),
+        ({"ratio": 1.5}, "A share of 1.5 of the image tokens"),
+        ({"ratio": float("nan")}, "A share of nan"),
+        ({"ratio": 0.5, "selection": "attention"}, "no token selection 'attention'"),
+    ],
+)
+def test_unusable_settings_are_refused(
+    tiny: LoadedModel, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message), reduced_tokens(tiny, **arguments):
+        pass
+
+
+def test_families_that_cannot_do_it_are_refused_with_the_reason(
+    tiny: LoadedModel, make_llava: Callable[..., LoadedModel]
+) -> None:
+    qwen = load_pictured("qwen2_vl")
+    with pytest.raises(ModelError, match="multimodal RoPE"), reduced_tokens(qwen, 0.5):
+        pass
+    text = FAMILIES["llama"].build()
+    assert find_obstacle(text, tiny.processor.tokenizer) == "it takes no pictures"
+    assert "does not read pictures" in find_obstacle(text, tiny.processor)
+    rows = copy.copy(tiny.processor)
+    rows.image_break_token = "<row>"
+    loaded = replace(make_llava(), processor=rows)
+    with pytest.raises(ModelError, match="line break"), reduced_tokens(loaded, 0.5):
+        pass

@@ -1,0 +1,166 @@
+"""Small models of families with their own processors, which insert the image tokens."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import transformers
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from transformers.models.smolvlm import processing_smolvlm
+
+from effllava_optuna.surgery import LoadedModel
+from effllava_optuna.tasks.prompts import build_model_inputs
+from tests.surgery.families import FAMILIES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_SIDE = 56  # pixels; 16 patches
+_SIZE = {"height": _SIDE, "width": _SIDE}
+_LONGEST = {"size": {"longest_edge": 2 * _SIDE}, "max_image_size": {"longest_edge": _SIDE}}
+_GRID = {"image_grid_pinpoints": [[_SIDE, _SIDE], [_SIDE, 2 * _SIDE], [2 * _SIDE, _SIDE]]}
+_CROPS = {"size": _SIZE, "crop_to_patches": True, "min_patches": 2, "max_patches": 4}
+_LLAVA = {"patch_size": 14, "vision_feature_select_strategy": "default",
+          "num_additional_image_tokens": 1}  # fmt: skip
+_INTERNVL = {
+    "start_image_token": "<img>", "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>",
+}  # fmt: skip
+
+
+_WORDS = (
+    "what", "is", "in", "the", "picture", "?", "digit", "at", "top", "left", ":", "user",
+    "assistant",
+)  # fmt: skip
+
+
+class _Pictured(NamedTuple):
+    """How the processor of a family is made."""
+
+    processor: str
+    pixels: str
+    pixel_settings: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    token: str = "<image>"
+    special: Mapping[str, str] | None = None
+    asked: str = ""  # the token of a prompt, if it is not the image token
+
+
+PICTURED = {
+    "llava": _Pictured(
+        "LlavaProcessor", "clip.CLIP", {"size": _SIZE, "do_center_crop": False}, _LLAVA
+    ),
+    "llava_next": _Pictured(
+        "LlavaNextProcessor", "llava_next.LlavaNext",
+        {"size": {"shortest_edge": _SIDE}, "crop_size": _SIZE, **_GRID}, _LLAVA,
+    ),
+    "llava_onevision": _Pictured(
+        "LlavaOnevisionProcessor", "llava_onevision.LlavaOnevision", {"size": _SIZE, **_GRID},
+        {"num_image_tokens": 16, "vision_feature_select_strategy": "full"},
+    ),
+    "paligemma": _Pictured(
+        "PaliGemmaProcessor", "siglip.Siglip", {"size": _SIZE, "image_seq_length": 16}, {}
+    ),
+    "gemma3": _Pictured(
+        "Gemma3Processor", "gemma3.Gemma3", {"size": _SIZE}, {"image_seq_length": 4},
+        special={"boi_token": "<boi>", "eoi_token": "<eoi>"}, asked="<boi>",
+    ),
+    "idefics3": _Pictured(
+        "Idefics3Processor", "idefics3.Idefics3", _LONGEST, {"image_seq_len": 4}
+    ),
+    "smolvlm": _Pictured("SmolVLMProcessor", "smolvlm.SmolVLM", _LONGEST, {"image_seq_len": 4}),
+    "internvl": _Pictured(
+        "InternVLProcessor", "got_ocr2.GotOcr2", _CROPS, {"image_seq_length": 4},
+        "<IMG_CONTEXT>", _INTERNVL,
+    ),
+    "aya_vision": _Pictured(
+        "AyaVisionProcessor", "got_ocr2.GotOcr2", _CROPS,
+        {"patch_size": 14, "img_size": _SIDE, "downsample_factor": 2}, "<|IMG_PATCH|>",
+        {"start": "<|START_OF_IMG|>", "end": "<|END_OF_IMG|>"}, "<image>",
+    ),
+    "qwen2_vl": _Pictured(
+        "Qwen2VLProcessor", "qwen2_vl.Qwen2VL", {"patch_size": 14}, {}, "<|image_pad|>"
+    ),
+}  # fmt: skip
+
+
+@functools.cache
+def load_pictured(name: str) -> LoadedModel:
+    """Load a family with its processor. Tests must leave the model unchanged."""
+    made = PICTURED[name]
+    processing_smolvlm.num2words = str  # a package for the words of videos
+    processor = _without_videos(getattr(transformers, made.processor))(
+        image_processor=_image_processor(made),
+        tokenizer=_tokenizer(made),
+        **({"video_processor": None} if name in ("smolvlm", "internvl") else {}),
+        **made.settings,
+    )
+    settings = {**FAMILIES[name].settings}
+    if "image_size" in settings["vision_config"]:
+        size = settings["vision_config"]["image_size"]
+        sides = [_SIDE, _SIDE] if isinstance(size, list) else _SIDE
+        settings["vision_config"] = {**settings["vision_config"], "image_size": sides}
+    number = processor.tokenizer.convert_tokens_to_ids(made.token)
+    for key in ("image_token_index", "image_token_id"):
+        if key in settings:
+            settings[key] = number
+    if "image_grid_pinpoints" in settings:
+        settings |= _GRID
+    model = FAMILIES[name]._replace(settings=settings).build()
+    return LoadedModel.of(model, processor, name)
+
+
+def pictured_inputs(
+    name: str, processor: Any, pictures: int = 2, questions: Sequence[str] = ("what", "at left ?")
+) -> dict[str, Any]:
+    """Encode questions about two pictures of unlike sizes, or the first of them."""
+    rng = np.random.default_rng(0)
+    sizes = ((70, 100, 3), (50, 50, 3))[:pictures]
+    shown = [Image.fromarray(rng.integers(0, 256, size).astype(np.uint8)) for size in sizes]
+    token = PICTURED[name].asked or PICTURED[name].token
+    texts = [f"{token} {'user ' if n else ''}" for n in range(pictures)]
+    prompts = [f"{''.join(texts)} {question}" for question in questions]
+    return build_model_inputs(processor, prompts, [shown for _ in questions])
+
+
+def _image_processor(made: _Pictured) -> Any:
+    family, _, prefix = made.pixels.partition(".")
+    module = importlib.import_module(f"transformers.models.{family}.image_processing_pil_{family}")
+    return getattr(module, f"{prefix}ImageProcessorPil")(**made.pixel_settings)
+
+
+def _tokenizer(made: _Pictured) -> Any:
+    special = made.special or {}
+    words = dict.fromkeys(
+        ["<pad>", "<s>", "</s>", "<image>", made.token, *special.values(), "<unk>", *_WORDS]
+    )
+    tokenizer = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        padding_side="left",
+        extra_special_tokens={"image_token": made.token, **special},
+    )
+
+
+def _without_videos(base: Any) -> Any:
+    """Return a class of processors that need no part for videos, which needs torchvision."""
+
+    def check(self: Any, name: str, argument: Any) -> Any:
+        if name != "video_processor":
+            return base.check_argument_for_proper_class(self, name, argument)
+        return None
+
+    members = {"check_argument_for_proper_class": check, "__module__": base.__module__}
+    return type(base.__name__, (base,), members)
