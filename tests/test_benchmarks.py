@@ -156,6 +156,7 @@ def run_tiny(name: str) -> str:
         ("importance_time", ["tiny attention", "tiny MLP"]),
         ("storage", ["SQLite"]),
         ("workers", ["sqlite"]),
+        ("visual_tokens", ["all tokens", *("diversity", "pooling", "random"), "1.00", "0.50"]),
         ("peers", ["effllava_optuna", "Torch-Pruning", "dense"]),
         ("latency_model", ["digits-vlm, prefill of 4", "digits-vlm, 2 with 16 new tokens"]),
     ],

@@ -27,8 +27,9 @@ def reduced_tokens(
     """Reduce the image tokens of a model for the duration of the ``with``.
 
     Tokens are selected at the output of the projector, and the processor inserts as many image
-    tokens as stay: prompts are shorter, with consecutive positions. With a ratio of 1, nothing
-    changes at all.
+    tokens as stay: prompts are shorter, with consecutive positions; only where positions follow
+    the grid of a picture (multimodal RoPE), tokens keep theirs. With a ratio of 1, nothing changes
+    at all.
 
     Args:
         loaded: The model.
@@ -65,11 +66,18 @@ def reduced_tokens(
             hint="Use the model that it was made from.",
         )
     reduction = TokenReduction.of(loaded.model, loaded.processor, ratio, selection, seed)
+    if selection == "pooling" and any(
+        hasattr(child, "get_rope_index") for child in loaded.model.children()
+    ):
+        raise ModelError(
+            f"{loaded.source} places image tokens in a grid, in which an average has no place.",
+            hint="Use diversity or random.",
+        )
     if ratio == 1:
         yield loaded
         return
     with loaded.lock:
-        owner = reduce_model(loaded.model, reduction.to_json())
+        owner, names = reduce_model(loaded.model, reduction.to_json())
         try:
             yield replace(
                 loaded,
@@ -77,7 +85,8 @@ def reduced_tokens(
                 visual_tokens=reduction,
             )
         finally:
-            del owner.get_image_features
+            for name in names:
+                delattr(owner, name)
 
 
 def reduced_processor(processor: Any, reduction: TokenReduction) -> Any:
@@ -105,6 +114,6 @@ def find_obstacle(model: Any, processor: Any) -> str:
     if getattr(processor, "image_break_token", None):
         return "each row of image tokens ends in a line break"
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    if "mrope_section" in rope:
-        return "positions follow the grid of the whole picture (multimodal RoPE)"
+    if "mrope_section" in rope and not hasattr(owners[0], "get_rope_index"):
+        return "positions follow the grid of the whole picture"
     return ""

@@ -29,9 +29,12 @@ _OF_FEATURES = (
     token_selection.diverse_tokens,
     token_selection.random_tokens,
     token_selection.pooled_tokens,
+    token_selection.kept_index,
     token_selection.reduced_pictures,
     token_selection.reduced_features,
     token_selection.read_reduced,
+    token_selection.read_placed,
+    token_selection.read_positions,
     token_selection.reduce_model,
 )
 

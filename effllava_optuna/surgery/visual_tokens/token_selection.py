@@ -71,6 +71,19 @@ def pooled_tokens(features: torch.Tensor, kept: int) -> torch.Tensor:
     return pooled.flatten(2).transpose(1, 2)
 
 
+def kept_index(features: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
+    """Return the indices of the tokens that stay, shape ``(pictures, kept)``, ascending.
+
+    Args:
+        features: Shape ``(pictures, tokens, channels)``.
+        settings: ``ratio``, ``selection`` (not ``pooling``) and ``seed``.
+    """
+    kept = kept_tokens(features.shape[1], settings["ratio"], settings["selection"])
+    if settings["selection"] == "random":
+        return random_tokens(features, kept, settings["seed"])
+    return diverse_tokens(features, kept)
+
+
 def reduced_pictures(features: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
     """Reduce the tokens of pictures that have equally many.
 
@@ -81,17 +94,12 @@ def reduced_pictures(features: torch.Tensor, settings: dict[str, Any]) -> torch.
     Returns:
         Shape ``(pictures, kept, channels)``; gradients flow to the features that stay.
     """
-    selection = settings["selection"]
-    kept = kept_tokens(features.shape[1], settings["ratio"], selection)
+    kept = kept_tokens(features.shape[1], settings["ratio"], settings["selection"])
     if kept == features.shape[1]:
         return features
-    if selection == "pooling":
+    if settings["selection"] == "pooling":
         return pooled_tokens(features, kept)
-    index = (
-        random_tokens(features, kept, settings["seed"])
-        if selection == "random"
-        else diverse_tokens(features, kept)
-    )
+    index = kept_index(features, settings)
     return features.gather(1, index.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
 
 
@@ -147,10 +155,97 @@ def read_reduced(original: Any, settings: dict[str, Any], *arguments: Any, **opt
     return output
 
 
-def reduce_model(model: Any, settings: dict[str, Any]) -> Any:
-    """Make a model reduce image tokens, and return the module whose method is replaced."""
+def read_placed(
+    original: Any, owner: Any, settings: dict[str, Any], pixel_values: Any, *rest: Any, **more: Any
+) -> Any:
+    """Do the same for a model whose tokens keep their positions in the whole picture.
+
+    The model's ``image_places`` are what `read_positions` needs: for each picture, the number of
+    its tokens and the indices of those that stay.
+    """
+    ahead, owner.image_ahead = owner.image_ahead, None
+    if ahead is not None and ahead[0] is pixel_values:
+        return ahead[1]
+    output = original(pixel_values, *rest, **more)
+    pictures = list(output.pooler_output)
+    indices = [kept_index(picture.unsqueeze(0), settings)[0] for picture in pictures]
+    owner.image_places = [
+        (len(picture), index) for picture, index in zip(pictures, indices, strict=True)
+    ]
+    output.pooler_output = [pictures[n][index] for n, index in enumerate(indices)]
+    levels = getattr(output, "deepstack_features", None)  # of Qwen3-VL
+    if levels is not None:
+        output.deepstack_features = [
+            [level[n][index] for n, index in enumerate(indices)] for level in levels
+        ]
+    return output
+
+
+def read_positions(
+    original: Any, owner: Any, input_ids: torch.Tensor, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Call ``get_rope_index`` of a model for whole pictures, and keep the positions that stay.
+
+    ``generate`` computes positions before features: then the features are computed here, and the
+    next call of `read_placed` returns them.
+    """
+    pixels, grids = options.get("pixel_values"), options.get("image_grid_thw")
+    if grids is None:
+        unchanged: tuple[torch.Tensor, torch.Tensor] = original(input_ids, **options)
+        return unchanged
+    if pixels is not None:
+        owner.image_ahead = (pixels, owner.get_image_features(pixels, grids))
+    kinds, mask = options["mm_token_type_ids"], options.get("attention_mask")
+    positions = input_ids.new_zeros(3, *input_ids.shape)
+    deltas, picture = [], 0
+    for row, ids in enumerate(input_ids):
+        seen = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[row].bool()
+        ids, kind = ids[seen], kinds[row][seen]
+        whole, stays, first = [], [], picture
+        runs = torch.nn.functional.pad(kind, (1, 0)).diff().nonzero().flatten().tolist()
+        starts = sorted({0, *runs})
+        for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+            places = torch.arange(start, end, device=ids.device)
+            stay = torch.ones_like(places, dtype=torch.bool)
+            if kind[start] == 1:
+                count, index = owner.image_places[picture]
+                picture += 1
+                if len(index) != end - start:
+                    raise ValueError(f"{end - start} image tokens for {len(index)} features")
+                places = places[:1].expand(count)
+                stay = torch.zeros_like(places, dtype=torch.bool)
+                stay[index] = True
+            whole.append(places)
+            stays.append(stay)
+        taken, kept = torch.cat(whole), torch.cat(stays)
+        own = {"image_grid_thw": grids[first:picture] if picture > first else None}
+        own |= {"mm_token_type_ids": kind[taken].unsqueeze(0), "attention_mask": None}
+        if own["image_grid_thw"] is None:
+            full = torch.arange(len(taken), device=ids.device).expand(3, -1)
+        else:
+            full = original(ids[taken].unsqueeze(0), **own)[0][:, 0]
+        positions[:, row, seen] = full[:, kept].to(positions.dtype)
+        deltas.append(full.max() + 1 - len(ids))
+    return positions, torch.stack(deltas).unsqueeze(1)
+
+
+def reduce_model(model: Any, settings: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
+    """Make a model reduce image tokens.
+
+    Returns:
+        The module that has ``get_image_features``, and the names of the attributes that were set.
+    """
     owner = next(m for m in model.children() if hasattr(m, "get_image_features"))
     original = owner.get_image_features
-    replaced = functools.partial(read_reduced, original, settings)
-    owner.get_image_features = functools.update_wrapper(replaced, original)
-    return owner
+    changed: dict[str, Any] = {}
+    if hasattr(owner, "get_rope_index"):
+        read = functools.partial(read_placed, original, owner, settings)
+        place = functools.partial(read_positions, owner.get_rope_index, owner)
+        changed["get_rope_index"] = functools.update_wrapper(place, owner.get_rope_index)
+        changed |= {"image_places": [], "image_ahead": None}
+    else:
+        read = functools.partial(read_reduced, original, settings)
+    changed["get_image_features"] = functools.update_wrapper(read, original)
+    for name, value in changed.items():
+        setattr(owner, name, value)
+    return owner, tuple(changed)

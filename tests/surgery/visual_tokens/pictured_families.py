@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ _SIDE = 56  # pixels; 16 patches
 _SIZE = {"height": _SIDE, "width": _SIDE}
 _LONGEST = {"size": {"longest_edge": 2 * _SIDE}, "max_image_size": {"longest_edge": _SIDE}}
 _GRID = {"image_grid_pinpoints": [[_SIDE, _SIDE], [_SIDE, 2 * _SIDE], [2 * _SIDE, _SIDE]]}
+_QWEN_14 = {"patch_size": 14, "min_pixels": 84**2, "max_pixels": 112**2}
+_QWEN_16 = _QWEN_14 | {"patch_size": 16}
 _CROPS = {"size": _SIZE, "crop_to_patches": True, "min_patches": 2, "max_patches": 4}
 _LLAVA = {"patch_size": 14, "vision_feature_select_strategy": "default",
           "num_additional_image_tokens": 1}  # fmt: skip
@@ -83,9 +86,12 @@ PICTURED = {
         {"patch_size": 14, "img_size": _SIDE, "downsample_factor": 2}, "<|IMG_PATCH|>",
         {"start": "<|START_OF_IMG|>", "end": "<|END_OF_IMG|>"}, "<image>",
     ),
-    "qwen2_vl": _Pictured(
-        "Qwen2VLProcessor", "qwen2_vl.Qwen2VL", {"patch_size": 14}, {}, "<|image_pad|>"
+    "qwen2_vl": _Pictured("Qwen2VLProcessor", "qwen2_vl.Qwen2VL", _QWEN_14, {}, "<|image_pad|>"),
+    "qwen2_5_vl": _Pictured(
+        "Qwen2_5_VLProcessor", "qwen2_vl.Qwen2VL", _QWEN_14, {}, "<|image_pad|>"
     ),
+    "qwen3_vl": _Pictured("Qwen3VLProcessor", "qwen2_vl.Qwen2VL", _QWEN_16, {}, "<|image_pad|>"),
+    "qwen3_5": _Pictured("Qwen3VLProcessor", "qwen2_vl.Qwen2VL", _QWEN_16, {}, "<|image_pad|>"),
 }  # fmt: skip
 
 
@@ -94,10 +100,12 @@ def load_pictured(name: str) -> LoadedModel:
     """Load a family with its processor. Tests must leave the model unchanged."""
     made = PICTURED[name]
     processing_smolvlm.num2words = str  # a package for the words of videos
-    processor = _without_videos(getattr(transformers, made.processor))(
+    factory = getattr(transformers, made.processor)
+    parts = inspect.signature(factory.__init__).parameters
+    processor = _without_videos(factory)(
         image_processor=_image_processor(made),
         tokenizer=_tokenizer(made),
-        **({"video_processor": None} if name in ("smolvlm", "internvl") else {}),
+        **({"video_processor": None} if "video_processor" in parts else {}),
         **made.settings,
     )
     settings = {**FAMILIES[name].settings}
@@ -109,6 +117,8 @@ def load_pictured(name: str) -> LoadedModel:
     for key in ("image_token_index", "image_token_id"):
         if key in settings:
             settings[key] = number
+    if "video_token_id" in settings:
+        settings["video_token_id"] = 63  # no other token has it
     if "image_grid_pinpoints" in settings:
         settings |= _GRID
     model = FAMILIES[name]._replace(settings=settings).build()
@@ -123,8 +133,7 @@ def pictured_inputs(
     sizes = ((70, 100, 3), (50, 50, 3))[:pictures]
     shown = [Image.fromarray(rng.integers(0, 256, size).astype(np.uint8)) for size in sizes]
     token = PICTURED[name].asked or PICTURED[name].token
-    texts = [f"{token} {'user ' if n else ''}" for n in range(pictures)]
-    prompts = [f"{''.join(texts)} {question}" for question in questions]
+    prompts = [f"{f'{token} user ' * pictures}{question}" for question in questions]
     return build_model_inputs(processor, prompts, [shown for _ in questions])
 
 
