@@ -57,11 +57,17 @@ def gain_cell(rows: ByDraw, others: ByDraw) -> str:
 
 
 def mean_cell(rows: ByDraw, field: str) -> str:
-    """Format the mean of a field over the draws, and its range."""
+    """Format the mean of a field over the draws, and its range if there are several."""
     values = [row[field] for row in rows.values()]
     if not values:
         return "-"
-    return f"{np.mean(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+    middle, low, high = map(_short, (float(np.mean(values)), min(values), max(values)))
+    return middle if len(values) == 1 else f"{middle} ({low} to {high})"
+
+
+def _short(value: float) -> str:
+    """Format three digits of a number, without an exponent."""
+    return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _counts(rows: ByDraw, field: str, draws: Iterable[Any]) -> NDArray[np.int64]:

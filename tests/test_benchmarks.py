@@ -143,6 +143,9 @@ def test_an_export_is_timed_in_plain_transformers(capsys: pytest.CaptureFixture[
     assert float(figures[2]) == pytest.approx(1.98, abs=0.02)  # of the operations, half remain
 
 
+TOKEN_SHARES = ("1.00", "0.50", "0.33", "0.22", "0.11")
+
+
 def run_tiny(name: str) -> str:
     """Run the tiny form of a script in a process of its own, and return its output."""
     command = [sys.executable, "-W", "ignore", str(RESULTS.parent / f"{name}.py"), "--tiny"]
@@ -156,7 +159,7 @@ def run_tiny(name: str) -> str:
         ("importance_time", ["tiny attention", "tiny MLP"]),
         ("storage", ["SQLite"]),
         ("workers", ["sqlite"]),
-        ("visual_tokens", ["all tokens", *("diversity", "pooling", "random"), "1.00", "0.50"]),
+        ("visual_tokens", ["all tokens", "diversity", "pooling", "random", *TOKEN_SHARES]),
         ("peers", ["effllava_optuna", "Torch-Pruning", "dense"]),
         ("latency_model", ["digits-vlm, prefill of 4", "digits-vlm, 2 with 16 new tokens"]),
     ],

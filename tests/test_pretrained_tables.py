@@ -131,6 +131,7 @@ def test_differences_are_paired_by_picture() -> None:
     assert cells.accuracy_cell({0: better}).startswith("0.875 [0.")
     other = worse | {"perplexity": 50.0}
     assert cells.mean_cell({0: better, 1: other}, "perplexity") == "40 (30 to 50)"
+    assert cells.mean_cell({0: better | {"perplexity": 12345.6}}, "perplexity") == "12,300"
 
 
 def test_draws_that_only_one_network_has_do_not_count() -> None:

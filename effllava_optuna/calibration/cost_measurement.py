@@ -49,7 +49,7 @@ def measure_cost(
     outline = outline_checkpoint(config.model.path)
     pictured = any(sample.image is not None for sample in samples)
     answers = ANSWER_TOKENS if any(sample.is_open_ended for sample in samples) else 0
-    size = model_size(outline, answers)
+    size = model_size(outline, answers, answers)
     size = replace(
         size,
         prompt_tokens=stopwatch.prompt_tokens + answers,

@@ -84,6 +84,8 @@ class ModelSize:
         other_parameters: Parameters outside the linear layers of the decoder.
         prompt_tokens: Tokens of a prompt, with those of its picture.
         vision_flops: Floating-point operations of the vision tower for one picture.
+        output_parameters: Parameters of the layer that returns logits.
+        answer_tokens: Tokens of an answer whose likelihood is scored; 0: one of its options is.
     """
 
     layers: int
@@ -93,6 +95,8 @@ class ModelSize:
     other_parameters: float
     prompt_tokens: int
     vision_flops: float
+    output_parameters: float = 0.0
+    answer_tokens: int = 0
 
     @property
     def prunable(self) -> float:
@@ -101,8 +105,15 @@ class ModelSize:
         return self.layers * (attention + 3 * self.hidden_size * self.mlp_width)
 
 
-def model_size(outline: CheckpointOutline, text_tokens: int) -> ModelSize:
-    """Return the size of a model whose prompts have ``text_tokens`` beside those of a picture."""
+def model_size(outline: CheckpointOutline, text_tokens: int, answer_tokens: int = 0) -> ModelSize:
+    """Return the size of a model for prompts and answers of a length.
+
+    Args:
+        outline: The sizes of the checkpoint.
+        text_tokens: Tokens of a prompt and its answer beside those of a picture.
+        answer_tokens: Tokens of an answer that are predicted one by one; 0: one of the options is
+            chosen.
+    """
     size = ModelSize(
         layers=outline.decoder_layers,
         hidden_size=outline.hidden_size,
@@ -111,6 +122,8 @@ def model_size(outline: CheckpointOutline, text_tokens: int) -> ModelSize:
         other_parameters=0.0,
         prompt_tokens=outline.image_tokens + text_tokens,
         vision_flops=2.0 * outline.vision_parameters * outline.image_patches,
+        output_parameters=outline.output_parameters,
+        answer_tokens=answer_tokens,
     )
     return replace(size, other_parameters=max(0.0, outline.parameters - size.prunable))
 
@@ -148,11 +161,19 @@ def _seconds(config: StudyConfig, size: ModelSize, hardware: Hardware) -> float:
     widths = len(config.pruning.width_ratios)
     sample_flops = 2 * size.prunable * size.prompt_tokens
     proxy_flops = task.proxy * sample_flops
+    # A divergence from stored logits reads as much as computing the logits does.
+    token_flops = 2 * size.output_parameters
+    logit_flops = task.proxy * token_flops * size.answer_tokens
+    logit_flops *= 1 + (config.quality.measure == "agreement")
     new_tokens = task.new_tokens or ANSWER_TOKENS
-    generation_seconds = (
-        new_tokens * size.prunable * hardware.number_bytes * keep_ratio / hardware.bandwidth
+    # A token of a batch reads all weights once, and computes with them for each prompt.
+    token_seconds = max(
+        size.prunable * hardware.number_bytes * keep_ratio / hardware.bandwidth,
+        64 * (2 * size.prunable * keep_ratio + token_flops) / hardware.flops,
     )
-    trials = search.trials * (hardware.trial_seconds + keep_ratio * proxy_flops / hardware.flops)
+    generation_seconds = new_tokens * token_seconds
+    trial_flops = keep_ratio * proxy_flops + logit_flops
+    trials = search.trials * (hardware.trial_seconds + trial_flops / hardware.flops)
     if task.measure == "generation":
         batches = -(-task.proxy // 64)
         trials += search.trials * batches * generation_seconds

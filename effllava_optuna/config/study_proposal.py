@@ -143,7 +143,9 @@ def propose_study(request: StudyRequest) -> ProposedStudy:
         )
     hardware = _hardware(outline)
     rows = _read_rows(request)
-    size = model_size(outline, _text_tokens(request, rows.samples))
+    written = any(sample.is_open_ended for sample in rows.samples)
+    tokens = _text_tokens(request, rows.samples)
+    size = model_size(outline, tokens, ANSWER_TOKENS if written else 0)
     for effort in _EFFORTS:
         tables = _tables(request, outline, rows, size, hardware, effort)
         cost = estimate_cost(_config(request, tables), size, hardware)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from effllava_optuna.config.cost_estimate import (
@@ -21,6 +23,20 @@ LARGE = ModelSize(
     layers=32, hidden_size=4096, mlp_width=11008, group_ratio=1.0, other_parameters=4e8,
     prompt_tokens=650, vision_flops=2e11,
 )  # fmt: skip
+
+
+def test_answers_that_are_scored_token_by_token_cost_their_logits() -> None:
+    config = load_config(QUICKSTART)
+    written = replace(SMALL, output_parameters=6_000_000, answer_tokens=16)
+    agreeing = load_config(QUICKSTART, ("quality.measure='agreement'",))
+    hours = [
+        estimate_cost(each, size, cpu(2)).hours
+        for each, size in ((config, SMALL), (config, written), (agreeing, written))
+    ]
+    assert hours == sorted(hours)
+    assert hours[1] - hours[0] > 0.01
+    # The logits again, and the divergence from those of the dense model.
+    assert hours[2] - hours[1] > 0.5 * (hours[1] - hours[0])
 
 
 def test_a_cost_is_described_with_its_hardware() -> None:

@@ -31,6 +31,7 @@ class CheckpointOutline:
         mlp_width: Hidden channels of the widest decoder MLP.
         group_ratio: Key/value heads as a share of the query heads.
         vision_parameters: Parameters outside the decoder and the vocabulary.
+        output_parameters: Parameters of the layer that returns logits.
         image_patches: Patches per image in the vision tower.
         image_tokens: Tokens per image in the decoder.
     """
@@ -43,6 +44,7 @@ class CheckpointOutline:
     mlp_width: int
     group_ratio: float
     vision_parameters: int
+    output_parameters: int
     image_patches: int
     image_tokens: int
 
@@ -75,6 +77,7 @@ def outline_checkpoint(path_or_id: str | Path) -> CheckpointOutline:
         mlp_width=mlp_width or 4 * int(config.hidden_size),
         group_ratio=groups / heads,
         vision_parameters=max(0, parameters - decoder_parameters - vocabulary),
+        output_parameters=vocabulary,
         image_patches=image_patches,
         image_tokens=image_tokens,
     )
