@@ -172,7 +172,8 @@ def section(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
                 ]
             )
         head = ["selection", "kept", "accuracy", "minus all tokens", "prefill", "a decoded token"]
-        parts.append(f"`{model}`, {len(of(WHOLE))} draws:\n\n{markdown(head, lines)}")
+        draws = len(of(WHOLE))
+        parts.append(f"`{model}` (draws: {draws}):\n\n{markdown(head, lines)}")
     counted = [
         [f"{ratio:.2f}", str(round(ratio * SHAPES["7b"].picture_tokens)), f"{share:.2f}",
          f"{keep:.2f}"]
