@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from transformers.processing_utils import ProcessorMixin
-
 from effllava_optuna.errors import ModelError
 from effllava_optuna.processors import takes_pictures
 from effllava_optuna.surgery.visual_tokens.token_reduction import TokenReduction
@@ -107,9 +105,10 @@ def find_obstacle(model: Any, processor: Any) -> str:
     """Return why the image tokens of a model cannot be reduced; empty if they can."""
     if not takes_pictures(processor):
         return "it takes no pictures"
-    inserts = getattr(type(processor), "replace_image_token", ProcessorMixin.replace_image_token)
+    # In the base class, the method raises; its module is not imported, which needs torchvision.
+    inserts = [c.__name__ for c in type(processor).__mro__ if "replace_image_token" in vars(c)]
     owners = [child for child in model.children() if hasattr(child, "get_image_features")]
-    if inserts is ProcessorMixin.replace_image_token or not owners:
+    if inserts[:1] in ([], ["ProcessorMixin"]) or not owners:
         return "its decoder does not read pictures as tokens of the prompt"
     if getattr(processor, "image_break_token", None):
         return "each row of image tokens ends in a line break"
