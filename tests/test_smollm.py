@@ -76,7 +76,7 @@ def test_a_short_study_ends_with_a_verified_checkpoint(
 @pytest.mark.parametrize(
     ("name", "last"),
     [
-        ("one_shot", "obs"),
+        ("one_shot", "wanda"),
         ("searches", "layer dropping (ShortGPT)"),
     ],
 )
