@@ -153,8 +153,20 @@ def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, dict):
         return {name: _mapped(part, kind, change) for name, part in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(_mapped(part, kind, change) for part in value)
+        return type(value)(_mapped(part, kind, change) for part in _without_gaps(value))
     return value
+
+
+def _without_gaps(layers: tuple[Any, ...] | list[Any]) -> tuple[Any, ...] | list[Any]:
+    """Replace layers that were not computed by another one.
+
+    Only the layer that is read is. In a sliced model, whose unread blocks are omitted, it has
+    another number.
+    """
+    computed = [layer for layer in layers if layer is not None]
+    if not computed or len(computed) == len(layers):
+        return layers
+    return [computed[0] if layer is None else layer for layer in layers]
 
 
 @contextmanager
