@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 EVIDENCE = (
     "overfit", "risk", "projector", "evolution", "ablation", "transfer", "agreement",
+    "visual_tokens",
 )  # fmt: skip
 OTHERS = (
     "compensation", "importance_time", "trial_cost", "latency_model", "memory", "peers", "speedup",

@@ -103,6 +103,12 @@ def study_options(*, required: bool = True, of_model: str | None = None) -> Deco
                 is_model = options[of_model] is not None
                 options["model"] = None if file is None or not is_model else str(file)
                 if is_model:
+                    if name or (url and not _url_is_from_environment()):
+                        raise ConfigError(
+                            f"--{of_model.replace('_', '-')} exports a model, but --storage or "
+                            "--study-name names a study.",
+                            hint="Use one of them.",
+                        )
                     command(location=None, **options)
                     return
             if _url_is_from_environment() and (file is not None or not (name or required)):

@@ -183,13 +183,22 @@ def _split(samples: Sequence[Sample], seed: int) -> tuple[list[Sample], list[Sam
 def _distillation_batches(
     pruned: LoadedModel, dense: LoadedModel, samples: Sequence[Sample], batch_size: int
 ) -> list[_DistillationBatch]:
-    """Encode ``samples`` for ``pruned``, and compute the outputs of ``dense``."""
+    """Encode ``samples`` for ``pruned``, and compute the outputs of ``dense``.
+
+    Each reads prompts of its own: ``pruned`` may read fewer image tokens.
+    """
     vocabulary = pruned.model.get_output_embeddings().weight.shape[0]
     batches = []
-    for batch in encode_with_answers(
-        pruned.processor, samples, batch_size=batch_size, context=pruned.context
+    for batch, whole in zip(
+        *(
+            encode_with_answers(
+                each.processor, samples, batch_size=batch_size, context=each.context
+            )
+            for each in (pruned, dense)
+        ),
+        strict=True,
     ):
-        dense_inputs = encode_images(dense, batch.inputs, batch.positions)
+        dense_inputs = encode_images(dense, whole.inputs, whole.positions)
         logits = answer_logits(dense, dense_inputs).float()
         if logits.shape[-1] != vocabulary:
             raise ModelError(

@@ -105,6 +105,8 @@ LINES = (
     "export digits-vlm --visual-tokens 0.5 --out x --trial 3",
     "export digits-vlm --visual-tokens 0.5 --out x --token-selection attention",
     "export good.toml --visual-tokens 0.5 --out x",
+    "export digits-vlm --visual-tokens 0.5 --out x --study-name y",
+    "export digits-vlm --visual-tokens 0.5 --out x --storage sqlite:///none.db",
     "export good.toml --token-selection random --out x",
     "recover good.toml",
     "recover good.toml --out x --part head",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +14,13 @@ import torch
 from effllava_optuna.policy import Kind, ModelStructure, Policy, Ranking
 from effllava_optuna.surgery import LoadedModel, verify_structure
 from effllava_optuna.surgery.export.checkpoint_files import size_plan
+from effllava_optuna.surgery.export.comparison import ReloadDifference
 from effllava_optuna.surgery.structure.pruned_class import resize, stock_class
 from tests.surgery.families import FAMILIES, Family
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 # Logits are near 3. The same sums in another order, in float32.
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
@@ -78,3 +82,28 @@ def policies(structure: ModelStructure) -> Iterator[Policy]:
         yield Policy.of(structure, [0 if i in removed else w for i, w in enumerate(dense)])
     for seed in range(3):
         yield random_policy(structure, seed)[0]
+
+
+def assert_reloaded(directory: Path, pattern: str, count: int) -> None:
+    """Load exports beside what is expected of them, in one fresh process, and compare them.
+
+    Args:
+        directory: Has a directory for each export.
+        pattern: Of the paths of the exports in it.
+        count: Their number.
+    """
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from effllava_optuna.surgery.export.verification import main\n"
+        "for place in sorted(Path(sys.argv[1]).glob(sys.argv[2])):\n"
+        "    print(place)\n"
+        "    main(str(place), str(place), 'cpu', 'float32')\n"
+    )
+    command = [sys.executable, "-c", program, str(directory), pattern]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    lines = [line for line in run.stdout.splitlines() if line.startswith("{")]
+    assert len(lines) == count
+    for line in map(json.loads, lines):
+        assert ReloadDifference(**line["difference"]).is_none

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +22,6 @@ from effllava_optuna.surgery import (
 from effllava_optuna.surgery.apply.reduced_model import find_obstacle
 from effllava_optuna.surgery.export.checkpoint_files import size_plan, write_checkpoint
 from effllava_optuna.surgery.export.comparison import (
-    ReloadDifference,
     compute_outputs,
     write_expected,
 )
@@ -33,6 +29,7 @@ from tests.surgery.export.pruned_models import state_of
 from tests.surgery.families import FAMILIES
 from tests.surgery.family_models import (
     CLOSE,
+    assert_reloaded,
     compute_logits,
     load_family,
     policies,
@@ -171,22 +168,7 @@ def test_every_family_can_be_exported_and_loaded_in_a_fresh_process(tmp_path: Pa
             write_checkpoint(exported, directory, plan if form == "native" else None)
             write_expected(small.model, exported.model, inputs, directory)
         assert state_of(small) == before, name
-    program = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from effllava_optuna.surgery.export.verification import main\n"
-        "for place in sorted(Path(sys.argv[1]).glob('*/*')):\n"
-        "    print(place)\n"
-        "    main(str(place), str(place), 'cpu', 'float32')\n"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    lines = [line for line in run.stdout.splitlines() if line.startswith("{")]
-    assert len(lines) == 2 * len(FAMILIES)
-    for line in map(json.loads, lines):
-        assert ReloadDifference(**line["difference"]).is_none
+    assert_reloaded(tmp_path, "*/*", 2 * len(FAMILIES))
 
 
 @pytest.mark.families

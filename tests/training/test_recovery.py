@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from effllava_optuna import Policy, rank_units, sliced
 from effllava_optuna.errors import LeakError, ModelError, TaskError
-from effllava_optuna.surgery import LoadedModel, projector
+from effllava_optuna.surgery import LoadedModel, projector, reduced_tokens
 from effllava_optuna.surgery.structure.inspection import language_model
 from effllava_optuna.tasks import Digits, Split
 from effllava_optuna.training import (
@@ -45,6 +45,18 @@ def samples() -> tuple[Sample, ...]:
 @pytest.fixture
 def pruned(tiny: LoadedModel) -> LoadedModel:
     return sliced(tiny, Policy.uniform(tiny.structure, ratio=0.7), rank_units(tiny))
+
+
+def test_a_model_with_fewer_image_tokens_is_recovered_with_the_whole_one(
+    tiny: LoadedModel, samples: tuple[Sample, ...]
+) -> None:
+    with reduced_tokens(tiny, 0.25) as reduced:
+        small = sliced(reduced, Policy.dense(tiny.structure), rank_units(tiny))
+    before = weights_of(small)
+    result = recover(small, tiny, samples, ProjectorAdaptation(), QUICK)
+    assert result.before > 0.001  # the dense model has read all tokens
+    assert 0 < result.after < result.before
+    assert changed(before, small)
 
 
 def weights_of(loaded: LoadedModel) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.errors import ModelError
-from effllava_optuna.surgery.visual_tokens.token_selection import kept_tokens, reduced_prompt
+from effllava_optuna.surgery.visual_tokens.token_selection import reduced_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,20 +62,16 @@ class TokenReduction:
             seed=seed,
         )
 
-    def kept(self, count: int) -> int:
-        """Return how many of the ``count`` tokens of a picture, or of a tile, stay.
+    def shortened(self, prompt: str) -> str:
+        """Shorten each run of image tokens in a prompt that a processor has expanded.
 
         Raises:
-            ModelError: They are no square grid, which ``pooling`` needs.
+            ModelError: A run is no square grid, which ``pooling`` needs.
         """
         try:
-            return kept_tokens(count, self.ratio, self.selection)
+            return reduced_prompt(prompt, self.to_json())
         except ValueError as error:
             raise ModelError(f"{error}.", hint="Use diversity or random.") from error
-
-    def shortened(self, prompt: str) -> str:
-        """Shorten each run of image tokens in a prompt that a processor has expanded."""
-        return reduced_prompt(prompt, self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON."""

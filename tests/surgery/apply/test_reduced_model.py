@@ -13,7 +13,6 @@ from effllava_optuna.errors import ModelError
 from effllava_optuna.policy import Policy, Ranking
 from effllava_optuna.surgery import (
     LoadedModel,
-    TokenReduction,
     answer_logits,
     build_example_inputs,
     encode_images,
@@ -23,7 +22,7 @@ from effllava_optuna.surgery import (
     sliced,
 )
 from effllava_optuna.surgery.apply.reduced_model import find_obstacle
-from effllava_optuna.surgery.visual_tokens.token_selection import diverse_tokens
+from effllava_optuna.surgery.visual_tokens.token_selection import diverse_tokens, kept_tokens
 from tests.surgery.families import FAMILIES
 from tests.surgery.visual_tokens.pictured_families import (
     PICTURED,
@@ -115,7 +114,7 @@ def test_tokens_of_a_grid_keep_their_positions(name: str) -> None:
     places = (ids == loaded.model.config.image_token_id).nonzero()
     for picture in pictures:
         hidden = torch.ones(len(picture), dtype=torch.bool)
-        kept = TokenReduction(0.4, "diversity", "").kept(len(picture))
+        kept = kept_tokens(len(picture), 0.4, "diversity")
         hidden[diverse_tokens(picture[None], kept)[0]] = False
         rows, columns = places[: len(picture)][hidden].T
         mask[rows, columns] = 0
@@ -245,6 +244,15 @@ def test_unusable_settings_are_refused(
 ) -> None:
     with pytest.raises(ModelError, match=message), reduced_tokens(tiny, **arguments):
         pass
+
+
+def test_pooling_refuses_tokens_that_are_no_square_grid() -> None:
+    loaded = load_pictured("llava_next")  # tiles with line breaks
+    with (
+        reduced_tokens(loaded, 0.5, selection="pooling") as reduced,
+        pytest.raises(ModelError, match="image tokens are no square grid"),
+    ):
+        pictured_inputs("llava_next", reduced.processor)
 
 
 def test_families_that_cannot_do_it_are_refused_with_the_reason(

@@ -22,9 +22,9 @@ from effllava_optuna.surgery import (
     reduced_tokens,
 )
 from effllava_optuna.surgery.export.checkpoint_files import size_plan, write_checkpoint
-from effllava_optuna.surgery.export.comparison import ReloadDifference, write_expected
+from effllava_optuna.surgery.export.comparison import write_expected
 from effllava_optuna.surgery.loading.checksums import write_checksums
-from tests.surgery.family_models import CLOSE, compute_logits, random_policy
+from tests.surgery.family_models import CLOSE, assert_reloaded, compute_logits, random_policy
 from tests.surgery.visual_tokens.pictured_families import (
     PICTURED,
     load_pictured,
@@ -143,17 +143,4 @@ def test_every_family_can_leave_with_fewer_tokens(tmp_path: Path) -> None:
         assert plan["visual_tokens"]["ratio"] == 0.5
         write_checkpoint(alone, directory, plan)
         write_expected(small.model, small.model, inputs, directory)
-    program = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from effllava_optuna.surgery.export.verification import main\n"
-        "for place in sorted(Path(sys.argv[1]).glob('*')):\n"
-        "    main(str(place), str(place), 'cpu', 'float32')\n"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    lines = [line for line in run.stdout.splitlines() if line.startswith("{")]
-    assert len(lines) == len(PICTURED)
-    assert all(ReloadDifference(**json.loads(line)["difference"]).is_none for line in lines)
+    assert_reloaded(tmp_path, "*", len(PICTURED))
