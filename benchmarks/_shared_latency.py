@@ -15,7 +15,7 @@ from effllava_optuna.calibration.calibration import widths_of
 from effllava_optuna.calibration.latency_file import find_table, store_table
 from effllava_optuna.objectives import measure_table, origin_of
 from effllava_optuna.study import load_config
-from effllava_optuna.surgery import arranged, rank_units
+from effllava_optuna.surgery import arranged, rank_units, reduced_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,13 +36,23 @@ SHORT_TIMING = (
 _LONGER_TIMING = ("latency.seconds=20.0", "latency.checks=8")  # of the table, in the full form
 
 
-def ensure_latency_table(inputs: StudyInputs, form: Form) -> None:
-    """Write the latency table of a model to the file of the study, unless it has one.
+def ensure_latency_tables(inputs: StudyInputs, form: Form) -> None:
+    """Write the latency tables of a model to the file of the study, unless it has them.
 
     Args:
         inputs: The study file, which names the file, and the model.
         form: How much is measured.
     """
+    _ensure(inputs, form)
+    loaded, choice = inputs.loaded, inputs.loaded.parts.tokens
+    if choice is None:
+        return
+    for ratio in choice.ratios:
+        with reduced_tokens(loaded, ratio, selection=choice.selection) as reduced:
+            _ensure(replace(inputs, loaded=reduced), form)
+
+
+def _ensure(inputs: StudyInputs, form: Form) -> None:
     config = inputs.config
     widths, file = widths_of(inputs.structure, config), Path(str(config.latency.table))
     origin = origin_of(inputs.stopwatch(), widths, config.latency.checks)
@@ -55,10 +65,10 @@ def _table_of_other_prompts(
     file: Path, origin: Mapping[str, Any], widths: Widths
 ) -> LatencyTable | None:
     """Return a table that differs in the length of the prompts and in the machine only."""
-    same = ("components", "batch", "new_tokens", "model")
+    same = ("components", "batch", "new_tokens", "model", "visual_tokens")
     tables = json.loads(file.read_text(encoding="utf-8"))["tables"] if file.is_file() else []
     for other in tables:
-        if all(other["origin"][name] == origin[name] for name in same):
+        if all(other["origin"].get(name) == origin.get(name) for name in same):
             table = find_table(file, other["origin"], widths)
             if table is not None:
                 return table

@@ -21,7 +21,7 @@ from _counting import evaluator_of, with_counting
 from _outcome import outcome
 from _records import RecordStore
 from _results import provenance
-from _shared_latency import SHORT_TIMING, ensure_latency_table
+from _shared_latency import SHORT_TIMING, ensure_latency_tables
 from optuna.storages import InMemoryStorage
 
 from effllava_optuna.calibration.calibration_run import calibrate
@@ -134,7 +134,7 @@ class StudyRunner:
         )  # fmt: skip
         if key not in self._calibrations:
             with inputs_of(config, case) as inputs:
-                ensure_latency_table(inputs, self.form)
+                ensure_latency_tables(inputs, self.form)
                 self._calibrations[key] = calibrate(inputs, inputs.stopwatch(), silent)
             while len(self._calibrations) > _KEPT_CALIBRATIONS:
                 self._calibrations.popitem(last=False)

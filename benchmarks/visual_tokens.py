@@ -10,10 +10,13 @@ one. ``--tiny`` measures one ratio on few questions, and publishes nothing.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +27,7 @@ from _records import RecordId
 from _results import HERE
 from _shapes import SHAPES
 from _studies import StudyRunner, load_once
+from draw_tasks import draw
 
 from effllava_optuna.config.task_factory import make_task
 from effllava_optuna.objectives import Stopwatch, Workload, encode_samples, groups_of
@@ -50,7 +54,9 @@ _DRAWS = 5
 _SECONDS = 40.0  # of one core, for a record
 _STUDIES = HERE.parent / "studies"
 _PRETRAINED = HERE / "smollm" / "built" / "smollm-vlm"
-_MODELS = {"digits-vlm": "quickstart", "smollm-vlm": "smollm-easyvqa"}
+_MODELS = {
+    "digits-vlm": "quickstart", "drawn-vlm": "drawn-scienceqa", "smollm-vlm": "smollm-easyvqa",
+}  # fmt: skip
 _TEXT_TOKENS = 60  # of a prompt for LLaVA-1.5-7B
 _SPEEDUP = 1.8
 
@@ -65,12 +71,21 @@ class TokenDraw:
     """
 
     def __init__(self, form: Form, model: str, seed: int) -> None:
-        test = form.pick(240 if model == "smollm-vlm" else 1000, 200, 40)
-        changes = (f"study.seed={seed}", f"task.test={test}")
+        test = form.pick(1000 if model == "digits-vlm" else 240, 200, 40)
+        self._folder = TemporaryDirectory()  # until the last picture is read
+        changes = (f"study.seed={seed}", f"task.test={test}", *self._rows(model, seed))
         config = load_config(_STUDIES / f"{_MODELS[model]}.toml", changes)
         self.loaded: LoadedModel = load_once(str(config.model.path))
-        self.samples: Sequence[Sample] = make_task(config).samples(Split.TEST)
+        samples = make_task(config).samples(Split.TEST)
+        self.samples: Sequence[Sample] = [each for each in samples if each.image is not None]
         self.rounds = form.pick(7, 3, 1)
+
+    def _rows(self, model: str, seed: int) -> tuple[str, ...]:
+        """Draw the rows of a model whose study does not ship with them."""
+        if model != "drawn-vlm":
+            return ()
+        draw(Path(self._folder.name), seed)
+        return (f"task.data={json.dumps(f'{self._folder.name}/scienceqa')}",)
 
     @torch.inference_mode()
     def answers(self, selection: str, ratio: float) -> dict[str, Any]:

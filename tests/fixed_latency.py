@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DENSE_MS = {"prefill": 100.0, "decode": 4.0}
 PRUNABLE = 0.9  # share of the dense time that the components take, by parameters
+TEXT = 0.2  # share of the dense time that does not depend on image tokens
 CORRECTION = 0.9  # of the predicted savings, from epoch 1 on
 NOISE = (0.3, 3.0)  # factors of measured times
 
@@ -44,6 +45,7 @@ def fixed_table(
     share = {
         component.id: PRUNABLE * component.width * component.unit_params / structure.parameters
         for component in structure.components
+        if component.id in widths
     }
     saved = {
         phase: {
@@ -52,6 +54,7 @@ def fixed_table(
                 for width in widths[component.id]
             }
             for component in structure.components
+            if component.id in widths
         }
         for phase, dense_ms in phases.items()
     }
@@ -90,7 +93,16 @@ def latency_is_fixed() -> Iterator[None]:
 def fix_latency(patch: pytest.MonkeyPatch) -> None:
     """Calibrate and correct every study of this process with fixed latencies."""
     patch.setattr("effllava_optuna.calibration.calibration_run.measure_table", fixed_table)
+    patch.setattr("effllava_optuna.calibration.calibration_run.measure_token_ratios", fixed_ratios)
     patch.setattr("effllava_optuna.search.epochs.projector_round.fit_correction", fixed_correction)
+
+
+def fixed_ratios(stopwatch: Stopwatch, progress: object = None) -> dict[int, dict[str, float]]:
+    """Return latencies over that of all image tokens; called like `measure_token_ratios`."""
+    choice = stopwatch.loaded.parts.tokens
+    widths = () if choice is None else choice.widths[:-1]
+    phases = DENSE_MS if stopwatch.workload.new_tokens > 1 else {"prefill": DENSE_MS["prefill"]}
+    return {width: dict.fromkeys(phases, TEXT + (1 - TEXT) * width / 100) for width in widths}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,6 +20,7 @@ from effllava_optuna.objectives import answer_questions, encode_samples
 from effllava_optuna.objectives.accuracy import score_batch
 from effllava_optuna.study import load_config
 from effllava_optuna.surgery import answer_logits
+from effllava_optuna.surgery.visual_tokens.token_selection import reduced_features
 from effllava_optuna.tasks import Scores, Split, dense_outputs, with_dense_answers
 
 if TYPE_CHECKING:
@@ -109,6 +110,8 @@ class NetworkMeasures(TextMeasures):
         for start in range(0, len(asked), _BATCH):
             batch = asked[start : start + _BATCH]
             visual = packed.projected([features for features, _ in batch])
+            if network.visual_tokens is not None:
+                visual = reduced_features(visual, network.visual_tokens.to_json())
             _, hits = packed.losses(
                 [(tokens, questions) for tokens, (_, questions) in zip(visual, batch, strict=True)]
             )

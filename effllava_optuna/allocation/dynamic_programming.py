@@ -46,7 +46,8 @@ def allocation_front(
 
     Solves the multiple-choice knapsack problem (one width for each gene) on a grid of costs, once
     for all limits. No policy is above its limit; a better one may exist only if its cost differs
-    by less than the rounding of the grid.
+    by less than the rounding of the grid. If costs depend on the image tokens that are kept, the
+    problem is solved for each number of them, and the solution with the least sum is taken.
 
     Args:
         space: The genes.
@@ -63,6 +64,8 @@ def allocation_front(
     Raises:
         PolicyError: No policy is within a limit.
     """
+    if costs.by_tokens:
+        return _best_tokens(space, sensitivity, costs, limits, cells)
     widths = [sorted(sensitivity[gene.name]) for gene in space.genes]
     table = space.gene_costs(costs.costs)
     base = costs.cost(space.policy([allowed[0] for allowed in widths]))
@@ -91,6 +94,35 @@ def allocation_front(
             left -= 1
 
     return [policy_within(limit) for limit in limits]
+
+
+def _best_tokens(
+    space: Space, sensitivity: Sensitivity, costs: CostModel, limits: Sequence[float], cells: int
+) -> list[Policy]:
+    """Solve for each number of image tokens, and take the best solution within each limit."""
+    index = space.structure.tokens
+    gene = next(gene for gene in space.genes if index in gene.components)
+    best: list[tuple[float, Policy] | None] = [None] * len(limits)
+    for width, loss in sensitivity[gene.name].items():
+        curves = {**sensitivity, gene.name: {width: loss}}
+        additive = costs.at(width)
+        (_, narrowest) = cost_range(space, curves, replace(additive, limit=None)) or (0.0, 0.0)
+        within = [number for number, limit in enumerate(limits) if narrowest <= limit]
+        if not within:
+            continue
+        some = [limits[number] for number in within]
+        policies = allocation_front(space, curves, additive, some, cells=cells)
+        for number, policy in zip(within, policies, strict=True):
+            total = sum(
+                curves[each.name][policy.widths[each.components[0]]] for each in space.genes
+            )
+            known = best[number]
+            if known is None or total < known[0]:
+                best[number] = total, policy
+    if None in best:
+        missing = limits[best.index(None)]
+        feasible_policy(space.narrowest, costs, missing)
+    return [found[1] for found in best if found is not None]
 
 
 def allocation_range(

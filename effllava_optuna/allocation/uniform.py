@@ -44,16 +44,17 @@ def uniform_policies(structure: ModelStructure, widths: Widths) -> tuple[Policy,
     """Return the policies with about the same width ratio everywhere, on allowed widths.
 
     The ratios are those of the component with the most allowed widths; every other component
-    takes its nearest width. Blocks are kept.
+    takes its nearest width. Blocks and image tokens are kept.
     """
-    finest = max(structure.components, key=lambda component: len(widths[component.id]))
+    matrices = [c for c in structure.components if c.kind in structure.kinds]
+    finest = max(matrices, key=lambda component: len(widths[component.id]))
     policies: dict[Policy, None] = {}
     for width in widths[finest.id]:
         ratio = width / finest.width
         nearest = [
             _nearest(widths[component.id], ratio * component.width)
             if component.kind in structure.kinds
-            else 1
+            else component.width
             for component in structure.components
         ]
         policies[Policy.of(structure, nearest)] = None

@@ -171,7 +171,10 @@ class Calibration:
 def widths_of(
     structure: ModelStructure, config: StudyConfig
 ) -> dict[ComponentId, tuple[int, ...]]:
-    """Return the allowed widths of each component; the dense width is always among them."""
+    """Return the allowed widths of each component; the dense width is always among them.
+
+    Those of the image tokens are missing.
+    """
     return {
         component.id: (0, 1)
         if component.kind is Kind.BLOCK
@@ -182,6 +185,7 @@ def widths_of(
             config.pruning.width_ratios,
         )
         for component in structure.components
+        if component.kind is not Kind.TOKENS
     }
 
 

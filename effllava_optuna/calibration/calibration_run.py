@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from effllava_optuna.calibration.calibration import Calibration, Dense, widths_of
 from effllava_optuna.calibration.latency_file import find_table, store_table
+from effllava_optuna.calibration.token_residuals import token_residuals
 from effllava_optuna.errors import StudyError
 from effllava_optuna.files import expand_home
 from effllava_optuna.logging import get_logger
 from effllava_optuna.objectives import (
     flops,
     measure_table,
+    measure_token_ratios,
     origin_of,
     parameters,
     risk_table,
     score_policy,
     tracked,
 )
-from effllava_optuna.policy import Policy
+from effllava_optuna.policy import IMAGE_TOKENS, Policy
 from effllava_optuna.surgery import (
     FULL_FIT,
     CalibrationBatch,
@@ -27,6 +30,7 @@ from effllava_optuna.surgery import (
     arranged,
     rank_and_compensate,
     rank_units,
+    reduced_tokens,
 )
 
 if TYPE_CHECKING:
@@ -59,8 +63,11 @@ def calibrate(
     """
     config, loaded, structure = inputs.config, inputs.loaded, inputs.structure
     inputs.proxy.require_finite_answers(loaded)
-    latency = _latency_table(inputs, stopwatch, widths_of(structure, config), report_stage)
+    latency = _latency_tables(inputs, stopwatch, widths_of(structure, config), report_stage)
     widths = {component: tuple(friendly) for component, friendly in latency.friendly.items()}
+    choice = loaded.parts.tokens
+    if choice is not None:
+        widths[IMAGE_TOKENS.id] = choice.widths
     ranked = _rank_and_fit(inputs, widths, report_stage)
     report_stage("measuring the dense model", 0.0)
     unfitted = (None,) * (config.pruning.folds + 1)
@@ -84,7 +91,7 @@ def calibrate(
         latency=latency,
         damping=ranked.damping,
         effective_tokens=ranked.effective_tokens,
-        residuals=ranked.residuals,
+        residuals=dict(ranked.residuals) | token_residuals(loaded, inputs.proxy.likelihood),
         dense=Dense(
             accuracy=float(scores.hit.mean()),
             expected=float(scores.probability.mean()),
@@ -96,6 +103,33 @@ def calibrate(
         reference=(inputs.task.chance, _HEADROOM * latency.dense_total_ms),
         answers=inputs.answers,
     )
+
+
+def _latency_tables(
+    inputs: StudyInputs,
+    stopwatch: Stopwatch,
+    widths: Mapping[ComponentId, Sequence[int]],
+    report_stage: StageCallback,
+) -> LatencyTable:
+    """Time every width, for each number of image tokens that policies may keep."""
+    choice = inputs.loaded.parts.tokens
+    if choice is None:
+        return _latency_table(inputs, stopwatch, widths, report_stage)
+    parts = len(choice.widths) + 1
+    whole = stopwatch.on(inputs.loaded, 1 / parts)
+
+    def part(number: int) -> StageCallback:
+        return lambda stage, share: report_stage(stage, (number + share) / parts)
+
+    table = _latency_table(inputs, whole, widths, part(0))
+    ratios = measure_token_ratios(whole, lambda share: part(1)("timing widths", share))
+    fewer = {}
+    for number, (percent, ratio) in enumerate(zip(choice.widths, choice.ratios, strict=False)):
+        with reduced_tokens(inputs.loaded, ratio, selection=choice.selection) as reduced:
+            own = replace(inputs, loaded=reduced)
+            alone = _latency_table(own, whole.on(reduced), widths, part(2 + number))
+        fewer[percent] = alone.relative_to(table, ratios[percent])
+    return replace(table, fewer=fewer)
 
 
 def _latency_table(

@@ -19,7 +19,13 @@ from effllava_optuna.objectives import (
     answer_questions,
     parameters,
 )
-from effllava_optuna.surgery import load, restrict_to_stock_sizes
+from effllava_optuna.surgery import (
+    TokenChoice,
+    load,
+    reduced_processors,
+    reduced_tokens,
+    restrict_to_stock_sizes,
+)
 from effllava_optuna.tasks import Split, with_dense_answers
 from effllava_optuna.tasks.sample_check import check_final_samples
 
@@ -114,7 +120,8 @@ def load_model(config: StudyConfig, *, device: str | None = None) -> LoadedModel
         device: Where to load it; None: as the study file says.
 
     Raises:
-        ModelError: There is no such checkpoint, or its structure is not understood.
+        ModelError: There is no such checkpoint, its structure is not understood, or its image
+            tokens cannot be reduced as the study file says.
     """
     loaded = load(
         config.model.path,
@@ -123,7 +130,20 @@ def load_model(config: StudyConfig, *, device: str | None = None) -> LoadedModel
         towers=config.pruning.towers,
         depth=config.pruning.depth,
     )
+    loaded = _with_token_choice(config, loaded)
     return restrict_to_stock_sizes(loaded).checked() if config.pruning.tied else loaded
+
+
+def _with_token_choice(config: StudyConfig, loaded: LoadedModel) -> LoadedModel:
+    """Return a model with the image tokens that the policies of a study may read."""
+    widths, selection = config.pruning.token_widths, config.pruning.token_selection
+    if len(widths) == 1:
+        return loaded
+    loaded = loaded.with_token_choice(TokenChoice(widths, selection))
+    for ratio in reduced_processors(loaded):
+        with reduced_tokens(loaded, ratio, selection=selection):
+            pass  # refused here, before anything is measured
+    return loaded
 
 
 @contextmanager
@@ -155,7 +175,10 @@ def study_inputs(
             model.
     """
     functions = user_functions(config)
-    loaded = loaded or load_model(config, device=device)
+    if loaded is None:
+        loaded = load_model(config, device=device)
+    else:
+        loaded = _with_token_choice(config, loaded)
     task = task or make_task(config)
     threads = torch.get_num_threads()
     if loaded.device.type == "cpu":

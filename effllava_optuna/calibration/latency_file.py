@@ -29,7 +29,10 @@ def facts_of(table: LatencyTable) -> dict[str, Any]:
 
 def restored_table(document: Mapping[str, Any]) -> LatencyTable:
     """Read a table from JSON, in which all keys are strings."""
-    values = {field.name: document[field.name] for field in fields(LatencyTable)}
+    names = [field.name for field in fields(LatencyTable) if field.name != "fewer"]
+    values = {name: document[name] for name in names}
+    fewer = document.get("fewer", {})
+    values["fewer"] = {int(percent): restored_table(table) for percent, table in fewer.items()}
     values["saved_ms"] = {
         phase: by_width(components) for phase, components in document["saved_ms"].items()
     }

@@ -93,6 +93,7 @@ class ProgressDisplay:
         now = time.monotonic()
         if stage != self._stage:
             self._stage, self._stage_started = stage, now
+            self.trial_rate.pause()
             self._log(f"{stage} ...")
         passed = now - self._stage_started
         left = f"{format_duration(passed * (1 / share - 1))} left" if 0 < share < 1 else ""
@@ -139,25 +140,31 @@ class ProgressDisplay:
 
 
 class TrialRate:
-    """The mean time of a trial, over all processes of a study."""
+    """The mean time of a trial, over all processes of a study; other stages do not count."""
 
     def __init__(self) -> None:
-        self._first: tuple[int, float] | None = None
-        self._seconds_per_trial: float | None = None
+        self._last: tuple[int, float] | None = None
+        self._trials, self._seconds = 0, 0.0
 
     def update(self, finished: int) -> None:
         """Record that ``finished`` trials are finished now."""
         now = time.monotonic()
-        if self._first is None:
-            self._first = finished, now
-        elif finished > self._first[0]:
-            self._seconds_per_trial = (now - self._first[1]) / (finished - self._first[0])
+        if self._last is None:
+            self._last = finished, now
+        elif finished > self._last[0]:
+            self._trials += finished - self._last[0]
+            self._seconds += now - self._last[1]
+            self._last = finished, now
+
+    def pause(self) -> None:
+        """Do not count the time until the next update: something else is done."""
+        self._last = None
 
     def remaining_time(self, trials: int) -> str:
-        """Return the time per trial and of ``trials`` trials; empty before the second update."""
-        seconds = self._seconds_per_trial
-        if seconds is None:
+        """Return the time per trial and of ``trials`` trials; empty before one was timed."""
+        if not self._trials:
             return ""
+        seconds = self._seconds / self._trials
         rate = f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
         return f", {rate} per trial, {format_duration(seconds * max(0, trials))} left"
 

@@ -61,15 +61,15 @@ def render_summary(document: Mapping[str, Any]) -> Text:
 
 
 def render_report(document: Mapping[str, Any]) -> list[RenderableType]:
-    """Return what `report` prints: summary, policies, choice by rule, accuracy by subset.
+    """Return what `report` prints: a summary, and the tables that its policies have.
 
     Args:
         document: See `effllava_optuna.report.study_document`.
     """
-    from effllava_optuna.report import choice_table, policy_table, subset_table
+    from effllava_optuna.report import choice_table, policy_table, speedup_table, subset_table
 
-    tables = (policy_table(document), choice_table(document), subset_table(document))
-    shown = [table for table in tables if table is not None]
+    builders = (policy_table, speedup_table, choice_table, subset_table)
+    shown = [table for table in (build(document) for build in builders) if table is not None]
     return [render_summary(document), "", render_tables(*shown)]
 
 

@@ -57,5 +57,10 @@ def check_combinations(config: StudyConfig) -> None:
             f"pruning.importance = {pruning.importance!r} has no residuals; use 'measured' or "
             "'none'"
         )
+    if len(pruning.token_widths) > 1 and (pruning.tied or config.form == "portable"):
+        raise ValueError(
+            "pruning.visual_tokens has shares below 1, which no stock configuration describes; "
+            "use a native export and pruning.mode = 'per-layer'"
+        )
     if max(pruning.width_ratios) != 1.0:
         raise ValueError("pruning.width_ratios must contain 1.0, the dense width")

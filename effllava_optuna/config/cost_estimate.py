@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 ANSWER_TOKENS = 16  # of an open question; a guess
+_GENERATED_TOKENS = 32  # that pruned models write: they stop later than they should; a guess
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ def _seconds(config: StudyConfig, size: ModelSize, hardware: Hardware) -> float:
     token_flops = 2 * size.output_parameters
     logit_flops = task.proxy * token_flops * size.answer_tokens
     logit_flops *= 1 + (config.quality.measure == "agreement")
-    new_tokens = task.new_tokens or ANSWER_TOKENS
+    new_tokens = task.new_tokens or (_GENERATED_TOKENS if size.answer_tokens else ANSWER_TOKENS)
     # A token of a batch reads all weights once, and computes with them for each prompt.
     token_seconds = max(
         size.prunable * hardware.number_bytes * keep_ratio / hardware.bandwidth,

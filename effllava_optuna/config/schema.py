@@ -121,7 +121,9 @@ class PruningSettings(_Settings):
     export needs no padding. ``importance`` is the criterion that ranks units, ``compensation``
     the way in which output matrices are fitted again. ``tokens`` selects how tokens are weighted
     in the activation statistics of wanda, flap, obs and the compensation tables. ``width_ratios``
-    are the widths that are timed and fitted, relative to the dense width. With ``in_context``,
+    are the widths that are timed and fitted, relative to the dense width. ``visual_tokens`` are
+    the shares of the image tokens that a policy may read, all of them among these, and
+    ``token_selection`` is how the others are left out. With ``in_context``,
     after each epoch but the last the least-squares tables are fitted again, on the activations of
     the epoch's best policy as well as those of the dense model; the next epoch has them if the
     cross-fitted loss of the elites is lower with them. The compensation tables and their
@@ -139,8 +141,15 @@ class PruningSettings(_Settings):
     in_context: bool = False
     folds: Annotated[int, Field(ge=2, le=8)] = 2
     width_ratios: Annotated[tuple[Ratio, ...], Field(min_length=1)] = WIDTH_RATIOS
+    visual_tokens: Annotated[tuple[Ratio, ...], Field(min_length=1)] = (1.0,)
+    token_selection: Literal["diversity", "pooling", "random"] = "diversity"
     multiple_of: Count = 1
     table_gb: Annotated[float, Field(gt=0)] = 8.0
+
+    @property
+    def token_widths(self) -> tuple[int, ...]:
+        """Return the percents of the image tokens that a policy may read, ascending, up to 100."""
+        return tuple(sorted({max(1, round(100 * share)) for share in (*self.visual_tokens, 1.0)}))
 
     @property
     def tied(self) -> bool:

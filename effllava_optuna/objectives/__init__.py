@@ -25,6 +25,7 @@ from effllava_optuna.objectives.grading import (
 from effllava_optuna.objectives.latency_measurement import (
     fit_correction,
     measure_table,
+    measure_token_ratios,
     origin_of,
     whole_ms,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "groups_of",
     "measure_of",
     "measure_table",
+    "measure_token_ratios",
     "number_groups",
     "options_compared",
     "origin_of",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,7 @@ from effllava_optuna.surgery import (
     encode_images,
     generate_text,
     policy_network,
+    reduced_processors,
 )
 from effllava_optuna.tasks import (
     Scores,
@@ -98,17 +99,32 @@ def encode_samples(
     where = loaded.device if device is None else device
     scored = [sample for sample in samples if not (generate and sample.is_open_ended)]
     generated = [sample for sample in samples if generate and sample.is_open_ended]
-    processor, context = loaded.processor, loaded.context
-    batches: list[Batch] = []
-    if scored or not generated:
-        batches += encode_with_answers(processor, scored, batch_size=batch_size, context=context)
-    if generated:
-        batches += encode_prompts(processor, generated, batch_size=batch_size, context=context)
+    context = loaded.context
+
+    def batches_for(processor: Any) -> list[Batch]:
+        batches: list[Batch] = []
+        if scored or not generated:
+            batches += encode_with_answers(
+                processor, scored, batch_size=batch_size, context=context
+            )
+        if generated:
+            batches += encode_prompts(processor, generated, batch_size=batch_size, context=context)
+        return batches
+
+    whole = batches_for(loaded.processor)
+    fewer = {r: batches_for(processor) for r, processor in reduced_processors(loaded).items()}
     return tuple(
         EncodedBatch(
-            batch.to(where), encode_images(loaded, batch.inputs, batch.positions).to(where), fit
+            batch.to(where),
+            encode_images(
+                loaded,
+                batch.inputs,
+                batch.positions,
+                {ratio: batches[number].inputs for ratio, batches in fewer.items()},
+            ).to(where),
+            fit,
         )
-        for batch in batches
+        for number, batch in enumerate(whole)
     )
 
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from effllava_optuna.objectives.latency_table import LatencyTable
-from effllava_optuna.policy import Policy
-from effllava_optuna.surgery import narrowed
+from effllava_optuna.policy import IMAGE_TOKENS, Kind, Policy
+from effllava_optuna.surgery import narrowed, reduced_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +49,8 @@ class _Group:
 def _groups(structure: ModelStructure) -> list[_Group]:
     members: dict[tuple[Any, ...], list[int]] = {}
     for index, component in enumerate(structure.components):
+        if component.kind is Kind.TOKENS:  # they multiply with widths: each has its own table
+            continue
         key = (component.tower, component.kind, component.width, component.unit_params)
         members.setdefault(key, []).append(index)
     return [
@@ -67,6 +69,7 @@ def origin_of(stopwatch: Stopwatch, widths: Widths, checks: int) -> dict[str, An
             sorted(map(int, widths[component.id])),
         ]
         for component in stopwatch.loaded.structure.components
+        if component.kind is not Kind.TOKENS
     ]
     digest = hashlib.sha256(json.dumps(components).encode()).hexdigest()[:16]
     return stopwatch.origin | {"components": digest, "checks": checks}
@@ -86,7 +89,7 @@ def measure_table(
     Args:
         stopwatch: Runs and times the workload.
         ranking: The ranking of the units.
-        widths: Widths to time by component; the dense width is among them.
+        widths: Widths to time by component, without image tokens; the dense width is among them.
         checks: Number of random policies that are run whole, to measure the error.
         seed: Seed of these policies, and of the order within a round.
         progress: Called with the finished share.
@@ -96,7 +99,10 @@ def measure_table(
     policies = _policies(structure, groups, widths)
     rng = np.random.default_rng(seed)
     random = [
-        Policy.of(structure, [int(rng.choice(list(widths[c.id]))) for c in structure.components])
+        Policy.of(
+            structure,
+            [int(rng.choice(list(widths.get(c.id, [c.width])))) for c in structure.components],
+        )
         for _ in range(checks)
     ]
     policies |= {("check", check): policy for check, policy in enumerate(random)}
@@ -126,6 +132,38 @@ def measure_table(
         factor=factor,
         origin=origin_of(stopwatch, widths, checks),
     )
+
+
+def measure_token_ratios(
+    stopwatch: Stopwatch, progress: Callable[[float], None] | None = None
+) -> dict[int, dict[str, float]]:
+    """Time the dense model with each number of image tokens that policies may keep, in turn.
+
+    Args:
+        stopwatch: Runs and times the workload with all image tokens.
+        progress: Called with the finished share.
+
+    Returns:
+        By percent of the image tokens below 100, the latency of each phase over that with all.
+    """
+    loaded, choice = stopwatch.loaded, stopwatch.loaded.parts.tokens
+    if choice is None:
+        return {}
+
+    def runner(ratio: float) -> Callable[[], Mapping[str, float]]:
+        def run() -> Mapping[str, float]:
+            with reduced_tokens(loaded, ratio, selection=choice.selection) as network:
+                return stopwatch.decoder(network)
+
+        return run
+
+    ratios = dict(zip(choice.widths, (*choice.ratios, 1.0), strict=True))
+    runs = {percent: runner(ratio) for percent, ratio in ratios.items()}
+    timings = stopwatch.race(runs, IMAGE_TOKENS.width, progress=progress)
+    return {
+        percent: {phase: timing.ratio for phase, timing in timings[percent].items()}
+        for percent in choice.widths[:-1]
+    }
 
 
 def _fit_factor(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +38,8 @@ class LatencyTable:
         launched: Phases that include the time to launch kernels, because they could not be
             captured as a CUDA graph.
         origin: What the table depends on; equal for the same model on the same machine.
+        fewer: By percent of the image tokens that policies may keep, the table of the model that
+            reads so many: tokens and widths multiply. Empty if all are read.
     """
 
     new_tokens: int
@@ -51,6 +53,36 @@ class LatencyTable:
     rounds: int = 0
     launched: tuple[str, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
+    fewer: Mapping[int, LatencyTable] = field(default_factory=dict)
+
+    def at_tokens(self, policy: Policy) -> LatencyTable:
+        """Return the table of the image tokens that a policy keeps."""
+        index = policy.structure.tokens
+        return self if index is None else self.fewer.get(policy.widths[index], self)
+
+    def relative_to(self, whole: LatencyTable, ratios: Mapping[str, float]) -> LatencyTable:
+        """Return the table as if it had been measured beside another one.
+
+        Args:
+            whole: The other table.
+            ratios: By phase, the dense latency of this table over that of the other, in turn.
+        """
+        factors = {
+            phase: whole.dense_ms[phase] * ratios[phase] / ms
+            for phase, ms in self.dense_ms.items()
+        }
+        return replace(
+            self,
+            vision_ms=whole.vision_ms,
+            dense_ms={phase: factor * self.dense_ms[phase] for phase, factor in factors.items()},
+            saved_ms={
+                phase: {
+                    component: {width: factors[phase] * ms for width, ms in row.items()}
+                    for component, row in rows.items()
+                }
+                for phase, rows in self.saved_ms.items()
+            },
+        )
 
     @property
     def error(self) -> float:
@@ -80,17 +112,32 @@ class LatencyTable:
     def phases(self, policy: Policy) -> dict[str, float]:
         """Predict the latency of ``policy`` by phase, in ms."""
         latencies = {}
-        for phase, dense in self.dense_ms.items():
+        table = self.at_tokens(policy)
+        for phase, dense in table.dense_ms.items():
             # What a removed block saves is in the row of the block, not of its components.
+            rows = table.saved_ms[phase]
             saved = sum(
-                self.saved_ms[phase][component][width]
+                rows[component][width]
                 for component, width in policy.active_widths.items()
-                if width in self.saved_ms[phase][component]
+                if width in rows.get(component, ())
             )
             # Components are timed one kind at a time: on a machine under load, the sum of the
             # savings can exceed the whole.
             latencies[phase] = max(dense + saved, LEAST * dense)
         return latencies
+
+    def speedup_parts(self, policy: Policy) -> dict[str, tuple[float, float]]:
+        """Return what image tokens and widths contribute to the predicted speed-up of a policy.
+
+        Returns:
+            By phase, two factors, whose product is the speed-up of that phase: of the dense model
+            that reads the policy's share of the image tokens, and of the policy over it.
+        """
+        fewer = self.at_tokens(policy).dense_ms
+        return {
+            phase: (self.dense_ms[phase] / fewer[phase], fewer[phase] / ms)
+            for phase, ms in self.phases(policy).items()
+        }
 
     def saved(self, component: ComponentId, width: int) -> float:
         """Return the change of latency for the whole workload at a width, in ms, at most 0."""

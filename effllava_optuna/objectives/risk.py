@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from effllava_optuna.errors import ModelError
+from effllava_optuna.policy import IMAGE_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -90,6 +91,8 @@ def risk_table(
     for block in loaded.blocks:
         key = (block.component.tower, block.component.layer)
         table[block.component.id] = {0: removed.get(key, 0.0), 1: 0.0}
+    if loaded.parts.tokens is not None:  # they have no weights
+        table[IMAGE_TOKENS.id] = dict.fromkeys(loaded.parts.tokens.widths, 0.0)
     return table
 
 

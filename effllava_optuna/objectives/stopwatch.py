@@ -20,7 +20,7 @@ from transformers import StaticCache
 
 from effllava_optuna.objectives.cuda_graph import captured
 from effllava_optuna.objectives.timing import time_interleaved
-from effllava_optuna.surgery import encode_images, prefill
+from effllava_optuna.surgery import encode_images, prefill, reduced_processors
 from effllava_optuna.tasks import encode_prompts
 
 if TYPE_CHECKING:
@@ -56,19 +56,37 @@ class Stopwatch:
         pictured = [sample for sample in samples if sample.image is not None] or list(samples)
         typical = sorted(pictured, key=lambda sample: len(sample.question))[len(pictured) // 2]
         repeated = [typical] * workload.batch
-        (batch,) = encode_prompts(loaded.processor, repeated, batch_size=workload.batch)
-        self.inputs = {name: value.to(loaded.device) for name, value in batch.inputs.items()}
-        if self.cuda and bool(self.inputs["attention_mask"].all()):
-            del self.inputs[
-                "attention_mask"
-            ]  # checking whether it masks anything would end a capture
-        self.seen: EncodedInputs = encode_images(loaded, self.inputs)
+        whole = self._encoded(loaded.processor, repeated)
+        fewer = {
+            ratio: self._encoded(processor, repeated)
+            for ratio, processor in reduced_processors(loaded).items()
+        }
+        self.seen: EncodedInputs = encode_images(loaded, whole, fewer=fewer)
 
-    def on(self, loaded: LoadedModel) -> Stopwatch:
-        """Return a stopwatch for the same model in another arrangement."""
+    def _encoded(self, processor: Any, samples: Sequence[Sample]) -> dict[str, Any]:
+        (batch,) = encode_prompts(processor, samples, batch_size=len(samples))
+        inputs = {name: value.to(self.loaded.device) for name, value in batch.inputs.items()}
+        if self.cuda and bool(inputs["attention_mask"].all()):
+            # Checking whether it masks anything would end a capture.
+            del inputs["attention_mask"]
+        return inputs
+
+    def on(self, loaded: LoadedModel, share: float = 1.0) -> Stopwatch:
+        """Return a stopwatch for the same model in another arrangement, or with fewer tokens.
+
+        Args:
+            loaded: The model.
+            share: Share of the seconds that one measurement may last.
+        """
         other = copy.copy(self)
         other.loaded = loaded
+        other.workload = replace(self.workload, seconds=share * self.workload.seconds)
         return other
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """Return the prompts without pictures that were encoded."""
+        return self.seen.inputs_of(self.loaded)
 
     @property
     def prompt_tokens(self) -> int:
@@ -83,7 +101,9 @@ class Stopwatch:
             [name, list(weight.shape), str(weight.dtype)]
             for name, weight in model.named_parameters()
         ]
-        return {
+        reduction = self.loaded.visual_tokens
+        fewer = {} if reduction is None else {"visual_tokens": reduction.to_json()}
+        return fewer | {
             "device": torch.cuda.get_device_name(device) if self.cuda else _processor(),
             "model": hashlib.sha256(json.dumps(weights).encode()).hexdigest()[:16],
             "threads": 0 if self.cuda else torch.get_num_threads(),
@@ -150,7 +170,8 @@ class Stopwatch:
         model = network.model
         if self.cuda and "decode" not in self.launched:
             more = max(self.workload.new_tokens, _REPLAYS + 1)
-            cache = StaticCache(model.config, max_cache_len=self.prompt_tokens + more)
+            tokens = int(self.seen.inputs_of(network)["input_ids"].shape[1])
+            cache = StaticCache(model.config, max_cache_len=tokens + more)
             token, _ = prefill(network, self.seen, cache)
             step = functools.partial(
                 model, input_ids=token, past_key_values=cache, logits_to_keep=1
@@ -158,13 +179,13 @@ class Stopwatch:
             replay = self._captured("decode", step)
             if replay is not None:
                 for layer in cache.layers:  # back to the end of the prompt
-                    layer.cumulative_length.fill_(self.prompt_tokens)
+                    layer.cumulative_length.fill_(tokens)
                 return {"decode": self._clocked(replay, _REPLAYS)}
         return {"decode": self._decode_by_launches(network)}
 
     def _decode_by_launches(self, network: LoadedModel) -> float:
         token, cache = prefill(network, self.seen)
-        mask, ms = self.inputs.get("attention_mask"), 0.0
+        mask, ms = self.seen.inputs_of(network).get("attention_mask"), 0.0
         for _ in range(_STEPS):
             step = {"input_ids": token, "past_key_values": cache, "logits_to_keep": 1}
             if mask is not None:

@@ -1,6 +1,6 @@
 """The domain: what can be pruned, by how much, and which policies are best."""
 
-from effllava_optuna.policy.component import Component, ComponentId, Kind
+from effllava_optuna.policy.component import IMAGE_TOKENS, UNRANKED, Component, ComponentId, Kind
 from effllava_optuna.policy.cost import CostModel, Costs, latency_costs, parameter_costs
 from effllava_optuna.policy.front import hypervolume, pareto, spread
 from effllava_optuna.policy.policy import Policy
@@ -17,6 +17,8 @@ from effllava_optuna.policy.statistics import bootstrap_interval, bootstrap_mean
 from effllava_optuna.policy.structure import ModelStructure
 
 __all__ = [
+    "IMAGE_TOKENS",
+    "UNRANKED",
     "Component",
     "ComponentId",
     "CostModel",

@@ -17,6 +17,7 @@ class Kind(StrEnum):
     ATTN = "attn"
     MLP = "mlp"
     BLOCK = "block"
+    TOKENS = "tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +29,11 @@ class Component:
         layer: Index of its block in the stack, from 0.
         kind: ``attn``: a unit is one key/value head with the query heads that read it (or one
             query head where all share one key/value head); ``mlp``: a unit is one hidden
-            channel; ``block``: the only unit is the whole block.
+            channel; ``block``: the only unit is the whole block; ``tokens``: a unit is one
+            percent of the image tokens of a picture.
         width: Number of units in the dense model.
-        unit_params: Parameters of one unit; for a block, those that belong to no other unit.
+        unit_params: Parameters of one unit; for a block, those that belong to no other unit; for
+            image tokens none.
         floor: Smallest number of units that may be kept: at least 1, or 0 for a block.
     """
 
@@ -53,3 +56,10 @@ class Component:
     def id(self) -> ComponentId:
         """Return the name of the component, such as ``language.07.mlp``."""
         return ComponentId(f"{self.tower}.{self.layer:02d}.{self.kind}")
+
+
+IMAGE_TOKENS = Component("vision", 0, Kind.TOKENS, width=100, unit_params=0)
+"""The image tokens that the decoder reads, as a component of the model."""
+
+UNRANKED = (Kind.BLOCK, Kind.TOKENS)
+"""Kinds of components that have no widths of matrices: their units are not ranked."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from effllava_optuna.policy.component import ComponentId, Kind
@@ -29,12 +29,19 @@ class CostModel:
         limit: The largest cost of a feasible policy, in the unit of the costs; None: no limit.
         unit: Unit of the costs, for messages.
         setting: The limit as the study file states it, for messages.
+        by_tokens: Costs by the width of the image tokens, if what other components cost depends
+            on it; else empty.
     """
 
     costs: Costs
     limit: float | None
     unit: str = ""
     setting: str = ""
+    by_tokens: Mapping[int, Costs] = field(default_factory=dict)
+
+    def at(self, tokens: int) -> CostModel:
+        """Return the costs of policies that keep a width of the image tokens."""
+        return replace(self, costs=self.by_tokens[tokens], by_tokens={})
 
     @property
     def tolerated(self) -> float | None:
@@ -47,8 +54,11 @@ class CostModel:
 
     def sum_of(self, structure: ModelStructure, widths: Sequence[int]) -> float:
         """Return the sum of the costs of ``widths``, one for each component of ``structure``."""
+        costs = self.costs
+        if self.by_tokens and structure.tokens is not None:
+            costs = self.by_tokens[widths[structure.tokens]]
         return sum(
-            self.costs[component.id][width]
+            costs[component.id][width]
             for component, width in zip(structure.components, widths, strict=True)
         )
 

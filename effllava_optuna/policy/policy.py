@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.errors import PolicyError
-from effllava_optuna.policy.component import ComponentId, Kind
+from effllava_optuna.policy.component import IMAGE_TOKENS, UNRANKED, ComponentId, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,7 +92,7 @@ class Policy:
         ratios = ratio if isinstance(ratio, Mapping) else dict.fromkeys(Kind, ratio)
         widths = []
         for component in structure.components:
-            one = 1.0 if component.kind is Kind.BLOCK else ratios.get(component.kind)
+            one = 1.0 if component.kind in UNRANKED else ratios.get(component.kind)
             if one is None or not 0 < one <= 1:
                 raise PolicyError(
                     f"{component.kind} components cannot have a width ratio of {one}.",
@@ -116,6 +116,20 @@ class Policy:
     def keep_ratio(self) -> float:
         """Return the share of the prunable parameters that is kept, in (0, 1]."""
         return self.parameters / self.structure.parameters
+
+    @property
+    def visual_tokens(self) -> float:
+        """Return the share of the image tokens that the decoder reads, in (0, 1]."""
+        index = self.structure.tokens
+        return 1.0 if index is None else self.widths[index] / IMAGE_TOKENS.width
+
+    def with_all_tokens(self) -> Policy:
+        """Return the policy with the same widths, and all image tokens."""
+        index = self.structure.tokens
+        if index is None:
+            return self
+        widths = (*self.widths[:index], IMAGE_TOKENS.width, *self.widths[index + 1 :])
+        return Policy(self.structure, widths)
 
     @property
     def parameters(self) -> int:

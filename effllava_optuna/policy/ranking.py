@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from effllava_optuna.errors import PolicyError
-from effllava_optuna.policy.component import Kind
+from effllava_optuna.policy.component import UNRANKED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +59,7 @@ class Ranking:
         """
         units = {}
         for component in structure.components:
-            default = [0.0] if component.kind is Kind.BLOCK else []  # a block is one unit
+            default = np.zeros(component.width if component.kind in UNRANKED else 0)
             units[component.id] = rank_component(
                 component, method, np.asarray(scores.get(component.id, default))
             )

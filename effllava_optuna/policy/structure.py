@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.errors import PolicyError
-from effllava_optuna.policy.component import Component, Kind
+from effllava_optuna.policy.component import UNRANKED, Component, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,9 +54,15 @@ class ModelStructure:
         """Return the kinds of component that have widths, in order of first appearance."""
         return tuple(
             dict.fromkeys(
-                component.kind for component in self.components if component.kind is not Kind.BLOCK
+                component.kind for component in self.components if component.kind not in UNRANKED
             )
         )
+
+    @cached_property
+    def tokens(self) -> int | None:
+        """Return the position of the image tokens among the components; None: not among them."""
+        kinds = [component.kind for component in self.components]
+        return kinds.index(Kind.TOKENS) if Kind.TOKENS in kinds else None
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return the components as JSON."""

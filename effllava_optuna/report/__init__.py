@@ -12,6 +12,7 @@ from effllava_optuna.report.policy_pick import PickRule, pick_policy, pick_table
 from effllava_optuna.report.policy_table import policy_table, summary_lines
 from effllava_optuna.report.proxy_noise import noise_notes
 from effllava_optuna.report.smoothed_quality import smoothed_qualities
+from effllava_optuna.report.speedup_parts import speedup_table
 from effllava_optuna.report.structure_table import structure_tables
 from effllava_optuna.report.subset_scores import (
     accuracy_by_subset,
@@ -37,6 +38,7 @@ __all__ = [
     "policy_table",
     "result_row",
     "smoothed_qualities",
+    "speedup_table",
     "structure_tables",
     "study_document",
     "subset_table",

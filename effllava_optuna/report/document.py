@@ -24,7 +24,7 @@ _ROW_FIELDS = (
     "accuracy_validation", "accuracy_validation_interval", "accuracy_test",
     "accuracy_test_interval", "gap", "risk", "quality_smoothed", "latency_ms",
     "latency_ms_measured", "speedup_predicted", "speedup_measured", "keep_ratio", "parameters",
-    "gflops", "subsets_test",
+    "gflops", "speedup_parts", "subsets_test",
 )  # fmt: skip
 
 
@@ -201,8 +201,9 @@ def result_row(policy: Policy, **values: Any) -> dict[str, Any]:
 
     Fields that are not in ``values`` are None. Accuracies are in [0, 1], speed-ups are factors,
     ``*_interval`` are 95 % intervals, ``gap`` is the accuracy on the proxy minus that on test,
-    None if only one of them is an agreement (``measures`` of the document), and
-    ``quality_smoothed`` is the quality by `effllava_optuna.report.smoothed_qualities`.
+    None if only one of them is an agreement (``measures`` of the document),
+    ``quality_smoothed`` is the quality by `effllava_optuna.report.smoothed_qualities`, and
+    ``speedup_parts`` has the factors of image tokens and of widths by phase.
 
     Raises:
         KeyError: A result row has no field of that name.
@@ -252,4 +253,6 @@ def _to_json(value: Any) -> Any:
         return round(value, 6) if math.isfinite(value) else None
     if isinstance(value, tuple):
         return [_to_json(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _to_json(item) for key, item in value.items()}
     return value

@@ -13,6 +13,7 @@ from effllava_optuna.report.figures.accuracy_figures import finalists_by_study
 from effllava_optuna.report.figures.sensitivity_figure import full_height
 from effllava_optuna.report.finalist_choices import choice_table
 from effllava_optuna.report.policy_table import policy_table, status_lines
+from effllava_optuna.report.speedup_parts import speedup_table
 from effllava_optuna.report.study_comparison import comparison_tables
 from effllava_optuna.report.subset_scores import subset_table
 from effllava_optuna.report.text_table import (
@@ -67,6 +68,7 @@ def study_page(
     others = {name: figure for name, figure in figures.items() if name != _SENSITIVITY}
     sections = [
         PageSection("Policies", policy_table(document)),
+        _table_section(speedup_table(document)),
         _table_section(choice_table(document)),
         _sensitivity_section(figures),
         PageSection("Figures", charts=_charts(others)) if others else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from effllava_optuna.policy import IMAGE_TOKENS
 from effllava_optuna.report.document import STATES
 from effllava_optuna.report.paired_differences import comparison_sentence
 from effllava_optuna.report.proxy_noise import noise_notes
@@ -41,10 +42,12 @@ def status_lines(document: Mapping[str, Any]) -> list[str]:
             f"{row['accuracy_test']:.3f} {format_interval(row['accuracy_test_interval'])}"
             for row in (chosen, dense)
         )
+        percent = chosen["policy"].get(IMAGE_TOKENS.id)
+        tokens = "" if percent is None else f", {percent} % of the image tokens"
         lines.append(
             f"Chosen: trial {chosen['trial']}, {measure_of_split(document, 'test')} {accuracy} on "
             f"test (dense {dense_accuracy}), {chosen['speedup_measured']:.2f}x as fast, "
-            f"{chosen['parameters'] / dense['parameters']:.0%} of the parameters."
+            f"{chosen['parameters'] / dense['parameters']:.0%} of the parameters{tokens}."
         )
     return lines
 

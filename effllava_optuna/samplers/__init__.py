@@ -42,6 +42,7 @@ from effllava_optuna.samplers._lease import (
 )
 from effllava_optuna.samplers._level_grid import (
     Allocation,
+    ConditionalCostsView,
     LevelGrid,
     Programme,
     ProgrammeView,
@@ -67,6 +68,7 @@ from effllava_optuna.samplers._stock import EpochStockSampler, MakeSampler, Stoc
 __all__ = [
     "Allocation",
     "CmaOptions",
+    "ConditionalCostsView",
     "EpochCMASampler",
     "EpochNSGAIISampler",
     "EpochSampler",

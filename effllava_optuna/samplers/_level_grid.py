@@ -132,6 +132,18 @@ class ProgrammeView(Protocol):
         """
 
 
+@runtime_checkable
+class ConditionalCostsView(Protocol):
+    """What a `SpaceView` has in addition if the costs of all genes depend on the level of one."""
+
+    @property
+    def conditional_costs(self) -> tuple[str, Sequence[Mapping[str, Sequence[float]]]] | None:
+        """Return the name of that gene, and `SpaceView.costs` at each of its levels.
+
+        None: costs depend on no other gene.
+        """
+
+
 Allocation: TypeAlias = "Callable[[Sequence[FrozenTrial]], Sequence[Seed]]"
 """Proposes genomes from the COMPLETE trials of the seeds of an epoch, and comparable trials."""
 
@@ -156,6 +168,8 @@ class LevelGrid:
         top_levels: Shape ``(genes,)``, the index of the dense level of each gene.
         budget: Largest cost of a feasible genome; infinite without a limit.
         level_indices: Index of each value, by gene.
+        condition: Index of the gene on whose level all costs depend; None: there is none.
+        conditional: ``costs`` at each of its levels; else empty.
     """
 
     names: tuple[str, ...]
@@ -164,6 +178,8 @@ class LevelGrid:
     top_levels: Genome
     budget: float
     level_indices: tuple[Mapping[int, int], ...]
+    condition: int | None = None
+    conditional: tuple[tuple[NDArray[np.float64], ...], ...] = ()
 
     @classmethod
     def of(cls, view: SpaceView) -> LevelGrid:
@@ -173,11 +189,19 @@ class LevelGrid:
             ValueError: Levels, costs and distributions do not fit together.
         """
         for name in view.levels:
-            _check_gene(view, name)
+            _check_gene(view, name, view.costs)
+        given = view.conditional_costs if isinstance(view, ConditionalCostsView) else None
+        condition, at_levels = given or ("", ())
+        for costs in at_levels:
+            for name in view.levels:
+                _check_gene(view, name, costs)
+        names = tuple(view.levels)
         return cls(
-            names=tuple(view.levels),
-            levels=tuple(np.asarray(view.levels[name], dtype=np.int64) for name in view.levels),
-            costs=tuple(np.asarray(view.costs[name], dtype=np.float64) for name in view.levels),
+            names=names,
+            levels=tuple(np.asarray(view.levels[name], dtype=np.int64) for name in names),
+            costs=_arrays(view.costs, names),
+            condition=names.index(condition) if given else None,
+            conditional=tuple(_arrays(costs, names) for costs in at_levels),
             top_levels=np.array(
                 [len(levels) - 1 for levels in view.levels.values()], dtype=np.int64
             ),
@@ -209,7 +233,12 @@ class LevelGrid:
 
     def cost(self, genome: Genome) -> float:
         """Return the sum of the costs of a genome's levels."""
-        return math.fsum(costs[index] for costs, index in zip(self.costs, genome, strict=True))
+        costs_by_gene = zip(self.costs_of(genome), genome, strict=True)
+        return math.fsum(costs[index] for costs, index in costs_by_gene)
+
+    def costs_of(self, genome: Genome) -> tuple[NDArray[np.float64], ...]:
+        """Return the cost of each value by gene, where a genome is."""
+        return self.costs if self.condition is None else self.conditional[genome[self.condition]]
 
     def violation(self, genome: Genome) -> float:
         """Return the cost above the budget: positive only for an infeasible genome."""
@@ -220,8 +249,14 @@ class LevelGrid:
         return self.violation(genome) if math.isfinite(self.budget) else None
 
 
-def _check_gene(view: SpaceView, name: str) -> None:
-    levels, costs = view.levels[name], view.costs.get(name, ())
+def _arrays(
+    costs: Mapping[str, Sequence[float]], names: Sequence[str]
+) -> tuple[NDArray[np.float64], ...]:
+    return tuple(np.asarray(costs[name], dtype=np.float64) for name in names)
+
+
+def _check_gene(view: SpaceView, name: str, all_costs: Mapping[str, Sequence[float]]) -> None:
+    levels, costs = view.levels[name], all_costs.get(name, ())
     distribution = view.distributions.get(name)
     if distribution is None or distribution.step != 1:
         raise ValueError(f"Gene {name!r} needs an IntDistribution of step 1, not {distribution}.")

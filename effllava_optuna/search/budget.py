@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from effllava_optuna.errors import ConfigError
-from effllava_optuna.policy import CostModel, latency_costs, parameter_costs
+from effllava_optuna.policy import IMAGE_TOKENS, CostModel, latency_costs, parameter_costs
 
 if TYPE_CHECKING:
     from effllava_optuna.calibration.calibration import Calibration
     from effllava_optuna.config.schema import StudyConfig
+    from effllava_optuna.objectives import LatencyTable
+    from effllava_optuna.policy import Costs
 
 
 def budget_of(
@@ -56,12 +58,25 @@ def attainable_factor(config: StudyConfig, calibration: Calibration, factor: flo
 
 def _latency_budget(speedup: float, calibration: Calibration, factor: float) -> CostModel:
     latency, dense_ms = calibration.latency, calibration.dense.latency_ms
-    saved_ms = {
-        component: {width: factor * latency.saved(component, width) for width in widths}
-        for component, widths in calibration.widths.items()
-    }
+
+    def costs_of(table: LatencyTable) -> Costs:
+        # Image tokens and widths multiply: each number of tokens has costs of its own.
+        by_tokens = factor * (table.dense_total_ms - latency.dense_total_ms)
+        saved_ms = {
+            component: {
+                width: by_tokens
+                if component == IMAGE_TOKENS.id
+                else factor * table.saved(component, width)
+                for width in widths
+            }
+            for component, widths in calibration.widths.items()
+        }
+        return latency_costs(calibration.structure, saved_ms)
+
+    fewer = {percent: costs_of(table) for percent, table in latency.fewer.items()}
     budget = CostModel(
-        costs=latency_costs(calibration.structure, saved_ms),
+        costs=costs_of(latency),
+        by_tokens=fewer | {IMAGE_TOKENS.width: costs_of(latency)} if fewer else {},
         limit=dense_ms / speedup - dense_ms,
         unit="ms",
         setting=f"search.speedup = {speedup}",

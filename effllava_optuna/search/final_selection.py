@@ -315,6 +315,7 @@ def _row(
         latency_ms_measured=latency_ms,
         speedup_predicted=evaluator.calibration.dense.latency_ms / measured.latency_ms,
         speedup_measured=dense_ms / latency_ms,
+        speedup_parts=evaluator.calibration.latency.speedup_parts(finalist.policy),
         parameters=size,
         gflops=gflops,
         **accuracies,

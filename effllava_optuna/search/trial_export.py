@@ -171,7 +171,7 @@ def _in_sequence(session: SearchSession, policy: Policy, own: WeightState) -> We
     with use_projector(evaluator.loaded, own.projectors[FULL_FIT]) as loaded:
         compensation = compensate_in_sequence(
             loaded,
-            policy,
+            policy.with_all_tokens(),  # as the samples are encoded
             own.ranking,
             [calibration_batch(e.batch) for fold in evaluator.proxy.folds for e in fold],
             options=SequentialOptions(

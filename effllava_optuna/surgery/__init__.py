@@ -18,7 +18,7 @@ from effllava_optuna.surgery.apply.encoded_inputs import (
 from effllava_optuna.surgery.apply.masking import masked
 from effllava_optuna.surgery.apply.narrowing import narrowed
 from effllava_optuna.surgery.apply.projector_weights import projector_state, use_projector
-from effllava_optuna.surgery.apply.reduced_model import reduced_tokens
+from effllava_optuna.surgery.apply.reduced_model import reduced_processors, reduced_tokens
 from effllava_optuna.surgery.apply.slicing import sliced
 from effllava_optuna.surgery.apply.weight_state import FULL_FIT, WeightState, policy_network
 from effllava_optuna.surgery.compensation.fitting import (
@@ -63,7 +63,7 @@ from effllava_optuna.surgery.structure.component_handle import (
 from effllava_optuna.surgery.structure.inspection import inspect_model, projector
 from effllava_optuna.surgery.structure.loaded_model import LoadedModel, PruningRecord
 from effllava_optuna.surgery.structure.prunable_parts import PrunableParts, UnprunablePart
-from effllava_optuna.surgery.visual_tokens.token_reduction import TokenReduction
+from effllava_optuna.surgery.visual_tokens.token_reduction import TokenChoice, TokenReduction
 
 __all__ = [
     "FULL_FIT",
@@ -85,6 +85,7 @@ __all__ = [
     "PruningOptions",
     "PruningRecord",
     "SequentialOptions",
+    "TokenChoice",
     "TokenReduction",
     "UnitRows",
     "UnitStatistics",
@@ -123,6 +124,7 @@ __all__ = [
     "projector_state",
     "rank_and_compensate",
     "rank_units",
+    "reduced_processors",
     "reduced_tokens",
     "require_finite_logits",
     "restrict_to_stock_sizes",

@@ -133,6 +133,20 @@ def test_the_rate_is_measured_between_finished_trials() -> None:
     assert re.fullmatch(r", \d+ ms per trial, 0 s left", rate.remaining_time(0))
 
 
+def test_the_rate_leaves_out_what_is_done_between_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    rate = TrialRate()
+    for now, finished in ((0, 1), (4, 3)):
+        clock[0] = now
+        rate.update(finished)
+    rate.pause()  # the projector is trained for 500 seconds
+    for now, finished in ((504, 4), (506, 5)):
+        clock[0] = now
+        rate.update(finished)
+    assert rate.remaining_time(10) == ", 2.0 s per trial, 20 s left"
+
+
 def test_durations_have_at_most_two_units() -> None:
     durations = [format_duration(seconds) for seconds in (0.2, 59.7, 3599.6)]
     assert durations == ["0 s", "1 min 0 s", "1 h 0 min"]

@@ -24,7 +24,8 @@ from effllava_optuna.errors import ModelError, TaskError
 from effllava_optuna.evaluation import lmms_eval as lmms
 from effllava_optuna.evaluation.generation import AnsweringModel, GenerationOptions, Question
 from effllava_optuna.evaluation.lmms_eval import LmmsEvalAdapter, generation_options
-from effllava_optuna.surgery import answer_logits, encode_images
+from effllava_optuna.surgery import answer_logits, encode_images, reduced_tokens
+from effllava_optuna.surgery.export.checkpoint_files import size_plan, write_checkpoint
 from effllava_optuna.tasks import Digits, Split, encode_with_answers, score_logits
 
 if TYPE_CHECKING:
@@ -227,6 +228,23 @@ def test_answers_have_the_order_and_the_options_of_the_requests(
         expected += AnsweringModel(pruned).generate([alone], GenerationOptions(limits[row]))
     assert result == expected
     assert len(set(result)) > 3
+
+
+def test_an_export_with_fewer_image_tokens_answers_as_the_reduced_model(
+    pruned: LoadedModel, tmp_path: Path
+) -> None:
+    directory = tmp_path / "reduced"
+    with reduced_tokens(pruned, 0.5) as reduced:
+        expected = AnsweringModel(reduced).generate(QUESTIONS[:12], GenerationOptions(6))
+        alone = sliced(reduced, Policy.dense(pruned.structure), rank_units(pruned))
+        write_checkpoint(alone, directory, size_plan(alone))
+    adapter = LmmsEvalAdapter(directory, device="cpu", batch_size=4)
+    rows = [{"pictures": list(question.pictures)} for question in QUESTIONS[:12]]
+    adapter.task_dict = {"digits": {"test": rows}}
+    options = {"max_new_tokens": 6}
+    answers = adapter.generate_until([request(row, options) for row in range(12)])
+    assert answers == expected
+    assert answers != AnsweringModel(pruned).generate(QUESTIONS[:12], GenerationOptions(6))
 
 
 def test_the_image_token_is_removed_from_the_text(adapter_of_rows: LmmsEvalAdapter) -> None:

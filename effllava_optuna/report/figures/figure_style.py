@@ -21,7 +21,10 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#F0E442")
 VERMILION, PURPLE = "#D55E00", "#CC79A7"
 INK, GREY, GRID = "#222222", "#777777", "#E4E4E4"
 MAX_LINE_POINTS = 60
-KINDS = {"attn": "attention (key/value groups)", "mlp": "MLP channels", "block": "blocks"}
+KINDS = {
+    "attn": "attention (key/value groups)", "mlp": "MLP channels", "block": "blocks",
+    "tokens": "image tokens",
+}  # fmt: skip
 
 
 def thin(items: Sequence[Any], limit: int) -> list[Any]:

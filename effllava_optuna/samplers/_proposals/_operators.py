@@ -145,12 +145,26 @@ def switch(genome: Genome, grid: LevelGrid, rng: np.random.Generator) -> Genome:
     if not len(raisable):
         return genome.copy()
     raised = int(rng.choice(raisable))
-    saved = grid.costs[lowered][genome[lowered]] - grid.costs[lowered][genome[lowered] - 1]
-    spent = grid.costs[raised][genome[raised] + 1 :] - grid.costs[raised][genome[raised]]
     child = genome.copy()
     child[lowered] -= 1
+    if grid.condition in (lowered, raised):  # the costs of all other genes change
+        child[raised] += 1 + int(np.argmin(_differences(genome, child, raised, grid)))
+        return child
+    costs = grid.costs_of(genome)
+    saved = costs[lowered][genome[lowered]] - costs[lowered][genome[lowered] - 1]
+    spent = costs[raised][genome[raised] + 1 :] - costs[raised][genome[raised]]
     child[raised] += 1 + int(np.abs(spent - saved).argmin())
     return child
+
+
+def _differences(genome: Genome, child: Genome, raised: int, grid: LevelGrid) -> list[float]:
+    """Return how far the cost of a child is from a genome's, for each higher level of a gene."""
+    cost, differences = grid.cost(genome), []
+    for level in range(int(child[raised]) + 1, int(grid.top_levels[raised]) + 1):
+        higher = child.copy()
+        higher[raised] = level
+        differences.append(abs(grid.cost(higher) - cost))
+    return differences
 
 
 def repair(

@@ -88,7 +88,8 @@ def try_context(
         compared: ``pruning.in_context`` is false, the incumbent is the dense policy, whose context
         the tables have already, or the tables cannot be fitted.
     """
-    config, incumbent = evaluator.config, elites[0]
+    config = evaluator.config
+    incumbent = elites[0].with_all_tokens()  # as the samples are encoded
     present = first.with_compensations(tables)
     if not config.pruning.in_context or incumbent == Policy.dense(evaluator.structure):
         return present, None

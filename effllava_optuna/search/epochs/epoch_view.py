@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from effllava_optuna.policy import CostModel, Policy, Space
-    from effllava_optuna.samplers import Allocation, Programme, ProgrammeView, Seed, SpaceView
+    from effllava_optuna.samplers import (
+        Allocation,
+        ConditionalCostsView,
+        Programme,
+        ProgrammeView,
+        Seed,
+        SpaceView,
+    )
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,22 @@ class EpochView:
         costs = self.space.gene_costs(self.cost_model.costs)
         return {name: tuple(by_width.values()) for name, by_width in costs.items()}
 
+    @cached_property
+    def conditional_costs(self) -> tuple[str, list[dict[str, tuple[float, ...]]]] | None:
+        """Return the gene of the image tokens, and the costs at each of its levels.
+
+        None: costs do not depend on the image tokens that are kept.
+        """
+        model, index = self.cost_model, self.space.structure.tokens
+        if not model.by_tokens or index is None:
+            return None
+        gene = next(gene for gene in self.space.genes if index in gene.components)
+        tables = [self.space.gene_costs(model.by_tokens[width]) for width in gene.widths]
+        return gene.name, [
+            {name: tuple(by_width.values()) for name, by_width in costs.items()}
+            for costs in tables
+        ]
+
     @property
     def budget(self) -> float | None:
         """Return the largest feasible cost, rounding errors tolerated; None: no limit."""
@@ -103,5 +126,5 @@ def distributions_of(space: Space) -> dict[str, IntDistribution]:
 
 if TYPE_CHECKING:
 
-    def _conforms(view: EpochView) -> tuple[SpaceView, ProgrammeView]:
-        return view, view
+    def _conforms(view: EpochView) -> tuple[SpaceView, ProgrammeView, ConditionalCostsView]:
+        return view, view, view

@@ -6,7 +6,7 @@ stored. The projector, whose weights change between epochs, runs every time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -37,11 +37,20 @@ class EncodedInputs:
         vision: The images, encoded. None: there are none, or they are among ``inputs`` and the
             tower encodes them in every forward pass.
         positions: Number of positions at the end whose logits are computed.
+        fewer: By the share of the image tokens that a network reads, its inputs instead.
     """
 
     inputs: Mapping[str, Any]
     vision: RecordedVision | None
     positions: int = 1
+    fewer: Mapping[float, Mapping[str, Any]] = field(default_factory=dict)
+
+    def inputs_of(self, network: LoadedModel) -> Mapping[str, Any]:
+        """Return the inputs for a network, which may read fewer image tokens."""
+        reduction = network.visual_tokens
+        if reduction is None:
+            return self.inputs
+        return self.fewer.get(reduction.ratio, self.inputs)
 
     @property
     def has_images(self) -> bool:
@@ -56,21 +65,41 @@ class EncodedInputs:
         vision = None if self.vision is None else self.vision.select(index, *rows)
         if vision is None and self.vision is not None:
             return None
-        inputs = {name: value[index.to(value.device)] for name, value in self.inputs.items()}
-        return replace(self, inputs=inputs, vision=vision)
+        if any(
+            len(tensor) not in rows for some in self.fewer.values() for tensor in some.values()
+        ):
+            return None
+        return replace(
+            self,
+            inputs=_selected(self.inputs, index),
+            vision=vision,
+            fewer={ratio: _selected(inputs, index) for ratio, inputs in self.fewer.items()},
+        )
 
     def to(self, device: torch.device | str) -> EncodedInputs:
         """Copy the tensors to ``device``."""
         return replace(
             self,
-            inputs={name: value.to(device) for name, value in self.inputs.items()},
+            inputs=_moved(self.inputs, device),
             vision=None if self.vision is None else self.vision.to(device),
+            fewer={ratio: _moved(inputs, device) for ratio, inputs in self.fewer.items()},
         )
+
+
+def _selected(inputs: Mapping[str, Any], index: torch.Tensor) -> dict[str, Any]:
+    return {name: value[index.to(value.device)] for name, value in inputs.items()}
+
+
+def _moved(inputs: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
+    return {name: value.to(device) for name, value in inputs.items()}
 
 
 @torch.no_grad()
 def encode_images(
-    loaded: LoadedModel, inputs: Mapping[str, Any], positions: int = 1
+    loaded: LoadedModel,
+    inputs: Mapping[str, Any],
+    positions: int = 1,
+    fewer: Mapping[float, Mapping[str, Any]] | None = None,
 ) -> EncodedInputs:
     """Run the vision tower on the images of ``inputs``, up to the projector.
 
@@ -81,18 +110,27 @@ def encode_images(
         loaded: The model.
         inputs: Keyword arguments of the model.
         positions: Number of positions at the end for which `answer_logits` returns logits.
+        fewer: The same prompts for networks that read a share of the image tokens, by share.
     """
-    moved = {name: value.to(loaded.device) for name, value in inputs.items()}
-    if "pixel_values" in moved:
-        moved["pixel_values"] = moved["pixel_values"].to(loaded.model.dtype)
-    tower_is_fixed = set(loaded.towers) <= {LANGUAGE, PROJECTOR}
-    if "pixel_values" not in moved or not tower_is_fixed:
-        return EncodedInputs(moved, None, positions)
-    with loaded.lock:
-        vision = record_vision(loaded.model, moved)
-    if vision is not None:
-        moved = {name: value for name, value in moved.items() if name not in vision.arguments}
-    return EncodedInputs(moved, vision, positions)
+    first = _moved(inputs, loaded.device)
+    if "pixel_values" in first:
+        first["pixel_values"] = first["pixel_values"].to(loaded.model.dtype)
+    vision = None
+    if "pixel_values" in first and set(loaded.towers) <= {LANGUAGE, PROJECTOR}:
+        with loaded.lock:
+            vision = record_vision(loaded.model, first)
+    # The pictures are the same for all of them.
+    pictures = {name: value for name, value in first.items() if name.startswith("pixel_")}
+    recorded = () if vision is None else vision.arguments
+
+    def remaining(moved: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in moved.items() if name not in recorded}
+
+    others = {
+        ratio: remaining(_moved(each, loaded.device) | pictures)
+        for ratio, each in (fewer or {}).items()
+    }
+    return EncodedInputs(remaining(first), vision, positions, others)
 
 
 def answer_logits(loaded: LoadedModel, encoded: EncodedInputs) -> torch.Tensor:
@@ -163,7 +201,7 @@ def generate(loaded: LoadedModel, encoded: EncodedInputs, new_tokens: int) -> li
     special = special_tokens(model, tokenizer)
     greedy = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, **special)
     tokens = generate_tokens(model, _model_inputs(loaded, encoded), greedy)
-    generated = tokens[:, encoded.inputs["input_ids"].shape[1] :]
+    generated = tokens[:, encoded.inputs_of(loaded)["input_ids"].shape[1] :]
     end = special["eos_token_id"]
     ends = set(end) if isinstance(end, (list, tuple)) else {end}
     texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
@@ -175,7 +213,7 @@ def generate(loaded: LoadedModel, encoded: EncodedInputs, new_tokens: int) -> li
 
 def _model_inputs(loaded: LoadedModel, encoded: EncodedInputs) -> dict[str, Any]:
     """Return keyword arguments of the model, with the projected features of the images."""
-    inputs = dict(encoded.inputs)
+    inputs = dict(encoded.inputs_of(loaded))
     if encoded.vision is not None:
         with loaded.lock:
             features = encoded.vision.image_features(loaded.model)

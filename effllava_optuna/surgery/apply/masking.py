@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from effllava_optuna.surgery.apply.arrangement import is_arranged, ranked_units
+from effllava_optuna.surgery.apply.reduced_model import with_tokens_of
 from effllava_optuna.surgery.structure.component_handle import element_indices
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def masked(loaded: LoadedModel, policy: Policy, ranking: Ranking) -> Iterator[Lo
     """
     policy.check(loaded.structure)
     hooks = []
-    with loaded.lock:
+    with loaded.lock, with_tokens_of(loaded, policy) as network:
         in_order = is_arranged(loaded, ranking)
         kept = policy.active_widths
         for handle in loaded.handles:
@@ -59,7 +60,7 @@ def masked(loaded: LoadedModel, policy: Policy, ranking: Ranking) -> Iterator[Lo
             if not kept[block.component.id]
         ]
         try:
-            yield loaded
+            yield network
         finally:
             for hook in hooks:
                 hook.remove()

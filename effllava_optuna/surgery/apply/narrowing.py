@@ -15,6 +15,7 @@ from torch import nn
 from effllava_optuna.errors import ModelError
 from effllava_optuna.policy import Policy
 from effllava_optuna.surgery.apply.arrangement import arranged, is_arranged
+from effllava_optuna.surgery.apply.reduced_model import with_tokens_of
 from effllava_optuna.surgery.structure.block_removal import blocks_removed
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def narrowed(
         if not is_arranged(loaded, ranking) and policy == Policy.dense(loaded.structure):
             yield loaded
             return
+        loaded = undo.enter_context(with_tokens_of(loaded, policy))
         network = undo.enter_context(arranged(loaded, ranking))
         kept = policy.active_widths
         removed = [block for block in loaded.blocks if not kept[block.component.id]]

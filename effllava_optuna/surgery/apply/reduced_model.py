@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,9 @@ from effllava_optuna.surgery.visual_tokens.token_selection import reduce_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
+    from effllava_optuna.policy import Policy
     from effllava_optuna.surgery.structure.loaded_model import LoadedModel
 
 
@@ -85,6 +87,27 @@ def reduced_tokens(
         finally:
             for name in names:
                 delattr(owner, name)
+
+
+def with_tokens_of(loaded: LoadedModel, policy: Policy) -> AbstractContextManager[LoadedModel]:
+    """Reduce the image tokens of a model to those that a policy keeps; see `reduced_tokens`."""
+    choice = loaded.parts.tokens
+    if choice is None or policy.visual_tokens == 1:
+        return nullcontext(loaded)
+    return reduced_tokens(loaded, policy.visual_tokens, selection=choice.selection)
+
+
+def reduced_processors(loaded: LoadedModel) -> dict[float, Any]:
+    """Return the processor for each share of the image tokens below 1 that a policy may keep."""
+    choice, model, processor = loaded.parts.tokens, loaded.model, loaded.processor
+    if choice is None or loaded.visual_tokens is not None:
+        return {}
+    return {
+        ratio: reduced_processor(
+            processor, TokenReduction.of(model, processor, ratio, choice.selection)
+        )
+        for ratio in choice.ratios
+    }
 
 
 def reduced_processor(processor: Any, reduction: TokenReduction) -> Any:

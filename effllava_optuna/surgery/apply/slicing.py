@@ -63,7 +63,7 @@ def sliced(
         if isinstance(module, nn.Linear):
             module.out_features, module.in_features = module.weight.shape
     small = LoadedModel.of(
-        model, loaded.processor, loaded.source, towers=loaded.towers, depth=loaded.depth
+        model, network.processor, loaded.source, towers=loaded.towers, depth=loaded.depth
     )
     widths = policy.active_widths
     record = PruningRecord(
@@ -79,7 +79,7 @@ def sliced(
     unprunable = _renumbered(loaded.unprunable, removed)
     ids = {component.id for component in small.structure.components}
     parts = small.parts.excluding([part for part in unprunable if part.id in ids])
-    return replace(small, parts=parts, pruning_record=record, visual_tokens=loaded.visual_tokens)
+    return replace(small, parts=parts, pruning_record=record, visual_tokens=network.visual_tokens)
 
 
 def _renumbered(

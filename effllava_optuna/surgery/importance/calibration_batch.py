@@ -63,6 +63,25 @@ class CalibrationBatch:
         right = self.answers[self.answers >= 0].to(logits.device)
         return torch.nn.functional.cross_entropy(possible, right, reduction="sum")
 
+    def margin_change(self, before: torch.Tensor, after: torch.Tensor) -> float:
+        """Compute the sum over samples of the squared change of the margin.
+
+        The margin is that of the two likeliest answers before; over the tokens of an open-ended
+        answer it is summed.
+
+        Args:
+            before: Logits of the last positions, shape ``(samples, positions, vocabulary)``.
+            after: Those of another network.
+        """
+        possible, changed = self._answer_logits(before), self._answer_logits(after)
+        index = possible.topk(2, dim=-1).indices
+        moved = (changed - possible).float().gather(1, index)
+        margins = moved[:, 0] - moved[:, 1]
+        if self.targets is None and self.answers is not None and self.answers.dim() == 2:
+            rows = (self.answers >= 0).nonzero()[:, 0].to(margins.device)
+            margins = margins.new_zeros(len(self.answers)).index_add(0, rows, margins)
+        return float(margins.square().sum())
+
     def _answer_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the logits of the possible answers, one row per sample or per answer token."""
         if self.targets is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from effllava_optuna.policy import ComponentId, ModelStructure, Ranking
     from effllava_optuna.surgery.structure.component_handle import BlockHandle, ComponentHandle
     from effllava_optuna.surgery.structure.prunable_parts import UnprunablePart
-    from effllava_optuna.surgery.visual_tokens.token_reduction import TokenReduction
+    from effllava_optuna.surgery.visual_tokens.token_reduction import TokenChoice, TokenReduction
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,10 @@ class LoadedModel:
     def context(self) -> int | None:
         """Return the largest number of tokens of a prompt with its answer; None: any number."""
         return context_length(self.model.config)
+
+    def with_token_choice(self, choice: TokenChoice) -> LoadedModel:
+        """Return this model with its image tokens among the components of a policy."""
+        return replace(self, parts=replace(self.parts, tokens=choice))
 
     @staticmethod
     def of(

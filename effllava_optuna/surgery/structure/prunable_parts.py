@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from effllava_optuna.policy import Kind, ModelStructure
+from effllava_optuna.policy import IMAGE_TOKENS, Kind, ModelStructure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from effllava_optuna.surgery.structure.component_handle import BlockHandle, ComponentHandle
+    from effllava_optuna.surgery.visual_tokens.token_reduction import TokenChoice
 
 LANGUAGE, VISION, PROJECTOR = "language", "vision", "projector"
 
@@ -36,16 +37,22 @@ class PrunableParts:
         handles: Attention and MLP components, in the order of a forward pass.
         blocks: Blocks of the decoder that can be removed whole.
         unprunable: Attention, MLPs and blocks that cannot be pruned.
+        tokens: The image tokens that a policy may keep; None: all are read.
     """
 
     handles: tuple[ComponentHandle, ...]
     blocks: tuple[BlockHandle, ...]
     unprunable: tuple[UnprunablePart, ...]
+    tokens: TokenChoice | None = None
 
     @property
     def structure(self) -> ModelStructure:
-        """Return the components in forward order; a block follows its attention and MLP."""
-        components = [handle.component for handle in self.handles]
+        """Return the components in forward order; a block follows its attention and MLP.
+
+        Image tokens are the first one of their tower, or of the model.
+        """
+        components = [] if self.tokens is None else [IMAGE_TOKENS]
+        components += [handle.component for handle in self.handles]
         components += [block.component for block in self.blocks]
         # In order of first appearance: the decoder comes last.
         towers = list(dict.fromkeys(component.tower for component in components))
@@ -69,6 +76,7 @@ class PrunableParts:
                 if part.id.partition(".")[0] in towers
                 and (depth or not part.id.endswith(Kind.BLOCK))
             ),
+            self.tokens,
         )
 
     def excluding(self, parts: Sequence[UnprunablePart]) -> PrunableParts:
@@ -78,4 +86,5 @@ class PrunableParts:
             tuple(handle for handle in self.handles if handle.component.id not in excluded),
             tuple(block for block in self.blocks if block.component.id not in excluded),
             self.unprunable + tuple(parts),
+            self.tokens,
         )

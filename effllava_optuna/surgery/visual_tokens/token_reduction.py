@@ -16,6 +16,24 @@ _TILES = ("image_seq_length", "image_seq_len")  # of processors whose tiles have
 
 
 @dataclass(frozen=True, slots=True)
+class TokenChoice:
+    """The image tokens that policies may keep.
+
+    Attributes:
+        widths: Percents of the image tokens, ascending; the last one is 100.
+        selection: How those that stay are selected; see `TokenReduction`.
+    """
+
+    widths: tuple[int, ...]
+    selection: str = "diversity"
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Return the shares of the image tokens below 1."""
+        return tuple(width / 100 for width in self.widths[:-1])
+
+
+@dataclass(frozen=True, slots=True)
 class TokenReduction:
     """How the image tokens of a model are reduced.
 

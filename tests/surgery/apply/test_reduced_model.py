@@ -6,16 +6,20 @@ import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 
 from effllava_optuna.errors import ModelError
-from effllava_optuna.policy import Policy, Ranking
+from effllava_optuna.objectives import encode_samples
+from effllava_optuna.policy import IMAGE_TOKENS, Policy, Ranking
 from effllava_optuna.surgery import (
     LoadedModel,
+    TokenChoice,
     answer_logits,
     build_example_inputs,
     encode_images,
+    masked,
     narrowed,
     projector,
     reduced_tokens,
@@ -23,6 +27,7 @@ from effllava_optuna.surgery import (
 )
 from effllava_optuna.surgery.apply.reduced_model import find_obstacle
 from effllava_optuna.surgery.visual_tokens.token_selection import diverse_tokens, kept_tokens
+from effllava_optuna.tasks import Digits, Split
 from tests.surgery.families import FAMILIES
 from tests.surgery.visual_tokens.pictured_families import (
     PICTURED,
@@ -216,6 +221,64 @@ def test_a_narrowed_and_a_sliced_model_have_fewer_tokens_too(
     assert torch.equal(build_example_inputs(small.processor)["input_ids"], inputs["input_ids"])
     with pytest.raises(ModelError, match=r"already keeps 0\.25"), reduced_tokens(small, 0.5):
         pass
+
+
+@pytest.fixture
+def choosing(tiny: LoadedModel) -> LoadedModel:
+    """The tiny model with its image tokens among the components of a policy."""
+    return tiny.with_token_choice(TokenChoice((25, 50, 100)))
+
+
+def random_ranking(loaded: LoadedModel) -> Ranking:
+    rng = np.random.default_rng(0)
+    scores = {c.id: rng.random(c.width) for c in loaded.structure.components}
+    return Ranking.from_scores(loaded.structure, "random", scores)
+
+
+def test_a_policy_decides_how_many_image_tokens_its_network_reads(choosing: LoadedModel) -> None:
+    structure, ranking = choosing.structure, random_ranking(choosing)
+    half = {c.id: max(1, c.width // 2) for c in structure.components}
+    policy = Policy.of(structure, {**half, IMAGE_TOKENS.id: 25})
+    with narrowed(choosing, policy, ranking) as small:
+        assert small.visual_tokens is not None
+        inputs = build_example_inputs(small.processor)
+        expected = last_logits(small.model, inputs)
+    with masked(choosing, policy, ranking) as same:
+        torch.testing.assert_close(last_logits(same.model, inputs), expected, **CLOSE)
+    alone = sliced(choosing, policy, ranking)
+    torch.testing.assert_close(last_logits(alone.model, inputs), expected, **CLOSE)
+    assert torch.equal(build_example_inputs(alone.processor)["input_ids"], inputs["input_ids"])
+    assert alone.visual_tokens == small.visual_tokens
+    assert alone.pruning_record is not None
+    assert alone.pruning_record.kept[IMAGE_TOKENS.id] == (25, 100)
+    with narrowed(choosing, policy.with_all_tokens(), ranking) as whole:
+        assert whole.visual_tokens is None
+    assert choosing.visual_tokens is None
+
+
+def test_samples_are_encoded_for_all_numbers_of_image_tokens(choosing: LoadedModel) -> None:
+    samples = Digits(proxy=6).samples(Split.PROXY)
+    (encoded,) = encode_samples(choosing, samples)
+    assert set(encoded.seen.fewer) == {0.25, 0.5}
+    assert encoded.seen.vision is not None
+    ranking = random_ranking(choosing)
+    for percent, ratio in ((25, 0.25), (50, 0.5), (100, 1.0)):
+        policy = Policy.of(choosing.structure, {IMAGE_TOKENS.id: percent})
+        with reduced_tokens(load_again(choosing), ratio) as reduced:
+            (alone,) = encode_samples(reduced, samples)
+            expected = answer_logits(reduced, alone.seen)
+        with narrowed(choosing, policy, ranking) as network:
+            logits = answer_logits(network, encoded.seen)
+            rows = encoded.rows(samples[:2])
+            assert rows is not None
+            some = answer_logits(network, rows.seen)
+        torch.testing.assert_close(logits, expected, **CLOSE)
+        torch.testing.assert_close(some, expected[:2], **CLOSE)
+
+
+def load_again(loaded: LoadedModel) -> LoadedModel:
+    """Return the model as one whose policies do not decide about image tokens."""
+    return replace(loaded, parts=replace(loaded.parts, tokens=None))
 
 
 def test_a_reduced_model_can_be_copied(tiny: LoadedModel) -> None:

@@ -1,0 +1,100 @@
+"""Allocation where costs depend on the image tokens that are kept, against brute force."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from effllava_optuna.allocation import WeightedProgramme, allocation_front, allocation_range
+from effllava_optuna.errors import PolicyError
+from effllava_optuna.policy import (
+    IMAGE_TOKENS,
+    Component,
+    ComponentId,
+    CostModel,
+    Kind,
+    ModelStructure,
+    Policy,
+    Space,
+)
+
+LAYERS = 3
+STRUCTURE = ModelStructure(
+    (IMAGE_TOKENS, *(Component("language", layer, Kind.MLP, 4, 10) for layer in range(LAYERS)))
+)
+WIDTHS = {
+    component.id: (25, 50, 100) if component is IMAGE_TOKENS else (1, 2, 4)
+    for component in STRUCTURE.components
+}
+SPACE = Space.of(STRUCTURE, WIDTHS)
+
+
+def problem(seed: int) -> tuple[dict[str, dict[int, float]], CostModel]:
+    """Draw curves and costs; with fewer tokens all widths cost less, but not in proportion."""
+    rng = np.random.default_rng(seed)
+    curves: dict[str, dict[int, float]] = {}
+    whole: dict[ComponentId, dict[int, float]] = {}
+    for component in STRUCTURE.components:
+        losses = np.sort(rng.random(3))[::-1]
+        losses[-1] = 0.0
+        curves[component.id] = dict(zip(WIDTHS[component.id], losses.tolist(), strict=True))
+        costs = np.sort(rng.random(3)) - 1
+        costs -= costs[-1]
+        whole[component.id] = dict(zip(WIDTHS[component.id], costs.tolist(), strict=True))
+    by_tokens = {}
+    for tokens, share in ((25, 0.4), (50, 0.6), (100, 1.0)):
+        by_tokens[tokens] = {
+            component: {
+                width: 4 * (share - 1) if component == IMAGE_TOKENS.id else share * cost
+                for width, cost in costs.items()
+            }
+            for component, costs in whole.items()
+        }
+    return curves, CostModel(by_tokens[100], None, by_tokens=by_tokens)
+
+
+def all_policies() -> list[Policy]:
+    return [Policy.of(STRUCTURE, widths) for widths in product(*WIDTHS.values())]
+
+
+def loss_of(policy: Policy, curves: dict[str, dict[int, float]]) -> float:
+    return sum(
+        curves[component.id][width]
+        for component, width in zip(STRUCTURE.components, policy.widths, strict=True)
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_best_number_of_tokens_is_found_for_each_limit(seed: int) -> None:
+    curves, costs = problem(seed)
+    least = min(costs.cost(policy) for policy in all_policies())
+    limits = np.linspace(0, least, 9).tolist()
+    found = allocation_front(SPACE, curves, costs, limits)
+    for limit, policy in zip(limits, found, strict=True):
+        within = [p for p in all_policies() if costs.cost(p) <= limit + 1e-9]
+        best = min(loss_of(p, curves) for p in within)
+        assert costs.cost(policy) <= limit + 1e-9
+        assert loss_of(policy, curves) == pytest.approx(best)
+
+
+def test_a_limit_that_only_few_tokens_reach_is_met_by_them() -> None:
+    curves, costs = problem(0)
+    least = min(costs.cost(policy) for policy in all_policies())
+    (policy,) = allocation_front(SPACE, curves, costs, [least])
+    assert policy == SPACE.narrowest
+    with pytest.raises(PolicyError, match="the limit is"):
+        allocation_front(SPACE, curves, costs, [least - 0.1])
+
+
+def test_a_range_of_limits_uses_several_numbers_of_tokens() -> None:
+    curves, costs = problem(1)
+    policies = allocation_range(SPACE, curves, costs, 12)
+    spent = [costs.cost(policy) for policy in policies]
+    assert spent == sorted(spent, reverse=True)
+    assert len({policy.visual_tokens for policy in policies}) > 1
+    programme = WeightedProgramme.of(SPACE, curves, costs)
+    assert programme is not None
+    params = programme.solve([0.0] * len(programme.groups), 1.0)
+    assert SPACE.decode(params).policy == SPACE.narrowest
