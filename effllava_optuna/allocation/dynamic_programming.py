@@ -68,7 +68,8 @@ def allocation_front(
         return _best_tokens(space, sensitivity, costs, limits, cells)
     widths = [sorted(sensitivity[gene.name]) for gene in space.genes]
     table = space.gene_costs(costs.costs)
-    base = costs.cost(space.policy([allowed[0] for allowed in widths]))
+    narrowest = space.policy([allowed[0] for allowed in widths])
+    base = costs.cost(narrowest)
     cell = max(max(limits) - base, 0.0) / cells
     slack = len(widths) // 2 + 1  # the most cells by which rounding can err
     best = np.zeros(cells + slack + 1)  # smallest loss by the number of cells that may be spent
@@ -89,8 +90,10 @@ def allocation_front(
             levels = _read_back(choices, spent, left)
             kept = [allowed[level] for allowed, level in zip(widths, levels, strict=True)]
             policy = space.policy(kept)
-            if left == 0 or replace(costs, limit=limit).allows(policy):
-                return feasible_policy(policy, costs, limit)
+            if replace(costs, limit=limit).allows(policy):
+                return policy
+            if left == 0:  # even then, widths are taken whose price is less than half a cell
+                return feasible_policy(narrowest, costs, limit)
             left -= 1
 
     return [policy_within(limit) for limit in limits]
@@ -106,8 +109,12 @@ def _best_tokens(
     for width, loss in sensitivity[gene.name].items():
         curves = {**sensitivity, gene.name: {width: loss}}
         additive = costs.at(width)
-        (_, narrowest) = cost_range(space, curves, replace(additive, limit=None)) or (0.0, 0.0)
-        within = [number for number, limit in enumerate(limits) if narrowest <= limit]
+        narrowest = space.policy([min(curves[each.name]) for each in space.genes])
+        within = [
+            number
+            for number, limit in enumerate(limits)
+            if replace(additive, limit=limit).allows(narrowest)
+        ]
         if not within:
             continue
         some = [limits[number] for number in within]

@@ -121,6 +121,18 @@ def test_a_range_of_policies_reaches_from_the_limit_to_the_narrowest(
     assert all(map(limited.allows, found))
 
 
+def test_the_narrowest_limit_is_met_where_two_widths_cost_nearly_the_same(
+    structure: ModelStructure,
+) -> None:
+    space, curves = Space.of(structure, widths(structure)), sensitivity(structure, 1)
+    prices = {component: dict(by_width) for component, by_width in costs(structure).items()}
+    first = structure.components[0].id
+    narrow, wider, _ = widths(structure)[first]
+    prices[first][wider] = prices[first][narrow] + 1e-7  # less than a cell of the grid
+    found = allocation_range(space, curves, CostModel(prices, None), 12)
+    assert found[-1] == space.narrowest
+
+
 def test_a_range_has_no_policies_where_nothing_meets_the_limit(structure: ModelStructure) -> None:
     space, curves = Space.of(structure, widths(structure)), sensitivity(structure, 1)
     prices = costs(structure)
