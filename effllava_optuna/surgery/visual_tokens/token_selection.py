@@ -32,7 +32,8 @@ def diverse_tokens(features: torch.Tensor, kept: int) -> torch.Tensor:
 
     The first is the one whose nearest neighbour is the farthest. The distance of two tokens is 1
     minus the cosine of their features: the max-min diversity of DivPrune (CVPR 2025,
-    arXiv 2503.02175, algorithm 1).
+    arXiv 2503.02175, algorithm 1). It is rounded: of equal tokens, such as line breaks, the first
+    one is selected, whatever the rounding errors of their features are.
 
     Args:
         features: Shape ``(pictures, tokens, channels)``.
@@ -42,7 +43,7 @@ def diverse_tokens(features: torch.Tensor, kept: int) -> torch.Tensor:
         Indices in ascending order, shape ``(pictures, kept)``.
     """
     points = torch.nn.functional.normalize(features.detach().float(), dim=-1)
-    distances = (1 - points @ points.transpose(1, 2)).nan_to_num()
+    distances = ((1 - points @ points.transpose(1, 2)) * 4096).round().nan_to_num()
     pictures = torch.arange(len(distances), device=distances.device)
     others = ~torch.eye(distances.shape[1], dtype=torch.bool, device=distances.device)
     nearest = distances.masked_fill(~others, float("inf")).amin(-1)

@@ -174,6 +174,27 @@ def test_every_family_reads_fewer_tokens(name: str) -> None:
     assert torch.equal(last_logits(loaded.model, whole), dense)
 
 
+@pytest.mark.parametrize("name", PICTURED)
+def test_stored_pictures_serve_networks_that_read_fewer_tokens(name: str) -> None:
+    model = load_pictured(name)
+    linear = name in ("paligemma", "gemma3", "idefics3", "smolvlm")  # projectors of one layer
+    towers = ["language"] if linear else ["language", "projector"]
+    loaded = LoadedModel.of(model.model, model.processor, name, towers=towers)
+    choosing = loaded.with_token_choice(TokenChoice((50, 100)))
+    with reduced_tokens(loaded, 0.5) as reduced:
+        shorter = pictured_inputs(name, reduced.processor)
+        expected = last_logits(reduced.model, shorter)
+    whole = pictured_inputs(name, loaded.processor)
+    dense = last_logits(loaded.model, whole)
+    encoded = encode_images(choosing, whole, fewer={0.5: shorter})
+    policy = Policy.of(choosing.structure, {IMAGE_TOKENS.id: 50})
+    for restricted in (narrowed, masked):
+        with restricted(choosing, policy, random_ranking(choosing)) as network:
+            logits = answer_logits(network, encoded)[:, -1]
+        torch.testing.assert_close(logits, expected, **CLOSE)
+    torch.testing.assert_close(answer_logits(choosing, encoded)[:, -1], dense, **CLOSE)
+
+
 @pytest.mark.parametrize("selection", ["pooling", "random"])
 def test_other_selections(tiny: LoadedModel, selection: str) -> None:
     with reduced_tokens(tiny, 0.25, selection=selection, seed=3) as reduced:
