@@ -1,0 +1,169 @@
+"""May rankings see all image tokens? ``python benchmarks/smollm/token_fits.py``.
+
+``smollm-vlm`` with fewer image tokens and narrowed by the same ratio everywhere: units are ranked
+and output matrices fitted on all image tokens, as a study does once for all policies, or on those
+that the network reads.
+
+Every measurement leaves a record in ``results/smollm_token_fits.jsonl``, and is not repeated if it
+has one. ``--tiny`` measures one network, and publishes nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+import torch
+from _cases import Case
+from _evidence import announce
+from _means import markdown
+from _network_rows import accuracy_cell, gain_cell, mean_cell
+from _pretrained_form import MODEL, pretrained_form, publish_tables
+from _pretrained_search import PretrainedDraw
+from _records import RecordId
+from _studies import StudyRunner, inputs_of
+
+from effllava_optuna.calibration.calibration import widths_of
+from effllava_optuna.calibration.calibration_run import calibration_folds, pruning_options
+from effllava_optuna.objectives.encoded_proxy import EncodedProxy
+from effllava_optuna.policy import Policy
+from effllava_optuna.surgery import (
+    WeightState,
+    policy_network,
+    rank_and_compensate,
+    reduced_tokens,
+)
+from effllava_optuna.tasks import Split
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from _evidence import Form
+    from _records import Record
+
+    from effllava_optuna.calibration.inputs import StudyInputs
+    from effllava_optuna.surgery import LoadedModel
+
+TITLE = "A pretrained model: image tokens of the fit"
+QUESTION = "smollm_token_fits"
+NETWORKS = tuple(product((0.33, 0.11), (0.5, 0.7)))  # image tokens, and MLP channels
+ALL, READ = FITS = ("all image tokens", "those that are read")
+_CASE = Case("fits", ("search.speedup=1.5", "projector.steps=0"), QUESTION)
+_SECONDS = 200.0  # of one core, for a record
+
+
+def record_id(seed: int, tokens: float, kept: float, fit: str) -> RecordId:
+    """Return the id of the record of a network."""
+    return RecordId(QUESTION, ("network", seed, tokens, kept, fit))
+
+
+def fitted(inputs: StudyInputs, loaded: LoadedModel) -> WeightState:
+    """Rank the units and fit the tables on the image tokens that a model reads."""
+    config = inputs.config
+    proxy = EncodedProxy.of(
+        loaded, inputs.task.samples(Split.PROXY), config.pruning.folds, generate=False
+    )
+    seen = replace(inputs, loaded=loaded, proxy=proxy)
+    ranked = rank_and_compensate(
+        loaded,
+        calibration_folds(seen),
+        widths_of(inputs.structure, config),
+        pruning_options(config),
+    )
+    projectors = (None,) * len(ranked.compensations)
+    return WeightState("fitted", ranked.ranking, ranked.compensations, projectors)
+
+
+def narrowed_policy(inputs: StudyInputs, kept: float) -> Policy:
+    """Return the policy that keeps a share of all MLP channels, and all attention groups."""
+    widths = widths_of(inputs.structure, inputs.config)
+    mlps = {c.id: kept * c.width for c in inputs.structure.components if c.kind == "mlp"}
+    nearest = {
+        mlp: min(widths[mlp], key=lambda width: abs(width - goal)) for mlp, goal in mlps.items()
+    }
+    return Policy.of(inputs.structure, nearest)
+
+
+def measured(
+    runner: StudyRunner, draw: PretrainedDraw, tokens: float, kept: float, fit: str
+) -> dict[str, Any]:
+    """Fit, narrow, and measure a network."""
+    with inputs_of(runner.config(MODEL, draw.seed, _CASE), _CASE) as inputs:
+        whole = inputs.loaded
+        with reduced_tokens(whole, tokens) if fit == READ else nullcontext(whole) as seen:
+            state = fitted(inputs, seen)
+        policy = narrowed_policy(inputs, kept)
+        with (
+            reduced_tokens(whole, tokens) as reduced,
+            policy_network(reduced, state, policy) as network,
+        ):
+            return draw.measures.figures(network)
+
+
+def section(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
+    """Format the section of ``RESULTS.md``."""
+
+    def of(tokens: float, kept: float, fit: str) -> dict[int, Record]:
+        keys = {seed: (seed, tokens, kept, fit) for seed in range(form.seeds)}
+        return {seed: records[key] for seed, key in keys.items() if key in records}
+
+    lines = [
+        [
+            f"{tokens:.2f}",
+            f"{kept:.1f}",
+            fit,
+            str(len(rows)),
+            accuracy_cell(rows),
+            "" if fit == ALL else gain_cell(rows, of(tokens, kept, ALL)),
+            mean_cell(rows, "perplexity"),
+            mean_cell(rows, "agreement"),
+        ]
+        for (tokens, kept), fit in product(NETWORKS, FITS)
+        for rows in [of(tokens, kept, fit)]
+        if rows
+    ]
+    head = [
+        "image tokens", "MLP channels", "fitted on", "draws", "accuracy", "minus all",
+        "perplexity", "agreement",
+    ]  # fmt: skip
+    return f"""Generated by `python benchmarks/smollm/token_fits.py`; do not edit. Figures:
+[results](results/{QUESTION}.jsonl).
+
+`smollm-vlm` with a share of its 64 image tokens and of all MLP channels, the settings of
+`benchmarks/smollm/tables.toml`. Units are ranked and output matrices fitted on all image tokens,
+as a study does once for all its policies, or on those that the network reads. Accuracies have 95 %
+intervals (bootstrap over pictures), differences are paired by picture, in bold where 0 is outside.
+Text has no image tokens: perplexity and agreement say how much of it the fit preserves.
+
+{markdown(head, lines)}
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what has no record, and write the section."""
+    form = pretrained_form(__doc__, arguments)
+    torch.set_num_threads(1)
+    runner = StudyRunner(form)
+    networks = NETWORKS[: form.pick(len(NETWORKS), 1, 1)]
+    ids = [
+        record_id(seed, *network, fit)
+        for seed, network, fit in product(range(form.seeds), networks, FITS)
+    ]
+    announce(runner.missing(ids), _SECONDS)
+    for seed in () if form.report else range(form.seeds):
+        draw = PretrainedDraw(runner, seed)
+        for network, fit in product(networks, FITS):
+            runner.record(
+                record_id(seed, *network, fit), partial(measured, runner, draw, *network, fit)
+            )
+    publish_tables(runner, TITLE, ids, lambda records: section(records, form))
+
+
+if __name__ == "__main__":
+    main()
