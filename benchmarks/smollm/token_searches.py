@@ -166,8 +166,8 @@ def section(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
 [results](results/{QUESTION}.jsonl).
 
 `smollm-vlm`, the settings of `benchmarks/smollm/tables.toml` (32 proxy samples), the projector as
-it was loaded. Policies keep {shares} % of 64 image tokens, selected by diversity; the prompts
-that are timed have about 25 tokens of text. *Image tokens alone* keeps all weights. Dense:
+it was loaded. Policies keep {shares} % of 64 image tokens, selected by diversity; with
+all of them, the prompt that is timed has 80 tokens. *Image tokens alone* keeps all weights. Dense:
 accuracy {accuracy_cell(dense)}, perplexity {mean_cell(dense, "perplexity")}. Speed-ups are of the
 prefill of one prompt on one core, measured in turn with the dense model that reads all image
 tokens. Accuracies have 95 % intervals (bootstrap over pictures), differences are paired by

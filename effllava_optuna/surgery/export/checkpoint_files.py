@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 from effllava_optuna import __version__
 from effllava_optuna.checkpoint_format import PLAN
 from effllava_optuna.errors import ExportError
+from effllava_optuna.surgery.export.engine_support import describe_layers, model_body
 from effllava_optuna.surgery.export.generated_code import (
     MODELLING,
     PROCESSING,
@@ -108,19 +109,23 @@ def write_checkpoint(pruned: LoadedModel, directory: Path, plan: dict[str, Any] 
         config.pop(key, None)
     config["architectures"] = [base.__name__]
     if plan is not None:
-        name = f"Pruned{base.__name__}"
+        name, body = f"Pruned{base.__name__}", model_body(pruned.model)
         auto = auto_class(model.config).__name__
         config |= {
             "architectures": [name],
-            "auto_map": dict.fromkeys((auto, "AutoModel"), f"{MODELLING}.{name}"),
-            PLAN: plan,
+            "auto_map": {
+                auto: f"{MODELLING}.{name}",
+                "AutoModel": f"{MODELLING}.{name if body is None else f'Pruned{body.name}'}",
+            },
+            PLAN: dict(plan),
         }
         source = modelling_source(
-            base.__name__, model.config.model_type, reduces_tokens="visual_tokens" in plan
+            base.__name__, model.config.model_type, body, reduces_tokens="visual_tokens" in plan
         )
         (directory / f"{MODELLING}.py").write_text(source, encoding="utf-8")
         if pruned.visual_tokens is not None and pruned.processor is not None:
             _write_processing(pruned.processor, pruned.visual_tokens, directory)
+    describe_layers(config, pruned)
     config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

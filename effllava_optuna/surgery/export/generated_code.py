@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from effllava_optuna import __version__
 from effllava_optuna.checkpoint_format import PLAN
-from effllava_optuna.surgery.structure.pruned_class import adopt_renaming, resize
+from effllava_optuna.surgery.structure.pruned_class import adopt_renaming, plan_of, resize
 from effllava_optuna.surgery.visual_tokens import token_selection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from effllava_optuna.surgery.export.engine_support import ModelBody
     from effllava_optuna.surgery.visual_tokens.token_reduction import TokenReduction
 
 MODELLING = "modeling_effllava"
 PROCESSING = "processing_effllava"
+_BODY = "body_class"
 _OF_PROMPTS = (
     token_selection.kept_tokens,
     token_selection.is_tiled,
@@ -39,20 +41,34 @@ _OF_FEATURES = (
 )
 
 
-def modelling_source(base: str, model_type: str, *, reduces_tokens: bool) -> str:
-    """Return the modelling file of a model of class ``base``."""
+def modelling_source(
+    base: str, model_type: str, body: ModelBody | None, *, reduces_tokens: bool
+) -> str:
+    """Return the modelling file of a model.
+
+    Args:
+        base: Its transformers class.
+        model_type: Its type, as in the configuration.
+        body: The part of it that has a class of its own; None: there is none.
+        reduces_tokens: Whether it reads fewer image tokens.
+    """
     functions = (resize, *(_OF_FEATURES if reduces_tokens else ()), adopt_renaming)
     call = '\n        reduce_model(self, getattr(config, PLAN)["visual_tokens"])'
+    values = {"MODEL_TYPE": model_type, "REDUCE": call if reduces_tokens else ""}
+    part = "" if body is None else _filled(
+        _BODY, values | {"BODY": body.name, "PATH": body.path, "PART": inspect.getsource(plan_of)}
+    )  # fmt: skip
     return _filled(
         MODELLING,
         {
             "BASE": base,
             "PLAN": PLAN,
-            "MODEL_TYPE": model_type,
+            "IMPORTED": "" if body is None else f"{body.name}, ",
             "IMPORTS": "import functools\n" if reduces_tokens else "",
             "TORCH": "import torch\n" if reduces_tokens else "",
             "FUNCTIONS": _sources(functions),
-            "REDUCE": call if reduces_tokens else "",
+            "BODY": part,
+            **values,
         },
     )
 

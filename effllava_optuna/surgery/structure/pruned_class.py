@@ -20,6 +20,9 @@ from effllava_optuna.files import read_text
 from effllava_optuna.surgery.visual_tokens.token_reduction import TokenReduction
 from effllava_optuna.surgery.visual_tokens.token_selection import reduce_model
 
+DESCRIBED = "heads_in_config"
+"""Key of a plan: an export has ``per_layer_config`` in its configuration, for engines."""
+
 _FORMATS = (1, 2)  # 2: with reduced image tokens
 _TOKENS = "visual_tokens"
 
@@ -43,6 +46,18 @@ def resize(model: Any, plan: Any) -> None:
             if type(getattr(modules[path], name)) is not int or type(count) is not int:
                 raise ValueError(f"{path}.{name} is not a head count")
             setattr(modules[path], name, count)
+
+
+def plan_of(plan: Any, prefix: str) -> Any:
+    """Return the plan of the part of a model whose paths begin with ``prefix``."""
+    part = dict(plan)
+    for name in ("linears", "counts"):
+        inside = {path: size for path, size in plan[name].items() if path.startswith(prefix)}
+        part[name] = {path[len(prefix) :]: size for path, size in inside.items()}
+    part["biases"] = [
+        path[len(prefix) :] for path in plan.get("biases", ()) if path.startswith(prefix)
+    ]
+    return part
 
 
 def adopt_renaming(pruned: str, base: str, model_type: str) -> None:
@@ -121,6 +136,8 @@ def pruned_class(directory: Path) -> Any:
         )
 
     def initialise(self: Any, config: Any, *arguments: Any, **options: Any) -> None:
+        if DESCRIBED in plan:  # for engines; the plan describes all sizes
+            config.get_text_config().per_layer_config = None
         base.__init__(self, config, *arguments, **options)
         resize(self, getattr(config, PLAN))
         if _TOKENS in plan:

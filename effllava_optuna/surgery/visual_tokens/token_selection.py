@@ -236,7 +236,8 @@ def reduce_model(model: Any, settings: dict[str, Any]) -> tuple[Any, tuple[str, 
     Returns:
         The module that has ``get_image_features``, and the names of the attributes that were set.
     """
-    owner = next(m for m in model.children() if hasattr(m, "get_image_features"))
+    parts = (part for part in model.children() if hasattr(part, "get_image_features"))
+    owner = next(parts, model)
     original = owner.get_image_features
     changed: dict[str, Any] = {}
     if hasattr(owner, "get_rope_index"):
