@@ -259,3 +259,22 @@ def test_every_finding_has_its_claim_about_the_digits_models() -> None:
         gain = finding.digits_gain(claims)
         assert gain is not None, finding.text
         assert gain.count >= 5
+
+
+def test_the_readme_quotes_the_search_of_image_tokens_and_widths() -> None:
+    records = script("_records").read_records(script("_results").RESULTS / "smollm_tokens.jsonl")
+    both, widths, dense = (
+        records["network", 0, method, speedup]
+        for method, speedup in (("both", 1.8), ("widths alone", 1.8), ("dense", 1.0))
+    )
+    text = " ".join((_FOLDER.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    assert f"at {both['measured']:.2f} times its speed" in text
+    shares = both["image_tokens"], 100 * both["keep_ratio"], 100 * widths["keep_ratio"]
+    assert "with {} % of the image tokens and {:.0f} % of the weights".format(*shares) in text
+    narrow = f"keep {shares[2]:.0f} % of the weights for {widths['measured']:.2f} times"
+    assert narrow in text
+    assert (
+        f"perplexity {widths['perplexity']:,.0f} instead of {both['perplexity']:.0f} "
+        f"(dense: {dense['perplexity']:.0f})" in text
+    )
+    assert sum(both["right"]) >= sum(dense["right"])
