@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from _evidence import parse_form, publish
+import torch
+from _evidence import announce, parse_form, publish
 from _packages import BUILT, HERE
 
 if TYPE_CHECKING:
@@ -54,6 +55,42 @@ def pretrained_form(
         common=(f"task.data={json.dumps(str(BUILT / 'easy-vqa'))}",),
         overrides=_FAST if form.name == "tiny" else (),
         caveat=CAVEAT,
+    )
+
+
+class PretrainedTables(Protocol):
+    """Measures the networks of a script, and keeps their records."""
+
+    form: Form
+    runner: StudyRunner
+
+    def ids(self) -> list[RecordId]:
+        """Return the ids of all records of the form."""
+
+    def measure(self) -> None:
+        """Measure what has no record."""
+
+
+def measure_and_publish(
+    tables: PretrainedTables,
+    title: str,
+    seconds: float,
+    section: Callable[[Mapping[tuple[Any, ...], Record], Form], str],
+) -> None:
+    """Measure what has no record, unless only a report is wanted, and write the section.
+
+    Args:
+        tables: What is measured.
+        title: The heading.
+        seconds: Of one core, for a record.
+        section: Formats it, from the records by what follows the kind in their keys.
+    """
+    torch.set_num_threads(1)
+    announce(tables.runner.missing(tables.ids()), seconds)
+    if not tables.form.report:
+        tables.measure()
+    publish_tables(
+        tables.runner, title, tables.ids(), lambda records: section(records, tables.form)
     )
 
 

@@ -19,15 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
-import torch
 from _baselines import Baselines
 from _cases import Case
-from _evidence import announce
 from _fields import KEEP_RATIO
 from _layer_dropping import LayerDropping
 from _means import markdown
 from _network_rows import accuracy_cell, gain_cell, mean_cell
-from _pretrained_form import MODEL, pretrained_form, publish_tables
+from _pretrained_form import MODEL, measure_and_publish, pretrained_form
 from _pretrained_search import PretrainedDraw
 from _records import RecordId
 from _studies import StudyRunner
@@ -245,13 +243,8 @@ figures are means over draws with their range.
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what has no record, and write the section."""
-    form = pretrained_form(__doc__, arguments)
-    torch.set_num_threads(1)
-    tables = SearchTables(form)
-    announce(tables.runner.missing(tables.ids()), _SECONDS)
-    if not form.report:
-        tables.measure()
-    publish_tables(tables.runner, TITLE, tables.ids(), lambda records: section(records, form))
+    tables = SearchTables(pretrained_form(__doc__, arguments))
+    measure_and_publish(tables, TITLE, _SECONDS, section)
 
 
 if __name__ == "__main__":

@@ -18,24 +18,23 @@ os.environ |= {  # of vLLM, before it is imported
 }  # fmt: skip
 
 
-def declare_torchvision_operators() -> Any:
+def declare_torchvision_operators() -> None:
     """Declare what the PyPI build of torchvision has compiled, which fits no torch for CPUs."""
-    import torch
+    from torch import library as operators
 
-    create: Any = torch.library.Library
-    library = create("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define(
-        "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, "
-        "int pooled_width, int sampling_ratio, bool aligned) -> Tensor"
+        schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        operators.define(f"torchvision::{name}", schema)
+    operators.define(
+        "torchvision::roi_align",
+        "(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
+        "int sampling_ratio, bool aligned) -> Tensor",
     )
-    return library
 
 
 def main() -> None:
     """Load the checkpoint, and answer the request."""
-    library = declare_torchvision_operators()
+    declare_torchvision_operators()
     from PIL import Image
     from vllm import LLM, SamplingParams
 
@@ -55,7 +54,6 @@ def main() -> None:
     answers = engine.generate(prompts, greedy)
     tokens = [list(answer.outputs[0].token_ids) for answer in answers]
     sys.stdout.write(f"\n{json.dumps(tokens)}\n")
-    del library
 
 
 if __name__ == "__main__":
