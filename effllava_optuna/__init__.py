@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery.export.checkpoint import export as export
     from effllava_optuna.surgery.export.checkpoint import load_pruned as load_pruned
     from effllava_optuna.surgery.export.onnx_export import export_onnx as export_onnx
+    from effllava_optuna.surgery.gguf.gguf_export import export_gguf as export_gguf
     from effllava_optuna.surgery.importance.criteria import rank_units as rank_units
     from effllava_optuna.surgery.loading.loader import load as load
     from effllava_optuna.surgery.structure.loaded_model import LoadedModel as LoadedModel
@@ -27,6 +28,7 @@ _PACKAGES = {
     "LoadedModel": "surgery",
     "Policy": "policy",
     "export": "surgery",
+    "export_gguf": "surgery",
     "export_onnx": "surgery",
     "load": "surgery",
     "load_pruned": "surgery",

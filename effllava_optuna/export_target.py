@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from effllava_optuna.errors import ExportError
 from effllava_optuna.files import expand_home, read_text, why_unwritable, write_errors_as
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 POLICY_FILE = "policy.json"
 """File of an export that says how it was pruned."""
@@ -90,9 +94,18 @@ def check_onnx_file(path: str | Path, *, overwrite: bool) -> None:
     Raises:
         ExportError: The file exists, or it cannot be created.
     """
+    _check_file(path, onnx_weights_file, overwrite=overwrite)
+
+
+def check_gguf_file(path: str | Path, *, overwrite: bool) -> None:
+    """Check that a GGUF export can be written to a file; as `check_onnx_file`."""
+    _check_file(path, pictures_file, overwrite=overwrite)
+
+
+def _check_file(path: str | Path, companion: Callable[[Path], Path], *, overwrite: bool) -> None:
     target = resolve_target(path)
     with write_errors_as(ExportError, target, hint="Choose another name."):
-        exists = target.exists() or onnx_weights_file(target).exists()
+        exists = target.exists() or companion(target).exists()
         is_directory = target.is_dir()
     if is_directory or (exists and not overwrite):
         raise ExportError(
@@ -105,6 +118,11 @@ def check_onnx_file(path: str | Path, *, overwrite: bool) -> None:
 def onnx_weights_file(path: Path) -> Path:
     """Return the file beside an ONNX export that holds its weights if they are large."""
     return path.with_name(f"{path.name}.data")
+
+
+def pictures_file(path: Path) -> Path:
+    """Return the file beside a GGUF export that holds its vision tower and projector."""
+    return path.with_name(f"mmproj-{path.name}")
 
 
 def _refuse_unwritable(path: str | Path, target: Path) -> None:

@@ -159,7 +159,7 @@ def check_command(block: Block, words: list[str]) -> None:
     elif words[0] in ("bash", "tests/checks.sh"):
         assert (ROOT / words[-1 if words[0] == "bash" else 0]).is_file(), block
     else:
-        known = ("pytest", ".", "python3", "mkdocs", "vllm", "vllm/bin/pip")
+        known = ("pytest", ".", "python3", "mkdocs", "vllm", "vllm/bin/pip", "npm", "llama-server")
         assert words[0] in known or words[:3] == ["python", "-m", "lmms_eval"], f"{block}: {words}"
 
 

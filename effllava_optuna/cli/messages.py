@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from effllava_optuna.evaluation.checkpoint_recovery import RecoveryReport
     from effllava_optuna.search.session import SearchSession
     from effllava_optuna.search.trial_export import ExportedTrial
-    from effllava_optuna.surgery import VerifiedExport
+    from effllava_optuna.surgery import VerifiedExport, VerifiedGgufExport
 
 _MAX_LATENCY_ERROR = 0.2  # mean relative error of a latency table, above which it is doubtful
 _MIN_SPEEDUP = 1.5  # of the narrowest policy, below which pruning hardly pays
@@ -83,7 +83,7 @@ def search_summary(session: SearchSession, epoch: int, finished: int) -> str:
 
 def export_summary(exported: ExportedTrial) -> str:
     """Return where an export is, its verification, and the effect of fitting it in sequence."""
-    from effllava_optuna.surgery import VerifiedOnnxExport
+    from effllava_optuna.surgery import VerifiedGgufExport, VerifiedOnnxExport
 
     verified, before, after = exported.verified, exported.before, exported.after
     if isinstance(verified, VerifiedOnnxExport):
@@ -91,6 +91,12 @@ def export_summary(exported: ExportedTrial) -> str:
             f"language part of trial {exported.trial} exported to {verified.path}: "
             f"{verified.parameters:,} parameters; in onnxruntime logits differ by "
             f"{verified.logit_difference:.1e}"
+        )
+    elif isinstance(verified, VerifiedGgufExport):
+        files = " and ".join(filter(None, (verified.path, verified.pictures)))
+        line = (
+            f"trial {exported.trial} exported to {files}: architecture {verified.architecture}, "
+            f"{verified.size / 2**20:.0f} MiB; {_gguf_summary(verified)}"
         )
     else:
         padding = f" ({verified.padded:.0%} of them padding)" if verified.padded else ""
@@ -107,6 +113,13 @@ def export_summary(exported: ExportedTrial) -> str:
         f"{exported.measures['validation']} {before.validation:.3f} -> {after.validation:.3f} on "
         "the validation set"
     )
+
+
+def _gguf_summary(verified: VerifiedGgufExport) -> str:
+    """Return what llama.cpp made of an export."""
+    if verified.engine is None:
+        return "not verified: llama.cpp was not found (docs/serving.md)"
+    return f"{verified.tokens} greedy tokens in llama.cpp ({verified.engine}) as in transformers"
 
 
 def reduction_summary(model: str, ratio: float, verified: VerifiedExport) -> str:

@@ -20,6 +20,7 @@ from effllava_optuna.surgery import (
     WeightState,
     compensate_in_sequence,
     export,
+    export_gguf,
     export_onnx,
     sliced,
     use_projector,
@@ -31,10 +32,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from effllava_optuna.search.session import SearchSession
-    from effllava_optuna.surgery import VerifiedExport, VerifiedOnnxExport
+    from effllava_optuna.surgery import (
+        GgufType,
+        VerifiedExport,
+        VerifiedGgufExport,
+        VerifiedOnnxExport,
+    )
 
 _AGREEMENT = "agreement with the dense model"  # in a model card
-Form = Literal["native", "portable", "onnx"]
+_GGUF: Mapping[str, GgufType] = {"gguf": "f16", "gguf-q8_0": "q8_0", "gguf-f32": "f32"}
+Form = Literal["native", "portable", "onnx", "gguf", "gguf-q8_0", "gguf-f32"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,7 @@ class ExportedTrial:
     """
 
     trial: int
-    verified: VerifiedExport | VerifiedOnnxExport
+    verified: VerifiedExport | VerifiedOnnxExport | VerifiedGgufExport
     before: FitAccuracy | None = None
     after: FitAccuracy | None = None
     measures: Mapping[str, str] = field(default_factory=dict)
@@ -83,8 +90,9 @@ def export_trial(
     Args:
         session: The open study.
         number: Number of the trial.
-        path: The directory; for ``onnx`` the file.
-        form: ``native``, ``portable``, or ``onnx``: the language part alone.
+        path: The directory; for ``onnx`` and ``gguf`` the file.
+        form: ``native``, ``portable``, ``onnx``: the language part alone, or ``gguf``: files for
+            llama.cpp, with the type of their matrices unless it is float16.
         overwrite: Whether an earlier export is replaced.
         sequential: Whether to fit the output matrices again, layer after layer on the proxy, and
             to measure the policy before and after.
@@ -99,13 +107,15 @@ def export_trial(
     weight_state = _in_sequence(session, policy, own) if sequential else own
     with use_projector(session.evaluator.loaded, weight_state.projectors[FULL_FIT]) as loaded:
         pruned = sliced(loaded, policy, weight_state.ranking, weight_state.compensations[FULL_FIT])
+    verified: VerifiedExport | VerifiedOnnxExport | VerifiedGgufExport
     if form == "onnx":
-        verified: VerifiedExport | VerifiedOnnxExport = export_onnx(
-            pruned, path, overwrite=overwrite
-        )
+        verified = export_onnx(pruned, path, overwrite=overwrite)
+    elif form in _GGUF:
+        verified = export_gguf(pruned, path, kind=_GGUF[form], overwrite=overwrite)
     else:
         card = _card(session, number, sequential=sequential)
-        verified = export(pruned, path, form=form, card=card, overwrite=overwrite)
+        layout: Literal["native", "portable"] = "portable" if form == "portable" else "native"
+        verified = export(pruned, path, form=layout, card=card, overwrite=overwrite)
     exported = ExportedTrial(number, verified)
     if sequential:
         before, after = (_accuracy(session, policy, each) for each in (own, weight_state))

@@ -40,6 +40,8 @@ from effllava_optuna.surgery.export.checkpoint import VerifiedExport, export, lo
 from effllava_optuna.surgery.export.model_card import CardMetric, ModelCard
 from effllava_optuna.surgery.export.onnx_export import VerifiedOnnxExport, export_onnx, verify_onnx
 from effllava_optuna.surgery.export.stock_sizes import pad_to_stock_sizes, restrict_to_stock_sizes
+from effllava_optuna.surgery.gguf.gguf_export import VerifiedGgufExport, export_gguf
+from effllava_optuna.surgery.gguf.tensors import GgufType
 from effllava_optuna.surgery.importance.calibration_batch import CalibrationBatch
 from effllava_optuna.surgery.importance.criteria import IMPORTANCES, rank_units
 from effllava_optuna.surgery.importance.moments import Moments, WeightedSums
@@ -78,6 +80,7 @@ __all__ = [
     "ContextOptions",
     "EncodedInputs",
     "FittedOutput",
+    "GgufType",
     "LoadedModel",
     "ModelCard",
     "Moments",
@@ -91,6 +94,7 @@ __all__ = [
     "UnitStatistics",
     "UnprunablePart",
     "VerifiedExport",
+    "VerifiedGgufExport",
     "VerifiedOnnxExport",
     "WeightState",
     "WeightedSums",
@@ -104,6 +108,7 @@ __all__ = [
     "describe_image_tokens",
     "encode_images",
     "export",
+    "export_gguf",
     "export_onnx",
     "fingerprint",
     "generate",

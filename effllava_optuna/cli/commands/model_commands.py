@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,8 +17,14 @@ from effllava_optuna.cli.options import (
 from effllava_optuna.cli.output import console, print_json, quiet_transformers
 from effllava_optuna.cli.progress import ProgressDisplay
 from effllava_optuna.errors import ConfigError
-from effllava_optuna.export_target import check_export_directory, check_onnx_file
+from effllava_optuna.export_target import check_export_directory, check_gguf_file, check_onnx_file
 from effllava_optuna.storage.location import StudyLocation
+
+if TYPE_CHECKING:
+    from effllava_optuna.search.trial_export import Form
+
+_FORMS = ("native", "portable", "onnx", "gguf", "gguf-q8_0", "gguf-f32")
+_FILES = {"onnx": (".onnx", check_onnx_file), "gguf": (".gguf", check_gguf_file)}
 
 
 @click.command()
@@ -68,14 +74,15 @@ def inspect(model: str, device: str, *, quick: bool, output_format: OutputFormat
 @click.option(
     "--out",
     type=UserPath(),
-    help="Directory of the checkpoint, or file of the ONNX model.",
+    help="Directory of the checkpoint, or file of the ONNX or GGUF model.",
 )
 @click.option(
     "--format",
     "form",
-    type=click.Choice(("native", "portable", "onnx")),
+    type=click.Choice(_FORMS),
     help="native: each layer has its own width. portable: loads wherever the base model does. "
-    "onnx: a file with the language part. By default as the study file says.",
+    "onnx: a file with the language part. gguf: a file for llama.cpp, and one with the vision "
+    "part, in float16 unless the name says more. By default as the study file says.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
 @click.option(
@@ -101,7 +108,7 @@ def export_(
     model: str | None,
     trial: int | None,
     out: Path | None,
-    form: Literal["native", "portable", "onnx"] | None,
+    form: Form | None,
     *,
     overwrite: bool,
     sequential: bool,
@@ -116,6 +123,7 @@ def export_(
     Example:
       effllava-optuna export studies/quickstart.toml --trial 17 --out pruned
       effllava-optuna export studies/quickstart.toml --format onnx --out a.onnx
+      effllava-optuna export studies/smollm-easyvqa.toml --format gguf --out a.gguf
       effllava-optuna export digits-vlm --visual-tokens 0.5 --out reduced
     """
     if location is None:
@@ -150,9 +158,9 @@ def export_(
     path = out or location.export_directory(config)
     if path is None:
         raise ConfigError("No directory for the export is given.", hint="Use --out DIR.")
-    if form == "onnx" and out is None:
-        path = path.with_suffix(".onnx")
-    check = check_onnx_file if form == "onnx" else check_export_directory
+    suffix, check = _FILES.get((form or "").partition("-")[0], ("", check_export_directory))
+    if suffix and out is None:
+        path = path.with_suffix(suffix)
     check(path, overwrite=overwrite)  # before the model is loaded and the policy fitted again
     quiet_transformers()
     from effllava_optuna.search.runner import resume

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from effllava_optuna.surgery.structure.loaded_model import LoadedModel
 
-_SIZE = 64  # pixels
 EXAMPLE_QUESTION = "what is in the picture?"
 _QUESTIONS = (EXAMPLE_QUESTION, "what digit is at the top left?")
 
@@ -28,14 +27,19 @@ def build_example_inputs(processor: Any) -> dict[str, torch.Tensor]:
     """
     if not takes_pictures(processor):
         return encode(processor, text=list(_QUESTIONS[:1]))
-    waves = np.add.outer(np.arange(_SIZE) * 3, np.arange(_SIZE) * 5) % 256
-    image = Image.fromarray(np.stack([waves, waves.T, 255 - waves], -1).astype(np.uint8))
+    image = example_picture()
     pads = processor.tokenizer.pad_token_id is not None
     questions = _QUESTIONS if pads else _QUESTIONS[:1]
     prompts = [format_example(processor, question) for question in questions]
     # All processors accept one list of images per prompt.
     images = [[image] for _ in prompts]
     return encode(processor, text=prompts, images=images, padding=pads, padding_side="left")
+
+
+def example_picture(size: int = 64) -> Image.Image:
+    """Return a square picture with a side of ``size`` pixels."""
+    waves = np.add.outer(np.arange(size) * 3, np.arange(size) * 5) % 256
+    return Image.fromarray(np.stack([waves, waves.T, 255 - waves], -1).astype(np.uint8))
 
 
 def format_example(processor: Any, question: str = EXAMPLE_QUESTION, *, pictures: int = 1) -> str:

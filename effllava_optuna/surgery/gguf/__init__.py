@@ -1,0 +1,1 @@
+"""Write models as GGUF, and run them in llama.cpp."""

@@ -1,0 +1,80 @@
+"""Which architecture of llama.cpp computes what a decoder of transformers computes.
+
+``deci`` is the only one of Llama's kind that reads the number of heads and the width of the MLP
+of each block. Decoders that it does not compute are padded to one width, and written under the
+architecture of their family.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from effllava_optuna.errors import ExportError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """An architecture of llama.cpp.
+
+    Attributes:
+        name: Its name.
+        by_block: Whether heads and widths may differ between blocks.
+        interleaved: Whether it rotates adjacent rows of a head together, and not those of the
+            first half with those of the second one.
+        norm_offset: What transformers adds to the weights of the normalisations.
+    """
+
+    name: str
+    by_block: bool = False
+    interleaved: bool = False
+    norm_offset: float = 0.0
+
+
+_DECI = Architecture("deci", by_block=True, interleaved=True)
+_BY_MODEL_TYPE: Mapping[str, Architecture] = {
+    "llama": _DECI,
+    "mistral": _DECI,
+    "qwen2": _DECI,
+    "qwen3": Architecture("qwen3"),
+    "gemma": Architecture("gemma", norm_offset=1.0),
+    "gemma2": Architecture("gemma2", norm_offset=1.0),
+    "gemma3_text": Architecture("gemma3", norm_offset=1.0),
+}
+
+
+def architecture_of(config: Any, source: str) -> Architecture:
+    """Return the architecture that computes a decoder.
+
+    Args:
+        config: The configuration of the decoder.
+        source: Name of the model in messages.
+
+    Raises:
+        ExportError: None does.
+    """
+    kind = getattr(config, "model_type", "")
+    if kind not in _BY_MODEL_TYPE:
+        raise ExportError(
+            f"{source} has a decoder of type {kind!r}, which cannot be written as GGUF.",
+            hint=f"Those of {', '.join(_BY_MODEL_TYPE)} can; use another format.",
+        )
+    architecture = _BY_MODEL_TYPE[kind]
+    if architecture.by_block and any(_reads_a_window(config)):
+        raise ExportError(
+            f"{source} has a sliding window, which llama.cpp's {architecture.name} does not have.",
+            hint="Use another format.",
+        )
+    return architecture
+
+
+def _reads_a_window(config: Any) -> list[bool]:
+    """Return, by block, whether it reads fewer tokens than the context has."""
+    window = getattr(config, "sliding_window", None)
+    if window is None or window >= config.max_position_embeddings:
+        return []
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    return [kind == "sliding_attention" for kind in kinds]

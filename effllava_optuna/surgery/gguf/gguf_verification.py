@@ -1,0 +1,162 @@
+"""Compare what llama.cpp generates with what transformers generates from the same values."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig
+
+from effllava_optuna.errors import ExportError
+from effllava_optuna.processors import encode, tokenizer_of
+from effllava_optuna.surgery.apply.decoding import generate_tokens, special_tokens
+from effllava_optuna.surgery.gguf.llama_cpp import EnginePrompt
+from effllava_optuna.surgery.gguf.tensors import rounded
+from effllava_optuna.surgery.loading.example_inputs import (
+    EXAMPLE_QUESTION,
+    example_picture,
+    format_example,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+    from effllava_optuna.surgery.gguf.llama_cpp import Answer, LlamaCpp
+    from effllava_optuna.surgery.gguf.tensors import GgufType
+    from effllava_optuna.surgery.structure.loaded_model import LoadedModel
+
+_NEW_TOKENS = 24
+_TEXTS = (
+    EXAMPLE_QUESTION,
+    "In 1984, 3 of 250 people couldn't say: \"Where's the café, at No. 17?\"\n\n  They'd left.",
+)
+# Two tokens whose logits differ by less are a tie. llama.cpp rounds what it multiplies, too:
+# the cache and activations to float16, or to 8 bits.
+_TIES: dict[GgufType, float] = {"f32": 0.02, "f16": 0.05, "q8_0": 0.5}
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """The greedy answer of transformers.
+
+    Attributes:
+        prompt: The tokens of the prompt.
+        text: The text of the answer.
+        prefixes: The text after each token.
+        margins: By token, how much larger its logit is than the second largest one.
+    """
+
+    prompt: tuple[int, ...]
+    text: str
+    prefixes: tuple[str, ...]
+    margins: tuple[float, ...]
+
+
+def verify_gguf(
+    pruned: LoadedModel, files: Sequence[Path], kind: GgufType, engine: LlamaCpp
+) -> int:
+    """Check that llama.cpp tokenizes and answers as transformers does.
+
+    Args:
+        pruned: The model that was written.
+        files: The file of the decoder, and that of tower and projector if there is one.
+        kind: The type of the matrices.
+        engine: llama.cpp.
+
+    Returns:
+        The number of generated tokens that were compared.
+
+    Raises:
+        ExportError: It does not load the files, or tokenizes or answers otherwise.
+    """
+    tokenizer = tokenizer_of(pruned.processor)
+    prompts = [EnginePrompt(text) for text in _TEXTS]
+    inputs = [encode(tokenizer, text=text) for text in _TEXTS]
+    if len(files) > 1:
+        picture = files[1].with_suffix(".png")
+        image = example_picture(pruned.model.config.vision_config.image_size)
+        image.save(picture)
+        text = format_example(pruned.processor)
+        prompts.append(EnginePrompt.about(text, pruned.processor.image_token, picture))
+        inputs.append(encode(pruned.processor, text=[text], images=[[image]]))
+    answers = engine.generate(files, prompts, _NEW_TOKENS, "f32" if kind == "f32" else "f16")
+    with pruned.lock, _rounded_weights(pruned.model, kind):
+        expected = [_generate(pruned, each) for each in inputs]
+    return sum(
+        _compare(prompt, answer, wanted, _TIES[kind])
+        for prompt, answer, wanted in zip(prompts, answers, expected, strict=True)
+    )
+
+
+@contextmanager
+def _rounded_weights(model: nn.Module, kind: GgufType) -> Iterator[None]:
+    """Replace the weights of a model by those that a file has, in float32."""
+    before = [(weight, weight.data) for weight in model.parameters()]
+    try:
+        for weight, data in before:
+            weight.data = rounded(data, kind).to(data.device)
+        yield
+    finally:
+        for weight, data in before:
+            weight.data = data
+
+
+@torch.no_grad()
+def _generate(pruned: LoadedModel, inputs: dict[str, Any]) -> _Expected:
+    """Generate greedily in transformers."""
+    tokenizer = tokenizer_of(pruned.processor)
+    moved = {name: value.to(pruned.device) for name, value in inputs.items()}
+    settings = GenerationConfig(
+        max_new_tokens=_NEW_TOKENS, do_sample=False, output_logits=True,
+        return_dict_in_generate=True, **special_tokens(pruned.model, tokenizer),
+    )  # fmt: skip
+    generated: Any = generate_tokens(pruned.model, moved, settings)
+    length = moved["input_ids"].shape[1]
+    tokens = generated.sequences[0, length:].tolist()
+    best = [logits[0].float().topk(2).values for logits in generated.logits]
+    prompt = inputs["input_ids"][0].tolist()
+    # A decoder may drop the first space of a text.
+    begin = len(tokenizer.decode(prompt, skip_special_tokens=True))
+    prefixes = [
+        tokenizer.decode([*prompt, *tokens[: count + 1]], skip_special_tokens=True)[begin:]
+        for count in range(len(tokens))
+    ]
+    return _Expected(
+        prompt=tuple(prompt),
+        text=prefixes[-1],
+        prefixes=tuple(prefixes),
+        margins=tuple(float(first - second) for first, second in best),
+    )
+
+
+def _compare(prompt: EnginePrompt, answer: Answer, expected: _Expected, tie: float) -> int:
+    """Return the number of tokens that are equal.
+
+    Raises:
+        ExportError: The tokens of the prompt differ, or those of the answer before a tie.
+    """
+    if prompt.picture is None and answer.prompt != expected.prompt:
+        raise ExportError(
+            f"llama.cpp reads {prompt.text!r} as {len(answer.prompt)} other tokens than "
+            f"transformers, which reads {len(expected.prompt)}.",
+            hint="Nothing was written; llama.cpp has no tokenizer like this one.",
+        )
+    if answer.text == expected.text:
+        return len(expected.margins)
+    for count, (prefix, margin) in enumerate(
+        zip(expected.prefixes, expected.margins, strict=True)
+    ):
+        if margin < tie:
+            return count
+        if not answer.text.startswith(prefix.rstrip("\ufffd")):
+            break
+    raise ExportError(
+        f"llama.cpp answers {prompt.text!r} with {answer.text!r}, and transformers with "
+        f"{expected.text!r}.",
+        hint="Nothing was written.",
+    )

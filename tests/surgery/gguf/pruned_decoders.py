@@ -1,0 +1,105 @@
+"""Pruned decoders with random weights, whose answers are printable texts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from effllava_optuna import Policy, sliced
+from effllava_optuna.policy import Kind, Ranking
+from effllava_optuna.surgery import LoadedModel
+from tests.surgery.family_models import text_decoder
+from tests.surgery.gguf.trained_tokenizers import train_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from effllava_optuna.policy import ComponentId
+
+_SIZES: dict[str, Any] = {
+    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512,
+}  # fmt: skip
+_LLAMA_3: dict[str, Any] = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+}  # fmt: skip
+_LINEAR: dict[str, Any] = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+
+
+class Kindred(NamedTuple):
+    """A family of decoders.
+
+    Attributes:
+        config: Its configuration class.
+        rule: How its tokenizer splits texts.
+        architecture: llama.cpp's name of it.
+        settings: Further settings.
+    """
+
+    config: str
+    rule: str
+    architecture: str = "deci"
+    settings: Mapping[str, Any] = {}
+
+
+KINDRED = {
+    "gpt-2": Kindred("LlamaConfig", "gpt-2"),
+    "SmolLM2": Kindred("LlamaConfig", "smollm", settings={"tie_word_embeddings": True}),
+    "Llama 3": Kindred("LlamaConfig", "llama-bpe", settings={"rope_parameters": _LLAMA_3}),
+    "linear": Kindred("LlamaConfig", "gpt-2", settings={"rope_parameters": _LINEAR}),
+    "biases": Kindred(
+        "LlamaConfig", "sentencepiece", settings={"attention_bias": True, "mlp_bias": True}
+    ),
+    "Mistral": Kindred("MistralConfig", "sentencepiece", settings={"sliding_window": None}),
+    "Qwen2": Kindred("Qwen2Config", "qwen2"),
+    "Qwen3": Kindred("Qwen3Config", "qwen2", "qwen3"),
+    "Gemma": Kindred("GemmaConfig", "sentencepiece", "gemma"),
+    "Gemma 2": Kindred("Gemma2Config", "sentencepiece", "gemma2", {"sliding_window": 8}),
+    "Gemma 3": Kindred("Gemma3TextConfig", "sentencepiece", "gemma3", {"sliding_window": 8}),
+}
+
+
+def dense_decoder(family: Kindred) -> LoadedModel:
+    """Create a decoder with a tokenizer."""
+    tokenizer = train_tokenizer(family.rule)
+    size = len(tokenizer)
+    model = text_decoder(family.config, **_SIZES, **family.settings, vocab_size=size)
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        if weight.dim() == 2:  # so large that answers do not repeat one token
+            weight.data.normal_(0, 0.15, generator=generator)
+        elif name.endswith("bias"):
+            weight.data.normal_(0, 0.3, generator=generator)
+    printable = torch.tensor([_is_printable(text) for text in _texts(tokenizer)])
+    model.get_output_embeddings().weight.data[~printable] = 0  # of no token that is generated
+    return LoadedModel.of(model, tokenizer, family.config, depth=True)
+
+
+def pruned_decoder(family: Kindred) -> LoadedModel:
+    """Prune heads, channels and a block, each block to widths of its own."""
+    loaded = dense_decoder(family)
+    rng = np.random.default_rng(1)
+    widths: dict[ComponentId, int] = {}
+    for component in loaded.structure.components:
+        if component.kind is Kind.BLOCK:
+            widths[component.id] = int(component.layer != 1)
+        elif component.kind is Kind.ATTN:
+            widths[component.id] = 1 + component.layer % component.width
+        else:
+            widths[component.id] = int(rng.integers(40, component.width))
+    scores = {c.id: rng.random(c.width) for c in loaded.structure.components}
+    ranking = Ranking.from_scores(loaded.structure, "random", scores)
+    return sliced(loaded, Policy.of(loaded.structure, widths), ranking)
+
+
+def _texts(tokenizer: Any) -> list[str]:
+    texts: list[str] = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    return texts
+
+
+def _is_printable(text: str) -> bool:
+    spaces = "\u0120\u2581"
+    return not text.startswith("<") and all(c.isascii() or c in spaces for c in text)

@@ -1,0 +1,121 @@
+"""GGUF exports in llama.cpp: the greedy tokens of transformers.
+
+llama.cpp comes with a Node package: ``EFFLLAVA_LLAMA_NODE`` names a directory in whose
+``node_modules`` it is (docs/development.md says how it is made). Without it, these are skipped.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from effllava_optuna import Policy, export_gguf, load, rank_units, sliced
+from effllava_optuna.errors import ExportError
+from effllava_optuna.surgery.gguf import gguf_export, tensors
+from effllava_optuna.surgery.gguf.architectures import Architecture
+from effllava_optuna.surgery.gguf.llama_cpp import find_llama_cpp
+from effllava_optuna.surgery.gguf.tensors import TYPES
+from tests.surgery.gguf.pruned_decoders import KINDRED, pruned_decoder
+
+if TYPE_CHECKING:
+    from effllava_optuna.policy import ComponentId
+    from effllava_optuna.surgery import LoadedModel
+    from effllava_optuna.surgery.gguf.tensors import GgufType
+
+BUILT = Path(os.environ.get("SMOLLM_BUILT", "benchmarks/smollm/built"))
+
+pytestmark = [
+    pytest.mark.llama_cpp,
+    pytest.mark.skipif(
+        find_llama_cpp() is None, reason="EFFLLAVA_LLAMA_NODE names no directory with llama.cpp"
+    ),
+]
+needs_smollm = pytest.mark.skipif(
+    not (BUILT / "smollm-vlm").is_dir(), reason="smollm-vlm is not built"
+)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("name", KINDRED)
+def test_families_answer_as_in_transformers(name: str, kind: GgufType, tmp_path: Path) -> None:
+    verified = export_gguf(pruned_decoder(KINDRED[name]), tmp_path / "a.gguf", kind=kind)
+    assert verified.engine
+    assert verified.architecture == KINDRED[name].architecture
+    if kind == "f32":  # two answers of 24 tokens, without a tie
+        assert verified.tokens == 48
+
+
+def test_another_matrix_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of weights that were damaged while they were written."""
+    small = pruned_decoder(KINDRED["gpt-2"])
+    add_weight = tensors.add_weight
+
+    def damage(writer: Any, name: str, weight: torch.Tensor, kind: GgufType) -> None:
+        add_weight(writer, name, weight.flip(0) if "2.ffn_up" in name else weight, kind)
+
+    monkeypatch.setattr("effllava_optuna.surgery.gguf.decoder.add_weight", damage)
+    with pytest.raises(ExportError, match=r"llama\.cpp answers .* and transformers with"):
+        export_gguf(small, tmp_path / "a.gguf")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_another_rule_of_splitting_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        "effllava_optuna.surgery.gguf.tokenizers._splitting_rule", lambda _: "smollm"
+    )
+    with pytest.raises(ExportError, match="other tokens than transformers"):
+        export_gguf(pruned_decoder(KINDRED["gpt-2"]), tmp_path / "a.gguf")
+
+
+def test_a_file_that_does_not_load_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """llama.cpp's architecture ``llama`` has one width for all blocks."""
+    llama = Architecture("llama", by_block=True, interleaved=True)
+    monkeypatch.setattr(gguf_export, "architecture_of", lambda *_: llama)
+    with pytest.raises(ExportError, match=r"llama\.cpp .* does not run the GGUF export"):
+        export_gguf(pruned_decoder(KINDRED["gpt-2"]), tmp_path / "a.gguf")
+
+
+@needs_smollm
+def test_a_pretrained_decoder(tmp_path: Path) -> None:
+    loaded = load(BUILT / "smollm2", device="cpu")
+    policy = Policy.of(loaded.structure, mild_widths(loaded))
+    small = sliced(loaded, policy, rank_units(loaded, importance="magnitude"))
+    dense = export_gguf(loaded, tmp_path / "dense.gguf")
+    verified = export_gguf(small, tmp_path / "small.gguf")
+    assert verified.size < dense.size
+    assert verified.tokens >= 24
+
+
+@needs_smollm
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+def test_a_question_about_a_picture(kind: GgufType, tmp_path: Path) -> None:
+    """Of a LLaVA whose tower lost heads, and is as wide as its input in two blocks."""
+    loaded = load(BUILT / "smollm-vlm", device="cpu", towers=("language", "vision"))
+    widths = mild_widths(loaded)
+    for component in loaded.structure.components:
+        if component.tower == "vision":
+            widths[component.id] = 3 if component.kind == "attn" else 128 + 64 * component.layer
+    small = sliced(
+        loaded, Policy.of(loaded.structure, widths), rank_units(loaded, importance="magnitude")
+    )
+    verified = export_gguf(small, tmp_path / "a.gguf", kind=kind)
+    assert verified.pictures == str(tmp_path / "mmproj-a.gguf")
+    assert Path(verified.pictures).stat().st_size > 1e6
+    assert verified.tokens > 2
+
+
+def mild_widths(loaded: LoadedModel) -> dict[ComponentId, int]:
+    """Narrow three blocks of the decoder; magnitude ruins it if it is more."""
+    return {
+        c.id: 2 if c.kind == "attn" else 1216
+        for c in loaded.structure.components
+        if c.tower == "language" and c.layer in (17, 21, 26)
+    }
