@@ -83,14 +83,26 @@ def test_a_short_study_ends_with_a_verified_checkpoint(
     ],
 )
 def test_the_tables_are_measured_in_their_tiny_forms(built: Path, name: str, last: str) -> None:
+    table = _tiny_table(built, name)
+    assert table[-1][0] == last
+    accuracies = [cell for row in table for cell in row if re.match(r"[01]\.\d{3} \[", cell)]
+    assert accuracies
+    assert all(0 <= float(cell.split()[0]) <= 1 for cell in accuracies)
+
+
+def test_engines_are_timed_in_their_tiny_form(built: Path) -> None:
+    engine, batch, widths, *rates = _tiny_table(built, "engines")[-1]
+    assert (engine, batch, widths) == ("transformers", "1", "dense")
+    assert [rate.split()[0] for rate in rates[1::2]] == ["1.00", "1.00"]
+    assert all(float(rate) > 0 for rate in rates[::2])
+
+
+def _tiny_table(built: Path, name: str) -> list[list[str]]:
+    """Run a script of the tables in its tiny form, and return the rows that it prints."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(SCRIPTS / f"{name}.py"), "--tiny"],
         capture_output=True, text=True, check=False,
         env={**os.environ, "SMOLLM_BUILT": str(built)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    table = rows(done.stdout)
-    assert table[-1][0] == last
-    accuracies = [cell for row in table for cell in row if re.match(r"[01]\.\d{3} \[", cell)]
-    assert accuracies
-    assert all(0 <= float(cell.split()[0]) <= 1 for cell in accuracies)
+    return rows(done.stdout)
