@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import sys
 import time
+from pathlib import Path
 
-os.environ |= {  # of vLLM, before it is imported
-    "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-}  # fmt: skip
+_ROOT = Path(__file__).parents[2]
+_SHARED = runpy.run_path(str(_ROOT / "effllava_optuna/surgery/export/vllm_program.py"))
+os.environ |= _SHARED["SETTINGS"] | {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 def main() -> None:
     """Answer lines with the number of rows of a batch."""
+    _SHARED["declare_torchvision_operators"]()
     from vllm import LLM, SamplingParams
 
     checkpoint, prompt, new = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     engine = LLM(
         model=checkpoint, trust_remote_code=True, dtype="float32", max_num_seqs=16,
         max_model_len=256, max_num_batched_tokens=16 * prompt, enable_prefix_caching=False,
-        skip_tokenizer_init=True,
+        skip_tokenizer_init=True, model_impl="transformers",
+        enforce_eager=True,
     )  # fmt: skip
     write({})
     for line in sys.stdin:

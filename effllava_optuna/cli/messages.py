@@ -119,7 +119,13 @@ def _gguf_summary(verified: VerifiedGgufExport) -> str:
     """Return what llama.cpp made of an export."""
     if verified.engine is None:
         return "not verified: llama.cpp was not found (docs/serving.md)"
-    return f"{verified.tokens} greedy tokens in llama.cpp ({verified.engine}) as in transformers"
+    text = f"{verified.tokens} greedy tokens in llama.cpp ({verified.engine}) as in transformers"
+    if verified.class_last:
+        text += (
+            "; but it misplaces the class embedding of CLIP towers (its issue 25814), and reads "
+            "pictures somewhat differently"
+        )
+    return text
 
 
 def reduction_summary(model: str, ratio: float, verified: VerifiedExport) -> str:

@@ -42,7 +42,6 @@ _BY_MODEL_TYPE: Mapping[str, Architecture] = {
     "qwen3": Architecture("qwen3"),
     "gemma": Architecture("gemma", norm_offset=1.0),
     "gemma2": Architecture("gemma2", norm_offset=1.0),
-    "gemma3_text": Architecture("gemma3", norm_offset=1.0),
 }
 
 

@@ -40,7 +40,7 @@ def add_decoder(
     decoder: Any = language_model(written.model)
     _add_sizes(writer, decoder, architecture)
     _add_rotation(writer, decoder.config, written.source)
-    _add_settings(writer, decoder.config, architecture)
+    _add_settings(writer, decoder, architecture, written.source)
     for name, weight in _named_weights(written, architecture):
         add_weight(writer, name, weight, kind)
 
@@ -71,10 +71,6 @@ def _add_rotation(writer: gguf.GGUFWriter, config: Any, source: str) -> None:
         ExportError: They are scaled in a way that is not written here.
     """
     settings = config.rope_parameters
-    local = settings.get("sliding_attention") if "rope_theta" not in settings else None
-    if local is not None:  # Gemma 3: blocks with a window rotate by another base
-        writer.add_rope_freq_base_swa(local["rope_theta"])
-        settings = settings["full_attention"]
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     scaling, base = settings.get("rope_type", "default"), settings["rope_theta"]
     if settings.get("partial_rotary_factor", 1.0) != 1.0 or scaling not in _SCALINGS:
@@ -108,13 +104,24 @@ def _llama3_divisors(settings: Any, size: int) -> torch.Tensor:
     return divisors.float()
 
 
-def _add_settings(writer: gguf.GGUFWriter, config: Any, architecture: Architecture) -> None:
-    """Add what only some families have."""
-    if architecture.name in ("gemma2", "gemma3"):
+def _add_settings(
+    writer: gguf.GGUFWriter, decoder: Any, architecture: Architecture, source: str
+) -> None:
+    """Add what only some families have.
+
+    Raises:
+        ExportError: Attention is scaled otherwise than by the size of a head.
+    """
+    config, size = decoder.config, decoder.layers[0].self_attn.head_dim
+    scalar = getattr(config, "query_pre_attn_scalar", size)
+    if scalar != size:
+        raise ExportError(
+            f"{source} scales attention by query_pre_attn_scalar = {scalar}, and llama.cpp's "
+            f"{architecture.name} by the size of a head, {size}.",
+            hint="Use another format.",
+        )
+    if architecture.name == "gemma2":
         writer.add_sliding_window(config.sliding_window)
-    if architecture.name == "gemma3":
-        kinds = config.layer_types
-        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in kinds])
     for field, add in (
         ("attn_logit_softcapping", writer.add_attn_logit_softcapping),
         ("final_logit_softcapping", writer.add_final_logit_softcapping),

@@ -20,7 +20,7 @@ from effllava_optuna.surgery.export.checkpoint_files import size_plan
 from effllava_optuna.surgery.export.stock_sizes import pad_to_stock_sizes
 from effllava_optuna.surgery.gguf.architectures import architecture_of
 from effllava_optuna.surgery.gguf.decoder import add_decoder
-from effllava_optuna.surgery.gguf.gguf_verification import verify_gguf
+from effllava_optuna.surgery.gguf.gguf_verification import GgufComparison, verify_gguf
 from effllava_optuna.surgery.gguf.llama_cpp import find_llama_cpp
 from effllava_optuna.surgery.gguf.tensors import TYPES, file_type
 from effllava_optuna.surgery.gguf.tokenizers import add_tokenizer
@@ -45,7 +45,9 @@ class VerifiedGgufExport:
         architecture: llama.cpp's name of the architecture.
         size: Bytes of the files.
         engine: The llama.cpp that generated the same answers; None: none was found.
-        tokens: Number of generated tokens that were compared.
+        tokens: Number of generated tokens that are equal.
+        class_last: Whether that llama.cpp reads pictures somewhat differently: it places the class
+            embedding of a CLIP tower behind the patches (its issue 25814).
     """
 
     path: str
@@ -54,6 +56,7 @@ class VerifiedGgufExport:
     size: int
     engine: str | None
     tokens: int
+    class_last: bool
 
 
 def export_gguf(
@@ -109,7 +112,9 @@ def export_gguf(
             files.append(pictures_file(files[0]))
             _write_vision(pruned, files[1], kind)
         engine = find_llama_cpp()
-        tokens = 0 if engine is None else verify_gguf(pruned, files, kind, engine)
+        compared = GgufComparison(0, class_last=False)
+        if engine is not None:
+            compared = verify_gguf(pruned, files, kind, engine)
         size = sum(file.stat().st_size for file in files)
         for old in (target, pictures_file(target)):
             old.unlink(missing_ok=True)
@@ -121,7 +126,8 @@ def export_gguf(
         architecture=architecture.name,
         size=size,
         engine=None if engine is None else engine.version,
-        tokens=tokens,
+        tokens=compared.tokens,
+        class_last=compared.class_last,
     )
 
 

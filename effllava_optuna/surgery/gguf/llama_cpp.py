@@ -51,10 +51,12 @@ class Answer:
     Attributes:
         prompt: The tokens of the prompt.
         text: The text of the answer, without special tokens.
+        probabilities: The largest probabilities of its first token.
     """
 
     prompt: tuple[int, ...]
     text: str
+    probabilities: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,10 @@ class LlamaCpp:
                 hint="Nothing was written.",
             )
         answers = json.loads(process.stdout.splitlines()[-1])["answers"]
-        return [Answer(tuple(each["prompt"]), each["text"]) for each in answers]
+        return [
+            Answer(tuple(each["prompt"]), each["text"], tuple(each["probabilities"]))
+            for each in answers
+        ]
 
 
 def find_llama_cpp() -> LlamaCpp | None:

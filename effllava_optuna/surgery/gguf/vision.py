@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery.gguf.tensors import GgufType
     from effllava_optuna.surgery.structure.loaded_model import LoadedModel
 
-_TOWERS = ("clip_vision_model", "siglip_vision_model")
+# How the features of the patches are selected: CLIP has that of a class embedding before them.
+_TOWERS = {"clip_vision_model": "default", "siglip_vision_model": "full"}
 _ACTIVATIONS = {"quick_gelu": False, "gelu": True, "gelu_pytorch_tanh": True}
 _ROWS = ("q_proj", "k_proj", "v_proj")
+_HUB = "vision_tower.vision_model."  # names of the hub, which gguf maps to its own
 _SPARE = 32  # channels of zeros
 
 
@@ -47,12 +49,12 @@ def check_vision(pruned: LoadedModel) -> None:
         obstacle = f"the activation {tower.hidden_act!r} in its vision tower"
     elif not isinstance(config.vision_feature_layer, int):
         obstacle = "features of several layers of its vision tower"
-    elif tower.model_type == _TOWERS[0] and config.vision_feature_select_strategy != "default":
-        obstacle = "an image token for the class embedding"
+    elif config.vision_feature_select_strategy != _TOWERS[tower.model_type]:
+        obstacle = f"vision_feature_select_strategy {config.vision_feature_select_strategy!r}"
     if obstacle:
         raise ExportError(
             f"{pruned.source} has {obstacle}, which cannot be written as GGUF.",
-            hint="Use another format, or language_only=True.",
+            hint="Use another format, or export_gguf(..., language_only=True).",
         )
 
 
@@ -100,12 +102,13 @@ def _named_weights(model: Any, depth: int) -> Iterator[tuple[str, torch.Tensor]]
     width = model.config.vision_config.hidden_size
     for name, weight in tower.named_parameters():
         path, _, suffix = name.removeprefix("vision_model.").rpartition(".")
-        leaf = path if path else suffix
-        mapped = names.get_name(f"vision_tower.vision_model.{leaf}")
+        is_module = names.get_name(f"{_HUB}{path}") is not None
+        leaf = path if is_module else f"{path}.{suffix}"  # the class embedding is no module
+        mapped = names.get_name(f"{_HUB}{leaf}")
         if mapped is None or leaf == "post_layernorm":  # a block behind the features, or a head
             continue
         values = _padded_heads(path, weight, width)
-        yield (f"{mapped}.{suffix}" if path else mapped), _distinct(path, values, width)
+        yield (f"{mapped}.{suffix}" if is_module else mapped), _distinct(path, values, width)
     projector = model.model.multi_modal_projector
     for number, linear in ((0, projector.linear_1), (2, projector.linear_2)):
         for suffix, values in linear.named_parameters():

@@ -6,6 +6,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+)
 
 from effllava_optuna import Policy, sliced
 from effllava_optuna.policy import Kind, Ranking
@@ -26,6 +36,7 @@ _LLAMA_3: dict[str, Any] = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
 }  # fmt: skip
+_GEMMA: dict[str, Any] = {"sliding_window": 8, "query_pre_attn_scalar": 32}
 _LINEAR: dict[str, Any] = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 
 
@@ -57,16 +68,12 @@ KINDRED = {
     "Qwen2": Kindred("Qwen2Config", "qwen2"),
     "Qwen3": Kindred("Qwen3Config", "qwen2", "qwen3"),
     "Gemma": Kindred("GemmaConfig", "sentencepiece", "gemma"),
-    "Gemma 2": Kindred("Gemma2Config", "sentencepiece", "gemma2", {"sliding_window": 8}),
-    "Gemma 3": Kindred("Gemma3TextConfig", "sentencepiece", "gemma3", {"sliding_window": 8}),
+    "Gemma 2": Kindred("Gemma2Config", "sentencepiece", "gemma2", _GEMMA),
 }
 
 
-def dense_decoder(family: Kindred) -> LoadedModel:
-    """Create a decoder with a tokenizer."""
-    tokenizer = train_tokenizer(family.rule)
-    size = len(tokenizer)
-    model = text_decoder(family.config, **_SIZES, **family.settings, vocab_size=size)
+def randomise(model: Any, tokenizer: Any) -> None:
+    """Give a model random weights whose answers are printable."""
     generator = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
         if weight.dim() == 2:  # so large that answers do not repeat one token
@@ -75,6 +82,14 @@ def dense_decoder(family: Kindred) -> LoadedModel:
             weight.data.normal_(0, 0.3, generator=generator)
     printable = torch.tensor([_is_printable(text) for text in _texts(tokenizer)])
     model.get_output_embeddings().weight.data[~printable] = 0  # of no token that is generated
+
+
+def dense_decoder(family: Kindred) -> LoadedModel:
+    """Create a decoder with a tokenizer."""
+    tokenizer = train_tokenizer(family.rule)
+    size = len(tokenizer)
+    model = text_decoder(family.config, **_SIZES, **family.settings, vocab_size=size)
+    randomise(model, tokenizer)
     return LoadedModel.of(model, tokenizer, family.config, depth=True)
 
 
@@ -90,6 +105,46 @@ def pruned_decoder(family: Kindred) -> LoadedModel:
             widths[component.id] = 1 + component.layer % component.width
         else:
             widths[component.id] = int(rng.integers(40, component.width))
+    scores = {c.id: rng.random(c.width) for c in loaded.structure.components}
+    ranking = Ranking.from_scores(loaded.structure, "random", scores)
+    return sliced(loaded, Policy.of(loaded.structure, widths), ranking)
+
+
+def pruned_llava(tower: str) -> LoadedModel:
+    """Prune decoder and tower of a small LLaVA, ``clip`` or ``siglip``, with random weights."""
+    tokenizer = train_tokenizer("gpt-2")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    size, pixels, patch = len(tokenizer), 32, 8
+    vision: dict[str, Any] = {
+        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "image_size": pixels, "patch_size": patch,
+    }  # fmt: skip
+    classes = {"clip": (CLIPVisionConfig, CLIPImageProcessor),
+               "siglip": (SiglipVisionConfig, SiglipImageProcessor)}  # fmt: skip
+    vision_config, image_processor = classes[tower]
+    selection = "default" if tower == "clip" else "full"
+    config = LlavaConfig(
+        text_config=LlamaConfig(**_SIZES, vocab_size=size), vision_config=vision_config(**vision),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-2 if tower == "clip" else -1,
+        vision_feature_select_strategy=selection,
+    )  # fmt: skip
+    model = LlavaForConditionalGeneration(config).eval()
+    randomise(model, tokenizer)
+    sides = {"shortest_edge": pixels} if tower == "clip" else {"height": pixels, "width": pixels}
+    processor = LlavaProcessor(
+        image_processor=image_processor(
+            size=sides, crop_size={"height": pixels, "width": pixels}
+        ),
+        tokenizer=tokenizer, patch_size=patch, vision_feature_select_strategy=selection,
+        num_additional_image_tokens=int(tower == "clip"),
+    )  # fmt: skip
+    loaded = LoadedModel.of(model, processor, tower, towers=("language", "vision"))
+    widths = {}
+    for component in loaded.structure.components:
+        mlp = 64 + 16 * component.layer  # as wide as the input of the tower in its first block
+        widths[component.id] = 1 + component.layer % 2 if component.kind is Kind.ATTN else mlp
+    rng = np.random.default_rng(2)
     scores = {c.id: rng.random(c.width) for c in loaded.structure.components}
     ranking = Ranking.from_scores(loaded.structure, "random", scores)
     return sliced(loaded, Policy.of(loaded.structure, widths), ranking)
