@@ -67,6 +67,13 @@ def architecture_of(config: Any, source: str) -> Architecture:
             f"{source} has a sliding window, which llama.cpp's {architecture.name} does not have.",
             hint="Use another format.",
         )
+    alternates = [index % 2 == 0 for index in range(config.num_hidden_layers)]
+    if architecture.name == "gemma2" and _reads_a_window(config) not in ([], alternates):
+        raise ExportError(
+            f"{source} lost blocks, and llama.cpp's gemma2 has a sliding window in every other "
+            "block.",
+            hint="Use another format, or a policy that keeps all blocks.",
+        )
     return architecture
 
 

@@ -1,10 +1,11 @@
-// Generate greedily in llama.cpp: node generate_program.mjs PACKAGE MODEL MMPROJ REQUEST
+// Answer prompts in llama.cpp: node generate_program.mjs PACKAGE MODEL MMPROJ REQUEST
 //
 // PACKAGE is a directory in whose node_modules @fugood/llama.node is; MMPROJ may be empty. REQUEST
 // is a JSON file: `prompts` (each `text`, and `picture`, a file, or null), `new_tokens`, `context`,
-// and `cache`, the type of keys and values.
-// The last line of the output is JSON: `answers`, by prompt `prompt` (its tokens), `text` (the
-// answer) and `probabilities` (the five largest of its first token).
+// `cache`, the type of keys and values, and `seed`. The last line of the output is JSON. Without a
+// seed: by prompt, `prompt` (its tokens) and `text` (the greedy answer). With a seed, of the only
+// prompt: the five largest probabilities of the first token, or null if the seed draws one that is
+// not printed. (One sampled completion a process: the package loses count of unprinted ones.)
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { availableParallelism } from "node:os";
@@ -12,46 +13,40 @@ import { join } from "node:path";
 
 const [directory, model, mmproj, request] = process.argv.slice(2);
 const { loadModel } = createRequire(join(directory, "index.js"))("@fugood/llama.node");
-const { prompts, new_tokens, context, cache } = JSON.parse(readFileSync(request, "utf-8"));
+const { prompts, new_tokens, context, cache, seed } = JSON.parse(readFileSync(request, "utf-8"));
 
-const n_threads = availableParallelism();
 const llama = await loadModel({
-  model, n_ctx: context, n_gpu_layers: 0, n_parallel: 1, n_threads,
+  model, n_ctx: context, n_gpu_layers: 0, n_parallel: 1, n_threads: availableParallelism(),
   cache_type_k: cache, cache_type_v: cache, flash_attn_type: cache === "f32" ? "off" : "auto",
 });
 if (mmproj && !(await llama.initMultimodal({ path: mmproj, use_gpu: false }))) {
   throw new Error(`${mmproj} does not load`);
 }
 
-// llama.cpp has the probabilities of all tokens that it has printed, in all answers: none of one
-// that ends an answer. So these come first, each with a seed that prints a token.
-let printed = 0;
-async function firstProbabilities(asked) {
-  for (let seed = 1; seed <= 20; seed += 1) {
-    const sampling = { temperature: 1, top_k: 0, top_p: 1, min_p: 0, seed, n_predict: 1 };
-    const { completion_probabilities: all } = await llama.completion({
-      ...asked, ...sampling, n_probs: 100,
-    });
-    if ((all?.length ?? 0) > printed) {
-      printed = all.length;
-      return all.at(-1).probs.map(({ prob }) => prob).sort((a, b) => b - a).slice(0, 5);
-    }
-  }
-  throw new Error("Error: no probabilities");
+async function greedy({ text, picture }) {
+  const media_paths = picture ? [picture] : undefined;
+  const { tokens } = await llama.tokenize(text, media_paths);
+  const answer = await llama.completion({
+    prompt: text, media_paths, n_predict: new_tokens, top_k: 1, dry_multiplier: 0,
+  });
+  return { prompt: Array.from(tokens), text: answer.text };
 }
 
-const questions = prompts.map(({ text, picture }) => ({
-  prompt: text, media_paths: picture ? [picture] : undefined, dry_multiplier: 0,
-}));
-const probabilities = [];
-for (const asked of questions) {
-  probabilities.push(await firstProbabilities(asked));
+async function firstProbabilities({ text, picture }) {
+  const answer = await llama.completion({
+    prompt: text, media_paths: picture ? [picture] : undefined, n_predict: 1, n_probs: 100, seed,
+    temperature: 1, top_k: 0, top_p: 1, min_p: 0, dry_multiplier: 0,
+  });
+  const all = answer.completion_probabilities ?? [];
+  if (all.length !== 1 || !answer.text || all[0].content !== answer.text) return null;
+  return all[0].probs.map(({ prob }) => prob).sort((a, b) => b - a).slice(0, 5);
 }
-const answers = [];
-for (const asked of questions) {
-  const { tokens } = await llama.tokenize(asked.prompt, asked.media_paths);
-  const { text } = await llama.completion({ ...asked, n_predict: new_tokens, top_k: 1 });
-  answers.push({ prompt: Array.from(tokens), text, probabilities: probabilities.shift() });
+
+let result = [];
+if (seed === null) {
+  for (const prompt of prompts) result.push(await greedy(prompt));
+} else {
+  result = await firstProbabilities(prompts[0]);
 }
-console.log(`\n${JSON.stringify({ answers })}`);
-await llama.release();
+console.log(`\n${JSON.stringify(result)}`);
+process.exit(0);

@@ -8,12 +8,12 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.errors import ExportError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 PACKAGE = "@fugood/llama.node"
 """The Node package that has llama.cpp with it."""
@@ -23,6 +23,7 @@ VARIABLE = "EFFLLAVA_LLAMA_NODE"
 
 _PROGRAM = Path(__file__).with_name("generate_program.mjs")
 _CONTEXT = 2048  # tokens
+_SEEDS = 20  # of which one should draw a token that is printed
 _PLACEHOLDER = "<__media__>"
 
 
@@ -83,15 +84,38 @@ class LlamaCpp:
             cache: Type of keys and values: ``f32`` or ``f16``.
 
         Raises:
-            ExportError: llama.cpp does not load the files.
+            ExportError: llama.cpp does not load the files, or prints nothing.
         """
-        entries = [
-            {"text": prompt.text, "picture": prompt.picture and str(prompt.picture)}
-            for prompt in prompts
+        answers = self._ask(files, prompts, {"new_tokens": new_tokens, "cache": cache})
+        return [
+            Answer(tuple(each["prompt"]), each["text"], self._probabilities(files, prompt, cache))
+            for prompt, each in zip(prompts, answers, strict=True)
         ]
+
+    def _probabilities(
+        self, files: Sequence[Path], prompt: EnginePrompt, cache: str
+    ) -> tuple[float, ...]:
+        """Return the largest probabilities of the token after a prompt."""
+        for seed in range(1, _SEEDS + 1):
+            found = self._ask(files, [prompt], {"new_tokens": 1, "cache": cache, "seed": seed})
+            if found is not None:
+                return tuple(found)
+        raise ExportError(
+            f"llama.cpp ({self.version}) prints no token after {prompt.text!r}.",
+            hint="Nothing was written.",
+        )
+
+    def _ask(
+        self, files: Sequence[Path], prompts: Sequence[EnginePrompt], settings: Mapping[str, Any]
+    ) -> Any:
+        """Run the program on prompts, and return what it prints."""
         request = files[0].with_suffix(".json")
         document = {
-            "prompts": entries, "new_tokens": new_tokens, "context": _CONTEXT, "cache": cache,
+            "prompts": [
+                {"text": prompt.text, "picture": prompt.picture and str(prompt.picture)}
+                for prompt in prompts
+            ],
+            "context": _CONTEXT, "seed": None, **settings,
         }  # fmt: skip
         request.write_text(json.dumps(document), encoding="utf-8")
         arguments = [str(file) for file in (*files, "")[:2]]
@@ -109,11 +133,7 @@ class LlamaCpp:
                 f"{lines[0] if lines else 'no message'}.",
                 hint="Nothing was written.",
             )
-        answers = json.loads(process.stdout.splitlines()[-1])["answers"]
-        return [
-            Answer(tuple(each["prompt"]), each["text"], tuple(each["probabilities"]))
-            for each in answers
-        ]
+        return json.loads(process.stdout.splitlines()[-1])
 
 
 def find_llama_cpp() -> LlamaCpp | None:

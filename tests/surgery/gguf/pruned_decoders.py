@@ -100,7 +100,8 @@ def pruned_decoder(family: Kindred) -> LoadedModel:
     widths: dict[ComponentId, int] = {}
     for component in loaded.structure.components:
         if component.kind is Kind.BLOCK:
-            widths[component.id] = int(component.layer != 1)
+            keeps_all = family.architecture == "gemma2"  # sliding windows alternate
+            widths[component.id] = int(keeps_all or component.layer != 1)
         elif component.kind is Kind.ATTN:
             widths[component.id] = 1 + component.layer % component.width
         else:

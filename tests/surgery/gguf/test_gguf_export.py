@@ -83,7 +83,8 @@ def test_other_architectures_are_padded_to_one_width(name: str, tmp_path: Path) 
     blocks = small.model.model.layers
     width = max(block.mlp.down_proj.in_features for block in blocks)
     assert fields[f"{verified.architecture}.feed_forward_length"] == width
-    assert {tensors[f"blk.{n}.ffn_down.weight"].shape for n in range(3)} == {(128, width)}
+    shapes = {tensors[f"blk.{n}.ffn_down.weight"].shape for n in range(len(blocks))}
+    assert shapes == {(128, width)}
     offset = 0.0 if name == "Qwen3" else 1.0
     norm = blocks[0].input_layernorm.weight.numpy() + offset
     np.testing.assert_array_equal(tensors["blk.0.attn_norm.weight"], norm)
@@ -173,6 +174,12 @@ def test_a_bias_that_only_deci_has(tmp_path: Path) -> None:
             (tmp_path / "a.gguf").unlink()
         else:
             assert "a bias that llama.cpp's qwen3 does not have" in refused(small, tmp_path)
+
+
+def test_gemma_2_keeps_its_blocks(tmp_path: Path) -> None:
+    """The window of each block follows from its number."""
+    small = pruned_decoder(KINDRED["Gemma 2"]._replace(architecture="gemma"))
+    assert "lost blocks" in refused(small, tmp_path)
 
 
 def test_a_word_level_tokenizer_is_refused(
