@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from effllava_optuna.errors import ExportError, describe
 from effllava_optuna.policy import Kind
 from effllava_optuna.surgery.structure.block_removal import module_settings
 from effllava_optuna.surgery.structure.prunable_parts import LANGUAGE, VISION
@@ -44,6 +45,9 @@ class WidthFields:
     Attributes:
         model: The model that has the configuration; it does not change.
         handles: Components with units of one shape, all in one tower.
+
+    Raises:
+        ExportError: The present configuration does not load, or describes no model.
     """
 
     model: Any
@@ -90,7 +94,14 @@ class WidthFields:
 
     @cached_property
     def _described(self) -> Outline:
-        return _outline_of(self.model.config, stock_class(self.model))
+        config = self.model.config
+        try:
+            return _outline_of(config, stock_class(self.model))
+        except Exception as error:  # as above
+            raise ExportError(
+                f"{type(config).__name__} does not describe the model: {describe(error)}.",
+                hint="Keep other blocks, so that the export can be loaded.",
+            ) from error
 
     @cached_property
     def _paths(self) -> dict[int, str]:

@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 
 
 def pad_to_stock_sizes(pruned: LoadedModel) -> LoadedModel:
-    """Return a padded copy of ``pruned`` that stock classes load from its configuration."""
+    """Return a padded copy of ``pruned`` that stock classes load from its configuration.
+
+    Raises:
+        ExportError: The configuration does not load with the blocks that are left.
+    """
     model: Any = copy.deepcopy(pruned.model)
     model.__class__ = stock_class(model)
     for handles in _group_by_field(inspect_model(model).handles):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from effllava_optuna import sliced
 from effllava_optuna.config.schema import WIDTH_RATIOS
+from effllava_optuna.errors import ExportError
 from effllava_optuna.policy import Kind, Policy, Space
 from effllava_optuna.surgery import (
     LoadedModel,
@@ -184,3 +185,11 @@ def test_a_large_decoder_gets_the_nearest_width_to_each_ratio() -> None:
     assert multiples[loaded.structure.components[1].id] == (
         1000, 2000, 3000, 4000, 6000, 7000, 8000, 9000, 10000, 11008,
     )  # fmt: skip
+
+
+def test_a_configuration_that_does_not_load_is_named() -> None:
+    model = text_decoder("LlamaConfig")
+    loaded = LoadedModel.of(model, None, "text")
+    model.config.num_attention_heads = 3
+    with pytest.raises(ExportError, match=r"LlamaConfig does not describe the model: .*\(64\) is"):
+        pad_to_stock_sizes(loaded)
