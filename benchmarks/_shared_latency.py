@@ -54,7 +54,7 @@ def ensure_latency_tables(inputs: StudyInputs, form: Form) -> None:
 
 def _ensure(inputs: StudyInputs, form: Form) -> None:
     config = inputs.config
-    widths, file = widths_of(inputs.structure, config), Path(str(config.latency.table))
+    widths, file = widths_of(inputs.loaded, config), Path(str(config.latency.table))
     origin = origin_of(inputs.stopwatch(), widths, config.latency.checks)
     if find_table(file, origin, widths) is None:
         table = _table_of_other_prompts(file, origin, widths) or _measured(inputs, form, widths)

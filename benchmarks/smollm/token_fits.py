@@ -73,7 +73,7 @@ def fitted(inputs: StudyInputs, loaded: LoadedModel) -> WeightState:
     ranked = rank_and_compensate(
         loaded,
         calibration_folds(seen),
-        widths_of(inputs.structure, config),
+        widths_of(inputs.loaded, config),
         pruning_options(config),
     )
     projectors = (None,) * len(ranked.compensations)
@@ -82,7 +82,7 @@ def fitted(inputs: StudyInputs, loaded: LoadedModel) -> WeightState:
 
 def narrowed_policy(inputs: StudyInputs, kept: float) -> Policy:
     """Return the policy that keeps a share of all MLP channels, and all attention groups."""
-    widths = widths_of(inputs.structure, inputs.config)
+    widths = widths_of(inputs.loaded, inputs.config)
     mlps = {c.id: kept * c.width for c in inputs.structure.components if c.kind == "mlp"}
     nearest = {
         mlp: min(widths[mlp], key=lambda width: abs(width - goal)) for mlp, goal in mlps.items()

@@ -12,7 +12,12 @@ from effllava_optuna.calibration.latency_file import by_width, facts_of, restore
 from effllava_optuna.errors import StudyError
 from effllava_optuna.policy import ComponentId, Kind, Policy, Ranking
 from effllava_optuna.storage.names import CALIBRATION_FORMAT
-from effllava_optuna.surgery import WeightState, table_tensors, tables_of
+from effllava_optuna.surgery import (
+    WeightState,
+    nearest_stock_widths,
+    table_tensors,
+    tables_of,
+)
 from effllava_optuna.tasks import answers_from_json, answers_to_json
 
 if TYPE_CHECKING:
@@ -21,7 +26,7 @@ if TYPE_CHECKING:
     from effllava_optuna.config.schema import StudyConfig
     from effllava_optuna.objectives import LatencyTable
     from effllava_optuna.policy import ModelStructure
-    from effllava_optuna.surgery import CompensationTable
+    from effllava_optuna.surgery import CompensationTable, LoadedModel
     from effllava_optuna.tasks import DenseAnswer
 
 _TABLES = "compensation/"  # names of the tensors of compensation tables begin with it
@@ -168,14 +173,13 @@ class Calibration:
         )
 
 
-def widths_of(
-    structure: ModelStructure, config: StudyConfig
-) -> dict[ComponentId, tuple[int, ...]]:
+def widths_of(loaded: LoadedModel, config: StudyConfig) -> dict[ComponentId, tuple[int, ...]]:
     """Return the allowed widths of each component; the dense width is always among them.
 
+    If all blocks of a tower have the same widths, a stock configuration can express each of them.
     Those of the image tokens are missing.
     """
-    return {
+    widths = {
         component.id: (0, 1)
         if component.kind is Kind.BLOCK
         else _widths(
@@ -184,9 +188,12 @@ def widths_of(
             _step(component.kind, config),
             config.pruning.width_ratios,
         )
-        for component in structure.components
+        for component in loaded.structure.components
         if component.kind is not Kind.TOKENS
     }
+    if not config.pruning.tied:
+        return widths
+    return nearest_stock_widths(loaded, widths, multiple_of=config.pruning.multiple_of)
 
 
 def _step(kind: Kind, config: StudyConfig) -> int:

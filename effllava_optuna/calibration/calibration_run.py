@@ -63,7 +63,7 @@ def calibrate(
     """
     config, loaded, structure = inputs.config, inputs.loaded, inputs.structure
     inputs.proxy.require_finite_answers(loaded)
-    latency = _latency_tables(inputs, stopwatch, widths_of(structure, config), report_stage)
+    latency = _latency_tables(inputs, stopwatch, widths_of(loaded, config), report_stage)
     widths = {component: tuple(friendly) for component, friendly in latency.friendly.items()}
     choice = loaded.parts.tokens
     if choice is not None:

@@ -117,17 +117,17 @@ class PruningSettings(_Settings):
 
     The attention heads and MLP channels of ``towers`` are pruned; with ``depth``, whole blocks of
     the decoder can be removed, too. ``mode`` is ``per-layer``, or ``vllm-safe``: one width for
-    each tower and kind (and depth), which a stock configuration can express, so that the portable
-    export needs no padding. ``importance`` is the criterion that ranks units, ``compensation``
-    the way in which output matrices are fitted again. ``tokens`` selects how tokens are weighted
-    in the activation statistics of wanda, flap, obs and the compensation tables. ``width_ratios``
-    are the widths that are timed and fitted, relative to the dense width. ``visual_tokens`` are
-    the shares of the image tokens that a policy may read, all of them among these, and
-    ``token_selection`` is how the others are left out. With ``in_context``,
-    after each epoch but the last the least-squares tables are fitted again, on the activations of
-    the epoch's best policy as well as those of the dense model; the next epoch has them if the
-    cross-fitted loss of the elites is lower with them. The compensation tables and their
-    computation use at most ``table_gb`` gigabytes.
+    each tower and kind (and depth), the nearest to a width ratio that a stock configuration can
+    express, so that the portable export needs no padding. ``importance`` is the criterion that
+    ranks units, ``compensation`` the way in which output matrices are fitted again. ``tokens``
+    selects how tokens are weighted in the activation statistics of wanda, flap, obs and the
+    compensation tables. ``width_ratios`` are the widths that are timed and fitted, relative to the
+    dense width. ``visual_tokens`` are the shares of the image tokens that a policy may read, all
+    of them among these, and ``token_selection`` is how the others are left out. With
+    ``in_context``, after each epoch but the last the least-squares tables are fitted again, on the
+    activations of the epoch's best policy as well as those of the dense model; the next epoch has
+    them if the cross-fitted loss of the elites is lower with them. The compensation tables and
+    their computation use at most ``table_gb`` gigabytes.
     """
 
     towers: Annotated[tuple[str, ...], Field(min_length=1)] = ("language",)

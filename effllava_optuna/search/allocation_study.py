@@ -15,7 +15,7 @@ from effllava_optuna.config.schema import StudyConfig
 from effllava_optuna.policy import Space
 
 if TYPE_CHECKING:
-    from effllava_optuna.policy import ModelStructure
+    from effllava_optuna.surgery import LoadedModel
 
 _SMALLEST_POPULATION = 4  # of ``search.population``
 
@@ -31,16 +31,17 @@ def without_search(config: StudyConfig) -> StudyConfig:
     return _with_search(config, sampler="allocation", epochs=1, curves=curves)
 
 
-def sized_for(config: StudyConfig, structure: ModelStructure) -> StudyConfig:
+def sized_for(config: StudyConfig, loaded: LoadedModel) -> StudyConfig:
     """Return a study file whose epoch the curves and a generation of the programme fill.
 
     Args:
         config: What `without_search` returned; its generations are not larger.
-        structure: The structure of the model.
+        loaded: The model.
     """
     search, sizes = config.search, {"generations": 1}
     if search.curves == "measured":
-        space = Space.of(structure, widths_of(structure, config), tied=config.pruning.tied)
+        widths = widths_of(loaded, config)
+        space = Space.of(loaded.structure, widths, tied=config.pruning.tied)
         points = len(curve_policies(space, search.curve_widths))
         generations = -(-points // search.population)
         sizes["generations"] = generations + 1

@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
     from effllava_optuna.calibration.stage_callback import StageCallback
     from effllava_optuna.config.schema import StudyConfig
-    from effllava_optuna.policy import ModelStructure, TrialRecord
+    from effllava_optuna.policy import TrialRecord
     from effllava_optuna.search.session import SearchSession
+    from effllava_optuna.surgery import LoadedModel
 
 _FEWEST_FAILURES = 4  # below, the share of failures is not checked
 _NEAR_END = 8  # slots of a generation; more workers than this would idle before it
@@ -68,7 +69,7 @@ def begin(
     report_stage: StageCallback = silent,
     *,
     device: str | None = None,
-    sized_for: Callable[[StudyConfig, ModelStructure], StudyConfig] | None = None,
+    sized_for: Callable[[StudyConfig, LoadedModel], StudyConfig] | None = None,
 ) -> Iterator[SearchSession]:
     """Create a study and open it; nothing is written before its model and samples are loaded.
 
@@ -78,7 +79,7 @@ def begin(
         report_stage: Called with the current stage and its finished share.
         device: Device of this process; None: as the study file says.
         sized_for: Returns the study file that is stored, with the sizes of a search that depend
-            on the structure of the model; None: ``config``.
+            on the model; None: ``config``.
 
     Raises:
         StudyError: A study of that name exists, or ``latency.table`` cannot be used.
@@ -91,7 +92,7 @@ def begin(
     report_stage("loading the model", 0.0)
     with study_inputs(config, device=device, report_stage=report_stage) as inputs:
         if sized_for is not None:
-            config = sized_for(config, inputs.structure)
+            config = sized_for(config, inputs.loaded)
             inputs = replace(inputs, config=config)
         inputs.check_final_samples(report_stage)
         study = create_study(open_storage(url, create=True), config)

@@ -39,7 +39,11 @@ from effllava_optuna.surgery.compensation.sequential import (
 from effllava_optuna.surgery.export.checkpoint import VerifiedExport, export, load_pruned
 from effllava_optuna.surgery.export.model_card import CardMetric, ModelCard
 from effllava_optuna.surgery.export.onnx_export import VerifiedOnnxExport, export_onnx, verify_onnx
-from effllava_optuna.surgery.export.stock_sizes import pad_to_stock_sizes, restrict_to_stock_sizes
+from effllava_optuna.surgery.export.stock_sizes import (
+    nearest_stock_widths,
+    pad_to_stock_sizes,
+    restrict_to_stock_sizes,
+)
 from effllava_optuna.surgery.gguf.gguf_export import VerifiedGgufExport, export_gguf
 from effllava_optuna.surgery.gguf.tensors import GgufType
 from effllava_optuna.surgery.importance.calibration_batch import CalibrationBatch
@@ -121,6 +125,7 @@ __all__ = [
     "masked",
     "mean_biases",
     "narrowed",
+    "nearest_stock_widths",
     "outline_checkpoint",
     "pad_to_stock_sizes",
     "policy_network",

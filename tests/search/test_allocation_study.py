@@ -20,7 +20,6 @@ from effllava_optuna.tasks import Digits
 from tests.study_fixtures import StudyFactory
 
 if TYPE_CHECKING:
-    from effllava_optuna.policy import ModelStructure
     from effllava_optuna.search.session import SearchSession
     from effllava_optuna.surgery import LoadedModel
 
@@ -34,8 +33,8 @@ def factory(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Stud
                         curves="measured", keep_ratio=0.5)  # fmt: skip
 
 
-def sizes(config: StudyConfig, structure: ModelStructure) -> dict[str, Any]:
-    search = sized_for(config, structure).search
+def sizes(config: StudyConfig, loaded: LoadedModel) -> dict[str, Any]:
+    search = sized_for(config, loaded).search
     return {"generations": search.generations, "population": search.population}
 
 
@@ -59,7 +58,7 @@ def allocated(session: SearchSession) -> list[Policy]:
 
 def test_curves_fill_generations_and_the_programme_one_more(factory: StudyFactory) -> None:
     config = factory.config()
-    sized = sizes(config, factory.calibration.structure)
+    sized = sizes(config, factory.loaded)
     assert sized == {"generations": 3, "population": 8}  # 1 + 3 x 2 + 3 x 3 points
     with factory(**sized) as session:
         search(session)
@@ -77,7 +76,7 @@ def test_curves_fill_generations_and_the_programme_one_more(factory: StudyFactor
 
 
 def test_residual_curves_take_one_generation(factory: StudyFactory) -> None:
-    sized = sizes(factory.config(curves="residual"), factory.calibration.structure)
+    sized = sizes(factory.config(curves="residual"), factory.loaded)
     assert sized == {"generations": 1, "population": 9}
     with factory(curves="residual", **sized) as session:
         search(session)
@@ -112,7 +111,7 @@ def test_tied_components_share_a_point_of_a_curve(factory: StudyFactory) -> None
     tied = factory.config().model_copy(
         update={"pruning": factory.config().pruning.model_copy(update={"mode": "vllm-safe"})}
     )
-    assert sizes(tied, factory.calibration.structure) == {"generations": 2, "population": 6}
+    assert sizes(tied, factory.loaded) == {"generations": 2, "population": 6}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 import torch
 
 from effllava_optuna.policy import Kind, ModelStructure, Policy, Ranking
@@ -19,11 +20,22 @@ from effllava_optuna.surgery.structure.pruned_class import resize, stock_class
 from tests.surgery.families import FAMILIES, Family
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
+
+    from _pytest.mark import ParameterSet
 
 # Logits are near 3. The same sums in another order, in float32.
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
+BY_DEFAULT = ("llava", "qwen2_5_vl")
+
+
+def families(names: Iterable[str] = FAMILIES) -> list[ParameterSet]:
+    """Mark all families but those that run by default."""
+    return [
+        pytest.param(name, marks=() if name in BY_DEFAULT else pytest.mark.families)
+        for name in names
+    ]
 
 
 @functools.cache

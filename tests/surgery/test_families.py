@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +31,7 @@ from tests.surgery.family_models import (
     CLOSE,
     assert_reloaded,
     compute_logits,
+    families,
     load_family,
     policies,
     random_policy,
@@ -38,24 +39,10 @@ from tests.surgery.family_models import (
 )
 from tests.surgery.visual_tokens.pictured_families import PICTURED, load_pictured
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from _pytest.mark import ParameterSet
-
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 GREEDY: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
-BY_DEFAULT = ("llava", "qwen2_5_vl")
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-
-
-def families(names: Iterable[str] = FAMILIES) -> list[ParameterSet]:
-    """Mark all families but those that run by default."""
-    return [
-        pytest.param(name, marks=() if name in BY_DEFAULT else pytest.mark.families)
-        for name in names
-    ]
 
 
 @pytest.mark.parametrize("name", families())

@@ -195,7 +195,7 @@ def _check_deep(config: StudyConfig, display: ProgressDisplay) -> tuple[dict[str
     described = describe_task(task, config.quality.measure, generate=generate)
     metric, measures = described["metric"], described["measures"]
     components = len(loaded.structure.components)
-    allocation = sized_for(without_search(config), loaded.structure).search
+    allocation = sized_for(without_search(config), loaded).search
     lines = [
         f"model {config.model.path!r}: {components} components on {loaded.device}; "
         f"task {task.name!r}: {', '.join(f'{size} {role}' for role, size in sizes.items())}",

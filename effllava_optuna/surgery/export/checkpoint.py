@@ -74,9 +74,9 @@ def export(
     Args:
         pruned: A result of `sliced`.
         directory: Created with its parents. It appears complete or not at all.
-        form: ``native``: each layer has its own size. ``portable``: padded with zeros to one
-            width for each tower and kind if the stock configuration has a field for it, else to
-            the dense width; loads in stock transformers and in engines that load the base model.
+        form: ``native``: each layer has its own size. ``portable``: padded with zeros to
+            the next width that the stock configuration accepts, one for each tower and kind, or
+            to the dense width; loads in stock transformers and wherever the base model loads.
         card: Data and measurements of the model card.
         inputs: Keyword arguments of the model to compare outputs on; by default a picture and
             two questions, which need a processor.
