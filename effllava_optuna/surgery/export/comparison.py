@@ -114,7 +114,12 @@ def _tensors_restored(model: nn.Module) -> Iterator[None]:
 
 
 def write_expected(
-    pruned: nn.Module, written: nn.Module, inputs: Mapping[str, torch.Tensor], scratch: Path
+    pruned: nn.Module,
+    written: nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    scratch: Path,
+    *,
+    is_example: bool = False,
 ) -> None:
     """Write what a reloaded checkpoint must reproduce.
 
@@ -123,11 +128,31 @@ def write_expected(
         written: The model whose weights were written: ``pruned``, or a padded copy.
         inputs: Keyword arguments of the model to compare outputs on.
         scratch: An existing directory.
+        is_example: Whether the inputs are those that `build_example_inputs` returned.
     """
     save_file({name: value.contiguous() for name, value in inputs.items()}, scratch / _INPUTS)
     save_file(compute_outputs(pruned, inputs), scratch / _OUTPUTS)
-    state = {"weights": _hash_weights(written), "buffers": _half_precision_buffers(pruned)}
+    state = {
+        "weights": _hash_weights(written),
+        "buffers": _half_precision_buffers(pruned),
+        "is_example": is_example,
+    }
     (scratch / _STATE).write_text(json.dumps(state), encoding="utf-8")
+
+
+def find_changed_inputs(inputs: Mapping[str, torch.Tensor], scratch: Path) -> tuple[str, ...]:
+    """Return the names of the example inputs that are not as `write_expected` wrote them.
+
+    Args:
+        inputs: What `build_example_inputs` returns for the processor of the checkpoint.
+        scratch: The directory with what is expected; that of other inputs changes nothing.
+    """
+    if not json.loads((scratch / _STATE).read_text(encoding="utf-8"))["is_example"]:
+        return ()
+    expected = load_file(scratch / _INPUTS)
+    common = expected.keys() & inputs.keys()
+    changed = [name for name in common if not torch.equal(inputs[name], expected[name])]
+    return tuple(sorted({*changed, *(expected.keys() ^ inputs.keys())}))
 
 
 def compare_with_expected(models: Iterable[Any], scratch: Path) -> ReloadDifference:

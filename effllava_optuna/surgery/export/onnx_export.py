@@ -84,6 +84,10 @@ def export_onnx(
     with write_errors_as(ExportError, target, hint=hint), scratch_beside(target) as scratch:
         draft = scratch / target.name
         program = trace_prefill(pruned)
+        program.model.doc_string = (
+            f"The language part of {pruned.source}, pruned: the prefill, without a key-value "
+            "cache. Vision tower, projector and the embeddings of image tokens are not in it."
+        )
         size = sum(weight.nbytes for weight in pruned.model.parameters())
         program.save(draft, external_data=size > _MAX_EMBEDDED_BYTES)
         verified = verify_onnx(pruned, draft)
