@@ -10,14 +10,14 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoProcessor
 
 from effllava_optuna.errors import ExportError
 from effllava_optuna.surgery.apply.reduced_model import reduced_processor
-from effllava_optuna.surgery.export.comparison import compare_with_expected, find_changed_inputs
+from effllava_optuna.surgery.export.comparison import compare_with_expected, read_example
 from effllava_optuna.surgery.loading.example_inputs import build_example_inputs
 from effllava_optuna.surgery.loading.loader import DTYPES, check_keys, read_model
 from effllava_optuna.surgery.loading.processor_loading import encode_example, load_processor
@@ -27,6 +27,9 @@ from effllava_optuna.surgery.structure.pruned_class import (
     takes_images,
     token_reduction,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def main(directory: str, scratch: str, device: str, dtype: str) -> None:
@@ -65,15 +68,15 @@ def _check_processors(directory: str, model: Any, scratch: Path) -> None:
     Raises:
         ExportError: They do not.
     """
-    if not (Path(directory) / "tokenizer_config.json").exists():
+    example, reduction = read_example(scratch), token_reduction(model.config, directory)
+    has_processor = (Path(directory) / "tokenizer_config.json").exists()
+    if not has_processor or (example is None and reduction is None):
         return
-    images = takes_images(model.config)
-    processor = load_processor(directory, directory, takes_images=images)
-    reduction = token_reduction(model.config, directory)
+    processor = load_processor(directory, directory, takes_images=takes_images(model.config))
     if reduction is not None:
         processor = reduced_processor(processor, reduction)
     inputs = encode_example(processor, model, directory)
-    changed = find_changed_inputs(inputs, scratch)
+    changed = _changed_inputs(inputs, inputs if example is None else example)
     if changed:
         raise ExportError(
             f"The processor reloads as another one: the {changed[0]} of an example differ.",
@@ -89,6 +92,17 @@ def _check_processors(directory: str, model: Any, scratch: Path) -> None:
             f"of {prompts[0].shape[1]}.",
             hint="Nothing was written.",
         )
+
+
+def _changed_inputs(
+    inputs: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+) -> list[str]:
+    """Return the names of the inputs that are missing, added, or have other values."""
+    return sorted(
+        name
+        for name in inputs.keys() | expected.keys()
+        if not (name in inputs and name in expected and torch.equal(inputs[name], expected[name]))
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from effllava_optuna.surgery import (
 from effllava_optuna.surgery.export.checkpoint_files import size_plan, write_checkpoint
 from effllava_optuna.surgery.loading.loader import check_keys
 from effllava_optuna.surgery.structure.native_files import find_engine_obstacle, model_body
-from effllava_optuna.surgery.structure.pruned_class import DESCRIBED
+from effllava_optuna.surgery.structure.pruned_class import DESCRIBED, auto_class
 from effllava_optuna.surgery.structure.reloaded_class import pruned_class
 from tests.surgery.families import FAMILIES
 from tests.surgery.family_models import CLOSE, load_family, random_policy
@@ -191,6 +191,24 @@ def test_portable_exports_have_the_key_names_of_the_hub(name: str, tmp_path: Pat
     again = LoadedModel.of(model, None, "again")
     write_checkpoint(again, tmp_path / "second", None)
     assert load_file(tmp_path / "second" / "model.safetensors").keys() == keys
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stock_classes_find_the_weights_of_every_family(name: str, tmp_path: Path) -> None:
+    loaded = load_family(name)
+    write_checkpoint(loaded, tmp_path / "hub", None)
+    auto = auto_class(loaded.model.config)
+    model, report = auto.from_pretrained(tmp_path / "hub", output_loading_info=True)
+    check_keys(report, name)
+    weights = model.state_dict()
+    for weight, value in loaded.model.state_dict().items():
+        assert torch.equal(weights[weight], value), weight
+    write_checkpoint(LoadedModel.of(model, None, "again"), tmp_path / "again", None)
+    first, again = (
+        load_file(tmp_path / place / "model.safetensors").keys() for place in ("hub", "again")
+    )
+    assert first == again
 
 
 def test_names_that_transformers_has_written_become_those_of_the_hub(tmp_path: Path) -> None:
