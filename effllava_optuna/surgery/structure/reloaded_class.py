@@ -98,7 +98,7 @@ class _PrunedModel:
 
     def init_continuous_batching(self, *arguments: Any, **options: Any) -> Any:
         """Refuse a cache that reserves one number of heads for all layers; see transformers."""
-        refuse_paged_cache(self, getattr(self.config, PLAN))
+        refuse_paged_cache(self, layer_plan(self, None))
         return cast("Any", super()).init_continuous_batching(*arguments, **options)
 
     def _get_static_cache_init_shape(self) -> None:
