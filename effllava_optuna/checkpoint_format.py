@@ -100,8 +100,7 @@ def check_format(path_or_id: str | Path) -> None:
             or a damaged file.
     """
     source, location = str(path_or_id), locate_checkpoint(path_or_id)
-    is_local = is_directory(location)
-    directory = Path(location) if is_local else _downloaded(str(location))
+    is_local, directory = is_directory(location), local_directory(path_or_id)
     if directory is None or directory.parent == EMBEDDED:
         return
     _refuse_adapter(source, directory)
@@ -130,8 +129,7 @@ def has_video_part(path_or_id: str | Path) -> bool:
 
     Of a hub id, the files that have been downloaded are read.
     """
-    location = locate_checkpoint(path_or_id)
-    directory = Path(location) if is_directory(location) else _downloaded(str(location))
+    directory = local_directory(path_or_id)
     if directory is None:
         return False
     return (
@@ -139,6 +137,16 @@ def has_video_part(path_or_id: str | Path) -> bool:
         or "video_processor" in _read_json(directory / "processor_config.json")
         or any(key in _read_json(directory / _CONFIG) for key in _VIDEO_KEYS)
     )
+
+
+def local_directory(path_or_id: str | Path) -> Path | None:
+    """Return the directory of a checkpoint; of a hub id, that of its downloaded files, or None.
+
+    Raises:
+        ModelError: It is the path of a file, or of no directory.
+    """
+    location = locate_checkpoint(path_or_id)
+    return Path(location) if is_directory(location) else _downloaded(str(location))
 
 
 def is_directory(location: str | Path) -> bool:

@@ -102,7 +102,7 @@ def export_summary(exported: ExportedTrial) -> str:
         padding = f" ({verified.padded:.0%} of them padding)" if verified.padded else ""
         line = (
             f"trial {exported.trial} exported to {verified.directory}: "
-            f"{verified.parameters:,} parameters{padding}; "
+            f"{verified.parameters:,} parameters{padding} in {verified.dtype}; "
             f"{_reload_summary(verified.logit_difference, same=verified.generation_equal)}"
         )
     if before is None or after is None:
@@ -132,7 +132,7 @@ def reduction_summary(model: str, ratio: float, verified: VerifiedExport) -> str
     """Return where a model with fewer image tokens is, and its verification."""
     return (
         f"{model} with {ratio:.0%} of its image tokens exported to {verified.directory}: "
-        f"{verified.parameters:,} parameters; "
+        f"{verified.parameters:,} parameters in {verified.dtype}; "
         f"{_reload_summary(verified.logit_difference, same=verified.generation_equal)}"
     )
 
@@ -149,7 +149,7 @@ def recovery_summary(report: RecoveryReport) -> str:
         f"divergence from the dense model {recovery.before:.3f} -> {recovery.after:.3f} nats on "
         "held-out samples\n"
         f"validation {report.measure} {' -> '.join(accuracies)}\n"
-        f"written to {verified.directory}; "
+        f"written to {verified.directory} in {verified.dtype}; "
         f"{_reload_summary(verified.logit_difference, same=verified.generation_equal)}"
     )
 

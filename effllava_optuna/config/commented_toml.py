@@ -18,7 +18,7 @@ _COMMENT_COLUMN = 26  # a longer line has its comment above
 _LINE_WIDTH = 95
 _COMMENTS = {
     ("model", "path"): "a directory or a hub id",
-    ("model", "dtype"): "auto: that of the checkpoint, but float32 on a CPU",
+    ("model", "dtype"): "auto: that of the checkpoint; on a CPU float32, but for the export",
     ("task", "data"): "a file or directory, relative to this file, or a hub id",
     ("task", "proxy"): "samples for calibration, search and projector training",
     ("task", "validation"): "maximum; validation chooses among the finalists",

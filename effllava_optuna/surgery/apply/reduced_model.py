@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.errors import ModelError
 from effllava_optuna.processors import takes_pictures
+from effllava_optuna.surgery.structure.native_files import complete_processor_files
 from effllava_optuna.surgery.visual_tokens.token_reduction import TokenReduction
 from effllava_optuna.surgery.visual_tokens.token_selection import reduce_model
 
@@ -111,17 +113,41 @@ def reduced_processors(loaded: LoadedModel) -> dict[float, Any]:
 
 
 def reduced_processor(processor: Any, reduction: TokenReduction) -> Any:
-    """Return a copy of a processor that inserts fewer image tokens."""
+    """Return a copy of a processor that inserts fewer image tokens.
+
+    Its ``save_pretrained`` writes the code that does so, too, and it can be pickled.
+    """
     base = type(processor)
 
     def replace_image_token(self: Any, *arguments: Any, **options: Any) -> str:
         return reduction.shortened(base.replace_image_token(self, *arguments, **options))
 
+    def save_pretrained(self: Any, save_directory: Any, *arguments: Any, **options: Any) -> Any:
+        files = base.save_pretrained(self, save_directory, *arguments, **options)
+        complete_processor_files(base.__name__, reduction, Path(save_directory))
+        return files
+
+    def reduce(self: Any, _: int) -> Any:
+        stock = copy.copy(vars(self))
+        return _rebuilt_processor, (base, reduction, stock)
+
     # The name stays: `save_pretrained` writes it.
-    members = {"replace_image_token": replace_image_token, "__module__": base.__module__}
-    reduced = copy.copy(processor)
-    reduced.__class__ = type(base.__name__, (base,), members)
+    members = {
+        "replace_image_token": replace_image_token,
+        "save_pretrained": save_pretrained,
+        "__reduce_ex__": reduce,
+        "__module__": base.__module__,
+    }
+    reduced: Any = object.__new__(type(base.__name__, (base,), members))
+    vars(reduced).update(vars(processor))
     return reduced
+
+
+def _rebuilt_processor(base: Any, reduction: TokenReduction, attributes: dict[str, Any]) -> Any:
+    """Create what `reduced_processor` returned, from a pickle."""
+    processor = object.__new__(base)
+    vars(processor).update(attributes)
+    return reduced_processor(processor, reduction)
 
 
 def find_obstacle(model: Any, processor: Any) -> str:

@@ -79,7 +79,13 @@ def sliced(
     unprunable = _renumbered(loaded.unprunable, removed)
     ids = {component.id for component in small.structure.components}
     parts = small.parts.excluding([part for part in unprunable if part.id in ids])
-    return replace(small, parts=parts, pruning_record=record, visual_tokens=network.visual_tokens)
+    return replace(
+        small,
+        parts=parts,
+        pruning_record=record,
+        visual_tokens=network.visual_tokens,
+        stored_dtype=loaded.stored_dtype,
+    )
 
 
 def _renumbered(

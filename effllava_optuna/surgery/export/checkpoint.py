@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from effllava_optuna.errors import ExportError
 from effllava_optuna.export_target import check_export_directory, is_export, resolve_target
 from effllava_optuna.files import expand_home, scratch_beside, write_errors_as
+from effllava_optuna.surgery.export.base_files import copy_base_files
 from effllava_optuna.surgery.export.checkpoint_files import (
     size_plan,
     write_checkpoint,
@@ -24,9 +25,11 @@ from effllava_optuna.surgery.export.comparison import write_expected
 from effllava_optuna.surgery.export.fresh_process import verify_in_fresh_process
 from effllava_optuna.surgery.export.model_card import ModelCard
 from effllava_optuna.surgery.export.stock_sizes import pad_to_stock_sizes
+from effllava_optuna.surgery.export.stored_precision import in_stored_dtype
 from effllava_optuna.surgery.loading.checksums import write_checksums
 from effllava_optuna.surgery.loading.example_inputs import build_example_inputs
 from effllava_optuna.surgery.loading.loader import load
+from effllava_optuna.surgery.structure.pruned_class import has_plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,6 +53,7 @@ class VerifiedExport:
         loader: How it was loaded: ``load_pruned``, ``trust_remote_code`` or the name of the stock
             ``Auto`` class.
         padded: Fraction of the parameters that is padding.
+        dtype: Dtype of the weights, such as ``bfloat16``.
     """
 
     directory: str
@@ -58,6 +62,7 @@ class VerifiedExport:
     generation_equal: bool
     loader: tuple[str, ...]
     padded: float = 0.0
+    dtype: str = "float32"
 
 
 def export(
@@ -70,6 +75,9 @@ def export(
     overwrite: bool = False,
 ) -> VerifiedExport:
     """Write ``pruned`` to ``directory`` and verify it in a fresh process.
+
+    The weights are rounded to the dtype of the checkpoint that the model was loaded from, unless
+    `load` was called with another one (`LoadedModel.stored_dtype`).
 
     Args:
         pruned: A result of `sliced`.
@@ -85,12 +93,14 @@ def export(
     Raises:
         ExportError: The directory is not empty or cannot be written, there are no inputs to
             compare outputs on, the model is narrowed instead of sliced, its sizes are not
-            portable, or the reloaded checkpoint has other keys, logits or tokens.
+            portable, a weight is too large for float16, or the reloaded checkpoint has other
+            keys, logits or tokens.
     """
     if form not in ("native", "portable"):
         raise ExportError(f"form is {form!r}.", hint="Use native or portable, or export_onnx().")
     check_export_directory(directory, overwrite=overwrite)
     target = resolve_target(directory)
+    is_example = inputs is None
     if inputs is None:
         if pruned.processor is None:
             raise ExportError(
@@ -103,7 +113,8 @@ def export(
             f"{pruned.source} has reduced image tokens, which no stock configuration describes.",
             hint="Export it as native, or with all image tokens.",
         )
-    written = pad_to_stock_sizes(pruned) if form == "portable" else pruned
+    rounded = in_stored_dtype(pruned)
+    written = pad_to_stock_sizes(rounded) if form == "portable" else rounded
     plan = size_plan(written)
     if form == "portable" and (plan["linears"] or plan["counts"]):
         raise ExportError(
@@ -115,10 +126,12 @@ def export(
     with write_errors_as(ExportError, target, hint=hint), scratch_beside(target) as scratch:
         draft = scratch / "checkpoint"
         write_checkpoint(written, draft, plan if form == "native" else None)
-        write_expected(pruned.model, written.model, inputs, scratch)
-        measured = verify_in_fresh_process(pruned, draft, scratch)
+        copy_base_files(pruned.source, pruned.processor, draft)
+        write_expected(rounded.model, written.model, inputs, scratch, is_example=is_example)
+        measured = verify_in_fresh_process(rounded, draft, scratch)
         padded = 1 - pruned.model.num_parameters() / written.model.num_parameters()
-        verified = VerifiedExport(str(directory), **measured, padded=round(padded, 6))
+        dtype = str(pruned.export_dtype).removeprefix("torch.")
+        verified = VerifiedExport(str(directory), **measured, padded=round(padded, 6), dtype=dtype)
         write_description(pruned, draft, form, card or ModelCard(), verified)
         write_checksums(draft)
         _replace(target, draft, scratch)
@@ -143,10 +156,14 @@ def load_pruned(
 ) -> LoadedModel:
     """Load a checkpoint that `export` wrote, without running code from the directory.
 
+    A copy that ``save_pretrained`` of the loaded model wrote can be loaded, too; it has no record
+    of the kept units.
+
     Raises:
         ModelError: The directory holds no such checkpoint, or a damaged one.
     """
-    if not is_export(expand_home(directory)):
+    place = expand_home(directory)
+    if not (is_export(place) or has_plan(place)):
         raise ExportError(
             f"{directory} holds no checkpoint that effllava_optuna wrote.",
             hint="Use a directory that `export` wrote, or load() for other checkpoints.",

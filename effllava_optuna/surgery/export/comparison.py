@@ -114,7 +114,12 @@ def _tensors_restored(model: nn.Module) -> Iterator[None]:
 
 
 def write_expected(
-    pruned: nn.Module, written: nn.Module, inputs: Mapping[str, torch.Tensor], scratch: Path
+    pruned: nn.Module,
+    written: nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    scratch: Path,
+    *,
+    is_example: bool = False,
 ) -> None:
     """Write what a reloaded checkpoint must reproduce.
 
@@ -123,11 +128,22 @@ def write_expected(
         written: The model whose weights were written: ``pruned``, or a padded copy.
         inputs: Keyword arguments of the model to compare outputs on.
         scratch: An existing directory.
+        is_example: Whether the inputs are those that `build_example_inputs` returned.
     """
     save_file({name: value.contiguous() for name, value in inputs.items()}, scratch / _INPUTS)
     save_file(compute_outputs(pruned, inputs), scratch / _OUTPUTS)
-    state = {"weights": _hash_weights(written), "buffers": _half_precision_buffers(pruned)}
+    state = {
+        "weights": _hash_weights(written),
+        "buffers": _half_precision_buffers(pruned),
+        "is_example": is_example,
+    }
     (scratch / _STATE).write_text(json.dumps(state), encoding="utf-8")
+
+
+def read_example(scratch: Path) -> dict[str, torch.Tensor] | None:
+    """Return the inputs that `write_expected` wrote; None: they are not the example inputs."""
+    is_example = json.loads((scratch / _STATE).read_text(encoding="utf-8"))["is_example"]
+    return load_file(scratch / _INPUTS) if is_example else None
 
 
 def compare_with_expected(models: Iterable[Any], scratch: Path) -> ReloadDifference:

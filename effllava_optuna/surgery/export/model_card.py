@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from effllava_optuna.processors import takes_pictures
+from effllava_optuna.surgery.export.base_files import base_tags
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from effllava_optuna.policy import ComponentId
     from effllava_optuna.surgery.structure.loaded_model import LoadedModel
+
+
+SERVED_FAMILIES = "Llama, Qwen2, Qwen3, Mistral and LLaVA"
+"""Whose exports tests/surgery/export/test_vllm.py has compared with vLLM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +55,26 @@ class ModelCard:
     metrics: Sequence[CardMetric] = ()
 
 
-def render_model_card(pruned: LoadedModel, card: ModelCard, form: str) -> str:
-    """Return the text of the model card, in the format of the Hugging Face hub."""
+def render_model_card(
+    pruned: LoadedModel, card: ModelCard, form: str, engine_obstacle: str = ""
+) -> str:
+    """Return the text of the model card, in the format of the Hugging Face hub.
+
+    Args:
+        pruned: The model, as it is in memory.
+        card: What comes from a study.
+        form: ``native`` or ``portable``.
+        engine_obstacle: Why vLLM cannot build a native export; empty: it can.
+    """
     record = pruned.pruning_record
     base = pruned.source if record is None else record.base_model
     task = "image-text-to-text" if takes_pictures(pruned.processor) else None
+    tags = ({"pipeline_tag": json.dumps(task)} if task else {}) | base_tags(pruned.source)
+    dtype = str(pruned.export_dtype).removeprefix("torch.")
     lines = [
         "---",
         "library_name: transformers",
-        *([f"pipeline_tag: {task}"] if task else []),
+        *(f"{name}: {value}" for name, value in tags.items()),
         f"base_model: {json.dumps(base)}",
         "base_model_relation: finetune",
         "tags: [effllava-optuna, pruned]",
@@ -66,14 +82,18 @@ def render_model_card(pruned: LoadedModel, card: ModelCard, form: str) -> str:
         "",
         f"# {base}, pruned",
         "",
-        f"{pruned.model.num_parameters():,} parameters. Structured pruning: the removed units are "
-        "not in the checkpoint.",
+        f"{pruned.model.num_parameters():,} parameters in {dtype}. Structured pruning: the "
+        "removed units are not in the checkpoint.",
         "",
         "## How to load it",
         "",
         "```python",
         *(_LOADING[form] if task else map(_for_text_model, _LOADING[form])),
         "```",
+        "",
+        "## How to serve it",
+        "",
+        *_serving(form, engine_obstacle),
         "",
     ]
     if pruned.visual_tokens is not None:
@@ -90,6 +110,9 @@ def render_model_card(pruned: LoadedModel, card: ModelCard, form: str) -> str:
         lines += ["## Measured", "", "| quantity | value [95 % interval] |", "|---|---|"]
         lines += [f"| {metric.name} | {metric} |" for metric in card.metrics]
         lines.append("")
+        if pruned.model.dtype != pruned.export_dtype:
+            computed = str(pruned.model.dtype).removeprefix("torch.")
+            lines += [f"Measured in {computed}, before the weights were rounded to {dtype}.", ""]
     if card.data:
         lines += ["## Data", "", card.data, ""]
     if record is not None:
@@ -112,6 +135,27 @@ _LOADING: Mapping[str, Sequence[str]] = {
         'processor = AutoProcessor.from_pretrained("DIRECTORY")',
     ),
 }
+
+
+def _serving(form: str, obstacle: str) -> list[str]:
+    """Return what is known about this export in inference engines."""
+    if form == "portable":
+        return [
+            "Engines load it as they load the base model; it was not run in one. Layers are",
+            "padded with zeros to one width for each tower and kind, or to the dense width: this",
+            "form cannot carry a width for each layer, added biases, or fewer image tokens.",
+        ]
+    if obstacle:
+        return [f"vLLM cannot build it: {obstacle}. It was not run in an engine."]
+    return [
+        "```sh",
+        "vllm serve DIRECTORY --trust-remote-code",
+        "```",
+        "",
+        "It has what the Transformers backend of vLLM reads: a class for the part without the",
+        "output layer, and the attention heads of each layer. vLLM 0.32 has generated the tokens",
+        f"of transformers for exports of {SERVED_FAMILIES}; this one was not run in it.",
+    ]
 
 
 def _for_text_model(line: str) -> str:

@@ -84,6 +84,7 @@ def export_onnx(
     with write_errors_as(ExportError, target, hint=hint), scratch_beside(target) as scratch:
         draft = scratch / target.name
         program = trace_prefill(pruned)
+        program.model.doc_string = _describe(pruned)
         size = sum(weight.nbytes for weight in pruned.model.parameters())
         program.save(draft, external_data=size > _MAX_EMBEDDED_BYTES)
         verified = verify_onnx(pruned, draft)
@@ -96,6 +97,14 @@ def export_onnx(
     return VerifiedOnnxExport(
         str(path), verified.parameters, verified.logit_difference, verified.shapes
     )
+
+
+def _describe(pruned: LoadedModel) -> str:
+    """Return what the file computes and what it cannot carry, for the file itself."""
+    text = f"The decoder of {pruned.source}, pruned: its prefill, without a key-value cache."
+    if input_name(pruned) == "input_ids":
+        return text
+    return f"{text} Token embeddings, vision tower and projector are not in the file."
 
 
 @torch.no_grad()

@@ -10,18 +10,26 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoProcessor
 
 from effllava_optuna.errors import ExportError
 from effllava_optuna.surgery.apply.reduced_model import reduced_processor
-from effllava_optuna.surgery.export.comparison import compare_with_expected
+from effllava_optuna.surgery.export.comparison import compare_with_expected, read_example
 from effllava_optuna.surgery.loading.example_inputs import build_example_inputs
-from effllava_optuna.surgery.loading.loader import DTYPES, auto_class, check_keys, read_model
-from effllava_optuna.surgery.loading.processor_loading import load_processor
-from effllava_optuna.surgery.structure.pruned_class import has_plan, token_reduction
+from effllava_optuna.surgery.loading.loader import DTYPES, check_keys, read_model
+from effllava_optuna.surgery.loading.processor_loading import encode_example, load_processor
+from effllava_optuna.surgery.structure.pruned_class import (
+    auto_class,
+    has_plan,
+    takes_images,
+    token_reduction,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def main(directory: str, scratch: str, device: str, dtype: str) -> None:
@@ -44,7 +52,7 @@ def main(directory: str, scratch: str, device: str, dtype: str) -> None:
     if planned:
         own = read_model(directory, directory, dtype=DTYPES[dtype])
         loaded = {"load_pruned": own, **loaded}
-    _check_processors(directory, model.config)
+    _check_processors(directory, model, Path(scratch))
     models = [each.to(device).eval() for each in loaded.values()]
     document = {
         "parameters": model.num_parameters(),
@@ -54,24 +62,47 @@ def main(directory: str, scratch: str, device: str, dtype: str) -> None:
     sys.stdout.write(json.dumps(document) + "\n")
 
 
-def _check_processors(directory: str, config: Any) -> None:
-    """Check that the processor of the checkpoint's own code inserts as many image tokens as ours.
+def _check_processors(directory: str, model: Any, scratch: Path) -> None:
+    """Check that the processor of a checkpoint, and its own code, encode the example as expected.
 
     Raises:
-        ExportError: It does not.
+        ExportError: They do not.
     """
-    reduction = token_reduction(config, directory)
-    if reduction is None or not (Path(directory) / "processor_config.json").exists():
+    example, reduction = read_example(scratch), token_reduction(model.config, directory)
+    has_processor = (Path(directory) / "tokenizer_config.json").exists()
+    if not has_processor or (example is None and reduction is None):
         return
-    own = reduced_processor(load_processor(directory, directory, takes_images=True), reduction)
+    processor = load_processor(directory, directory, takes_images=takes_images(model.config))
+    if reduction is not None:
+        processor = reduced_processor(processor, reduction)
+    inputs = encode_example(processor, model, directory)
+    changed = _changed_inputs(inputs, inputs if example is None else example)
+    if changed:
+        raise ExportError(
+            f"The processor reloads as another one: the {changed[0]} of an example differ.",
+            hint="Nothing was written.",
+        )
+    if reduction is None:
+        return
     coded = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
-    prompts = [build_example_inputs(each)["input_ids"] for each in (own, coded)]
+    prompts = [inputs["input_ids"], build_example_inputs(coded)["input_ids"]]
     if not torch.equal(*prompts):
         raise ExportError(
             f"{type(coded).__name__} encodes the example as {prompts[1].shape[1]} tokens instead "
             f"of {prompts[0].shape[1]}.",
             hint="Nothing was written.",
         )
+
+
+def _changed_inputs(
+    inputs: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+) -> list[str]:
+    """Return the names of the inputs that are missing, added, or have other values."""
+    return sorted(
+        name
+        for name in inputs.keys() | expected.keys()
+        if not (name in inputs and name in expected and torch.equal(inputs[name], expected[name]))
+    )
 
 
 if __name__ == "__main__":

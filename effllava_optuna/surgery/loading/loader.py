@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +16,6 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
 )
 from transformers.utils import cached_file
 
@@ -23,9 +23,10 @@ from effllava_optuna.checkpoint_format import (
     DESCRIPTIONS,
     check_format,
     is_directory,
+    local_directory,
     locate_checkpoint,
 )
-from effllava_optuna.damaged_files import refuse_damaged_weights
+from effllava_optuna.damaged_files import read_header, refuse_damaged_weights
 from effllava_optuna.errors import ModelError
 from effllava_optuna.export_target import POLICY_FILE, is_export
 from effllava_optuna.surgery.apply.reduced_model import reduced_processor
@@ -42,10 +43,12 @@ from effllava_optuna.surgery.structure.inspection import inspect_model
 from effllava_optuna.surgery.structure.loaded_model import LoadedModel
 from effllava_optuna.surgery.structure.prunable_parts import LANGUAGE
 from effllava_optuna.surgery.structure.pruned_class import (
+    auto_class,
     has_plan,
-    pruned_class,
+    takes_images,
     token_reduction,
 )
+from effllava_optuna.surgery.structure.reloaded_class import pruned_class
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery.structure.prunable_parts import PrunableParts
 
 _TEXT = "text_config"
+_STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -73,8 +77,9 @@ def load(
             directory may be one that `export` wrote.
         device: ``cpu``, ``cuda``, ``cuda:1`` ...; ``auto``: cuda if available; ``device-map``:
             spread over all devices, as ``device_map="auto"`` does.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto``: as the checkpoint was saved,
-            but float32 on a CPU, which computes half precision slowly.
+        dtype: ``float32``, ``bfloat16`` or ``float16``, for computing and for exports; ``auto``:
+            as the checkpoint was saved, but on a CPU, which computes half precision slowly,
+            computing is in float32 and exports are written as the checkpoint was saved.
         towers: What to prune: ``language``, ``vision``, ``projector`` ... None: everything.
         depth: Whether to offer whole blocks of the decoder, too.
 
@@ -99,7 +104,7 @@ def load(
     if is_export(location):
         policy = read_policy(location)
         check_checksums(Path(location))
-    processor = load_processor(location, source, takes_images=_takes_images(config))
+    processor = load_processor(location, source, takes_images=takes_images(config))
     reduction = token_reduction(config, source)
     if reduction is not None:
         processor = reduced_processor(processor, reduction)
@@ -108,13 +113,29 @@ def load(
     if not spread:
         model.to(torch_device)
     loaded = LoadedModel.of(model, processor, source, towers=towers, depth=depth)
-    loaded = replace(loaded, visual_tokens=reduction)
+    stored = stored_dtype(path_or_id) if dtype == "auto" else None
+    loaded = replace(loaded, visual_tokens=reduction, stored_dtype=stored)
     if policy is not None:
         with errors_in_one_line(f"{source}/{POLICY_FILE}"):
             loaded = replace(loaded, pruning_record=pruning_record(policy))
     require_finite_weights(model, source)
     _check_end_token(model, source)
     return verify_structure(loaded, encode_example(processor, model, source))
+
+
+def stored_dtype(path_or_id: str | Path) -> torch.dtype | None:
+    """Return the dtype of most weights in the files of a checkpoint.
+
+    Returns:
+        float32, bfloat16 or float16; None: another one, or the files cannot be read.
+    """
+    directory = local_directory(path_or_id)
+    sizes: Counter[str] = Counter()
+    for file in () if directory is None else directory.glob("*.safetensors"):
+        for entry in read_header(file).values():
+            if isinstance(entry, dict) and isinstance(entry.get("shape"), list):
+                sizes[str(entry.get("dtype"))] += math.prod(entry["shape"])
+    return _STORED_DTYPES.get(sizes.most_common(1)[0][0]) if sizes else None
 
 
 def inspect_checkpoint(path_or_id: str | Path) -> PrunableParts:
@@ -136,7 +157,7 @@ def load_without_weights(path_or_id: str | Path) -> tuple[Any, bool]:
     config = read_config(path_or_id)
     with errors_in_one_line(str(path_or_id)), torch.device("meta"):
         model = auto_class(config).from_config(config, trust_remote_code=False)
-    return model, _takes_images(config)
+    return model, takes_images(config)
 
 
 def read_config(path_or_id: str | Path) -> Any:
@@ -232,15 +253,6 @@ def read_model(location: str | Path, source: str, **options: Any) -> Any:
         )
     check_keys(report, source)
     return model
-
-
-def auto_class(config: Any) -> Any:
-    """Return the ``Auto`` class for a configuration, of vision-language models if it is of one."""
-    return AutoModelForImageTextToText if _takes_images(config) else AutoModelForCausalLM
-
-
-def _takes_images(config: Any) -> bool:
-    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
 def fingerprint(model: Any) -> str:

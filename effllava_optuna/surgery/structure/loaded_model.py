@@ -54,6 +54,7 @@ class LoadedModel:
         ranking: The ranking into which the units are permuted; None: their original order.
         pruning_record: How the model was pruned; None: it was not.
         visual_tokens: How its image tokens are reduced; None: they are not.
+        stored_dtype: Dtype in which exports are written; None: that of the model.
         lock: Held while the model is narrowed or its projector is trained.
     """
 
@@ -66,6 +67,7 @@ class LoadedModel:
     ranking: Ranking | None = None
     pruning_record: PruningRecord | None = None
     visual_tokens: TokenReduction | None = None
+    stored_dtype: torch.dtype | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     @cached_property
@@ -98,6 +100,12 @@ class LoadedModel:
                 hint="Load the whole model into memory.",
             )
         return device
+
+    @property
+    def export_dtype(self) -> torch.dtype:
+        """Return the dtype in which exports are written."""
+        dtype: torch.dtype = self.stored_dtype or self.model.dtype
+        return dtype
 
     @property
     def context(self) -> int | None:

@@ -1,7 +1,8 @@
-"""Create the class that loads a pruned checkpoint: the stock class with the layer sizes of a plan.
+"""What a pruned checkpoint adds to its stock class: the layer sizes of a plan.
 
-The plan is the entry `PLAN` of config.json. The source of `resize` and `adopt_renaming` is copied
-into the modelling file of native exports: both use only names that are imported there.
+The plan is the entry `PLAN` of config.json. The source of `resize`, `refuse_paged_cache`,
+`remove_output_hooks`, `plan_of` and `adopt_renaming` is copied into the modelling file of native
+exports: they use only names that are imported there.
 """
 
 from __future__ import annotations
@@ -10,20 +11,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-import transformers
 from torch import nn
-from transformers import conversion_mapping
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    conversion_mapping,
+)
 
 from effllava_optuna.checkpoint_format import PLAN
 from effllava_optuna.errors import ModelError
 from effllava_optuna.files import read_text
 from effllava_optuna.surgery.visual_tokens.token_reduction import TokenReduction
-from effllava_optuna.surgery.visual_tokens.token_selection import reduce_model
 
 DESCRIBED = "heads_in_config"
 """Key of a plan: an export has ``per_layer_config`` in its configuration, for engines."""
 
-_FORMATS = (1, 2)  # 2: with reduced image tokens
 _TOKENS = "visual_tokens"
 
 
@@ -46,6 +49,34 @@ def resize(model: Any, plan: Any) -> None:
             if type(getattr(modules[path], name)) is not int or type(count) is not int:
                 raise ValueError(f"{path}.{name} is not a head count")
             setattr(modules[path], name, count)
+
+
+def refuse_paged_cache(model: Any, plan: Any) -> None:
+    """Refuse continuous batching if heads were removed: its cache has one number for all layers.
+
+    Raises:
+        ValueError: The decoder of ``model`` has layers with fewer heads than its configuration.
+    """
+    decoder = {id(module) for module in model.get_decoder().modules()}
+    for path in plan["linears"]:
+        attention = model.get_submodule(path.rpartition(".")[0])
+        if id(attention) in decoder and hasattr(attention, "head_dim"):
+            raise ValueError(
+                "Continuous batching reserves a cache for one number of key/value heads, that of "
+                f"the configuration; {path} has fewer. Use generate(), or an engine such as vLLM."
+            )
+
+
+def remove_output_hooks(model: Any) -> None:
+    """Remove hooks that pickle cannot write; transformers installs them when it needs them.
+
+    It does so when a model first returns hidden states, as a vision tower does.
+    """
+    for module in model.modules():
+        for number, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__module__", "") == "transformers.utils.output_capturing":
+                del module._forward_hooks[number]
+        vars(module).pop("_output_capturing_hooks_installed", None)
 
 
 def plan_of(plan: Any, prefix: str) -> Any:
@@ -72,9 +103,28 @@ def adopt_renaming(pruned: str, base: str, model_type: str) -> None:
         conversion_mapping.register_checkpoint_conversion_mapping(pruned, mapping, overwrite=True)
 
 
+def remove_described_heads(config: Any) -> None:
+    """Remove the heads of single layers that an export describes for engines.
+
+    The stock class would build these layers with fewer heads; the plan has all sizes.
+    """
+    if DESCRIBED in (getattr(config, PLAN, None) or ()):
+        config.get_text_config().per_layer_config = None
+
+
 def stock_class(model: Any) -> Any:
     """Return the transformers class of a model, or of the model that it was pruned from."""
     return next(c for c in type(model).__mro__ if c.__module__.startswith("transformers."))
+
+
+def auto_class(config: Any) -> Any:
+    """Return the ``Auto`` class for a configuration, of vision-language models if it is of one."""
+    return AutoModelForImageTextToText if takes_images(config) else AutoModelForCausalLM
+
+
+def takes_images(config: Any) -> bool:
+    """Return whether a configuration is that of a vision-language model."""
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
 def has_plan(path_or_id: str | Path) -> bool:
@@ -104,45 +154,3 @@ def token_reduction(config: Any, source: str) -> TokenReduction | None:
             f"{source}/config.json has a damaged {PLAN}.{_TOKENS}.",
             hint="Export the checkpoint again.",
         ) from error
-
-
-def pruned_class(directory: Path) -> Any:
-    """Create the class that loads ``directory``, without running code from there.
-
-    Raises:
-        ModelError: The plan is damaged, has an unsupported format, or names a class that
-            transformers does not have.
-    """
-    config = json.loads(read_text(directory / "config.json"))
-    plan = config[PLAN]
-    if not isinstance(plan, dict) or not {"format", "base", "linears", "counts"} <= set(plan):
-        raise ModelError(
-            f"{directory}/config.json has a damaged {PLAN!r}.",
-            hint="Export the checkpoint again.",
-        )
-    if plan["format"] not in _FORMATS:
-        raise ModelError(
-            f"{directory}/config.json has a plan of format {plan['format']!r}; "
-            f"this version reads {' and '.join(map(str, _FORMATS))}.",
-            hint="Use the version of effllava_optuna that wrote it.",
-        )
-    base: Any = getattr(transformers, str(plan["base"]), None)
-    is_model = isinstance(base, type) and issubclass(base, transformers.PreTrainedModel)
-    if not is_model:
-        raise ModelError(
-            f"{directory} was pruned from a {plan['base']}, which transformers "
-            f"{transformers.__version__} does not have.",
-            hint=f"Use transformers {config.get('transformers_version')}.",
-        )
-
-    def initialise(self: Any, config: Any, *arguments: Any, **options: Any) -> None:
-        if DESCRIBED in plan:  # for engines; the plan describes all sizes
-            config.get_text_config().per_layer_config = None
-        base.__init__(self, config, *arguments, **options)
-        resize(self, getattr(config, PLAN))
-        if _TOKENS in plan:
-            reduce_model(self, plan[_TOKENS])
-
-    name = f"Pruned{plan['base']}"
-    adopt_renaming(name, plan["base"], config["model_type"])
-    return type(name, (base,), {"__init__": initialise, "__module__": __name__})

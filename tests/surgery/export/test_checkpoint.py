@@ -308,7 +308,7 @@ def test_an_export_describes_itself(
     assert load_pruned(directory, device="cpu").pruning_record == pruned.pruning_record
     assert all(entry["kept"] <= entry["of"] for entry in policy["components"].values())
     card = (directory / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n")
+    assert card.startswith('---\nlibrary_name: transformers\npipeline_tag: "image-text-to-text"\n')
     assert "| language.00 | " in card
 
 

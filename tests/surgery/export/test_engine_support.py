@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from effllava_optuna import Policy
@@ -20,8 +21,10 @@ from effllava_optuna.surgery import (
     sliced,
 )
 from effllava_optuna.surgery.export.checkpoint_files import size_plan, write_checkpoint
-from effllava_optuna.surgery.export.engine_support import model_body
-from effllava_optuna.surgery.structure.pruned_class import pruned_class
+from effllava_optuna.surgery.loading.loader import check_keys
+from effllava_optuna.surgery.structure.native_files import find_engine_obstacle, model_body
+from effllava_optuna.surgery.structure.pruned_class import DESCRIBED, auto_class
+from effllava_optuna.surgery.structure.reloaded_class import pruned_class
 from tests.surgery.families import FAMILIES
 from tests.surgery.family_models import CLOSE, load_family, random_policy
 from tests.surgery.visual_tokens.pictured_families import load_pictured, pictured_inputs
@@ -154,3 +157,78 @@ def test_the_body_of_a_reduced_model_reads_fewer_image_tokens(tmp_path: Path) ->
     expected = hidden_states(alone.model.model, inputs)
     torch.testing.assert_close(hidden_states(read, inputs), expected, **CLOSE)
     assert read.get_image_features(inputs["pixel_values"]) is not None
+
+
+HUB_PARTS = {  # of the keys of checkpoints on the hub
+    "llava": {"vision_tower.vision_model", "language_model.model", "multi_modal_projector"},
+    "llava_next": {
+        "vision_tower.vision_model", "language_model.model", "multi_modal_projector",
+        "image_newline",
+    },
+    "paligemma": {"vision_tower.vision_model", "language_model.model", "multi_modal_projector"},
+}  # fmt: skip
+
+
+def part_of(key: str) -> str:
+    first, _, second = key.partition(".")
+    second = second.partition(".")[0]
+    return f"{first}.{second}" if first.endswith(("tower", "_model")) else first
+
+
+@pytest.mark.parametrize("name", HUB_PARTS)
+def test_portable_exports_have_the_key_names_of_the_hub(name: str, tmp_path: Path) -> None:
+    """vLLM does not find the weights of a vision tower under the names of transformers."""
+    loaded = load_family(name)
+    stock = pad_to_stock_sizes(sliced(loaded, *random_policy(loaded.structure, 0)))
+    write_checkpoint(stock, tmp_path / "first", None)
+    keys = load_file(tmp_path / "first" / "model.safetensors").keys()
+    assert {part_of(key) for key in keys} - {"language_model.lm_head"} == HUB_PARTS[name]
+    auto = transformers.AutoModelForImageTextToText
+    model, report = auto.from_pretrained(tmp_path / "first", output_loading_info=True)
+    check_keys(report, name)
+    for weight, value in stock.model.state_dict().items():
+        assert torch.equal(model.state_dict()[weight], value)
+    again = LoadedModel.of(model, None, "again")
+    write_checkpoint(again, tmp_path / "second", None)
+    assert load_file(tmp_path / "second" / "model.safetensors").keys() == keys
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stock_classes_find_the_weights_of_every_family(name: str, tmp_path: Path) -> None:
+    loaded = load_family(name)
+    write_checkpoint(loaded, tmp_path / "hub", None)
+    auto = auto_class(loaded.model.config)
+    model, report = auto.from_pretrained(tmp_path / "hub", output_loading_info=True)
+    check_keys(report, name)
+    weights = model.state_dict()
+    for weight, value in loaded.model.state_dict().items():
+        assert torch.equal(weights[weight], value), weight
+    write_checkpoint(LoadedModel.of(model, None, "again"), tmp_path / "again", None)
+    first, again = (
+        load_file(tmp_path / place / "model.safetensors").keys() for place in ("hub", "again")
+    )
+    assert first == again
+
+
+def test_names_that_transformers_has_written_become_those_of_the_hub(tmp_path: Path) -> None:
+    loaded = load_family("llava")
+    loaded.model.save_pretrained(tmp_path / "new", save_original_format=False)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "new")
+    write_checkpoint(LoadedModel.of(model, None, "new"), tmp_path / "hub", None)
+    keys = load_file(tmp_path / "hub" / "model.safetensors").keys()
+    assert {part_of(key) for key in keys} - {"language_model.lm_head"} == HUB_PARTS["llava"]
+
+
+def test_what_vllm_cannot_build_is_known(tmp_path: Path) -> None:
+    loaded = load_family("llama")
+    ranking = random_policy(loaded.structure, 0)[1]
+    attention = next(c for c in loaded.structure.components if c.kind == "attn")
+    small = sliced(loaded, Policy.of(loaded.structure, {attention.id: 1}), ranking)
+    written(small, tmp_path)
+    plan = json.loads((tmp_path / "config.json").read_text())[PLAN]
+    assert find_engine_obstacle(small.model, plan) == ""
+    undescribed = {name: value for name, value in plan.items() if name != DESCRIBED}
+    assert f"the heads of {attention.id}" in find_engine_obstacle(small.model, undescribed)
+    other = load_family("blip-2")
+    assert "no class for its part" in find_engine_obstacle(other.model, size_plan(other))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from effllava_optuna.surgery import CardMetric, ModelCard
 from effllava_optuna.surgery.export.model_card import render_model_card
 
@@ -32,3 +34,26 @@ def test_a_card_loads_the_model_by_its_form_and_its_processor(pruned: LoadedMode
     decoder = render_model_card(text_model, CARD, "portable")
     assert "AutoModelForCausalLM" in decoder
     assert "AutoProcessor" not in decoder
+
+
+def test_a_card_says_how_the_model_is_served(pruned: LoadedModel) -> None:
+    native = render_model_card(pruned, CARD, "native")
+    assert "vllm serve DIRECTORY --trust-remote-code" in native
+    assert "this one was not run in it" in native
+    without = render_model_card(pruned, CARD, "native", "it has no body")
+    assert "vLLM cannot build it: it has no body." in without
+    assert "vllm serve" not in without
+    portable = render_model_card(pruned, CARD, "portable")
+    assert "vllm serve" not in portable
+    assert "cannot carry a width for each layer, added biases, or fewer image tokens" in " ".join(
+        portable.split()
+    )
+
+
+def test_a_card_says_that_weights_were_rounded_after_they_were_measured(
+    pruned: LoadedModel,
+) -> None:
+    rounded = render_model_card(replace(pruned, stored_dtype=torch.bfloat16), CARD, "native")
+    assert "parameters in bfloat16" in rounded
+    assert "Measured in float32, before the weights were rounded to bfloat16." in rounded
+    assert "rounded" not in render_model_card(pruned, CARD, "native")

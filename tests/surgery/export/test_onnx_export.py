@@ -58,6 +58,13 @@ def test_onnxruntime_computes_the_exported_model(
     assert __file__.encode() not in file.read_bytes()
 
 
+def test_the_file_says_what_is_not_in_it(exported: tuple[Path, VerifiedOnnxExport]) -> None:
+    session = onnxruntime.InferenceSession(exported[0], providers=["CPUExecutionProvider"])
+    description = session.get_modelmeta().description
+    assert "without a key-value cache" in description
+    assert "Token embeddings, vision tower and projector are not in the file" in description
+
+
 @pytest.mark.parametrize(("rows", "tokens", "padding"), [(1, 1, 0), (1, 70, 0), (5, 12, 4)])
 def test_the_graph_takes_any_number_of_rows_and_tokens(
     exported: tuple[Path, VerifiedOnnxExport],

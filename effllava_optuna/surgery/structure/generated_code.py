@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from effllava_optuna import __version__
 from effllava_optuna.checkpoint_format import PLAN
-from effllava_optuna.surgery.structure.pruned_class import adopt_renaming, plan_of, resize
+from effllava_optuna.surgery.structure.pruned_class import (
+    adopt_renaming,
+    plan_of,
+    refuse_paged_cache,
+    remove_output_hooks,
+    resize,
+)
 from effllava_optuna.surgery.visual_tokens import token_selection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from effllava_optuna.surgery.export.engine_support import ModelBody
+    from effllava_optuna.surgery.structure.native_files import ModelBody
     from effllava_optuna.surgery.visual_tokens.token_reduction import TokenReduction
 
 MODELLING = "modeling_effllava"
@@ -52,7 +58,8 @@ def modelling_source(
         body: The part of it that has a class of its own; None: there is none.
         reduces_tokens: Whether it reads fewer image tokens.
     """
-    functions = (resize, *(_OF_FEATURES if reduces_tokens else ()), adopt_renaming)
+    tokens = _OF_FEATURES if reduces_tokens else ()
+    functions = (resize, refuse_paged_cache, remove_output_hooks, *tokens, adopt_renaming)
     call = '\n        reduce_model(self, getattr(config, PLAN)["visual_tokens"])'
     values = {"MODEL_TYPE": model_type, "REDUCE": call if reduces_tokens else ""}
     part = "" if body is None else _filled(
