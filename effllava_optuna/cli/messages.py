@@ -97,7 +97,7 @@ def export_summary(exported: ExportedTrial) -> str:
         line = (
             f"trial {exported.trial} exported to {verified.directory}: "
             f"{verified.parameters:,} parameters{padding}; "
-            f"{_reload_summary(verified.logit_difference, same=verified.generation_equal)}"
+            f"{_reload_summary(verified)}"
         )
     if before is None or after is None:
         return line
@@ -113,8 +113,7 @@ def reduction_summary(model: str, ratio: float, verified: VerifiedExport) -> str
     """Return where a model with fewer image tokens is, and its verification."""
     return (
         f"{model} with {ratio:.0%} of its image tokens exported to {verified.directory}: "
-        f"{verified.parameters:,} parameters; "
-        f"{_reload_summary(verified.logit_difference, same=verified.generation_equal)}"
+        f"{verified.parameters:,} parameters; {_reload_summary(verified)}"
     )
 
 
@@ -130,13 +129,13 @@ def recovery_summary(report: RecoveryReport) -> str:
         f"divergence from the dense model {recovery.before:.3f} -> {recovery.after:.3f} nats on "
         "held-out samples\n"
         f"validation {report.measure} {' -> '.join(accuracies)}\n"
-        f"written to {verified.directory}; "
-        f"{_reload_summary(verified.logit_difference, same=verified.generation_equal)}"
+        f"written to {verified.directory}; {_reload_summary(verified)}"
     )
 
 
-def _reload_summary(logit_difference: float, *, same: bool) -> str:
+def _reload_summary(verified: VerifiedExport) -> str:
+    engines = f", in {', '.join(verified.engines)}, too" if verified.engines else ""
     return (
-        f"reloaded in a fresh process: logits differ by {logit_difference:.1e}, same generation: "
-        f"{'yes' if same else 'no'}"
+        f"reloaded in a fresh process: logits differ by {verified.logit_difference:.1e}, same "
+        f"generation: {'yes' if verified.generation_equal else 'no'}{engines}"
     )

@@ -17,6 +17,7 @@ from effllava_optuna.surgery import (
     CardMetric,
     ModelCard,
     SequentialOptions,
+    Verification,
     WeightState,
     compensate_in_sequence,
     export,
@@ -35,6 +36,24 @@ if TYPE_CHECKING:
 
 _AGREEMENT = "agreement with the dense model"  # in a model card
 Form = Literal["native", "portable", "onnx"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """How the policy of a trial is exported.
+
+    Attributes:
+        form: ``native``, ``portable``, or ``onnx``: the language part alone.
+        overwrite: Whether an earlier export is replaced.
+        sequential: Whether to fit the output matrices again, layer after layer on the proxy, and
+            to measure the policy before and after.
+        engine: An engine to verify a checkpoint in; None: transformers alone.
+    """
+
+    form: Form
+    overwrite: bool
+    sequential: bool = False
+    engine: Literal["vllm"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +89,7 @@ class ExportedTrial:
 
 
 def export_trial(
-    session: SearchSession,
-    number: int,
-    path: str | Path,
-    *,
-    form: Form,
-    overwrite: bool,
-    sequential: bool = False,
+    session: SearchSession, number: int, path: str | Path, options: ExportOptions
 ) -> ExportedTrial:
     """Export the policy of a trial under its own weight state, and verify it.
 
@@ -84,35 +97,38 @@ def export_trial(
         session: The open study.
         number: Number of the trial.
         path: The directory; for ``onnx`` the file.
-        form: ``native``, ``portable``, or ``onnx``: the language part alone.
-        overwrite: Whether an earlier export is replaced.
-        sequential: Whether to fit the output matrices again, layer after layer on the proxy, and
-            to measure the policy before and after.
+        options: The form of the export, and how it is verified.
 
     Raises:
         StudyError: There is no such trial, or it was not measured.
-        ExportError: The directory cannot be used, or the checkpoint does not reload.
+        ExportError: The directory or the engine cannot be used, or the checkpoint does not reload.
     """
     trial = measured_record(session.study, number)
     policy = Policy.of(session.evaluator.structure, trial.widths)
     own = session.epochs.weight_state(trial.weight_state)
-    weight_state = _in_sequence(session, policy, own) if sequential else own
+    weight_state = _in_sequence(session, policy, own) if options.sequential else own
     with use_projector(session.evaluator.loaded, weight_state.projectors[FULL_FIT]) as loaded:
         pruned = sliced(loaded, policy, weight_state.ranking, weight_state.compensations[FULL_FIT])
-    if form == "onnx":
+    if options.form == "onnx":
         verified: VerifiedExport | VerifiedOnnxExport = export_onnx(
-            pruned, path, overwrite=overwrite
+            pruned, path, overwrite=options.overwrite
         )
     else:
-        card = _card(session, number, sequential=sequential)
-        verified = export(pruned, path, form=form, card=card, overwrite=overwrite)
+        verified = export(
+            pruned,
+            path,
+            form=options.form,
+            card=_card(session, number, sequential=options.sequential),
+            verification=Verification(engine=options.engine),
+            overwrite=options.overwrite,
+        )
     exported = ExportedTrial(number, verified)
-    if sequential:
+    if options.sequential:
         before, after = (_accuracy(session, policy, each) for each in (own, weight_state))
         task, measure = session.evaluator.inputs.task, session.config.quality.measure
         measures = describe_task(task, measure, generate=False)["measures"]
         exported = replace(exported, before=before, after=after, measures=measures)
-    facts = {"trial": number, "directory": str(path), "form": form}
+    facts = {"trial": number, "directory": str(path), "form": options.form}
     if exported.before is not None and exported.after is not None:
         facts |= {"before": asdict(exported.before), "after": asdict(exported.after)}
     if not storage_is_read_only(storage_of(session.study)):

@@ -24,9 +24,11 @@ from effllava_optuna.surgery.export.comparison import write_expected
 from effllava_optuna.surgery.export.fresh_process import verify_in_fresh_process
 from effllava_optuna.surgery.export.model_card import ModelCard
 from effllava_optuna.surgery.export.stock_sizes import pad_to_stock_sizes
+from effllava_optuna.surgery.export.vllm_verification import verify_in_vllm
 from effllava_optuna.surgery.loading.checksums import write_checksums
 from effllava_optuna.surgery.loading.example_inputs import build_example_inputs
 from effllava_optuna.surgery.loading.loader import load
+from effllava_optuna.vllm_package import vllm_python
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,6 +38,21 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery.structure.loaded_model import LoadedModel
 
     Form = Literal["native", "portable"]
+    Engine = Literal["vllm"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How an export is verified.
+
+    Attributes:
+        inputs: Keyword arguments of the model to compare outputs on; by default a picture and two
+            questions, which need a processor.
+        engine: ``vllm``: its greedy tokens must be those of the model, too. None: no engine.
+    """
+
+    inputs: Mapping[str, torch.Tensor] | None = None
+    engine: Engine | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +67,7 @@ class VerifiedExport:
         loader: How it was loaded: ``load_pruned``, ``trust_remote_code`` or the name of the stock
             ``Auto`` class.
         padded: Fraction of the parameters that is padding.
+        engines: Engines that returned the same tokens, with their versions.
     """
 
     directory: str
@@ -58,6 +76,7 @@ class VerifiedExport:
     generation_equal: bool
     loader: tuple[str, ...]
     padded: float = 0.0
+    engines: tuple[str, ...] = ()
 
 
 def export(
@@ -66,10 +85,10 @@ def export(
     *,
     form: Form = "native",
     card: ModelCard | None = None,
-    inputs: Mapping[str, torch.Tensor] | None = None,
+    verification: Verification | None = None,
     overwrite: bool = False,
 ) -> VerifiedExport:
-    """Write ``pruned`` to ``directory`` and verify it in a fresh process.
+    """Write ``pruned`` to ``directory`` and verify it in a fresh process, or in an engine, too.
 
     Args:
         pruned: A result of `sliced`.
@@ -78,24 +97,29 @@ def export(
             width for each tower and kind if the stock configuration has a field for it, else to
             the dense width; loads in stock transformers and in engines that load the base model.
         card: Data and measurements of the model card.
-        inputs: Keyword arguments of the model to compare outputs on; by default a picture and
-            two questions, which need a processor.
+        verification: Inputs to compare outputs on, and an engine to verify the checkpoint in; by
+            default a picture and two questions, and no engine.
         overwrite: Replace an earlier export.
 
     Raises:
         ExportError: The directory is not empty or cannot be written, there are no inputs to
             compare outputs on, the model is narrowed instead of sliced, its sizes are not
-            portable, or the reloaded checkpoint has other keys, logits or tokens.
+            portable, the reloaded checkpoint has other keys, logits or tokens, or the engine is
+            not installed, does not load the checkpoint, or generates other tokens.
     """
     if form not in ("native", "portable"):
         raise ExportError(f"form is {form!r}.", hint="Use native or portable, or export_onnx().")
     check_export_directory(directory, overwrite=overwrite)
     target = resolve_target(directory)
+    verification = verification or Verification()
+    if verification.engine is not None:
+        vllm_python()
+    inputs = verification.inputs
     if inputs is None:
         if pruned.processor is None:
             raise ExportError(
                 f"{pruned.source} has no processor to create example inputs.",
-                hint="Use inputs=... to compare outputs on.",
+                hint="Use verification=Verification(inputs=...) to compare outputs on.",
             )
         inputs = build_example_inputs(pruned.processor)
     if form == "portable" and pruned.visual_tokens is not None:
@@ -118,6 +142,8 @@ def export(
         write_expected(pruned.model, written.model, inputs, scratch)
         measured = verify_in_fresh_process(pruned, draft, scratch)
         padded = 1 - pruned.model.num_parameters() / written.model.num_parameters()
+        if verification.engine is not None:
+            measured["engines"] = (verify_in_vllm(pruned, draft, verification.inputs),)
         verified = VerifiedExport(str(directory), **measured, padded=round(padded, 6))
         write_description(pruned, draft, form, card or ModelCard(), verified)
         write_checksums(draft)

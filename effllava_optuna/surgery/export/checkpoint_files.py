@@ -164,7 +164,7 @@ def write_description(
         }
     document["metrics"] = [asdict(metric) for metric in card.metrics]
     write_policy(directory, document)
-    text = render_model_card(pruned, card, form)
+    text = render_model_card(pruned, card, form, verified.engines)
     (directory / "README.md").write_text(text, encoding="utf-8")
     verification = json.dumps(asdict(verified), indent=2)
     (directory / "verified.json").write_text(verification + "\n", encoding="utf-8")

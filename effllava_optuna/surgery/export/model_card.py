@@ -50,7 +50,9 @@ class ModelCard:
     metrics: Sequence[CardMetric] = ()
 
 
-def render_model_card(pruned: LoadedModel, card: ModelCard, form: str) -> str:
+def render_model_card(
+    pruned: LoadedModel, card: ModelCard, form: str, engines: Sequence[str] = ()
+) -> str:
     """Return the text of the model card, in the format of the Hugging Face hub."""
     record = pruned.pruning_record
     base = pruned.source if record is None else record.base_model
@@ -74,6 +76,8 @@ def render_model_card(pruned: LoadedModel, card: ModelCard, form: str) -> str:
         "```python",
         *(_LOADING[form] if task else map(_for_text_model, _LOADING[form])),
         "```",
+        "",
+        _engine_line(engines),
         "",
     ]
     if pruned.visual_tokens is not None:
@@ -112,6 +116,14 @@ _LOADING: Mapping[str, Sequence[str]] = {
         'processor = AutoProcessor.from_pretrained("DIRECTORY")',
     ),
 }
+
+
+def _engine_line(engines: Sequence[str]) -> str:
+    """Return in which engines the checkpoint was verified, such as ``vllm 0.32.0``."""
+    if not engines:
+        return "Not run in vLLM."
+    names = ", ".join(engines).replace("vllm", "vLLM")
+    return f"Verified in {names}: the same greedy tokens as in transformers."
 
 
 def _for_text_model(line: str) -> str:
