@@ -94,8 +94,9 @@ def verify_in_vllm(
                     directory, [p.request for p in prompts], options, len(expected[0])
                 )
         except ExportError as error:
+            reason = error.message.rstrip(".")
             raise ExportError(
-                f"The export of {pruned.source} does not run in vLLM: {error.message}",
+                f"The export of {pruned.source} does not run in vLLM: {reason}.",
                 hint="Nothing was written.",
             ) from error
     engine = f"vllm {answers.version}"
