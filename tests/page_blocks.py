@@ -160,7 +160,9 @@ def check_command(block: Block, words: list[str]) -> None:
         assert (ROOT / words[-1 if words[0] == "bash" else 0]).is_file(), block
     else:
         known = ("pytest", ".", "python3", "mkdocs", "vllm", "vllm/bin/pip", "npm", "llama-server")
-        assert words[0] in known or words[:3] == ["python", "-m", "lmms_eval"], f"{block}: {words}"
+        modules = ("lmms_eval", "vllm.entrypoints.openai.api_server")
+        is_module = words[:2] == ["python", "-m"] and words[2] in modules
+        assert words[0] in known or is_module, f"{block}: {words}"
 
 
 def parse_arguments(block: Block, arguments: list[str]) -> None:

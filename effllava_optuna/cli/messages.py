@@ -103,7 +103,7 @@ def export_summary(exported: ExportedTrial) -> str:
         line = (
             f"trial {exported.trial} exported to {verified.directory}: "
             f"{verified.parameters:,} parameters{padding} in {verified.dtype}; "
-            f"{_reload_summary(verified.logit_difference, same=verified.generation_equal)}"
+            f"{_reload_summary(verified)}"
         )
     if before is None or after is None:
         return line
@@ -118,7 +118,7 @@ def export_summary(exported: ExportedTrial) -> str:
 def _gguf_summary(verified: VerifiedGgufExport) -> str:
     """Return what llama.cpp made of an export."""
     if verified.engine is None:
-        return "not verified: llama.cpp was not found (docs/serving.md)"
+        return "not verified: llama.cpp was not found (EFFLLAVA_LLAMA_NODE names no package of it)"
     text = f"{verified.tokens} greedy tokens in llama.cpp ({verified.engine}) as in transformers"
     if verified.class_last:
         text += (
@@ -132,8 +132,7 @@ def reduction_summary(model: str, ratio: float, verified: VerifiedExport) -> str
     """Return where a model with fewer image tokens is, and its verification."""
     return (
         f"{model} with {ratio:.0%} of its image tokens exported to {verified.directory}: "
-        f"{verified.parameters:,} parameters in {verified.dtype}; "
-        f"{_reload_summary(verified.logit_difference, same=verified.generation_equal)}"
+        f"{verified.parameters:,} parameters in {verified.dtype}; {_reload_summary(verified)}"
     )
 
 
@@ -149,13 +148,13 @@ def recovery_summary(report: RecoveryReport) -> str:
         f"divergence from the dense model {recovery.before:.3f} -> {recovery.after:.3f} nats on "
         "held-out samples\n"
         f"validation {report.measure} {' -> '.join(accuracies)}\n"
-        f"written to {verified.directory} in {verified.dtype}; "
-        f"{_reload_summary(verified.logit_difference, same=verified.generation_equal)}"
+        f"written to {verified.directory} in {verified.dtype}; {_reload_summary(verified)}"
     )
 
 
-def _reload_summary(logit_difference: float, *, same: bool) -> str:
+def _reload_summary(verified: VerifiedExport) -> str:
+    engines = f", in {', '.join(verified.engines)}, too" if verified.engines else ""
     return (
-        f"reloaded in a fresh process: logits differ by {logit_difference:.1e}, same generation: "
-        f"{'yes' if same else 'no'}"
+        f"reloaded in a fresh process: logits differ by {verified.logit_difference:.1e}, same "
+        f"generation: {'yes' if verified.generation_equal else 'no'}{engines}"
     )

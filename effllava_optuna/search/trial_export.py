@@ -17,6 +17,7 @@ from effllava_optuna.surgery import (
     CardMetric,
     ModelCard,
     SequentialOptions,
+    Verification,
     WeightState,
     compensate_in_sequence,
     export,
@@ -42,6 +43,25 @@ if TYPE_CHECKING:
 _AGREEMENT = "agreement with the dense model"  # in a model card
 _GGUF: Mapping[str, GgufType] = {"gguf": "f16", "gguf-q8_0": "q8_0", "gguf-f32": "f32"}
 Form = Literal["native", "portable", "onnx", "gguf", "gguf-q8_0", "gguf-f32"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """How the policy of a trial is exported.
+
+    Attributes:
+        form: ``native``, ``portable``, ``onnx``: the language part alone, or ``gguf``: files for
+            llama.cpp, with the type of their matrices unless it is float16.
+        overwrite: Whether an earlier export is replaced.
+        sequential: Whether to fit the output matrices again, layer after layer on the proxy, and
+            to measure the policy before and after.
+        engine: An engine to verify a checkpoint in; None: transformers alone.
+    """
+
+    form: Form
+    overwrite: bool
+    sequential: bool = False
+    engine: Literal["vllm"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +97,7 @@ class ExportedTrial:
 
 
 def export_trial(
-    session: SearchSession,
-    number: int,
-    path: str | Path,
-    *,
-    form: Form,
-    overwrite: bool,
-    sequential: bool = False,
+    session: SearchSession, number: int, path: str | Path, options: ExportOptions
 ) -> ExportedTrial:
     """Export the policy of a trial under its own weight state, and verify it.
 
@@ -91,38 +105,40 @@ def export_trial(
         session: The open study.
         number: Number of the trial.
         path: The directory; for ``onnx`` and ``gguf`` the file.
-        form: ``native``, ``portable``, ``onnx``: the language part alone, or ``gguf``: files for
-            llama.cpp, with the type of their matrices unless it is float16.
-        overwrite: Whether an earlier export is replaced.
-        sequential: Whether to fit the output matrices again, layer after layer on the proxy, and
-            to measure the policy before and after.
+        options: The form of the export, and how it is verified.
 
     Raises:
         StudyError: There is no such trial, or it was not measured.
-        ExportError: The directory cannot be used, or the checkpoint does not reload.
+        ExportError: The directory or the engine cannot be used, or the checkpoint does not reload.
     """
     trial = measured_record(session.study, number)
     policy = Policy.of(session.evaluator.structure, trial.widths)
     own = session.epochs.weight_state(trial.weight_state)
-    weight_state = _in_sequence(session, policy, own) if sequential else own
+    weight_state = _in_sequence(session, policy, own) if options.sequential else own
     with use_projector(session.evaluator.loaded, weight_state.projectors[FULL_FIT]) as loaded:
         pruned = sliced(loaded, policy, weight_state.ranking, weight_state.compensations[FULL_FIT])
     verified: VerifiedExport | VerifiedOnnxExport | VerifiedGgufExport
+    form, overwrite = options.form, options.overwrite
     if form == "onnx":
         verified = export_onnx(pruned, path, overwrite=overwrite)
     elif form in _GGUF:
         verified = export_gguf(pruned, path, kind=_GGUF[form], overwrite=overwrite)
     else:
-        card = _card(session, number, sequential=sequential)
-        layout: Literal["native", "portable"] = "portable" if form == "portable" else "native"
-        verified = export(pruned, path, form=layout, card=card, overwrite=overwrite)
+        verified = export(
+            pruned,
+            path,
+            form="portable" if form == "portable" else "native",
+            card=_card(session, number, sequential=options.sequential),
+            verification=Verification(engine=options.engine),
+            overwrite=overwrite,
+        )
     exported = ExportedTrial(number, verified)
-    if sequential:
+    if options.sequential:
         before, after = (_accuracy(session, policy, each) for each in (own, weight_state))
         task, measure = session.evaluator.inputs.task, session.config.quality.measure
         measures = describe_task(task, measure, generate=False)["measures"]
         exported = replace(exported, before=before, after=after, measures=measures)
-    facts = {"trial": number, "directory": str(path), "form": form}
+    facts = {"trial": number, "directory": str(path), "form": options.form}
     if exported.before is not None and exported.after is not None:
         facts |= {"before": asdict(exported.before), "after": asdict(exported.after)}
     if not storage_is_read_only(storage_of(session.study)):

@@ -36,7 +36,12 @@ from effllava_optuna.surgery.compensation.sequential import (
     SequentialOptions,
     compensate_in_sequence,
 )
-from effllava_optuna.surgery.export.checkpoint import VerifiedExport, export, load_pruned
+from effllava_optuna.surgery.export.checkpoint import (
+    Verification,
+    VerifiedExport,
+    export,
+    load_pruned,
+)
 from effllava_optuna.surgery.export.model_card import CardMetric, ModelCard
 from effllava_optuna.surgery.export.onnx_export import VerifiedOnnxExport, export_onnx, verify_onnx
 from effllava_optuna.surgery.export.stock_sizes import (
@@ -97,6 +102,7 @@ __all__ = [
     "UnitRows",
     "UnitStatistics",
     "UnprunablePart",
+    "Verification",
     "VerifiedExport",
     "VerifiedGgufExport",
     "VerifiedOnnxExport",

@@ -16,7 +16,7 @@ from effllava_optuna.report import study_document
 from effllava_optuna.search.epochs.context_round import ContextTrial, HeldOutScore, try_context
 from effllava_optuna.search.epochs.epoch_registry import EpochRegistry
 from effllava_optuna.search.runner import search
-from effllava_optuna.search.trial_export import export_trial
+from effllava_optuna.search.trial_export import ExportOptions, export_trial
 from effllava_optuna.storage.integrity.artifact_check import check_artifacts
 from effllava_optuna.storage.study_facts import read_study_facts
 from effllava_optuna.storage.trial_records import measured_record
@@ -141,7 +141,7 @@ def test_a_trial_is_exported_with_the_tables_of_its_weight_state(
     searched: SearchSession, tmp_path: Path
 ) -> None:
     number = next(t.number for t in searched.study.trials if t.user_attrs["epoch"] == 1)
-    export_trial(searched, number, tmp_path / "pruned", form="native", overwrite=False)
+    export_trial(searched, number, tmp_path / "pruned", ExportOptions("native", overwrite=False))
     record = measured_record(searched.study, number)
     policy = Policy.of(searched.evaluator.structure, record.widths)
     state = searched.epochs.weight_state(record.weight_state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -25,6 +25,7 @@ from effllava_optuna.surgery.export.comparison import (
     compute_outputs,
     write_expected,
 )
+from tests.page_tables import check_table
 from tests.surgery.export.pruned_models import state_of
 from tests.surgery.families import FAMILIES
 from tests.surgery.family_models import (
@@ -39,7 +40,9 @@ from tests.surgery.family_models import (
 )
 from tests.surgery.visual_tokens.pictured_families import PICTURED, load_pictured
 
-PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+if TYPE_CHECKING:
+    pass
+
 GREEDY: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -161,16 +164,8 @@ def test_every_family_can_be_exported_and_loaded_in_a_fresh_process(tmp_path: Pa
 @pytest.mark.families
 def test_the_docs_list_what_can_be_pruned(request: pytest.FixtureRequest) -> None:
     """``pytest -m families --write-tables`` writes the table that is compared otherwise."""
-    table = "\n".join(_table())
-    begin = "<!-- families: pytest -m families --write-tables -->\n"
-    end = "\n<!-- end of families -->"
-    text = PAGE.read_text(encoding="utf-8")
-    head, _, after_begin = text.partition(begin)
-    documented, _, tail = after_begin.partition(end)
-    if request.config.getoption("--write-tables"):
-        PAGE.write_text(f"{head}{begin}{table}{end}{tail}", encoding="utf-8")
-    else:
-        assert documented == table
+    write = request.config.getoption("--write-tables")
+    check_table("models", "families", _table(), write=write)
 
 
 def _table() -> list[str]:

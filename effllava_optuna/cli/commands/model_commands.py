@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -19,6 +19,7 @@ from effllava_optuna.cli.progress import ProgressDisplay
 from effllava_optuna.errors import ConfigError
 from effllava_optuna.export_target import check_export_directory, check_gguf_file, check_onnx_file
 from effllava_optuna.storage.location import StudyLocation
+from effllava_optuna.vllm_package import vllm_python
 
 if TYPE_CHECKING:
     from effllava_optuna.search.trial_export import Form
@@ -92,6 +93,13 @@ def inspect(model: str, device: str, *, quick: bool, output_format: OutputFormat
     "measure the accuracy before and after.",
 )
 @click.option(
+    "--verify-with",
+    "engine",
+    type=click.Choice(("vllm",)),
+    help="Load the export in this engine, too, and compare its greedy tokens. vLLM is that of the "
+    "Python that EFFLLAVA_VLLM names, or the one that is installed here.",
+)
+@click.option(
     "--visual-tokens",
     metavar="RATIO",
     type=click.FloatRange(0, 1, min_open=True),
@@ -112,12 +120,14 @@ def export_(
     *,
     overwrite: bool,
     sequential: bool,
+    engine: Literal["vllm"] | None,
     visual_tokens: float | None,
     token_selection: str | None,
 ) -> None:
     """Export a policy as a checkpoint, and verify it.
 
-    The checkpoint is loaded in a fresh process, and its logits and generations are compared.
+    The checkpoint is loaded in a fresh process, and its logits and generations are compared;
+    with --verify-with vllm, its generations in vLLM, too.
 
     \b
     Example:
@@ -126,6 +136,14 @@ def export_(
       effllava-optuna export studies/smollm-easyvqa.toml --format gguf --out a.gguf
       effllava-optuna export digits-vlm --visual-tokens 0.5 --out reduced
     """
+    suffix, check = _FILES.get((form or "").partition("-")[0], ("", check_export_directory))
+    if suffix and engine is not None:
+        raise ConfigError(
+            f"--verify-with vllm is given with --format {form}, which vLLM does not load.",
+            hint="Use native or portable, or leave out --verify-with.",
+        )
+    if engine is not None:
+        vllm_python()  # before anything is computed
     if location is None:
         if model is None or out is None or visual_tokens is None:
             raise ConfigError(
@@ -137,8 +155,9 @@ def export_(
                 "--trial, --sequential and other formats than native are for studies.",
                 hint="Leave them out, or leave out --visual-tokens.",
             )
+        selection = token_selection or "diversity"
         _export_with_fewer_tokens(
-            model, out, visual_tokens, token_selection or "diversity", overwrite=overwrite
+            model, out, visual_tokens, selection, engine=engine, overwrite=overwrite
         )
         return
     if token_selection is not None:
@@ -158,44 +177,50 @@ def export_(
     path = out or location.export_directory(config)
     if path is None:
         raise ConfigError("No directory for the export is given.", hint="Use --out DIR.")
-    suffix, check = _FILES.get((form or "").partition("-")[0], ("", check_export_directory))
     if suffix and out is None:
         path = path.with_suffix(suffix)
     check(path, overwrite=overwrite)  # before the model is loaded and the policy fitted again
     quiet_transformers()
     from effllava_optuna.search.runner import resume
-    from effllava_optuna.search.trial_export import export_trial
+    from effllava_optuna.search.trial_export import ExportOptions, export_trial
 
+    options = ExportOptions(
+        form or config.form,
+        overwrite=overwrite,
+        sequential=sequential or config.export.sequential,
+        engine=engine,
+    )
     with (
         ProgressDisplay(f"resume {location.arguments}") as display,
         resume(study, location.url, display.report_stage, config=config) as session,
     ):
         display.report_stage("exporting and verifying", 0.0)
-        exported = export_trial(
-            session,
-            number,
-            path,
-            form=form or config.form,
-            overwrite=overwrite,
-            sequential=sequential or config.export.sequential,
-        )
+        exported = export_trial(session, number, path, options)
         display.print(export_summary(exported))
 
 
 def _export_with_fewer_tokens(
-    model: str, out: Path, ratio: float, selection: str, *, overwrite: bool
+    model: str,
+    out: Path,
+    ratio: float,
+    selection: str,
+    *,
+    engine: Literal["vllm"] | None,
+    overwrite: bool,
 ) -> None:
     """Export a whole model that reads fewer image tokens."""
     check_export_directory(out, overwrite=overwrite)  # before the model is loaded
     quiet_transformers()
-    from effllava_optuna.surgery import export, load, reduced_tokens
+    from effllava_optuna.surgery import Verification, export, load, reduced_tokens
 
     with ProgressDisplay(f"export {model}") as display:
         display.report_stage("loading the model", 0.0)
         loaded = load(model)
         with reduced_tokens(loaded, ratio, selection=selection) as reduced:
             display.report_stage("exporting and verifying", 0.0)
-            verified = export(reduced, out, overwrite=overwrite)
+            verified = export(
+                reduced, out, verification=Verification(engine=engine), overwrite=overwrite
+            )
         display.print(reduction_summary(model, ratio, verified))
 
 

@@ -257,7 +257,7 @@ def _finish(
     """Search, report and export; finished steps are skipped."""
     from effllava_optuna.cli.rendering import render_report
     from effllava_optuna.search.runner import conclude, search
-    from effllava_optuna.search.trial_export import export_trial
+    from effllava_optuna.search.trial_export import ExportOptions, export_trial
     from effllava_optuna.search.workers import running_workers
 
     display.print_notes(calibration_summary(session))
@@ -274,9 +274,11 @@ def _finish(
                 session,
                 document["chosen"]["trial"],
                 directory,
-                form=session.config.form,
-                overwrite=True,
-                sequential=session.config.export.sequential,
+                ExportOptions(
+                    session.config.form,
+                    overwrite=True,
+                    sequential=session.config.export.sequential,
+                ),
             )
     finally:  # the results are stored, whether they can be exported or not
         display.print(*render_report(document))

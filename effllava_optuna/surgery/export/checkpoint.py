@@ -26,10 +26,12 @@ from effllava_optuna.surgery.export.fresh_process import verify_in_fresh_process
 from effllava_optuna.surgery.export.model_card import ModelCard
 from effllava_optuna.surgery.export.stock_sizes import pad_to_stock_sizes
 from effllava_optuna.surgery.export.stored_precision import in_stored_dtype
+from effllava_optuna.surgery.export.vllm_verification import verify_in_vllm
 from effllava_optuna.surgery.loading.checksums import write_checksums
 from effllava_optuna.surgery.loading.example_inputs import build_example_inputs
 from effllava_optuna.surgery.loading.loader import load
 from effllava_optuna.surgery.structure.pruned_class import has_plan
+from effllava_optuna.vllm_package import vllm_python
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +41,21 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery.structure.loaded_model import LoadedModel
 
     Form = Literal["native", "portable"]
+    Engine = Literal["vllm"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How an export is verified.
+
+    Attributes:
+        inputs: Keyword arguments of the model to compare outputs on; by default a picture and two
+            questions, which need a processor.
+        engine: ``vllm``: its greedy tokens must be those of the model, too. None: no engine.
+    """
+
+    inputs: Mapping[str, torch.Tensor] | None = None
+    engine: Engine | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +71,7 @@ class VerifiedExport:
             ``Auto`` class.
         padded: Fraction of the parameters that is padding.
         dtype: Dtype of the weights, such as ``bfloat16``.
+        engines: Engines that returned the same tokens, with their versions.
     """
 
     directory: str
@@ -63,6 +81,7 @@ class VerifiedExport:
     loader: tuple[str, ...]
     padded: float = 0.0
     dtype: str = "float32"
+    engines: tuple[str, ...] = ()
 
 
 def export(
@@ -71,10 +90,10 @@ def export(
     *,
     form: Form = "native",
     card: ModelCard | None = None,
-    inputs: Mapping[str, torch.Tensor] | None = None,
+    verification: Verification | None = None,
     overwrite: bool = False,
 ) -> VerifiedExport:
-    """Write ``pruned`` to ``directory`` and verify it in a fresh process.
+    """Write ``pruned`` to ``directory`` and verify it in a fresh process, or in an engine, too.
 
     The weights are rounded to the dtype of the checkpoint that the model was loaded from, unless
     `load` was called with another one (`LoadedModel.stored_dtype`).
@@ -86,26 +105,31 @@ def export(
             the next width that the stock configuration accepts, one for each tower and kind, or
             to the dense width; loads in stock transformers and wherever the base model loads.
         card: Data and measurements of the model card.
-        inputs: Keyword arguments of the model to compare outputs on; by default a picture and
-            two questions, which need a processor.
+        verification: Inputs to compare outputs on, and an engine to verify the checkpoint in; by
+            default a picture and two questions, and no engine.
         overwrite: Replace an earlier export.
 
     Raises:
         ExportError: The directory is not empty or cannot be written, there are no inputs to
             compare outputs on, the model is narrowed instead of sliced, its sizes are not
-            portable, a weight is too large for float16, or the reloaded checkpoint has other
-            keys, logits or tokens.
+            portable, a weight is too large for float16, the reloaded checkpoint has other keys,
+            logits or tokens, or the engine is not installed, does not load the checkpoint, or
+            generates other tokens.
     """
     if form not in ("native", "portable"):
         raise ExportError(f"form is {form!r}.", hint="Use native or portable, or export_onnx().")
     check_export_directory(directory, overwrite=overwrite)
     target = resolve_target(directory)
+    verification = verification or Verification()
+    if verification.engine is not None:
+        vllm_python()
+    inputs = verification.inputs
     is_example = inputs is None
     if inputs is None:
         if pruned.processor is None:
             raise ExportError(
                 f"{pruned.source} has no processor to create example inputs.",
-                hint="Use inputs=... to compare outputs on.",
+                hint="Use verification=Verification(inputs=...) to compare outputs on.",
             )
         inputs = build_example_inputs(pruned.processor)
     if form == "portable" and pruned.visual_tokens is not None:
@@ -130,6 +154,8 @@ def export(
         write_expected(rounded.model, written.model, inputs, scratch, is_example=is_example)
         measured = verify_in_fresh_process(rounded, draft, scratch)
         padded = 1 - pruned.model.num_parameters() / written.model.num_parameters()
+        if verification.engine is not None:
+            measured["engines"] = (verify_in_vllm(rounded, draft, verification.inputs),)
         dtype = str(pruned.export_dtype).removeprefix("torch.")
         verified = VerifiedExport(str(directory), **measured, padded=round(padded, 6), dtype=dtype)
         write_description(pruned, draft, form, card or ModelCard(), verified)

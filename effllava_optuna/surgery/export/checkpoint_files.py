@@ -15,7 +15,7 @@ from transformers.core_model_loading import PrefixChange
 
 from effllava_optuna import __version__
 from effllava_optuna.checkpoint_format import PLAN
-from effllava_optuna.surgery.export.model_card import render_model_card
+from effllava_optuna.surgery.export.model_card import EngineSupport, render_model_card
 from effllava_optuna.surgery.loading.policy_file import write_policy
 from effllava_optuna.surgery.structure.native_files import (
     complete_checkpoint,
@@ -119,7 +119,7 @@ def write_description(
     write_policy(directory, document)
     plan = json.loads((directory / "config.json").read_text(encoding="utf-8")).get(PLAN)
     obstacle = "" if plan is None else find_engine_obstacle(pruned.model, plan)
-    text = render_model_card(pruned, card, form, obstacle)
+    text = render_model_card(pruned, card, form, EngineSupport(obstacle, verified.engines))
     (directory / "README.md").write_text(text, encoding="utf-8")
     verification = json.dumps(asdict(verified), indent=2)
     (directory / "verified.json").write_text(verification + "\n", encoding="utf-8")

@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery.structure.loaded_model import LoadedModel
 
 
-SERVED_FAMILIES = "Llama, Qwen2, Qwen3, Mistral and LLaVA"
-"""Whose exports tests/surgery/export/test_vllm.py has compared with vLLM."""
-
-
 @dataclass(frozen=True, slots=True)
 class CardMetric:
     """One measurement on a model card.
@@ -55,8 +51,21 @@ class ModelCard:
     metrics: Sequence[CardMetric] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class EngineSupport:
+    """What is known about an export in vLLM.
+
+    Attributes:
+        obstacle: Why vLLM cannot build it; empty: it can.
+        verified: Engines that returned the tokens of transformers, with their versions.
+    """
+
+    obstacle: str = ""
+    verified: Sequence[str] = ()
+
+
 def render_model_card(
-    pruned: LoadedModel, card: ModelCard, form: str, engine_obstacle: str = ""
+    pruned: LoadedModel, card: ModelCard, form: str, engines: EngineSupport | None = None
 ) -> str:
     """Return the text of the model card, in the format of the Hugging Face hub.
 
@@ -64,7 +73,7 @@ def render_model_card(
         pruned: The model, as it is in memory.
         card: What comes from a study.
         form: ``native`` or ``portable``.
-        engine_obstacle: Why vLLM cannot build a native export; empty: it can.
+        engines: What is known about it in vLLM; None: nothing.
     """
     record = pruned.pruning_record
     base = pruned.source if record is None else record.base_model
@@ -93,7 +102,7 @@ def render_model_card(
         "",
         "## How to serve it",
         "",
-        *_serving(form, engine_obstacle),
+        *_serving(form, engines or EngineSupport()),
         "",
     ]
     if pruned.visual_tokens is not None:
@@ -137,24 +146,27 @@ _LOADING: Mapping[str, Sequence[str]] = {
 }
 
 
-def _serving(form: str, obstacle: str) -> list[str]:
+def _serving(form: str, engines: EngineSupport) -> list[str]:
     """Return what is known about this export in inference engines."""
+    run = "It was not run in an engine."
+    if engines.verified:
+        names = ", ".join(engines.verified).replace("vllm", "vLLM")
+        run = f"Verified in {names}: the same greedy tokens as in transformers."
     if form == "portable":
         return [
-            "Engines load it as they load the base model; it was not run in one. Layers are",
-            "padded with zeros to one width for each tower and kind, or to the dense width: this",
-            "form cannot carry a width for each layer, added biases, or fewer image tokens.",
+            "Engines load it as they load the base model. Layers are padded with zeros to one",
+            "width for each tower and kind, or to the dense width: this form cannot carry a width",
+            f"for each layer, added biases, or fewer image tokens. {run}",
         ]
-    if obstacle:
-        return [f"vLLM cannot build it: {obstacle}. It was not run in an engine."]
+    if engines.obstacle:
+        return [f"vLLM cannot build it: {engines.obstacle}. {run}"]
     return [
         "```sh",
         "vllm serve DIRECTORY --trust-remote-code",
         "```",
         "",
         "It has what the Transformers backend of vLLM reads: a class for the part without the",
-        "output layer, and the attention heads of each layer. vLLM 0.32 has generated the tokens",
-        f"of transformers for exports of {SERVED_FAMILIES}; this one was not run in it.",
+        f"output layer, and the attention heads of each layer. {run}",
     ]
 
 

@@ -11,12 +11,14 @@ from effllava_optuna.processors import encode, takes_pictures
 from effllava_optuna.surgery.apply.reduced_model import find_obstacle
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
     from effllava_optuna.surgery.structure.loaded_model import LoadedModel
 
 EXAMPLE_QUESTION = "what is in the picture?"
-_QUESTIONS = (EXAMPLE_QUESTION, "what digit is at the top left?")
+EXAMPLE_QUESTIONS = (EXAMPLE_QUESTION, "what digit is at the top left?")
 
 
 def build_example_inputs(processor: Any) -> dict[str, torch.Tensor]:
@@ -26,18 +28,26 @@ def build_example_inputs(processor: Any) -> dict[str, torch.Tensor]:
     tokenizer has no padding token: one question needs no padding.
     """
     if not takes_pictures(processor):
-        return encode(processor, text=list(_QUESTIONS[:1]))
-    image = example_picture()
+        return encode(processor, text=list(EXAMPLE_QUESTIONS[:1]))
     pads = processor.tokenizer.pad_token_id is not None
-    questions = _QUESTIONS if pads else _QUESTIONS[:1]
-    prompts = [format_example(processor, question) for question in questions]
+    questions = EXAMPLE_QUESTIONS if pads else EXAMPLE_QUESTIONS[:1]
+    return encode_example(
+        processor,
+        [format_example(processor, question) for question in questions],
+        padding=pads,
+        padding_side="left",
+    )
+
+
+def encode_example(processor: Any, prompts: Sequence[str], **options: Any) -> dict[str, Any]:
+    """Return keyword arguments of a model: prompts about the example picture."""
     # All processors accept one list of images per prompt.
-    images = [[image] for _ in prompts]
-    return encode(processor, text=prompts, images=images, padding=pads, padding_side="left")
+    images = [[example_picture()] for _ in prompts]
+    return encode(processor, text=list(prompts), images=images, **options)
 
 
 def example_picture(size: int = 64) -> Image.Image:
-    """Return a square picture with a side of ``size`` pixels."""
+    """Draw a square picture with sides of ``size`` pixels: colours differ in each place."""
     waves = np.add.outer(np.arange(size) * 3, np.arange(size) * 5) % 256
     return Image.fromarray(np.stack([waves, waves.T, 255 - waves], -1).astype(np.uint8))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from effllava_optuna.surgery import CardMetric, ModelCard
-from effllava_optuna.surgery.export.model_card import render_model_card
+from effllava_optuna.surgery.export.model_card import EngineSupport, render_model_card
 
 if TYPE_CHECKING:
     from effllava_optuna.surgery import LoadedModel
@@ -39,8 +39,10 @@ def test_a_card_loads_the_model_by_its_form_and_its_processor(pruned: LoadedMode
 def test_a_card_says_how_the_model_is_served(pruned: LoadedModel) -> None:
     native = render_model_card(pruned, CARD, "native")
     assert "vllm serve DIRECTORY --trust-remote-code" in native
-    assert "this one was not run in it" in native
-    without = render_model_card(pruned, CARD, "native", "it has no body")
+    assert "It was not run in an engine." in native
+    run = EngineSupport(verified=("vllm 0.32.0",))
+    assert "Verified in vLLM 0.32.0: the same" in render_model_card(pruned, CARD, "native", run)
+    without = render_model_card(pruned, CARD, "native", EngineSupport("it has no body"))
     assert "vLLM cannot build it: it has no body." in without
     assert "vllm serve" not in without
     portable = render_model_card(pruned, CARD, "portable")

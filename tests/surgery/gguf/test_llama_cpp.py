@@ -92,7 +92,7 @@ def test_a_pretrained_decoder(tmp_path: Path) -> None:
     dense = export_gguf(loaded, tmp_path / "dense.gguf")
     verified = export_gguf(small, tmp_path / "small.gguf")
     assert verified.size < dense.size
-    assert verified.tokens >= (24 if kind == "f32" else 0)  # others have ties early
+    assert verified.tokens >= 4
 
 
 @needs_smollm

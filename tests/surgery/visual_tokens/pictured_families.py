@@ -16,7 +16,7 @@ from transformers.models.smolvlm import processing_smolvlm
 
 from effllava_optuna.surgery import LoadedModel
 from effllava_optuna.tasks.prompts import build_model_inputs
-from tests.surgery.families import FAMILIES
+from tests.surgery.families import FAMILIES, Family
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,8 +42,18 @@ _WORDS = (
 )  # fmt: skip
 
 
-class _Pictured(NamedTuple):
-    """How the processor of a family is made."""
+class Pictured(NamedTuple):
+    """How the processor of a family is made.
+
+    Attributes:
+        processor: Its class.
+        pixels: Module and prefix of its image processor.
+        pixel_settings: Arguments of the image processor.
+        settings: Further arguments of the processor.
+        token: The image token.
+        special: Further special tokens, by name.
+        asked: The token of a prompt, if it is not the image token.
+    """
 
     processor: str
     pixels: str
@@ -51,69 +61,78 @@ class _Pictured(NamedTuple):
     settings: Mapping[str, Any]
     token: str = "<image>"
     special: Mapping[str, str] | None = None
-    asked: str = ""  # the token of a prompt, if it is not the image token
+    asked: str = ""
 
 
 PICTURED = {
-    "llava": _Pictured(
+    "llava": Pictured(
         "LlavaProcessor", "clip.CLIP", {"size": _SIZE, "do_center_crop": False}, _LLAVA
     ),
-    "llava_next": _Pictured(
+    "llava_next": Pictured(
         "LlavaNextProcessor", "llava_next.LlavaNext",
         {"size": {"shortest_edge": _SIDE}, "crop_size": _SIZE, **_GRID}, _LLAVA,
     ),
-    "llava_onevision": _Pictured(
+    "llava_onevision": Pictured(
         "LlavaOnevisionProcessor", "llava_onevision.LlavaOnevision", {"size": _SIZE, **_GRID},
         {"num_image_tokens": 16, "vision_feature_select_strategy": "full"},
     ),
-    "paligemma": _Pictured(
+    "paligemma": Pictured(
         "PaliGemmaProcessor", "siglip.Siglip", {"size": _SIZE, "image_seq_length": 16}, {}
     ),
-    "gemma3": _Pictured(
+    "gemma3": Pictured(
         "Gemma3Processor", "gemma3.Gemma3", {"size": _SIZE}, {"image_seq_length": 4},
         special={"boi_token": "<boi>", "eoi_token": "<eoi>"}, asked="<boi>",
     ),
-    "idefics3": _Pictured(
+    "idefics3": Pictured(
         "Idefics3Processor", "idefics3.Idefics3", _LONGEST, {"image_seq_len": 4}
     ),
-    "smolvlm": _Pictured("SmolVLMProcessor", "smolvlm.SmolVLM", _LONGEST, {"image_seq_len": 4}),
-    "internvl": _Pictured(
+    "smolvlm": Pictured("SmolVLMProcessor", "smolvlm.SmolVLM", _LONGEST, {"image_seq_len": 4}),
+    "internvl": Pictured(
         "InternVLProcessor", "got_ocr2.GotOcr2", _CROPS, {"image_seq_length": 4},
         "<IMG_CONTEXT>", _INTERNVL,
     ),
-    "aya_vision": _Pictured(
+    "aya_vision": Pictured(
         "AyaVisionProcessor", "got_ocr2.GotOcr2", _CROPS,
         {"patch_size": 14, "img_size": _SIDE, "downsample_factor": 2}, "<|IMG_PATCH|>",
         {"start": "<|START_OF_IMG|>", "end": "<|END_OF_IMG|>"}, "<image>",
     ),
-    "qwen2_vl": _Pictured("Qwen2VLProcessor", "qwen2_vl.Qwen2VL", _QWEN_14, {}, "<|image_pad|>"),
-    "qwen2_5_vl": _Pictured(
+    "qwen2_vl": Pictured("Qwen2VLProcessor", "qwen2_vl.Qwen2VL", _QWEN_14, {}, "<|image_pad|>"),
+    "qwen2_5_vl": Pictured(
         "Qwen2_5_VLProcessor", "qwen2_vl.Qwen2VL", _QWEN_14, {}, "<|image_pad|>"
     ),
-    "qwen3_vl": _Pictured("Qwen3VLProcessor", "qwen2_vl.Qwen2VL", _QWEN_16, {}, "<|image_pad|>"),
-    "qwen3_5": _Pictured("Qwen3VLProcessor", "qwen2_vl.Qwen2VL", _QWEN_16, {}, "<|image_pad|>"),
+    "qwen3_vl": Pictured("Qwen3VLProcessor", "qwen2_vl.Qwen2VL", _QWEN_16, {}, "<|image_pad|>"),
+    "qwen3_5": Pictured("Qwen3VLProcessor", "qwen2_vl.Qwen2VL", _QWEN_16, {}, "<|image_pad|>"),
 }  # fmt: skip
 
 
 @functools.cache
 def load_pictured(name: str) -> LoadedModel:
     """Load a family with its processor. Tests must leave the model unchanged."""
-    made = PICTURED[name]
+    return build_pictured(FAMILIES[name], PICTURED[name], name)
+
+
+def build_pictured(family: Family, made: Pictured, source: str) -> LoadedModel:
+    """Build a model with a processor, for pictures of 56 x 56 pixels."""
     processing_smolvlm.num2words = str  # a package for the words of videos
     factory = getattr(transformers, made.processor)
     parts = inspect.signature(factory.__init__).parameters
     processor = _without_videos(factory)(
         image_processor=_image_processor(made),
-        tokenizer=_tokenizer(made),
+        tokenizer=word_tokenizer(made.token, made.special or {}),
         **({"video_processor": None} if "video_processor" in parts else {}),
         **made.settings,
     )
-    settings = {**FAMILIES[name].settings}
+    return LoadedModel.of(build_for(family, processor, made.token), processor, source)
+
+
+def build_for(family: Family, processor: Any, token: str) -> Any:
+    """Build a model with the image token of a processor, for pictures of 56 x 56 pixels."""
+    settings = {**family.settings}
     if "image_size" in settings["vision_config"]:
         size = settings["vision_config"]["image_size"]
         sides = [_SIDE, _SIDE] if isinstance(size, list) else _SIDE
         settings["vision_config"] = {**settings["vision_config"], "image_size": sides}
-    number = processor.tokenizer.convert_tokens_to_ids(made.token)
+    number = processor.tokenizer.convert_tokens_to_ids(token)
     for key in ("image_token_index", "image_token_id"):
         if key in settings:
             settings[key] = number
@@ -121,32 +140,36 @@ def load_pictured(name: str) -> LoadedModel:
         settings["video_token_id"] = 63  # no other token has it
     if "image_grid_pinpoints" in settings:
         settings |= _GRID
-    model = FAMILIES[name]._replace(settings=settings).build()
-    return LoadedModel.of(model, processor, name)
+    return family._replace(settings=settings).build()
+
+
+def random_pictures(count: int = 2) -> list[Image.Image]:
+    """Draw one or two pictures of unlike sizes."""
+    rng = np.random.default_rng(0)
+    sizes = ((70, 100, 3), (50, 50, 3))[:count]
+    return [Image.fromarray(rng.integers(0, 256, size).astype(np.uint8)) for size in sizes]
 
 
 def pictured_inputs(
     name: str, processor: Any, pictures: int = 2, questions: Sequence[str] = ("what", "at left ?")
 ) -> dict[str, Any]:
     """Encode questions about two pictures of unlike sizes, or the first of them."""
-    rng = np.random.default_rng(0)
-    sizes = ((70, 100, 3), (50, 50, 3))[:pictures]
-    shown = [Image.fromarray(rng.integers(0, 256, size).astype(np.uint8)) for size in sizes]
+    shown = random_pictures(pictures)
     token = PICTURED[name].asked or PICTURED[name].token
     prompts = [f"{f'{token} user ' * pictures}{question}" for question in questions]
     return build_model_inputs(processor, prompts, [shown for _ in questions])
 
 
-def _image_processor(made: _Pictured) -> Any:
+def _image_processor(made: Pictured) -> Any:
     family, _, prefix = made.pixels.partition(".")
     module = importlib.import_module(f"transformers.models.{family}.image_processing_pil_{family}")
     return getattr(module, f"{prefix}ImageProcessorPil")(**made.pixel_settings)
 
 
-def _tokenizer(made: _Pictured) -> Any:
-    special = made.special or {}
+def word_tokenizer(token: str, special: Mapping[str, str]) -> Any:
+    """Build a tokenizer of words with an image token, and further special tokens by name."""
     words = dict.fromkeys(
-        ["<pad>", "<s>", "</s>", "<image>", made.token, *special.values(), "<unk>", *_WORDS]
+        ["<pad>", "<s>", "</s>", "<image>", token, *special.values(), "<unk>", *_WORDS]
     )
     tokenizer = Tokenizer(
         models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")
@@ -159,7 +182,7 @@ def _tokenizer(made: _Pictured) -> Any:
         bos_token="<s>",
         eos_token="</s>",
         padding_side="left",
-        extra_special_tokens={"image_token": made.token, **special},
+        extra_special_tokens={"image_token": token, **special},
     )
 
 

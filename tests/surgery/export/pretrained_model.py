@@ -1,0 +1,33 @@
+"""smollm-vlm, pruned mildly: a pretrained model whose answers depend on the picture."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from effllava_optuna import Policy, load, rank_units
+from effllava_optuna.surgery import reduced_tokens, sliced
+
+if TYPE_CHECKING:
+    from effllava_optuna.surgery import LoadedModel
+
+BUILT = Path(os.environ.get("SMOLLM_BUILT", "benchmarks/smollm/built"))
+PICTURES = sorted((BUILT / "packages" / "easy_vqa" / "data" / "test" / "images").glob("*.png"))
+
+
+def pruned_smollm(image_tokens: float = 1.0) -> LoadedModel:
+    """Prune three layers: magnitude ruins it if more are narrowed.
+
+    Args:
+        image_tokens: Share of the image tokens that stays.
+    """
+    loaded = load(BUILT / "smollm-vlm", device="cpu")
+    widths = {
+        c.id: 2 if c.kind == "attn" else 1216
+        for c in loaded.structure.components
+        if c.tower == "language" and c.layer in (17, 21, 26)
+    }
+    with reduced_tokens(loaded, image_tokens) as network:
+        ranking = rank_units(loaded, importance="magnitude")
+        return sliced(network, Policy.of(loaded.structure, widths), ranking)

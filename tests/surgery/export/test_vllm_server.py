@@ -1,0 +1,124 @@
+"""The server of vLLM over HTTP, by the commands and the program of docs/serving.md."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from PIL import Image
+
+from effllava_optuna.surgery.export import vllm_program
+from effllava_optuna.surgery.export.checkpoint_files import size_plan, write_checkpoint
+from effllava_optuna.vllm_package import VARIABLE, engine_environment
+from tests.page_blocks import blocks_of, commands_of
+from tests.study_fixtures import ROOT
+from tests.surgery.export.pretrained_model import BUILT, PICTURES, pruned_smollm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PYTHON = os.environ.get(VARIABLE, "")
+BLOCKS = blocks_of(ROOT / "docs" / "serving.md")
+HERE = "http://localhost:8000"  # of the page
+SMALL = (
+    "--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "4",
+)  # fmt: skip
+SECONDS = 600  # until the server is given up
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(not PYTHON, reason=f"{VARIABLE} names no Python with vLLM"),
+    pytest.mark.skipif(not (BUILT / "smollm-vlm").is_dir(), reason="smollm-vlm is not built"),
+]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return environment variables with which every Python declares torchvision's operators."""
+    program = Path(shutil.copy(vllm_program.__file__, folder)).stem
+    (folder / "sitecustomize.py").write_text(
+        f"import {program}\n{program}.declare_torchvision_operators()\n"
+    )
+    settings = vllm_program.SETTINGS | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    added = {
+        "PYTHONPATH": str(folder),
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(folder / "m"),
+    }
+    return engine_environment(PYTHON) | settings | added
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A directory with ``small.pruned`` and ``picture.png``, as a reader of the page has one."""
+    (tmp_path / "python").mkdir()
+    small = pruned_smollm(image_tokens=0.33)
+    write_checkpoint(small, tmp_path / "small.pruned", size_plan(small))
+    shutil.copy(PICTURES[0], tmp_path / "picture.png")
+    return tmp_path
+
+
+@pytest.fixture
+def server(place: Path) -> Iterator[str]:
+    """Start the server by the page's command for CPUs, on a free port; return its address."""
+    (command,) = [
+        words
+        for block in BLOCKS
+        if block.language == "sh"
+        for _, words in commands_of(block.text)
+        if words[:2] == ["python", "-m"]
+    ]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (place / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [PYTHON, *command[1:], *SMALL, "--port", str(port)], cwd=place, stdout=log, stderr=log,
+            env=environment(place / "python"), start_new_session=True,
+        )  # fmt: skip
+    try:
+        for _ in range(SECONDS):
+            try:
+                urllib.request.urlopen(f"http://localhost:{port}/health")
+                break
+            except (urllib.error.URLError, ConnectionError):
+                assert process.poll() is None, (place / "log").read_text()[-3000:]
+                time.sleep(1)
+        yield f"http://localhost:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+def test_a_question_about_a_picture_is_answered_over_http(place: Path, server: str) -> None:
+    (client,) = [block.text for block in BLOCKS if block.language == "python"]
+    assert HERE in client
+    run = subprocess.run(
+        [PYTHON, "-c", client.replace(HERE, server)], cwd=place, capture_output=True, text=True,
+        check=False, env=engine_environment(PYTHON),
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    small = pruned_smollm(image_tokens=0.33)
+    question = {"type": "text", "text": "what color is the shape?"}
+    assert question["text"] in client
+    prompt = small.processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, question]}], add_generation_prompt=True
+    )
+    picture = Image.open(place / "picture.png").convert("RGB")
+    inputs = small.processor(text=prompt, images=picture, return_tensors="pt")
+    with torch.no_grad():
+        tokens = small.model.generate(**inputs, max_new_tokens=10, do_sample=False)
+    answer = small.processor.tokenizer.decode(
+        tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+    )
+    assert answer
+    assert run.stdout.strip() == answer.strip()
