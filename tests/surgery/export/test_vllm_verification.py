@@ -66,7 +66,7 @@ def test_a_file_for_onnxruntime_is_not_verified_in_vllm(tmp_path: Path) -> None:
 def test_an_export_says_that_no_engine_has_run_it(pruned: LoadedModel, tmp_path: Path) -> None:
     assert export(pruned, tmp_path / "small").engines == ()
     assert json.loads((tmp_path / "small" / "verified.json").read_text())["engines"] == []
-    assert "\nNot run in vLLM.\n" in (tmp_path / "small" / "README.md").read_text()
+    assert "It was not run in an engine." in (tmp_path / "small" / "README.md").read_text()
 
 
 @pytest.mark.vllm
