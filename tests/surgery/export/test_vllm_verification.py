@@ -83,7 +83,7 @@ class TestInVllm:
         (engine,) = json.loads((out / "verified.json").read_text())["engines"]
         assert engine.startswith("vllm 0.")
         card = (out / "README.md").read_text()
-        assert f"\nVerified in {engine.replace('vllm', 'vLLM')}: the same greedy tokens" in card
+        assert f"Verified in {engine.replace('vllm', 'vLLM')}: the same greedy tokens" in card
         assert load_pruned(out, device="cpu").visual_tokens is not None
 
     def test_a_decoder_without_a_tokenizer_is_verified_on_tokens(self, tmp_path: Path) -> None:
