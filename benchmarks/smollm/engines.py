@@ -2,8 +2,7 @@
 
 SmolLM2 dense, with one width ratio, and with the widths that dynamic programming has found for
 ``smollm-vlm`` at a predicted speed-up of 1.8 (``searches.py`` has left them), in transformers,
-vLLM and llama.cpp, in float32 (llama.cpp also with matrices in 8 bits), on one core: tokens per
-second of prefill and decoding, batches of 1 and 16 prompts. All engines hold their models at the
+vLLM (its Transformers backend) and llama.cpp, in float32, on one core: tokens per second of prefill and decoding, batches of 1 and 16 prompts. All engines hold their models at the
 same time; five rounds interleave them.
 
 Needs vLLM's environment and llama.cpp's package, as the tests do; what is missing is left out.
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
     from _records import Record
 
     from effllava_optuna.surgery import LoadedModel
-    from effllava_optuna.surgery.gguf.tensors import GgufType
 
 TITLE = "A pretrained model: tokens per second in engines"
 SPEEDUP = 1.8
@@ -49,7 +47,6 @@ DENSE = "dense"
 BATCHES = (1, 16)
 ROUNDS = 5
 _SECONDS = 100.0  # of one core, for a round
-_KINDS: Mapping[str, GgufType] = {"llama.cpp": "f32", "llama.cpp, q8_0": "q8_0"}
 
 
 def record_id(number: int) -> RecordId:
@@ -78,14 +75,12 @@ def start(network: LoadedModel, folder: Path, batches: Sequence[int]) -> dict[st
     """Export a model and start each engine with it."""
     native = folder / "native"
     export(network, native)
-    engines = {"transformers": commands(native, native)["transformers"]}
+    gguf = folder / "decoder.gguf"
     if len(batches) > 1:
-        for name, kind in _KINDS.items():
-            file = folder / f"{kind}.gguf"
-            export_gguf(network, file, kind=kind)
-            for engine, command in commands(native, file).items():
-                key = name if engine == "llama.cpp" else engine
-                engines[key] = command
+        export_gguf(network, gguf, kind="f32")
+    engines = commands(native, gguf)
+    if len(batches) == 1:
+        engines = {"transformers": engines["transformers"]}
     return {name: EngineProcess(command) for name, command in engines.items()}
 
 
@@ -127,8 +122,8 @@ def section(records: Mapping[tuple[Any, ...], Record]) -> str:
 [results](results/smollm_engines.jsonl).
 
 SmolLM2 alone, with the widths of two policies for `smollm-vlm` at a predicted speed-up of
-{SPEEDUP}, in float32 (q8_0: matrices in 8 bits), one core, prompts of {PROMPT} tokens, {NEW}
-generated; medians of {len(rounds)} interleaved rounds, and in parentheses the smallest and the
+{SPEEDUP}, in float32, one core, prompts of {PROMPT} tokens, {NEW} generated; vLLM with its
+Transformers backend for all of them; medians of {len(rounds)} interleaved rounds, and in parentheses the smallest and the
 largest.
 
 {markdown(head, lines)}
