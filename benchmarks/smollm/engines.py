@@ -2,8 +2,9 @@
 
 SmolLM2 dense, with one width ratio, and with the widths that dynamic programming has found for
 ``smollm-vlm`` at a predicted speed-up of 1.8 (``searches.py`` has left them), in transformers,
-vLLM (its Transformers backend) and llama.cpp, in float32, on one core: tokens per second of prefill and decoding, batches of 1 and 16 prompts. All engines hold their models at the
-same time; five rounds interleave them.
+vLLM (its Transformers backend) and llama.cpp, in float32, on one core: tokens per second of
+prefill and decoding, batches of 1 and 16 prompts. All engines hold their models at the same time;
+five rounds interleave them.
 
 Needs vLLM's environment and llama.cpp's package, as the tests do; what is missing is left out.
 Every round leaves a record in ``results/smollm_engines.jsonl``. ``--tiny`` runs one batch of the
@@ -123,8 +124,8 @@ def section(records: Mapping[tuple[Any, ...], Record]) -> str:
 
 SmolLM2 alone, with the widths of two policies for `smollm-vlm` at a predicted speed-up of
 {SPEEDUP}, in float32, one core, prompts of {PROMPT} tokens, {NEW} generated; vLLM with its
-Transformers backend for all of them; medians of {len(rounds)} interleaved rounds, and in parentheses the smallest and the
-largest.
+Transformers backend for all of them; medians of {len(rounds)} interleaved rounds, and in
+parentheses the smallest and the largest.
 
 {markdown(head, lines)}
 """
