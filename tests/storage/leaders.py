@@ -2,8 +2,8 @@
 
 ``leaders.py URL SEED [WORKERS EPOCHS]``
 
-A process that creates an epoch is killed meanwhile with a probability of a quarter, and another
-process replaces it. The outcome is printed as JSON.
+The first processes that create an epoch are killed meanwhile, and others replace them. The seed
+draws how many: an attempt fails with a probability of a quarter. The outcome is printed as JSON.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,28 +30,33 @@ from effllava_optuna.storage.control_study import ControlStudy, EpochPublication
 WORKERS, EPOCHS, DEATHS = 8, 40, 0.25
 
 
-def lead(url: str, seed: int, epochs: int) -> None:
+def lead(url: str, seed: int, epochs: int, graves: Path) -> None:
     """Publish every epoch; check that a second reader sees the same attempts."""
     rng = np.random.default_rng([seed, os.getpid()])
+    deaths = np.random.default_rng(seed).geometric(1 - DEATHS, epochs) - 1
     control_study = ControlStudy(open_storage(url), "toy")
 
-    def create() -> EpochPublication:
+    def create(epoch: int) -> EpochPublication:
         time.sleep(0.02 * rng.random())
-        if rng.random() < DEATHS:
+        died = len([*graves.glob(f"{epoch}-*")])
+        if died < deaths[epoch]:
+            (graves / f"{epoch}-{died}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return EpochPublication(rng.random(), {"by": os.getpid()}, None)
 
-    published = [control_study.publish_once(epoch, create) for epoch in range(epochs)]
+    published = [
+        control_study.publish_once(epoch, partial(create, epoch)) for epoch in range(epochs)
+    ]
     read = ControlStudy(open_storage(url), "toy").published_epochs()
     assert [trial.number for trial in published] == [trial.number for trial in read]
 
 
-def forked(url: str, seed: int, epochs: int) -> int:
+def forked(url: str, seed: int, epochs: int, graves: Path) -> int:
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            lead(url, seed, epochs)
+            lead(url, seed, epochs, graves)
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -57,16 +65,16 @@ def forked(url: str, seed: int, epochs: int) -> int:
     return child
 
 
-def run(url: str, seed: int, workers: int, epochs: int) -> dict[str, Any]:
+def run(url: str, seed: int, workers: int, epochs: int, graves: Path) -> dict[str, Any]:
     for _ in range(workers):
-        forked(url, seed, epochs)
+        forked(url, seed, epochs, graves)
     ended: Counter[int] = Counter()
     while ended[0] < workers:
         _, status = os.wait()
         code = os.waitstatus_to_exitcode(status)
         ended[code] += 1
         if code == -signal.SIGKILL:
-            forked(url, seed, epochs)
+            forked(url, seed, epochs, graves)
         elif code:
             break
     attempts = ControlStudy(open_storage(url), "toy").study.get_trials(deepcopy=False)
@@ -88,7 +96,8 @@ def main() -> None:
         ControlStudy(open_storage(url, create=True), "toy")
         os._exit(0)
     os.waitpid(child, 0)
-    sys.stdout.write(json.dumps(run(url, seed, workers, epochs)))
+    with tempfile.TemporaryDirectory() as graves:
+        sys.stdout.write(json.dumps(run(url, seed, workers, epochs, Path(graves))))
 
 
 if __name__ == "__main__":
