@@ -38,7 +38,7 @@ _TEXTS = (
 )
 # Largest difference of logarithms of probabilities, and of logits of tokens that are a tie:
 # llama.cpp rounds what it multiplies, too, the cache and activations to float16, or to 8 bits.
-_ROUNDING: dict[GgufType, float] = {"f32": 0.02, "f16": 0.05, "q8_0": 1.0}
+_ROUNDING: dict[GgufType, float] = {"f32": 0.02, "f16": 0.05, "q8_0": 0.5}
 
 
 @dataclass(frozen=True, slots=True)

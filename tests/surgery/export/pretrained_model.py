@@ -10,24 +10,30 @@ from effllava_optuna import Policy, load, rank_units
 from effllava_optuna.surgery import reduced_tokens, sliced
 
 if TYPE_CHECKING:
+    from effllava_optuna.policy import ComponentId
     from effllava_optuna.surgery import LoadedModel
 
 BUILT = Path(os.environ.get("SMOLLM_BUILT", "benchmarks/smollm/built"))
 PICTURES = sorted((BUILT / "packages" / "easy_vqa" / "data" / "test" / "images").glob("*.png"))
 
 
+def mild_widths(loaded: LoadedModel) -> dict[ComponentId, int]:
+    """Narrow three layers of the decoder: magnitude ruins it if more are narrowed."""
+    return {
+        c.id: 2 if c.kind == "attn" else 1216
+        for c in loaded.structure.components
+        if c.tower == "language" and c.layer in (17, 21, 26)
+    }
+
+
 def pruned_smollm(image_tokens: float = 1.0) -> LoadedModel:
-    """Prune three layers: magnitude ruins it if more are narrowed.
+    """Prune three layers of the decoder.
 
     Args:
         image_tokens: Share of the image tokens that stays.
     """
     loaded = load(BUILT / "smollm-vlm", device="cpu")
-    widths = {
-        c.id: 2 if c.kind == "attn" else 1216
-        for c in loaded.structure.components
-        if c.tower == "language" and c.layer in (17, 21, 26)
-    }
+    widths = mild_widths(loaded)
     with reduced_tokens(loaded, image_tokens) as network:
         ranking = rank_units(loaded, importance="magnitude")
         return sliced(network, Policy.of(loaded.structure, widths), ranking)

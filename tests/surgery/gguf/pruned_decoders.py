@@ -20,6 +20,7 @@ from transformers import (
 from effllava_optuna import Policy, sliced
 from effllava_optuna.policy import Kind, Ranking
 from effllava_optuna.surgery import LoadedModel
+from tests.surgery.export.engine_families import SIZES
 from tests.surgery.family_models import text_decoder
 from tests.surgery.gguf.trained_tokenizers import train_tokenizer
 
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 
     from effllava_optuna.policy import ComponentId
 
-_SIZES: dict[str, Any] = {
-    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512,
-}  # fmt: skip
 _LLAMA_3: dict[str, Any] = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
@@ -88,7 +85,7 @@ def dense_decoder(family: Kindred) -> LoadedModel:
     """Create a decoder with a tokenizer."""
     tokenizer = train_tokenizer(family.rule)
     size = len(tokenizer)
-    model = text_decoder(family.config, **_SIZES, **family.settings, vocab_size=size)
+    model = text_decoder(family.config, **{**SIZES, **family.settings, "vocab_size": size})
     randomise(model, tokenizer)
     return LoadedModel.of(model, tokenizer, family.config, depth=True)
 
@@ -125,7 +122,8 @@ def pruned_llava(tower: str) -> LoadedModel:
     vision_config, image_processor = classes[tower]
     selection = "default" if tower == "clip" else "full"
     config = LlavaConfig(
-        text_config=LlamaConfig(**_SIZES, vocab_size=size), vision_config=vision_config(**vision),
+        text_config=LlamaConfig(**{**SIZES, "vocab_size": size}),
+        vision_config=vision_config(**vision),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-2 if tower == "clip" else -1,
         vision_feature_select_strategy=selection,

@@ -6,7 +6,6 @@ llama.cpp comes with a Node package: ``EFFLLAVA_LLAMA_NODE`` names a directory i
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +19,11 @@ from effllava_optuna.surgery.gguf import gguf_export, tensors
 from effllava_optuna.surgery.gguf.architectures import Architecture
 from effllava_optuna.surgery.gguf.llama_cpp import find_llama_cpp
 from effllava_optuna.surgery.gguf.tensors import TYPES
+from tests.surgery.export.pretrained_model import BUILT, mild_widths
 from tests.surgery.gguf.pruned_decoders import KINDRED, pruned_decoder, pruned_llava
 
 if TYPE_CHECKING:
-    from effllava_optuna.policy import ComponentId
-    from effllava_optuna.surgery import LoadedModel
     from effllava_optuna.surgery.gguf.tensors import GgufType
-
-BUILT = Path(os.environ.get("SMOLLM_BUILT", "benchmarks/smollm/built"))
 
 pytestmark = [
     pytest.mark.llama_cpp,
@@ -127,12 +123,3 @@ def test_towers_of_a_llava(tower: str, kind: GgufType, tmp_path: Path) -> None:
     names = {tensor.name for tensor in gguf.GGUFReader(tmp_path / "mmproj-a.gguf").tensors}
     assert ("v.class_embd" in names) == (tower == "clip")
     assert ("v.blk.2.ln1.weight" in names) == (tower == "siglip")
-
-
-def mild_widths(loaded: LoadedModel) -> dict[ComponentId, int]:
-    """Narrow three blocks of the decoder; magnitude ruins it if it is more."""
-    return {
-        c.id: 2 if c.kind == "attn" else 1216
-        for c in loaded.structure.components
-        if c.tower == "language" and c.layer in (17, 21, 26)
-    }
