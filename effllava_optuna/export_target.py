@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from effllava_optuna.errors import ExportError
 from effllava_optuna.files import expand_home, read_text, why_unwritable, write_errors_as
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+ExportForm = Literal["native", "portable", "onnx", "gguf", "gguf-q8_0", "gguf-f32"]
+"""What an export is: a checkpoint, or files of another format, with the type of their matrices."""
+
+EXPORT_FORMS: tuple[ExportForm, ...] = get_args(ExportForm)
+"""Every form of an export."""
 
 POLICY_FILE = "policy.json"
 """File of an export that says how it was pruned."""

@@ -92,9 +92,10 @@ def test_the_tables_are_measured_in_their_tiny_forms(built: Path, name: str, las
 
 def test_engines_are_timed_in_their_tiny_form(built: Path) -> None:
     engine, batch, widths, *rates = _tiny_table(built, "engines")[-1]
-    assert (engine, batch, widths) == ("transformers", "1", "dense")
-    assert [rate.split()[0] for rate in rates[1::2]] == ["1.00", "1.00"]
-    assert all(float(rate) > 0 for rate in rates[::2])
+    assert engine in {"transformers", "vLLM", "llama.cpp"}  # the last one that is here
+    assert (batch, widths) == ("1", "dense")
+    assert [rate.split()[0] for rate in rates[1::3]] == ["1.00", "1.00"]
+    assert all(float(rate) > 0 for rate in rates[::3])
 
 
 def _tiny_table(built: Path, name: str) -> list[list[str]]:

@@ -1,28 +1,32 @@
 """Rates of inference engines, each in a process of its own that waits for its turn.
 
-A process reads the number of rows of a batch as a line, runs it once, and writes the seconds of
-the prefill and of the decoding as a line of JSON. All processes are started first, so that rounds
-of different engines and models interleave.
+All processes are started first, so that rounds of different engines and models interleave. What
+they are asked and answer is in `_engine_requests`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from _engine_requests import MARK
+
+from effllava_optuna.surgery.gguf.llama_server import PROGRAM
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-HERE = Path(__file__).parent
-PROMPT, NEW = 64, 16
-"""Tokens of a prompt, and tokens generated after it."""
+    from _engine_requests import Requests
 
-VLLM, NODE = os.environ.get("EFFLLAVA_VLLM", ""), os.environ.get("EFFLLAVA_LLAMA_NODE", "")
+HERE = Path(__file__).parent
+
+VLLM = os.environ.get("EFFLLAVA_VLLM", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +34,18 @@ class Seconds:
     """Seconds of a batch.
 
     Attributes:
-        prefill: Of the prompts.
+        prefill: Of the prompts, until the first token.
         decode: Of the tokens after the first one.
     """
 
     prefill: float
     decode: float
 
-    def rates(self, batch: int) -> dict[str, float]:
+    def rates(self, batch: int, requests: Requests) -> dict[str, float]:
         """Return tokens per second by phase."""
-        tokens = {"prefill": batch * PROMPT, "decode": batch * (NEW - 1)}
         return {
-            phase: count / seconds
-            for (phase, count), seconds in zip(
-                tokens.items(), (self.prefill, self.decode), strict=True
-            )
+            "prefill": batch * requests.length / self.prefill,
+            "decode": batch * (requests.new - 1) / self.decode,
         }
 
 
@@ -74,31 +75,33 @@ class EngineProcess:
         self._process.wait()
 
     def _read(self) -> dict[str, Any]:
-        """Return what the next line of JSON says; engines write other lines, too.
+        """Return what the next answer says.
 
         Raises:
             RuntimeError: The process has ended.
         """
         for line in self._process.stdout:
-            if line.startswith('{"engine": '):
+            if line.startswith(MARK):
                 answer: dict[str, Any] = json.loads(line)
                 answer.pop("engine")
                 return answer
         raise RuntimeError(f"{self._process.args} ended with {self._process.wait()}")
 
 
-def commands(native: Path, gguf: Path) -> dict[str, list[str]]:
+def commands(native: Path, gguf: Path, requests: Path) -> dict[str, list[str]]:
     """Return the commands of the engines that this machine has.
 
     Args:
         native: A native export, or the dense checkpoint.
         gguf: The same model as GGUF.
+        requests: File of what they are asked.
     """
-    sizes = [str(PROMPT), str(NEW)]
-    found = {"transformers": [sys.executable, str(HERE / "_rate_in_transformers.py"), str(native)]}
+    programs = {"transformers": (sys.executable, "_rate_in_transformers.py", native)}
     if VLLM:
-        found["vLLM"] = [VLLM, str(HERE / "_rate_in_vllm.py"), str(native)]
-    if NODE:
-        program = str(HERE / "rate_in_llama_cpp.mjs")
-        found["llama.cpp"] = ["node", program, NODE, str(gguf)]
-    return {engine: [*command, *sizes] for engine, command in found.items()}
+        programs["vLLM"] = (VLLM, "_rate_in_vllm.py", native)
+    if shutil.which(PROGRAM):
+        programs["llama.cpp"] = (sys.executable, "_rate_in_llama_cpp.py", gguf)
+    return {
+        engine: [python, str(HERE / script), str(model), str(requests)]
+        for engine, (python, script, model) in programs.items()
+    }

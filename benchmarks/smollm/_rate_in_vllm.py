@@ -1,13 +1,18 @@
-"""Time batches in vLLM: ``_rate_in_vllm.py CHECKPOINT PROMPT NEW``; in vLLM's environment."""
+"""Time batches in vLLM: ``_rate_in_vllm.py CHECKPOINT REQUESTS``; in vLLM's environment."""
 
 from __future__ import annotations
 
-import json
 import os
 import runpy
 import sys
-import time
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from _engine_requests import Requests, Row, seconds_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _ROOT = Path(__file__).parents[2]
 _SHARED = runpy.run_path(str(_ROOT / "effllava_optuna/surgery/export/vllm_program.py"))
@@ -19,37 +24,25 @@ def main() -> None:
     _SHARED["declare_torchvision_operators"]()
     from vllm import LLM, SamplingParams
 
-    checkpoint, prompt, new = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    requests = Requests.read(Path(sys.argv[2]))
     engine = LLM(
-        model=checkpoint, trust_remote_code=True, dtype="float32", max_num_seqs=16,
-        max_model_len=256, max_num_batched_tokens=16 * prompt, enable_prefix_caching=False,
-        skip_tokenizer_init=True, model_impl="transformers",
-        enforce_eager=True,
+        model=sys.argv[1], trust_remote_code=True, dtype="float32", max_num_seqs=16,
+        max_model_len=256, max_num_batched_tokens=16 * requests.length,
+        enable_prefix_caching=False, skip_tokenizer_init=not requests.text,
+        model_impl="transformers", enforce_eager=True,
     )  # fmt: skip
-    write({})
-    for line in sys.stdin:
-        rows = int(line)
-        prompts = [
-            {"prompt_token_ids": [(row * prompt + i) % 1000 + 10 for i in range(prompt)]}
-            for row in range(rows)
-        ]
 
-        def run(tokens: int, prompts: list[dict[str, list[int]]] = prompts) -> float:
-            greedy = SamplingParams(
-                temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False
-            )
-            started = time.perf_counter()
-            engine.generate(prompts, greedy, use_tqdm=False)
-            return time.perf_counter() - started
+    def prompt_of(row: Row) -> dict[str, Any]:
+        if row.picture is None:
+            return {"prompt_token_ids": row.tokens}
+        return {"prompt": row.text, "multi_modal_data": {"image": row.picture}}
 
-        prefill = run(1)
-        write({"prefill": prefill, "decode": run(new) - prefill})
+    def run(rows: Sequence[Row], new: int) -> float:
+        greedy = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, detokenize=False)
+        prompts = [prompt_of(row) for row in rows]
+        return seconds_of(partial(engine.generate, prompts, greedy, use_tqdm=False))
 
-
-def write(seconds: dict[str, float]) -> None:
-    """Write a line of JSON."""
-    sys.stdout.write(json.dumps({"engine": "vLLM", **seconds}) + "\n")
-    sys.stdout.flush()
+    requests.answer("vLLM", run)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from effllava_optuna.evaluation.checkpoint_recovery import RecoveryReport
     from effllava_optuna.search.session import SearchSession
     from effllava_optuna.search.trial_export import ExportedTrial
-    from effllava_optuna.surgery import VerifiedExport, VerifiedGgufExport
+    from effllava_optuna.surgery import VerifiedAnyForm, VerifiedExport, VerifiedGgufExport
 
 _MAX_LATENCY_ERROR = 0.2  # mean relative error of a latency table, above which it is doubtful
 _MIN_SPEEDUP = 1.5  # of the narrowest policy, below which pruning hardly pays
@@ -81,30 +81,33 @@ def search_summary(session: SearchSession, epoch: int, finished: int) -> str:
     )
 
 
-def export_summary(exported: ExportedTrial) -> str:
-    """Return where an export is, its verification, and the effect of fitting it in sequence."""
+def form_summary(name: str, verified: VerifiedAnyForm) -> str:
+    """Return where an export is, and its verification."""
     from effllava_optuna.surgery import VerifiedGgufExport, VerifiedOnnxExport
 
-    verified, before, after = exported.verified, exported.before, exported.after
     if isinstance(verified, VerifiedOnnxExport):
-        line = (
-            f"language part of trial {exported.trial} exported to {verified.path}: "
+        return (
+            f"language part of {name} exported to {verified.path}: "
             f"{verified.parameters:,} parameters; in onnxruntime logits differ by "
             f"{verified.logit_difference:.1e}"
         )
-    elif isinstance(verified, VerifiedGgufExport):
+    if isinstance(verified, VerifiedGgufExport):
         files = " and ".join(filter(None, (verified.path, verified.pictures)))
-        line = (
-            f"trial {exported.trial} exported to {files}: architecture {verified.architecture}, "
+        return (
+            f"{name} exported to {files}: architecture {verified.architecture}, "
             f"{verified.size / 2**20:.0f} MiB; {_gguf_summary(verified)}"
         )
-    else:
-        padding = f" ({verified.padded:.0%} of them padding)" if verified.padded else ""
-        line = (
-            f"trial {exported.trial} exported to {verified.directory}: "
-            f"{verified.parameters:,} parameters{padding} in {verified.dtype}; "
-            f"{_reload_summary(verified)}"
-        )
+    padding = f" ({verified.padded:.0%} of them padding)" if verified.padded else ""
+    return (
+        f"{name} exported to {verified.directory}: {verified.parameters:,} parameters{padding} in "
+        f"{verified.dtype}; {_reload_summary(verified)}"
+    )
+
+
+def export_summary(exported: ExportedTrial) -> str:
+    """Return where an export is, its verification, and the effect of fitting it in sequence."""
+    line = form_summary(f"trial {exported.trial}", exported.verified)
+    before, after = exported.before, exported.after
     if before is None or after is None:
         return line
     return (
@@ -118,7 +121,10 @@ def export_summary(exported: ExportedTrial) -> str:
 def _gguf_summary(verified: VerifiedGgufExport) -> str:
     """Return what llama.cpp made of an export."""
     if verified.engine is None:
-        return "not verified: llama.cpp was not found (EFFLLAVA_LLAMA_NODE names no package of it)"
+        return (
+            "not verified: llama.cpp was not found (no llama-server on the path, and "
+            "EFFLLAVA_LLAMA_NODE names no package of it)"
+        )
     text = f"{verified.tokens} greedy tokens in llama.cpp ({verified.engine}) as in transformers"
     if verified.class_last:
         text += (
@@ -126,14 +132,6 @@ def _gguf_summary(verified: VerifiedGgufExport) -> str:
             "pictures somewhat differently"
         )
     return text
-
-
-def reduction_summary(model: str, ratio: float, verified: VerifiedExport) -> str:
-    """Return where a model with fewer image tokens is, and its verification."""
-    return (
-        f"{model} with {ratio:.0%} of its image tokens exported to {verified.directory}: "
-        f"{verified.parameters:,} parameters in {verified.dtype}; {_reload_summary(verified)}"
-    )
 
 
 def recovery_summary(report: RecoveryReport) -> str:

@@ -83,8 +83,8 @@ def study_options(*, required: bool = True, of_model: str | None = None) -> Deco
 
     Args:
         required: Whether the command needs a study; otherwise ``location`` may be None.
-        of_model: Name of the option with which FILE is a model; the command then gets the path
-            or hub id as ``model``, and no location.
+        of_model: Name of the option with which FILE is a model, as a directory always is; the
+            command then gets the path or hub id as ``model``, and no location.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -100,13 +100,14 @@ def study_options(*, required: bool = True, of_model: str | None = None) -> Deco
         @functools.wraps(command)
         def wrapped(file: Path | None, url: str | None, name: str | None, **options: Any) -> None:
             if of_model is not None:
-                is_model = options[of_model] is not None
+                is_directory = file is not None and file.is_dir()
+                is_model = options[of_model] is not None or is_directory
                 options["model"] = None if file is None or not is_model else str(file)
                 if is_model:
                     if name or (url and not _url_is_from_environment()):
                         raise ConfigError(
-                            f"--{of_model.replace('_', '-')} exports a model, but --storage or "
-                            "--study-name names a study.",
+                            f"A directory or --{of_model.replace('_', '-')} means a model, but "
+                            "--storage or --study-name names a study.",
                             hint="Use one of them.",
                         )
                     command(location=None, **options)

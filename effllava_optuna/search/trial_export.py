@@ -20,9 +20,7 @@ from effllava_optuna.surgery import (
     Verification,
     WeightState,
     compensate_in_sequence,
-    export,
-    export_gguf,
-    export_onnx,
+    export_any_form,
     sliced,
     use_projector,
 )
@@ -32,17 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from effllava_optuna.export_target import ExportForm
     from effllava_optuna.search.session import SearchSession
-    from effllava_optuna.surgery import (
-        GgufType,
-        VerifiedExport,
-        VerifiedGgufExport,
-        VerifiedOnnxExport,
-    )
+    from effllava_optuna.surgery import VerifiedAnyForm
 
 _AGREEMENT = "agreement with the dense model"  # in a model card
-_GGUF: Mapping[str, GgufType] = {"gguf": "f16", "gguf-q8_0": "q8_0", "gguf-f32": "f32"}
-Form = Literal["native", "portable", "onnx", "gguf", "gguf-q8_0", "gguf-f32"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +50,7 @@ class ExportOptions:
         engine: An engine to verify a checkpoint in; None: transformers alone.
     """
 
-    form: Form
+    form: ExportForm
     overwrite: bool
     sequential: bool = False
     engine: Literal["vllm"] | None = None
@@ -90,7 +82,7 @@ class ExportedTrial:
     """
 
     trial: int
-    verified: VerifiedExport | VerifiedOnnxExport | VerifiedGgufExport
+    verified: VerifiedAnyForm
     before: FitAccuracy | None = None
     after: FitAccuracy | None = None
     measures: Mapping[str, str] = field(default_factory=dict)
@@ -117,21 +109,14 @@ def export_trial(
     weight_state = _in_sequence(session, policy, own) if options.sequential else own
     with use_projector(session.evaluator.loaded, weight_state.projectors[FULL_FIT]) as loaded:
         pruned = sliced(loaded, policy, weight_state.ranking, weight_state.compensations[FULL_FIT])
-    verified: VerifiedExport | VerifiedOnnxExport | VerifiedGgufExport
-    form, overwrite = options.form, options.overwrite
-    if form == "onnx":
-        verified = export_onnx(pruned, path, overwrite=overwrite)
-    elif form in _GGUF:
-        verified = export_gguf(pruned, path, kind=_GGUF[form], overwrite=overwrite)
-    else:
-        verified = export(
-            pruned,
-            path,
-            form="portable" if form == "portable" else "native",
-            card=_card(session, number, sequential=options.sequential),
-            verification=Verification(engine=options.engine),
-            overwrite=overwrite,
-        )
+    verified = export_any_form(
+        pruned,
+        path,
+        options.form,
+        card=_card(session, number, sequential=options.sequential),
+        verification=Verification(engine=options.engine),
+        overwrite=options.overwrite,
+    )
     exported = ExportedTrial(number, verified)
     if options.sequential:
         before, after = (_accuracy(session, policy, each) for each in (own, weight_state))

@@ -1,5 +1,6 @@
 """Inspect, load, rank, compensate, narrow, slice and export models."""
 
+from effllava_optuna.surgery.any_form import VerifiedAnyForm, export_any_form
 from effllava_optuna.surgery.apply.arrangement import arranged
 from effllava_optuna.surgery.apply.compensation_table import (
     CompensationTable,
@@ -103,6 +104,7 @@ __all__ = [
     "UnitStatistics",
     "UnprunablePart",
     "Verification",
+    "VerifiedAnyForm",
     "VerifiedExport",
     "VerifiedGgufExport",
     "VerifiedOnnxExport",
@@ -118,6 +120,7 @@ __all__ = [
     "describe_image_tokens",
     "encode_images",
     "export",
+    "export_any_form",
     "export_gguf",
     "export_onnx",
     "fingerprint",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import click
 
-from effllava_optuna.cli.messages import export_summary, recovery_summary, reduction_summary
+from effllava_optuna.cli.messages import export_summary, form_summary, recovery_summary
 from effllava_optuna.cli.options import (
     OutputFormat,
     UserPath,
@@ -17,14 +18,16 @@ from effllava_optuna.cli.options import (
 from effllava_optuna.cli.output import console, print_json, quiet_transformers
 from effllava_optuna.cli.progress import ProgressDisplay
 from effllava_optuna.errors import ConfigError
-from effllava_optuna.export_target import check_export_directory, check_gguf_file, check_onnx_file
+from effllava_optuna.export_target import (
+    EXPORT_FORMS,
+    ExportForm,
+    check_export_directory,
+    check_gguf_file,
+    check_onnx_file,
+)
 from effllava_optuna.storage.location import StudyLocation
 from effllava_optuna.vllm_package import vllm_python
 
-if TYPE_CHECKING:
-    from effllava_optuna.search.trial_export import Form
-
-_FORMS = ("native", "portable", "onnx", "gguf", "gguf-q8_0", "gguf-f32")
 _FILES = {"onnx": (".onnx", check_onnx_file), "gguf": (".gguf", check_gguf_file)}
 
 
@@ -80,7 +83,7 @@ def inspect(model: str, device: str, *, quick: bool, output_format: OutputFormat
 @click.option(
     "--format",
     "form",
-    type=click.Choice(_FORMS),
+    type=click.Choice(EXPORT_FORMS),
     help="native: each layer has its own width. portable: loads wherever the base model does. "
     "onnx: a file with the language part. gguf: a file for llama.cpp, and one with the vision "
     "part, in float16 unless the name says more. By default as the study file says.",
@@ -103,8 +106,8 @@ def inspect(model: str, device: str, *, quick: bool, output_format: OutputFormat
     "--visual-tokens",
     metavar="RATIO",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Export a model instead of a trial: FILE is a directory, a hub id or digits-vlm, of "
-    "whose image tokens this share is kept.",
+    help="Export a model of whose image tokens this share is kept; FILE is a directory, a hub id "
+    "or digits-vlm.",
 )
 @click.option(
     "--token-selection",
@@ -116,7 +119,7 @@ def export_(
     model: str | None,
     trial: int | None,
     out: Path | None,
-    form: Form | None,
+    form: ExportForm | None,
     *,
     overwrite: bool,
     sequential: bool,
@@ -127,13 +130,15 @@ def export_(
     """Export a policy as a checkpoint, and verify it.
 
     The checkpoint is loaded in a fresh process, and its logits and generations are compared;
-    with --verify-with vllm, its generations in vLLM, too.
+    with --verify-with vllm, its generations in vLLM, too. If FILE is the directory of a
+    checkpoint, such as an earlier export, that model is exported, in another form.
 
     \b
     Example:
       effllava-optuna export studies/quickstart.toml --trial 17 --out pruned
       effllava-optuna export studies/quickstart.toml --format onnx --out a.onnx
       effllava-optuna export studies/smollm-easyvqa.toml --format gguf --out a.gguf
+      effllava-optuna export small.pruned --format gguf --out a.gguf
       effllava-optuna export digits-vlm --visual-tokens 0.5 --out reduced
     """
     suffix, check = _FILES.get((form or "").partition("-")[0], ("", check_export_directory))
@@ -145,20 +150,26 @@ def export_(
     if engine is not None:
         vllm_python()  # before anything is computed
     if location is None:
-        if model is None or out is None or visual_tokens is None:
+        if model is None or out is None:
             raise ConfigError(
-                "With --visual-tokens, a model and its new directory are needed.",
-                hint="Use export MODEL --visual-tokens RATIO --out DIR.",
+                "To export a model, a place for the export is needed.",
+                hint="Use export MODEL --out DIR, with --visual-tokens RATIO or --format FORMAT.",
             )
-        if trial is not None or sequential or form not in (None, "native"):
+        if trial is not None or sequential:
             raise ConfigError(
-                "--trial, --sequential and other formats than native are for studies.",
-                hint="Leave them out, or leave out --visual-tokens.",
+                "--trial and --sequential are for studies, and a model is exported.",
+                hint="Leave them out.",
             )
-        selection = token_selection or "diversity"
-        _export_with_fewer_tokens(
-            model, out, visual_tokens, selection, engine=engine, overwrite=overwrite
-        )
+        reduction = None
+        if visual_tokens is not None:
+            if form not in (None, "native"):
+                raise ConfigError(
+                    f"--visual-tokens is given with --format {form}, which does not carry it.",
+                    hint="Use native, or leave out one of them.",
+                )
+            reduction = (visual_tokens, token_selection or "diversity")
+        check(out, overwrite=overwrite)  # before the model is loaded
+        _export_model(model, out, form or "native", reduction, engine=engine, overwrite=overwrite)
         return
     if token_selection is not None:
         raise ConfigError(
@@ -199,29 +210,32 @@ def export_(
         display.print(export_summary(exported))
 
 
-def _export_with_fewer_tokens(
+def _export_model(
     model: str,
     out: Path,
-    ratio: float,
-    selection: str,
+    form: ExportForm,
+    reduction: tuple[float, str] | None,
     *,
     engine: Literal["vllm"] | None,
     overwrite: bool,
 ) -> None:
-    """Export a whole model that reads fewer image tokens."""
-    check_export_directory(out, overwrite=overwrite)  # before the model is loaded
+    """Export a whole model, with fewer image tokens if there is a ratio and a selection."""
     quiet_transformers()
-    from effllava_optuna.surgery import Verification, export, load, reduced_tokens
+    from effllava_optuna.surgery import Verification, export_any_form, load, reduced_tokens
 
-    with ProgressDisplay(f"export {model}") as display:
+    with ProgressDisplay(f"export {model}") as display, ExitStack() as stack:
         display.report_stage("loading the model", 0.0)
-        loaded = load(model)
-        with reduced_tokens(loaded, ratio, selection=selection) as reduced:
-            display.report_stage("exporting and verifying", 0.0)
-            verified = export(
-                reduced, out, verification=Verification(engine=engine), overwrite=overwrite
-            )
-        display.print(reduction_summary(model, ratio, verified))
+        exported, name = load(model), model
+        if reduction is not None:
+            ratio, selection = reduction
+            exported = stack.enter_context(reduced_tokens(exported, ratio, selection=selection))
+            name = f"{model} with {ratio:.0%} of its image tokens"
+        display.report_stage("exporting and verifying", 0.0)
+        verification = Verification(engine=engine)
+        verified = export_any_form(
+            exported, out, form, verification=verification, overwrite=overwrite
+        )
+        display.print(form_summary(name, verified))
 
 
 @click.command()

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from effllava_optuna.errors import ExportError
 from effllava_optuna.processors import encode, tokenizer_of
 from effllava_optuna.surgery.apply.decoding import generate_tokens, special_tokens
-from effllava_optuna.surgery.gguf.llama_cpp import EnginePrompt
+from effllava_optuna.surgery.gguf.engine_answers import COMPARED, EnginePrompt
 from effllava_optuna.surgery.gguf.tensors import rounded
 from effllava_optuna.surgery.loading.example_inputs import (
     EXAMPLE_QUESTION,
@@ -26,12 +26,11 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from effllava_optuna.surgery.gguf.llama_cpp import Answer, LlamaCpp
+    from effllava_optuna.surgery.gguf.engine_answers import Answer, LlamaCpp
     from effllava_optuna.surgery.gguf.tensors import GgufType
     from effllava_optuna.surgery.structure.loaded_model import LoadedModel
 
 _NEW_TOKENS = 24
-_COMPARED = 5  # probabilities
 _TEXTS = (
     EXAMPLE_QUESTION,
     "In 1984, 3 of 250 people couldn't say: \"Where's the café, at No. 17?\"\n\n  They'd left.",
@@ -179,7 +178,7 @@ def _generate(pruned: LoadedModel, inputs: dict[str, Any]) -> _Expected:
         goes_on=bool(special),
         prefixes=tuple(prefixes),
         margins=tuple(float(first - second) for first, second in best),
-        probabilities=generated.logits[0][0].float().softmax(0).topk(_COMPARED).values.cpu(),
+        probabilities=generated.logits[0][0].float().softmax(0).topk(COMPARED).values.cpu(),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import time
@@ -37,6 +38,13 @@ def study(smoke: FinishedStudy, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _short_lock_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_check, "_LOCK_TIMEOUT", 0.1)
+
+
+@pytest.fixture(autouse=True)
+def _room_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the machine's own disk is nearly full is not what is tested."""
+    usage = shutil.disk_usage(Path.cwd())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**12))
 
 
 def doctor(*words: object) -> tuple[int, dict[str, dict[str, Any]], list[str]]:
@@ -75,6 +83,14 @@ def test_the_machine_is_checked_without_a_study() -> None:
     assert results["hub"]["detail"].startswith("offline")
     table = invoke("doctor").stdout
     assert table.splitlines()[0].split() == ["state", "check", "result"]
+
+
+def test_a_disk_that_is_nearly_full_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = shutil.disk_usage(".")._replace(free=10**8)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    code, results, _ = doctor()
+    assert (code, results["disk"]["state"]) == (0, "warning")
+    assert results["disk"]["detail"].startswith("0.10 GB are free")
 
 
 def test_a_healthy_study_has_no_fault(smoke: FinishedStudy) -> None:

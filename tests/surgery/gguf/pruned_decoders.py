@@ -108,6 +108,22 @@ def pruned_decoder(family: Kindred) -> LoadedModel:
     return sliced(loaded, Policy.of(loaded.structure, widths), ranking)
 
 
+def decoder_that_ends(token: str, text: str) -> LoadedModel:
+    """Create a decoder whose greedy answer to a text has a special token after a few others."""
+    tokenizer = train_tokenizer("gpt-2")
+    tokenizer.add_special_tokens({"additional_special_tokens": [token]})
+    model: Any = text_decoder("LlamaConfig", **{**SIZES, "vocab_size": len(tokenizer)})
+    randomise(model, tokenizer)
+    loaded = LoadedModel.of(model, tokenizer, "LlamaConfig")
+    tokens = tokenizer(text, return_tensors="pt").input_ids
+    with torch.no_grad():
+        for _ in range(3):
+            tokens = torch.cat([tokens, model(tokens).logits[:, -1:].argmax(-1)], 1)
+    rows = model.get_output_embeddings().weight.data
+    rows[tokenizer.convert_tokens_to_ids(token)] = 1.02 * rows[tokens[0, -1]]
+    return loaded
+
+
 def pruned_llava(tower: str) -> LoadedModel:
     """Prune decoder and tower of a small LLaVA, ``clip`` or ``siglip``, with random weights."""
     tokenizer = train_tokenizer("gpt-2")

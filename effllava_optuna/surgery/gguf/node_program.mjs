@@ -1,4 +1,4 @@
-// Answer prompts in llama.cpp: node generate_program.mjs PACKAGE MODEL MMPROJ REQUEST
+// Answer prompts in llama.cpp: node node_program.mjs PACKAGE MODEL MMPROJ REQUEST
 //
 // PACKAGE is a directory in whose node_modules @fugood/llama.node is; MMPROJ may be empty. REQUEST
 // is a JSON file: `prompts` (each `text`, and `picture`, a file, or null), `new_tokens`, `context`,
