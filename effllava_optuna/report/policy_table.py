@@ -12,7 +12,9 @@ from effllava_optuna.report.text_table import (
     TableRow,
     TextTable,
     format_accuracy,
+    format_count,
     format_interval,
+    format_measured,
     format_number,
     measure_of_split,
     split_heading,
@@ -22,9 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _SPLITS = ("proxy", "validation", "test")
-_LAST_COLUMNS = (
-    "gap", "ms", "ms\nmeasured", "speed-up", "speed-up\nmeasured", "params", "GFLOPs",
-)  # fmt: skip
 
 
 def status_lines(document: Mapping[str, Any]) -> list[str]:
@@ -36,20 +35,36 @@ def status_lines(document: Mapping[str, Any]) -> list[str]:
         f"(last epoch: {epochs['planned'] - 1}), {trials['planned']} trials planned"
     )
     lines = [f"{progress} ({states})" if states else progress]
-    chosen, dense = document["chosen"], document["dense"]
-    if chosen is not None:
-        accuracy, dense_accuracy = (
-            f"{row['accuracy_test']:.3f} {format_interval(row['accuracy_test_interval'])}"
-            for row in (chosen, dense)
-        )
-        percent = chosen["policy"].get(IMAGE_TOKENS.id)
-        tokens = "" if percent is None else f", {percent} % of the image tokens"
-        lines.append(
-            f"Chosen: trial {chosen['trial']}, {measure_of_split(document, 'test')} {accuracy} on "
-            f"test (dense {dense_accuracy}), {chosen['speedup_measured']:.2f}x as fast, "
-            f"{chosen['parameters'] / dense['parameters']:.0%} of the parameters{tokens}."
-        )
+    if document["chosen"] is not None:
+        lines.append(_conclusion(document))
     return lines
+
+
+def _conclusion(document: Mapping[str, Any]) -> str:
+    """Return what the chosen policy gains and costs."""
+    chosen, dense = document["chosen"], document["dense"]
+    percent = chosen["policy"].get(IMAGE_TOKENS.id)
+    tokens = "" if percent is None else f" and {percent} % of the image tokens"
+    gain = (
+        f"Trial {chosen['trial']} was chosen: {chosen['speedup_measured']:.2f} times as fast as "
+        f"the dense model, with {chosen['parameters'] / dense['parameters']:.0%} of its "
+        f"parameters{tokens}"
+    )
+    test = [pair for pair in document["comparisons"] if pair["split"] == "test"]
+    differences = [pair for pair in test if pair["baseline"] == "dense"]
+    measure = measure_of_split(document, "test")
+    if not differences:
+        interval = format_interval(chosen["accuracy_test_interval"])
+        return f"{gain}; {measure} on test {chosen['accuracy_test']:.3f} {interval}."
+    (difference,) = differences
+    low, high = (100 * bound for bound in difference["interval"])
+    change = 100 * difference["difference"]
+    change, low, high = (change, low, high) if change > 0 else (-change, -high, -low)
+    return (
+        f"{gain}. On test it {'gains' if difference['difference'] > 0 else 'loses'} {change:.1f} "
+        f"points of {measure} [{low:.1f}, {high:.1f}]: {chosen['accuracy_test']:.3f} instead of "
+        f"{dense['accuracy_test']:.3f}."
+    )
 
 
 def summary_lines(document: Mapping[str, Any]) -> list[str]:
@@ -113,22 +128,17 @@ def policy_table(document: Mapping[str, Any]) -> TextTable:
     for label, row in labelled_rows(document):
         chosen = is_chosen(document, row)
         cells = (
-            f"{label} (chosen)" if chosen else label,
-            format_number(row["epoch"], "d"),
-            format_number(row["keep_ratio"], ".3f"),
+            f"{label}\n(chosen)" if chosen else label.replace(" by", "\nby"),
             *(format_accuracy(row, split) for split in _SPLITS),
-            format_number(row["gap"], "+.3f"),
-            format_number(row["latency_ms"], ".1f"),
-            format_number(row["latency_ms_measured"], ".1f"),
-            format_number(row["speedup_predicted"], ".2f"),
-            format_number(row["speedup_measured"], ".2f"),
-            format_number(row["parameters"], ",d"),
-            format_number(row["gflops"], ".2f"),
+            format_measured(row["speedup_measured"], row["speedup_predicted"], ".2f"),
+            format_measured(row["latency_ms_measured"], row["latency_ms"], ".1f"),
+            format_count(row["parameters"]),
+            format_number(row["keep_ratio"], ".1%"),
         )
         rows.append(TableRow(cells, emphasized=chosen))
     headings = (split_heading(document, split) for split in _SPLITS)
-    columns = ("policy", "epoch", "kept", *headings, *_LAST_COLUMNS)
-    return TextTable(columns, rows, notes=_notes(document))
+    columns = ("policy", *headings, "speed-up", "ms", "parameters", "weights\nkept")
+    return TextTable(columns, rows, title="Policies", notes=_notes(document))
 
 
 def _notes(document: Mapping[str, Any]) -> list[str]:
@@ -153,12 +163,17 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
         notes.append("The search is not over: nothing was measured on validation or test yet.")
         return notes + noise_notes(document)
     notes.append(
-        "kept: fraction of the prunable parameters; proxy: cross-fitted, on the samples of the "
-        "search; gap: proxy minus test, of one measure; [..]: 95 % intervals. The policy was "
-        "chosen on validation, before the test set was opened."
+        "uniform: one width ratio for all layers; by kind: one for attention, one for MLPs. "
+        "proxy: the samples of the search, cross-fitted; [..]: 95 % intervals. The policy was "
+        "chosen on validation, before the test set was opened. (..): predicted by the latency "
+        "table. weights kept: of the prunable ones."
     )
-    on_test = [pair for pair in document["comparisons"] if pair["split"] == "test"]
-    return notes + [comparison_sentence(pair) for pair in on_test] + noise_notes(document)
+    notes += [
+        comparison_sentence(pair)
+        for pair in document["comparisons"]
+        if pair["split"] == "test" and pair["baseline"] != "dense"  # `_conclusion` has that
+    ]
+    return notes + noise_notes(document)
 
 
 def _latency_note(table: Mapping[str, Any]) -> str:

@@ -26,10 +26,8 @@ _SEEDS = ("study.seed", "task.seed")
 _LEVEL = 0.95
 _MAX_VALUE_LENGTH = 40  # characters
 _COLUMNS = (
-    "study", "variant", "seed", "measure\non test", "trials", "dense, test",
-    "uniform by kind,\ntest", "chosen, test",
-    "difference to\nuniform by kind", "gap", "speed-up\nmeasured", "kept",
-    "hypervolume\nlast epoch",
+    "study", "seed", "dense", "uniform\nby kind", "chosen", "chosen minus\nuniform",
+    "speed-up", "weights\nkept",
 )  # fmt: skip
 
 
@@ -176,13 +174,16 @@ def comparison_tables(comparison: Mapping[str, Any]) -> list[TextTable]:
     Args:
         comparison: The result of `compare_studies`.
     """
-    rows = []
+    rows, variants = [], comparison["variants"]
     for study in comparison["studies"]:
         task_seed = "" if study["task_seed"] is None else f", {study['task_seed']}"
         seeds = f"{study['seed']}{task_seed}"
-        rows.append(TableRow((study["study"], study["variant"], seeds, *_result_cells(study))))
-    studies = TextTable(_COLUMNS, rows, title="Studies", notes=_notes(comparison))
-    variants = comparison["variants"]
+        variant = f", variant {study['variant']}" if len(variants) > 1 else ""
+        name = f"{study['study']}\n{study['trials']} trials{variant}"
+        rows.append(TableRow((name, seeds, *_result_cells(study))))
+    measures = " or ".join(dict.fromkeys(study["measure"] for study in comparison["studies"]))
+    title = f"Studies, with their {measures} on test"
+    studies = TextTable(_COLUMNS, rows, title=title, notes=_notes(comparison))
     if len(variants) == 1:
         return [studies]
     settings = [
@@ -203,16 +204,12 @@ def _result_cells(study: Mapping[str, Any]) -> list[str]:
         interval = format_interval(comparison["interval"], "+.3f", separator=" ")
         difference = f"{comparison['difference']:+.3f}\n{interval}"
     return [
-        study["measure"],
-        str(study["trials"]),
         accuracy(study["dense"]),
         accuracy(study["uniform_by_kind"]),
         accuracy(study["chosen"]),
         difference,
-        format_number(chosen.get("gap"), "+.3f"),
         format_number(chosen.get("speedup_measured"), ".2f"),
-        format_number(chosen.get("keep_ratio"), ".3f"),
-        format_number(study["hypervolume"], ".4g"),
+        format_number(chosen.get("keep_ratio"), ".1%"),
     ]
 
 
@@ -244,6 +241,6 @@ def _notes(comparison: Mapping[str, Any]) -> list[str]:
             )
     notes.append(
         "[..]: 95 % intervals, over samples within a study and over seeds between variants. "
-        "Latencies and hypervolumes of different machines are not comparable."
+        "Latencies of different machines are not comparable; speed-up: measured."
     )
     return notes

@@ -53,6 +53,20 @@ def format_interval(interval: Sequence[float], spec: str = ".3f", separator: str
     return f"[{low:{spec}}{separator}{high:{spec}}]"
 
 
+def format_measured(measured: float | None, predicted: float | None, spec: str) -> str:
+    """Return a measured value, and on a second line the predicted one in parentheses."""
+    return f"{format_number(measured, spec)}\n({format_number(predicted, spec)})"
+
+
+def format_count(count: int) -> str:
+    """Return a large number with three digits, such as ``416K``, ``1.33M`` or ``6.74B``."""
+    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= size:
+            digits = max(0, 3 - len(str(count // size)))
+            return f"{count / size:.{digits}f}{letter}"
+    return str(count)
+
+
 def measure_of_split(document: Mapping[str, Any], split: str) -> str:
     """Return what the accuracies of a document on ``split`` are: an accuracy, or an agreement."""
     name: str = document["measures"].get(split, "accuracy")

@@ -36,7 +36,7 @@ def test_the_command_in_the_note_exports_the_chosen_trial(smoke: FinishedStudy) 
     trial = smoke.document()["chosen"]["trial"]
     assert words[4:] == ["--trial", str(trial), "--out", f"trial-{trial}.pruned"]
     with chdir(smoke.file.parent):
-        assert f"Chosen: trial {trial}" in invoke("status", *words[:4]).stdout
+        assert f"Trial {trial} was chosen" in invoke("status", *words[:4]).stdout
 
 
 def test_the_note_has_the_noise_beside_the_comparisons(smoke: FinishedStudy) -> None:

@@ -26,18 +26,39 @@ def printed(study: StudyFacts) -> str:
 
 def test_the_chosen_policy_is_marked_and_compared(structure: ModelStructure) -> None:
     table = policy_table(study_document(finished(structure, HITS)))
-    assert [row.cells[0] for row in table.rows] == ["dense", "uniform by kind", "trial 7 (chosen)"]
+    assert [row.cells[0] for row in table.rows] == [
+        "dense", "uniform\nby kind", "trial 7\n(chosen)",
+    ]  # fmt: skip
     assert [row.emphasized for row in table.rows] == [False, False, True]
     assert "0.500\n[0.000 1.000]" in table.rows[-1].cells
     notes = "\n".join(table.notes)
-    assert "is less accurate than the dense model: difference -0.500 [" in notes
     assert "the best uniform-by-kind policy: difference +0.250 [" in notes
 
 
 def test_the_summary_names_the_chosen_policy(structure: ModelStructure) -> None:
     _, chosen = summary_lines(study_document(finished(structure, HITS, opened=0)))
-    assert "trial 7, accuracy 0.500 [0.000, 1.000] on test (dense 1.000 [" in chosen
-    assert "2.00x as fast" in chosen
+    assert chosen.startswith("Trial 7 was chosen: 2.00 times as fast as the dense model, with ")
+    assert "On test it loses 50.0 points of accuracy [" in chosen
+    assert chosen.endswith("]: 0.500 instead of 1.000.")
+
+
+def test_the_summary_says_what_was_gained(structure: ModelStructure) -> None:
+    hits = {**HITS, "dense": [1] * 10 + [0] * 30}
+    _, chosen = summary_lines(study_document(finished(structure, hits, opened=0)))
+    assert "On test it gains 25.0 points of accuracy [" in chosen
+    assert chosen.endswith("]: 0.500 instead of 0.250.")
+
+
+def test_the_table_is_as_narrow_as_a_terminal(structure: ModelStructure) -> None:
+    document = study_document(finished(structure, HITS))
+    billions = {"parameters": 6_738_415_616, "latency_ms": 12345.6, "latency_ms_measured": 12345.6}
+    rows = {name: document[name] | billions for name in ("dense", "uniform_by_kind", "chosen")}
+    table = policy_table(document | rows | {"front": [rows["chosen"]]})
+    assert len(table.columns) == 8
+    assert "6.74B" in table.rows[0].cells
+    columns = zip(table.columns, *(row.cells for row in table.rows), strict=True)
+    widths = [max(len(line) for cell in column for line in cell.split("\n")) for column in columns]
+    assert sum(widths) + 2 * (len(widths) - 1) <= 100, widths
 
 
 def test_the_summary_has_the_hypervolume_and_each_projector_update(

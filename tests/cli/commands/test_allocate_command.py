@@ -42,7 +42,7 @@ def test_an_allocation_is_reported_and_exported_like_a_search(allocated: Path) -
     assert document["chosen"]["accuracy_test"] is not None
     assert document["chosen"]["keep_ratio"] <= 0.5
     assert (allocated.parent / "tiny.pruned" / "config.json").is_file()
-    assert "Chosen: trial" in invoke("report", allocated).stdout
+    assert "was chosen: " in invoke("report", allocated).stdout
     assert invoke("pick", allocated).stdout
     assert "finished" in invoke("resume", allocated).stdout
 
@@ -91,7 +91,7 @@ def test_an_allocation_takes_the_curves_that_the_study_has(
     words = [word for change in changes for word in ("--set", change)]
     printed = invoke("allocate", file, *words).stdout
     assert f"{planned} trials planned ({planned} complete)" in printed
-    assert "Chosen: trial" in printed
+    assert "was chosen: " in printed
 
 
 def test_without_a_budget_the_dense_policy_is_one_of_the_range(

@@ -83,7 +83,7 @@ def test_a_page_that_cannot_be_written_is_named(study: Path) -> None:
 
 def test_studies_are_compared_on_one_page(study: Path, smoke: FinishedStudy) -> None:
     invoke("report", "--compare", study, smoke.file, "--out", study.parent / "both.html")
-    assert (study.parent / "both.html").read_text().count(">smoke<") == 2
+    assert (study.parent / "both.html").read_text().count(">smoke\n") == 2
     comparison = json_of("report", "--compare", study, smoke.file)
     assert comparison["differing_keys"] == []
     assert comparison["variants"][0]["studies"] == 2
