@@ -54,7 +54,7 @@ def forest(title: str, axis: str, rows: Sequence[tuple[str, Mean]]) -> str:
         f'<rect width="{width}" height="{height}" fill="white"/>',
         text(12, 26, title, 'font-size="16"'),
     ]
-    for tick in _ticks(low, high):
+    for tick in ticks(low, high):
         x = across(tick)
         colour = _INK if tick == 0 else _GRID
         parts.append(
@@ -78,7 +78,7 @@ def forest(title: str, axis: str, rows: Sequence[tuple[str, Mean]]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Return about five round numbers between two."""
     raw = (high - low) / 5
     scale = 10 ** np.floor(np.log10(raw))

@@ -19,13 +19,19 @@ ByDraw: TypeAlias = "Mapping[Any, Record]"
 """The records of one network, by draw."""
 
 
+def accuracy_of(rows: ByDraw) -> tuple[float, float, float]:
+    """Return the accuracy of a network over all draws, and the ends of its interval."""
+    right, asked = _counts(rows, "right", rows), _counts(rows, "asked", rows)
+    low, high = _interval(right, asked, (0.0, 1.0))
+    return float(right.sum() / asked.sum()), low, high
+
+
 def accuracy_cell(rows: ByDraw) -> str:
     """Format the accuracy of a network over all draws, with its interval."""
     if not rows:
         return "-"
-    right, asked = _counts(rows, "right", rows), _counts(rows, "asked", rows)
-    low, high = _interval(right, asked, (0.0, 1.0))
-    return f"{right.sum() / asked.sum():.3f} [{low:.3f}, {high:.3f}]"
+    value, low, high = accuracy_of(rows)
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def gain_of(rows: ByDraw, others: ByDraw) -> Mean:

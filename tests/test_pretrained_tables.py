@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -278,3 +279,31 @@ def test_the_readme_quotes_the_search_of_image_tokens_and_widths() -> None:
         f"(dense: {dense['perplexity']:.0f})" in text
     )
     assert sum(both["right"]) >= sum(dense["right"])
+
+
+def test_the_picture_of_searches_is_that_of_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    searches = _smollm("searches", monkeypatch)
+    tables = searches.SearchTables(searches.pretrained_form("", ["--report"]))
+    records = {each.key[1:]: row for each, row in tables.runner.existing(tables.ids()).items()}
+    drawn = searches.picture(records, tables.form)
+    assert searches.PICTURE.read_text(encoding="utf-8") == drawn
+    measured = sum(
+        (method, speedup) == key[1:] and key[0] == 0
+        for key in records
+        for method in searches._DRAWN
+        for speedup in searches.SPEEDUPS
+    )
+    assert drawn.count("<circle") == 2 * measured
+
+
+def test_curves_share_a_legend_and_stay_in_their_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    curves = _smollm("_curves", monkeypatch)
+    points = [curves.Point(1.5, 0.5, 0.25, 1.0), curves.Point(3.0, 1.0, 1.0, 1.0)]
+    panel = curves.Panel("title", "x", "y", {"a < b": points}, ("dense", 0.9))
+    drawn = curves.draw_panels("Title", [panel, panel])
+    assert drawn.count("a &lt; b") == 1
+    places = [(float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawn)]
+    (first, second), (third, fourth) = places[:2], places[2:]
+    assert first[0] < second[0] < third[0] < fourth[0]
+    assert first[1] > second[1]
+    assert (first[1], second[1]) == (third[1], fourth[1])

@@ -12,6 +12,7 @@ has one. ``--tiny`` measures one speed-up of each kind, and publishes nothing.
 
 from __future__ import annotations
 
+import statistics
 import sys
 from functools import partial
 from itertools import product
@@ -21,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 from _baselines import Baselines
 from _cases import Case
+from _curves import Panel, Point, draw_panels
 from _fields import KEEP_RATIO
 from _layer_dropping import LayerDropping
 from _means import markdown
-from _network_rows import accuracy_cell, gain_cell, mean_cell
+from _network_rows import accuracy_cell, accuracy_of, gain_cell, mean_cell
 from _pretrained_form import MODEL, measure_and_publish, pretrained_form
 from _pretrained_search import PretrainedDraw
 from _records import RecordId
@@ -37,6 +39,7 @@ from effllava_optuna.allocation import (
     uniform_by_kind,
     uniform_policies,
 )
+from effllava_optuna.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,6 +67,8 @@ BY_KIND, UNIFORM, FLAP, PROGRAMMING = ALLOCATIONS = (
 )
 DROPPING = "layer dropping (ShortGPT)"
 METHODS = (*SEARCHES, *ALLOCATIONS, DROPPING)
+_DRAWN = ("the default search", *ALLOCATIONS, DROPPING)
+PICTURE = Path(__file__).parents[2] / "docs" / "images" / "smollm-searches.svg"
 DENSE, CONSTANT = "dense", "a constant answer"
 FIXED = ("projector.steps=0",)
 _FIRST = 2.2  # whose searches are measured first: the others hardly cost accuracy
@@ -178,13 +183,48 @@ def dropped(draw: PretrainedDraw, session: SearchSession, speedup: float) -> dic
         }
 
 
+def by_draw(
+    records: Mapping[tuple[Any, ...], Record], form: Form, method: str, speedup: float
+) -> dict[int, Record]:
+    """Return the records of a method by draw."""
+    keys = {seed: (seed, method, speedup) for seed in range(form.seeds)}
+    return {seed: records[key] for seed, key in keys.items() if key in records}
+
+
+def picture(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
+    """Draw accuracy and agreement against the measured speed-up."""
+    accuracy: dict[str, list[Point]] = {}
+    agreement: dict[str, list[Point]] = {}
+    for method in _DRAWN:
+        for speedup in SPEEDUPS:
+            rows = by_draw(records, form, method, speedup)
+            if not rows:
+                continue
+            measured = statistics.mean(row["measured"] for row in rows.values())
+            agreed = [row["agreement"] for row in rows.values()]
+            accuracy.setdefault(method, []).append(Point(measured, *accuracy_of(rows)))
+            point = Point(measured, statistics.mean(agreed), min(agreed), max(agreed))
+            agreement.setdefault(method, []).append(point)
+    dense = by_draw(records, form, DENSE, 1.0)
+    across = "measured speed-up of the prefill"
+    return draw_panels(
+        "SmolLM2-135M in a LLaVA, pruned for questions about pictures",
+        [
+            Panel(
+                "What it was pruned for: questions about pictures", across, "accuracy",
+                accuracy, ("dense model", accuracy_of(dense)[0]),
+            ),
+            Panel(
+                "What else it keeps: answers to questions about words", across,
+                "agreement with the dense model", agreement, ("dense model", 1.0),
+            ),
+        ],
+    )  # fmt: skip
+
+
 def section(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
     """Format the section of ``RESULTS.md``."""
-
-    def of(method: str, speedup: float) -> dict[int, Record]:
-        keys = {seed: (seed, method, speedup) for seed in range(form.seeds)}
-        return {seed: records[key] for seed, key in keys.items() if key in records}
-
+    of = partial(by_draw, records, form)
     (default, *_) = SEARCHES
     floors = markdown(
         ["", "accuracy", "perplexity", "agreement"],
@@ -245,6 +285,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what has no record, and write the section."""
     tables = SearchTables(pretrained_form(__doc__, arguments))
     measure_and_publish(tables, TITLE, _SECONDS, section)
+    if tables.form.published:
+        records = {each.key[1:]: row for each, row in tables.runner.existing(tables.ids()).items()}
+        write_atomically(PICTURE, picture(records, tables.form))
 
 
 if __name__ == "__main__":
