@@ -50,7 +50,9 @@ if TYPE_CHECKING:
 TITLE = "A pretrained model: tokens per second in engines"
 SPEEDUP = 1.8
 DENSE = "dense"
-BATCHES = (1, 16)
+REPEATS = {1: 5, 16: 1}
+"""Rows of a batch, and how often it runs in a round; the median counts."""
+
 ROUNDS = 5
 PROMPT, NEW = 64, 16
 """Tokens of a prompt without a picture, and tokens generated after any."""
@@ -119,9 +121,12 @@ def measure(
     rates: dict[str, Any] = {}
     for engine, name in pairs[shift:] + pairs[:shift]:
         for batch in batches:
-            seconds = engines[name][engine].run(batch)
+            runs = [engines[name][engine].run(batch) for _ in range(REPEATS[batch])]
             each = rates.setdefault(engine, {}).setdefault(name, {})
-            each[str(batch)] = seconds.rates(batch, requests)
+            each[str(batch)] = {
+                phase: statistics.median(run.rates(batch, requests)[phase] for run in runs)
+                for phase in ("prefill", "decode")
+            }
     return {"rates": rates, "costs": cost, "prompt_tokens": requests.length}
 
 
@@ -169,7 +174,8 @@ def section(records: Mapping[tuple[Any, ...], Record]) -> str:
 The widths are those of two policies for `smollm-vlm` at a predicted speed-up of {SPEEDUP};
 float32, one core, {NEW} tokens generated; vLLM with its Transformers backend, uncompiled;
 llama.cpp as `llama-server`. Prefill is the time to the first token, a picture's preparation
-included. Medians of {count} interleaved rounds, and in parentheses the smallest and the largest.
+included. Medians of {count} interleaved rounds, and in parentheses the smallest and the largest;
+a batch of 1 runs {REPEATS[1]} times in a round.
 Ideal: operations (prefill) or bytes read for one row (decoding) of the dense model over those of
 the pruned one.
 
@@ -183,7 +189,7 @@ def measure_model(runner: StudyRunner, model: str, ids: Sequence[RecordId]) -> N
     loaded = load(BUILT / model, device="cpu", dtype="float32")
     ranking = rank_units(loaded)  # which units are kept does not change the time
     requests, row = requests_of(loaded)
-    batches = BATCHES[: form.pick(2, 2, 1)]
+    batches = [*REPEATS][: form.pick(2, 2, 1)]
     with tempfile.TemporaryDirectory() as scratch:
         engines: dict[str, dict[str, EngineProcess]] = {}
         cost: dict[str, dict[str, int]] = {}
