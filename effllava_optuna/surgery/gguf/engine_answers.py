@@ -83,5 +83,5 @@ def refused(version: str, output: str) -> ExportError:
     return ExportError(
         f"llama.cpp ({version}) does not run the GGUF export: "
         f"{lines[0] if lines else 'no message'}.",
-        hint="Nothing was written.",
+        hint="Nothing was written; where no llama.cpp is found, exports are written unverified.",
     )

@@ -81,7 +81,9 @@ class LlamaServer:
         ]  # fmt: skip
         if len(files) > 1:
             words += ["--mmproj", str(files[1]), "--no-mmproj-offload"]
-        variables = {**os.environ, "LLAMA_MEDIA_MARKER": PICTURE_MARK}
+        variables = {  # those of the user would change what is compared, or ask for a key
+            name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")
+        } | {"LLAMA_MEDIA_MARKER": PICTURE_MARK}
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace") as output:
             process = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=variables

@@ -69,14 +69,15 @@ def test_the_package_that_is_named_comes_first(
     assert find_llama_cpp() == NodePackage(here, "@fugood/llama.node 1.2")
 
 
-def test_the_error_of_a_server_is_told(programs: Path, tmp_path: Path) -> None:
-    write_program(
-        programs,
-        "llama-server",
-        VERSION + "echo loading; echo 'error: no such tensor' >&2; exit 1",
-    )
+def test_the_error_of_a_server_is_told(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not read the variables that a user has for servers."""
+    monkeypatch.setenv("LLAMA_API_KEY", "secret")
+    script = """echo loading; echo "error: key '$LLAMA_API_KEY'" >&2; exit 1"""
+    write_program(programs, "llama-server", VERSION + script)
     with pytest.raises(
-        ExportError, match=r"llama-server 4711 \(abc\)\) does not run .*: error: no such tensor\."
+        ExportError, match=r"llama-server 4711 \(abc\)\) does not run .*: error: key ''\."
     ):
         export_gguf(pruned_decoder(KINDRED["gpt-2"]), tmp_path / "a.gguf")
     assert not (tmp_path / "a.gguf").exists()
