@@ -112,7 +112,7 @@ class SearchTables:
         ]
 
     def measure(self) -> None:
-        """Measure what has no record, one draw after the other at the first speed-up."""
+        """Measure what has no record: first what needs no search, of all draws."""
         draws = [PretrainedDraw(self.runner, seed) for seed in range(self.form.seeds)]
         order = sorted(self.speedups, key=lambda speedup: speedup != _FIRST)
         for draw in draws:
@@ -120,8 +120,7 @@ class SearchTables:
             self.runner.record(record_id(draw.seed, CONSTANT, 1.0), draw.constant)
             for speedup in self.speedups:
                 self._measure_allocations(draw, speedup)
-            self._measure_searches(draw, order[0])
-        for speedup, draw in product(order[1:], draws):
+        for speedup, draw in product(order, draws):
             self._measure_searches(draw, speedup)
 
     def _measure_searches(self, draw: PretrainedDraw, speedup: float) -> None:
