@@ -74,7 +74,7 @@ class LlamaServer:
         Raises:
             ExportError: It does not load the files.
         """
-        port = _free_port()
+        port = free_port()
         words = [
             str(self.program), "--model", str(files[0]), "--host", _HOST, "--port", str(port),
             "--n-gpu-layers", "0", *options,
@@ -170,7 +170,8 @@ def _request(port: int, method: str, path: str, body: str | None = None) -> tupl
         connection.close()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that no program listens on."""
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
         return int(probe.getsockname()[1])

@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from PIL import Image
+
 from effllava_optuna import Policy, load, rank_units
 from effllava_optuna.surgery import reduced_tokens, sliced
 
@@ -37,3 +40,19 @@ def pruned_smollm(image_tokens: float = 1.0) -> LoadedModel:
     with reduced_tokens(loaded, image_tokens) as network:
         ranking = rank_units(loaded, importance="magnitude")
         return sliced(network, Policy.of(loaded.structure, widths), ranking)
+
+
+@torch.no_grad()
+def greedy_answer(small: LoadedModel, question: str, new_tokens: int) -> str:
+    """Answer a question about the first picture in transformers."""
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    prompt = small.processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    picture = Image.open(PICTURES[0]).convert("RGB")
+    inputs = small.processor(text=prompt, images=picture, return_tensors="pt")
+    tokens = small.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
+    answer: str = small.processor.tokenizer.decode(
+        tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+    )
+    return answer.strip()

@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from PIL import Image
 
 from effllava_optuna.surgery.export import vllm_program
 from effllava_optuna.surgery.export.checkpoint_files import size_plan, write_checkpoint
 from effllava_optuna.vllm_package import VARIABLE, engine_environment
 from tests.page_blocks import blocks_of, commands_of
 from tests.study_fixtures import ROOT
-from tests.surgery.export.pretrained_model import BUILT, PICTURES, pruned_smollm
+from tests.surgery.export.pretrained_model import BUILT, PICTURES, greedy_answer, pruned_smollm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,17 +106,8 @@ def test_a_question_about_a_picture_is_answered_over_http(place: Path, server: s
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
     small = pruned_smollm(image_tokens=0.33)
-    question = {"type": "text", "text": "what color is the shape?"}
-    assert question["text"] in client
-    prompt = small.processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": "image"}, question]}], add_generation_prompt=True
-    )
-    picture = Image.open(place / "picture.png").convert("RGB")
-    inputs = small.processor(text=prompt, images=picture, return_tensors="pt")
-    with torch.no_grad():
-        tokens = small.model.generate(**inputs, max_new_tokens=10, do_sample=False)
-    answer = small.processor.tokenizer.decode(
-        tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-    )
+    question = "what color is the shape?"
+    assert question in client
+    answer = greedy_answer(small, question, 10)
     assert answer
-    assert run.stdout.strip() == answer.strip()
+    assert run.stdout.strip() == answer
