@@ -307,3 +307,21 @@ def test_curves_share_a_legend_and_stay_in_their_panels(monkeypatch: pytest.Monk
     assert first[0] < second[0] < third[0] < fourth[0]
     assert first[1] > second[1]
     assert (first[1], second[1]) == (third[1], fourth[1])
+
+
+def test_the_readme_quotes_the_speed_in_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    engines = _smollm("engines", monkeypatch)
+    records = script("_records").read_records(engines.RESULTS / "smollm_engines.jsonl")
+    rounds = [record for (_, model, _), record in records.items() if model == engines.MODEL]
+    assert len(rounds) == engines.ROUNDS
+    prefill, decode = (
+        [
+            f"{np.median(engines.speedups(rounds, name, engines.PROGRAMMING, '16', phase)):.2f}"
+            for name in ("transformers", "vLLM", "llama.cpp")
+        ]
+        for phase in ("prefill", "decode")
+    )
+    text = " ".join((_FOLDER.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    first = f"{prefill[0]} times the tokens per second of the dense model in transformers"
+    assert f"{first}, {prefill[1]} in vLLM and {prefill[2]} in llama.cpp" in text
+    assert "generated {}, {} and {} times".format(*decode) in text
