@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import optuna_dashboard
 
 from effllava_optuna.dashboard.study_properties import use_incremental_properties
+from effllava_optuna.dashboard.stylesheet import with_stylesheet
 from effllava_optuna.errors import StudyError
 from effllava_optuna.storage.artifact_store import artifact_backend_of
 from effllava_optuna.storage.storage_internals import storage_of, study_id_of
@@ -31,7 +32,7 @@ def application(study: Study, url: str, config: StudyConfig | None = None) -> An
     artifact_store = artifact_backend_of(url, config or config_of(study))
     wsgi_application = optuna_dashboard.wsgi(storage_of(study), artifact_store=artifact_store)
     use_incremental_properties(wsgi_application, study_id_of(study))
-    return wsgi_application
+    return with_stylesheet(wsgi_application)
 
 
 def serve(

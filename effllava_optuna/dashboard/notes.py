@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.report import comparison_sentence, noise_notes
-from effllava_optuna.report.policy_table import is_chosen, labelled_rows
+from effllava_optuna.report.policy_table import is_chosen, labelled_rows, status_lines
 from effllava_optuna.report.text_table import measure_of_split, split_heading
 from effllava_optuna.storage.location import storage_arguments
 from effllava_optuna.storage.studies import config_of
@@ -25,14 +25,22 @@ _COLUMNS = (
     ("proxy", "accuracy_proxy", 3),
     ("validation", "accuracy_validation", 3),
     ("test", "accuracy_test", 3),
-    ("ms", "latency_ms", 1),
-    ("speed-up", "speedup_predicted", 2),
+    ("ms, predicted", "latency_ms", 1),
+    ("speed-up, predicted", "speedup_predicted", 2),
+    ("speed-up, measured", "speedup_measured", 2),
 )  # heading, key of the result row, digits
 _SPLITS = ("proxy", "validation", "test")
+_FIGURES = (
+    "The figures of this study are on its page, the first symbol of the bar on the left: accuracy "
+    "against latency (`front_by_epoch`), the loss when one component alone is narrowed "
+    "(`sensitivity`), and the widths of each layer (`width_ratios`)."
+)
 _WARNING = (
-    "Quality is {measure} minus eta times the structural risk; {measure} is cross-fitted on the "
-    "proxy. **The dashboard's own Pareto front and best trials mix epochs**, whose values belong "
-    "to different projectors: the figure `front_by_epoch` shows the front of each epoch."
+    "A policy states how many units each layer keeps; each trial measured one policy on the "
+    "proxy, a small set of samples. Quality is {measure} minus eta times the structural risk; "
+    "{measure} is cross-fitted on the proxy. **The dashboard's own Pareto front and best trials "
+    "mix epochs**, whose values belong to different projectors: `front_by_epoch` shows the front "
+    "of each epoch."
 )
 _CONTROL_NOTE = """# Epochs of `{name}`
 
@@ -51,7 +59,7 @@ def control_note(study_name: str) -> str:
 
 
 def study_note(study: Study, document: Mapping[str, Any]) -> str:
-    """Return the note of a study: its progress, its best policies, and how to export one.
+    """Return the note of a study: conclusion or progress, best policies, how to export one.
 
     Args:
         study: The study.
@@ -59,7 +67,7 @@ def study_note(study: Study, document: Mapping[str, Any]) -> str:
     """
     lines = [f"# {document['study']}", "", _state(document), "", *_facts(study, document)]
     warning = _WARNING.format(measure=measure_of_split(document, "proxy"))
-    lines += ["", warning, "", "## Dense, uniform, front", "", *_table(document), ""]
+    lines += ["", _FIGURES, "", warning, "", "## Dense, uniform, front", "", *_table(document), ""]
     if document["front"]:
         best = document["chosen"] or document["front"][0]
         lines += ["## Export", "", *_export_command(study, best["trial"])]
@@ -70,7 +78,10 @@ def _state(document: Mapping[str, Any]) -> str:
     trials, epochs = document["trials"], document["epochs"]
     if document["chosen"] is not None:
         trial = document["chosen"]["trial"]
-        return f"**Finished**: trial {trial} was chosen on validation, before test was opened."
+        return (
+            f"**{status_lines(document)[-1]}**\n\n"
+            f"**Finished**: trial {trial} was chosen on validation, before test was opened."
+        )
     if trials["complete"] + trials["pruned"] + trials["fail"] < trials["planned"]:
         return (
             f"**Searching**, epoch {max(epochs['opened'] - 1, 0)} (last epoch: "

@@ -1,4 +1,4 @@
-"""The only module that uses private parts of optuna-dashboard, of version 0.21."""
+"""The only module that uses private Python of optuna-dashboard, of version 0.21."""
 
 from __future__ import annotations
 

@@ -29,7 +29,31 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _COMMAND = "effllava-optuna"
-_SENSITIVITY = "sensitivity"  # id of the figure that has a section of its own
+_FRONT, _WIDTHS, _SENSITIVITY = "front_by_epoch", "width_ratios", "sensitivity"
+_FIGURE_SECTIONS = {
+    _FRONT: (
+        "The front",
+        "Each dot is a policy that the search measured. A line connects the front of an epoch: "
+        "the policies that no other one exceeds in both accuracy and speed. Farther up is more "
+        "accurate, farther left is faster.",
+    ),
+    _WIDTHS: (
+        "Widths of the layers",
+        "Each cell is the share of its key/value groups (attention) or channels (MLP) that a "
+        "layer keeps.",
+    ),
+    _SENSITIVITY: (
+        "Sensitivity curves",
+        "Each cell is one width of one component; yellow cells can be narrowed at little loss. "
+        "Colours are logarithmic over four decades.",
+    ),
+}  # heading and explanation by the id of the figure
+_INTRODUCTION = (
+    "A policy states how many key/value groups and MLP channels each layer keeps, and how many "
+    "image tokens. Each trial of the search measures one policy on the proxy, a small set of "
+    "samples; at the end the finalists are measured on validation, the best of them is chosen, "
+    "and test is opened last."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +89,15 @@ def study_page(
         figures: Its figures by id, see `study_figures` of `effllava_optuna.report.figures`.
         study_arguments: The study in a command: its file, or ``--storage`` and ``--study-name``.
     """
-    others = {name: figure for name, figure in figures.items() if name != _SENSITIVITY}
+    others = {name: figure for name, figure in figures.items() if name not in _FIGURE_SECTIONS}
     sections = [
+        _figure_section(figures, _FRONT),
         PageSection("Policies", policy_table(document)),
         _table_section(speedup_table(document)),
+        _figure_section(figures, _WIDTHS),
+        _figure_section(figures, _SENSITIVITY),
         _table_section(choice_table(document)),
-        _sensitivity_section(figures),
-        PageSection("Figures", charts=_charts(others)) if others else None,
+        PageSection("More figures", charts=_charts(others)) if others else None,
         _risk_section(document),
         _context_section(document),
         _projector_section(document),
@@ -81,7 +107,8 @@ def study_page(
         _command_section(document, study_arguments),
     ]
     title = f"Study {document['study']}"
-    return _render(title, status_lines(document), sections, with_plotly=bool(figures))
+    lead = [*reversed(status_lines(document)), _INTRODUCTION]
+    return _render(title, lead, sections, with_plotly=bool(figures))
 
 
 def comparison_page(comparison: Mapping[str, Any], documents: Sequence[Mapping[str, Any]]) -> str:
@@ -134,7 +161,7 @@ def _chart(figure: go.Figure, name: str, height: int | None = None) -> str:
         include_plotlyjs=False,
         div_id=name,
         default_height="100%" if height is None else f"{height}px",
-        config={"displaylogo": False, "responsive": True},
+        config={"displaylogo": False, "responsive": True, "showSendToCloud": False},
     )
     return html
 
@@ -144,17 +171,13 @@ def _table_section(table: TextTable | None) -> PageSection | None:
     return None if table is None else PageSection(table.title, table)
 
 
-def _sensitivity_section(figures: Mapping[str, go.Figure]) -> PageSection | None:
-    """Show the sensitivity curves, in a figure that has room for all components."""
-    if _SENSITIVITY not in figures:
+def _figure_section(figures: Mapping[str, go.Figure], name: str) -> PageSection | None:
+    """Show one figure at the width of the page; sensitivity curves at a height of their own."""
+    if name not in figures:
         return None
-    notes = [
-        "Each cell is one width of one component; yellow cells can be narrowed at little loss. "
-        "Colours are logarithmic over four decades."
-    ]
-    figure = figures[_SENSITIVITY]
-    chart = _chart(figure, _SENSITIVITY, full_height(figure))
-    return PageSection("Sensitivity curves", notes=notes, charts=[chart])
+    title, note = _FIGURE_SECTIONS[name]
+    height = full_height(figures[name]) if name == _SENSITIVITY else None
+    return PageSection(title, notes=[note], charts=[_chart(figures[name], name, height)])
 
 
 def _risk_section(document: Mapping[str, Any]) -> PageSection | None:

@@ -60,6 +60,15 @@ def test_it_listens_on_this_machine_only(dashboard_url: str) -> None:
         assert response.status == 200
 
 
+def test_pages_have_a_stylesheet_and_other_answers_are_unchanged(client: Client) -> None:
+    page, content_type = client.get("/dashboard/studies/1")
+    assert content_type.startswith("text/html")
+    head, _, rest = page.decode().partition("</style></head>")
+    assert '[id="user-defined-plot:front_by_epoch"]' in head
+    assert rest.rstrip().endswith("</html>")  # the length in the header is that of the page
+    assert "artifact_is_available" in client.json("/api/meta")
+
+
 def test_both_studies_have_trials_and_parameter_importances(client: Client) -> None:
     assert set(client.study_ids) == {"smoke", "smoke/projector"}
     for name, study_id in client.study_ids.items():

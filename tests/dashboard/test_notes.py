@@ -15,6 +15,7 @@ from effllava_optuna.cli import PROGRAM
 from effllava_optuna.config.schema import StudyConfig
 from effllava_optuna.dashboard.notes import study_note
 from effllava_optuna.report import study_document
+from effllava_optuna.report.policy_table import status_lines
 from effllava_optuna.storage.connection import open_storage
 from effllava_optuna.storage.storage_internals import storage_of
 from effllava_optuna.storage.studies import create_study, open_study
@@ -37,6 +38,14 @@ def test_the_command_in_the_note_exports_the_chosen_trial(smoke: FinishedStudy) 
     assert words[4:] == ["--trial", str(trial), "--out", f"trial-{trial}.pruned"]
     with chdir(smoke.file.parent):
         assert f"Trial {trial} was chosen" in invoke("status", *words[:4]).stdout
+
+
+def test_the_note_opens_with_what_was_chosen(smoke: FinishedStudy) -> None:
+    document = smoke.document()
+    title, _, conclusion, *_ = get_note(open_study(open_storage(smoke.url), "smoke")).splitlines()
+    assert title == "# smoke"
+    assert conclusion == f"**{status_lines(document)[-1]}**"
+    assert f"trial {document['chosen']['trial']}, accuracy " in conclusion
 
 
 def test_the_note_has_the_noise_beside_the_comparisons(smoke: FinishedStudy) -> None:

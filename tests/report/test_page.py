@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from effllava_optuna.report import study_document
 from effllava_optuna.report.figures.study_figures import study_figures
 from effllava_optuna.report.page import study_page
+from effllava_optuna.report.policy_table import status_lines
 from tests.report.study_samples import CALIBRATION, CONFIG, facts, finished, record
 
 if TYPE_CHECKING:
@@ -58,11 +59,13 @@ def test_the_page_of_a_finished_study_has_all_sections(structure: ModelStructure
     study = finished(
         structure, HITS, manifest={"torch": "9.9", "model": "abc"},
         changes=[{"at": "today", "torch": ["9.8", "9.9"]}], failures={"out of memory": 3},
-        updates=[_update()],
+        updates=[_update()], trials=[record(structure, 4, 0.9, 25.0)],
+        sensitivity={"curves": {structure.components[0].id: {1: 0.25}}, "source": "measured"},
     )  # fmt: skip
     text, reader = read(study)
     assert reader.headings == [
-        "Policies", "Choice among the finalists", "Figures", "Structural risk",
+        "The front", "Policies", "Widths of the layers", "Sensitivity curves",
+        "Choice among the finalists", "More figures", "Structural risk",
         "Projector updates", "Failed trials", "Provenance", "Commands",
     ]  # fmt: skip
     assert "trial 4 (chosen)" in text
@@ -71,6 +74,19 @@ def test_the_page_of_a_finished_study_has_all_sections(structure: ModelStructure
     # accuracy = quality + eta * risk, and the risk of the rows is -0.5
     assert ">0.9400<" in text
     assert ">-0.0100<" in text
+
+
+def test_the_page_opens_with_what_was_chosen_and_explains_its_words(
+    structure: ModelStructure,
+) -> None:
+    study = finished(structure, HITS)
+    text, _ = read(study)
+    chosen, progress, words = re.findall(r'<p class="lead">(.*?)</p>', text)
+    assert [unescape(progress), unescape(chosen)] == status_lines(study_document(study))
+    assert "trial 4, accuracy 0.950 " in chosen
+    assert {"policy", "trial", "proxy", "finalists", "validation", "test"} <= set(
+        re.findall(r"\w+", words)
+    )
 
 
 def test_a_study_that_has_just_begun_has_a_page(structure: ModelStructure) -> None:
@@ -86,7 +102,7 @@ def test_a_study_that_has_just_begun_has_a_page(structure: ModelStructure) -> No
     ):  # fmt: skip
         text, reader = read(study)
         assert "resume a.toml" in text
-        assert ("Figures" in reader.headings) == any(trial.measured for trial in study.trials)
+        assert ("The front" in reader.headings) == any(trial.measured for trial in study.trials)
 
 
 def test_the_study_file_on_the_page_equals_the_config(structure: ModelStructure) -> None:
@@ -102,7 +118,7 @@ def test_sensitivity_curves_have_a_section_of_their_own(structure: ModelStructur
     curves = {component.id: {1: 0.25} for component in structure.components}
     sensitivity = {"curves": curves, "source": "measured"}
     text, reader = read(finished(structure, HITS, sensitivity=sensitivity))
-    assert reader.headings[2:4] == ["Sensitivity curves", "Figures"]
+    assert "Sensitivity curves" in reader.headings
     section = text.partition("<h2>Sensitivity curves</h2>")[2].partition("<h2>")[0]
     assert section.count('id="sensitivity"') == text.count('id="sensitivity"') == 1
     assert section.count('<div style="height:300px;') == 1  # has room for six components

@@ -75,12 +75,26 @@ def front_by_epoch(facts: StudyFacts, document: Mapping[str, Any]) -> go.Figure 
     apply_layout(
         figure,
         f"{name.capitalize()} against latency, by epoch",
-        f"dots and lines: proxy, {metric}, cross-fitted"
-        + ("" if split == "proxy" else f"; 95 % bars: test, {_SHARE[measures['test']]}"),
-        "latency, from the table (ms)",
-        name,
+        _conclusion(document)
+        + f"dots and lines: proxy, {metric}, cross-fitted"
+        + ("" if split == "proxy" else f"<br>95 % bars: test, {_SHARE[measures['test']]}"),
+        "latency, predicted from the latency table (ms)",
+        f"{name} (0 to 1)",
     )
+    figure.update_layout(legend_y=-0.3)  # below the title of the axis, for up to three rows
     return figure
+
+
+def _conclusion(document: Mapping[str, Any]) -> str:
+    """Return what was chosen as a line of the subtitle; nothing before the end of the study."""
+    chosen = document["chosen"]
+    if chosen is None:
+        return ""
+    return (
+        f"chosen: trial {chosen['trial']}, {chosen['speedup_measured']:.2f}x as fast (measured), "
+        f"{measure_of_split(document, 'test')} {chosen['accuracy_test']:.3f} on test "
+        f"(dense {document['dense']['accuracy_test']:.3f})<br>"
+    )
 
 
 def _add_epoch(figure: go.Figure, facts: StudyFacts, epoch: int) -> None:

@@ -21,6 +21,9 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#F0E442")
 VERMILION, PURPLE = "#D55E00", "#CC79A7"
 INK, GREY, GRID = "#222222", "#777777", "#E4E4E4"
 MAX_LINE_POINTS = 60
+_LINE_HEIGHT = 18  # of a subtitle, pixels
+# A title has room beside the two buttons that remain: picture, and whole axes.
+_REMOVED_BUTTONS = ("zoom", "pan", "select", "lasso", "zoomIn", "zoomOut", "autoScale")
 KINDS = {
     "attn": "attention (key/value groups)", "mlp": "MLP channels", "block": "blocks",
     "tokens": "image tokens",
@@ -88,7 +91,8 @@ def apply_layout(
             "font": {"size": 16},
         },
         font={"color": INK, "size": 12},
-        margin={"l": 65, "r": 20, "t": 75, "b": 50},
+        margin={"l": 65, "r": 20, "t": 75 + _LINE_HEIGHT * subtitle.count("<br>"), "b": 50},
+        modebar={"remove": _REMOVED_BUTTONS},
         legend={"orientation": "h", "x": 0, "y": -0.24, "yanchor": "top"},
         paper_bgcolor="white",
         plot_bgcolor="white",

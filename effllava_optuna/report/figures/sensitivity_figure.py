@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _ROW_HEIGHTS, _MOST_HEIGHT = (7, 26), 900  # pixels: of a row, and of all rows together
 _MOST_GAPS = 40  # rows with a gap between them; more would be thinner than their gaps
 _LEAST_HEIGHT = 300  # pixels
-_TOP, _BOTTOM = 75, 55  # margins, pixels
+_TOP, _BOTTOM = 80, 62  # margins, pixels
 _DECADES = 4  # of the colours; measured losses span more, most of it below the noise
 _UNITS = {"measured": "nats", "residual": "squared logits"}
 _SUBTITLES = {
@@ -64,7 +64,7 @@ def sensitivity_heat_map(
     for edges in dict.fromkeys(row.edges for row in rows.values()):
         figure.add_trace(_cells(rows, edges, lowest, _UNITS[source]))
     title = "Sensitivity of each component"
-    apply_layout(figure, title, _SUBTITLES[source], "width ratio", None)
+    apply_layout(figure, title, _SUBTITLES[source], "width ratio (share of the units kept)", None)
     _arrange_axes(figure, list(rows))
     figure.update_layout(coloraxis=_colour_axis(lowest, highest, _UNITS[source]))
     return figure
@@ -137,7 +137,7 @@ def _arrange_axes(figure: go.Figure, names: Sequence[str]) -> None:
         showgrid=False,
     )
     figure.update_xaxes(range=[0, 1], dtick=0.1, tickformat=".1f", showgrid=False)
-    title = {"y": 1, "pad": {"t": 14}}
+    title = {"y": 1, "pad": {"t": 22}}
     figure.update_layout(margin={"t": _TOP, "b": _BOTTOM}, title=title)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from effllava_optuna.policy import hypervolume, pareto
+from effllava_optuna.policy import IMAGE_TOKENS, Kind, hypervolume, pareto
 from effllava_optuna.report.figures.accuracy_figures import front_by_epoch, proxy_and_test
 from effllava_optuna.report.figures.figure_style import (
     COLOURS,
@@ -19,6 +19,7 @@ from effllava_optuna.report.figures.figure_style import (
     thin,
 )
 from effllava_optuna.report.figures.sensitivity_figure import sensitivity_heat_map
+from effllava_optuna.report.policy_table import is_chosen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -98,19 +99,30 @@ def width_ratios(facts: StudyFacts, document: Mapping[str, Any]) -> go.Figure | 
     rows = sorted(document["front"], key=lambda row: row["latency_ms"])
     if facts.structure is None or not rows:
         return None
-    panels = panels_of(facts.structure)
-    chosen = None if document["chosen"] is None else document["chosen"]["trial"]
-    labels = [
-        f"trial {row['trial']}{' (chosen)' if row['trial'] == chosen else ''}" for row in rows
-    ]
+    panels = {
+        (tower, kind): components
+        for (tower, kind), components in panels_of(facts.structure).items()
+        if kind != Kind.TOKENS
+    }
+    labels = [_label(document, row) for row in rows]
     columns = 1 if len(panels) <= 2 else 2
+    n_rows = -(-len(panels) // columns)
     figure = make_subplots(
-        rows=-(-len(panels) // columns),
+        rows=n_rows,
         cols=columns,
-        subplot_titles=[f"{tower}: {KINDS[kind]}" for tower, kind in panels],
-        vertical_spacing=0.36 / len(panels),
-        horizontal_spacing=0.04,
+        subplot_titles=[
+            f"{tower}: {KINDS[kind] if columns == 1 else kind}" for tower, kind in panels
+        ],
+        vertical_spacing=0.36 / n_rows,
+        horizontal_spacing=0.06,
         shared_yaxes=True,
+    )
+    apply_layout(
+        figure,
+        "Width ratio of each layer",
+        "policies of the front, the fastest at the bottom; 1.00: all units of the layer are kept",
+        None,
+        None,
     )
     for index, components in enumerate(panels.values()):
         ratios = [
@@ -132,19 +144,14 @@ def width_ratios(facts: StudyFacts, document: Mapping[str, Any]) -> go.Figure | 
             ),
             **cell,
         )
-        figure.update_xaxes(dtick=1 if few_layers else None, **cell)
-    apply_layout(
-        figure,
-        "Width ratio of each layer",
-        "policies of the front, the fastest at the bottom; columns are layers",
-        None,
-        None,
-    )
+        lowest = index + columns >= len(panels)
+        title = "layer" if lowest else None
+        figure.update_xaxes(dtick=1 if few_layers else None, title_text=title, **cell)
     figure.update_annotations(font={"size": 13})
     figure.update_xaxes(showgrid=False)
     figure.update_yaxes(showgrid=False)
     figure.update_layout(
-        margin={"b": 30, "t": 90},
+        margin={"b": 56, "t": 90},
         coloraxis={
             "colorscale": "Cividis",
             "cmin": 0,
@@ -153,6 +160,13 @@ def width_ratios(facts: StudyFacts, document: Mapping[str, Any]) -> go.Figure | 
         },
     )
     return figure
+
+
+def _label(document: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """Return the number of a trial, whether it is chosen, and its image tokens."""
+    label = f"trial {row['trial']}{' (chosen)' if is_chosen(document, row) else ''}"
+    percent = row["policy"].get(IMAGE_TOKENS.id)
+    return label if percent is None else f"{label}, {percent} % tokens"
 
 
 def projector_loss(facts: StudyFacts) -> go.Figure | None:
@@ -183,7 +197,7 @@ def projector_loss(facts: StudyFacts) -> go.Figure | None:
         figure,
         "Loss of the projector, by update",
         "mean over the elites; held-out samples choose the number of steps, zero included",
-        "steps",
+        "training steps",
         "answer loss (nats)",
     )
     figure.update_yaxes(rangemode="tozero")

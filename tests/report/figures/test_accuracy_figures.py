@@ -20,6 +20,7 @@ def measured(structure: ModelStructure) -> StudyFacts:
     def row(trial: int | None, proxy: float, test: float, latency_ms: float) -> dict[str, Any]:
         return result_row(
             Policy.dense(structure), trial=trial, epoch=1, latency_ms=latency_ms,
+            speedup_predicted=50.0 / latency_ms, speedup_measured=50.0 / latency_ms,
             accuracy_proxy=proxy, accuracy_proxy_interval=(proxy - 0.1, proxy + 0.05),
             accuracy_test=test, accuracy_test_interval=(test - 0.02, test + 0.03),
             accuracy_validation=test, accuracy_validation_interval=(test - 0.1, test + 0.1),
@@ -58,6 +59,14 @@ def test_policies_measured_at_the_end_have_intervals(structure: ModelStructure) 
     assert list(chosen.error_y.arrayminus) == [0.02]
     assert list(points["finalists, test"].text) == ["trial 4, test"]
     assert points["all on validation"].visible == "legendonly"
+
+
+def test_the_figure_of_the_front_opens_with_the_choice(structure: ModelStructure) -> None:
+    figure = figures_of(measured(structure))["front_by_epoch"]
+    conclusion = "chosen: trial 7, 1.22x as fast (measured), accuracy 0.800 on test (dense 0.880)"
+    assert figure.layout.title.text.split("<br>")[1] == f"<sub>{conclusion}"
+    before = figures_of(two_epochs(structure))["front_by_epoch"].layout.title.text
+    assert "chosen" not in before
 
 
 def test_accuracy_on_test_is_drawn_against_the_proxy(structure: ModelStructure) -> None:

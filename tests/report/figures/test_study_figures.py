@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from effllava_optuna.policy import Component, Kind, ModelStructure, hypervolume
+from effllava_optuna.policy import IMAGE_TOKENS, Component, Kind, ModelStructure, hypervolume
 from effllava_optuna.report import study_document
 from tests.report.study_samples import (
     CALIBRATION,
@@ -61,6 +61,16 @@ def test_the_heat_map_shows_the_width_ratio_of_each_layer(structure: ModelStruct
     assert mlp.z[0] == pytest.approx((0.031, 0.25, 0.031))  # 1, 8 and 1 of 32
     fastest = study_document(study)["front"][-1]
     assert attention.y[0] == f"trial {fastest['trial']}"
+
+
+def test_layers_are_named_and_image_tokens_are_no_layer(structure: ModelStructure) -> None:
+    with_tokens = ModelStructure((IMAGE_TOKENS, *structure.components))
+    heat = figures_of(two_epochs(with_tokens))["width_ratios"]
+    assert [text.text for text in heat.layout.annotations] == [
+        "language: attention (key/value groups)", "language: MLP channels",
+    ]  # fmt: skip
+    assert (heat.layout.xaxis.title.text, heat.layout.xaxis2.title.text) == (None, "layer")
+    assert all(label.endswith(", 1 % tokens") for label in heat.data[0].y)
 
 
 def test_the_loss_of_an_update_is_drawn_on_held_out_and_training_samples(
