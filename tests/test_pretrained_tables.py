@@ -316,7 +316,7 @@ def test_the_readme_quotes_the_speed_in_engines(monkeypatch: pytest.MonkeyPatch)
     assert len(rounds) == engines.ROUNDS
     prefill, decode = (
         [
-            f"{np.median(engines.speedups(rounds, name, engines.PROGRAMMING, '16', phase)):.2f}"
+            f"{np.median(engines.speedups(rounds, name, engines.PROGRAMMING, '1', phase)):.2f}"
             for name in ("transformers", "vLLM", "llama.cpp")
         ]
         for phase in ("prefill", "decode")

@@ -45,7 +45,7 @@ def test_the_note_opens_with_what_was_chosen(smoke: FinishedStudy) -> None:
     title, _, conclusion, *_ = get_note(open_study(open_storage(smoke.url), "smoke")).splitlines()
     assert title == "# smoke"
     assert conclusion == f"**{status_lines(document)[-1]}**"
-    assert f"trial {document['chosen']['trial']}, accuracy " in conclusion
+    assert f"Trial {document['chosen']['trial']} was chosen: " in conclusion
 
 
 def test_the_note_has_the_noise_beside_the_comparisons(smoke: FinishedStudy) -> None:
