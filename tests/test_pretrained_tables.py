@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -325,3 +326,24 @@ def test_the_readme_quotes_the_speed_in_engines(monkeypatch: pytest.MonkeyPatch)
     first = f"{prefill[0]} times the tokens per second of the dense model in transformers"
     assert f"{first}, {prefill[1]} in vLLM and {prefill[2]} in llama.cpp" in text
     assert "generated {}, {} and {} times".format(*decode) in text
+
+
+def test_the_page_of_serving_quotes_the_shares_of_the_ideal_speedup(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engines = _smollm("engines", monkeypatch)
+    records = script("_records").read_records(engines.RESULTS / "smollm_engines.jsonl")
+    shares: dict[str, list[float]] = {"prefill": [], "decode": []}
+    for model in (engines.LANGUAGE_MODEL, engines.MODEL):
+        rounds = [record for (_, other, _), record in records.items() if other == model]
+        costs = rounds[0]["costs"]
+        for engine, by_name in rounds[0]["rates"].items():
+            for name, batch, phase in product(costs, by_name[engines.DENSE], shares):
+                ratio = np.median(engines.speedups(rounds, engine, name, batch, phase))
+                if name != engines.DENSE:
+                    shares[phase].append(ratio * costs[name][phase] / costs["dense"][phase])
+    first, last = (f"{100 * min(each):.0f} to {100 * max(each):.0f} %" for each in shares.values())
+    page = (_FOLDER.parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+    text = " ".join(page.split())
+    assert f"{first} of the ideal speed-up of the prefill" in text
+    assert f"{last} of that of decoding" in text
