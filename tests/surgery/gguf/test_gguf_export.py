@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from effllava_optuna import export_gguf, sliced
+from effllava_optuna import export, export_gguf, sliced
 from effllava_optuna.errors import ExportError
 from effllava_optuna.policy import Policy, Ranking
 from effllava_optuna.surgery import FittedOutput, reduced_tokens
 from effllava_optuna.surgery.gguf import gguf_export
+from tests.study_fixtures import invoke
 from tests.surgery.gguf.pruned_decoders import KINDRED, Kindred, dense_decoder, pruned_decoder
 
 if TYPE_CHECKING:
@@ -209,3 +210,20 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(gguf_export, "find_spec", lambda _: None)
     message = refused(pruned_decoder(KINDRED["gpt-2"]), tmp_path)
     assert message == "GGUF needs gguf, which is not installed."
+
+
+def test_an_earlier_export_is_written_by_the_command_line(tmp_path: Path) -> None:
+    small = pruned_decoder(KINDRED["gpt-2"])
+    export(small, tmp_path / "small.pruned")
+    path = tmp_path / "a.gguf"
+    done = invoke("export", tmp_path / "small.pruned", "--format", "gguf-f32", "--out", path)
+    assert f"small.pruned exported to {path}: architecture deci" in done.stdout
+    assert "not verified: llama.cpp was not found" in done.stdout
+    _, tensors = read(path)
+    again = export_gguf(small, tmp_path / "b.gguf", kind="f32")
+    for name, values in read(again.path)[1].items():
+        np.testing.assert_array_equal(values, tensors[name])
+    refused = invoke("export", tmp_path / "small.pruned", "--format", "gguf", "--out", path,
+                     check=False)  # fmt: skip
+    assert refused.returncode == 2
+    assert "exists already" in refused.stderr
