@@ -26,12 +26,14 @@ class Architecture:
         interleaved: Whether it rotates adjacent rows of a head together, and not those of the
             first half with those of the second one.
         norm_offset: What transformers adds to the weights of the normalisations.
+        period: If blocks have sliding windows: the last one of so many blocks has none.
     """
 
     name: str
     by_block: bool = False
     interleaved: bool = False
     norm_offset: float = 0.0
+    period: int = 0
 
 
 _DECI = Architecture("deci", by_block=True, interleaved=True)
@@ -41,7 +43,8 @@ _BY_MODEL_TYPE: Mapping[str, Architecture] = {
     "qwen2": _DECI,
     "qwen3": Architecture("qwen3"),
     "gemma": Architecture("gemma", norm_offset=1.0),
-    "gemma2": Architecture("gemma2", norm_offset=1.0),
+    "gemma2": Architecture("gemma2", norm_offset=1.0, period=2),
+    "gemma3_text": Architecture("gemma3", norm_offset=1.0, period=6),
 }
 
 
@@ -62,25 +65,27 @@ def architecture_of(config: Any, source: str) -> Architecture:
             hint=f"Those of {', '.join(_BY_MODEL_TYPE)} can; use another format.",
         )
     architecture = _BY_MODEL_TYPE[kind]
-    if architecture.by_block and any(_reads_a_window(config)):
+    windows = _windows(config)
+    shorter = any(windows) and config.sliding_window < config.max_position_embeddings
+    if architecture.by_block and shorter:
         raise ExportError(
             f"{source} has a sliding window, which llama.cpp's {architecture.name} does not have.",
             hint="Use another format.",
         )
-    alternates = [index % 2 == 0 for index in range(config.num_hidden_layers)]
-    if architecture.name == "gemma2" and _reads_a_window(config) not in ([], alternates):
+    period = architecture.period
+    numbers = range(config.num_hidden_layers)
+    if period and windows != [number % period < period - 1 for number in numbers]:
         raise ExportError(
-            f"{source} lost blocks, and llama.cpp's gemma2 has a sliding window in every other "
-            "block.",
+            f"{source} lost blocks, and llama.cpp's {architecture.name} has sliding windows in "
+            f"all blocks but every {period}th.",
             hint="Use another format, or a policy that keeps all blocks.",
         )
     return architecture
 
 
-def _reads_a_window(config: Any) -> list[bool]:
-    """Return, by block, whether it reads fewer tokens than the context has."""
-    window = getattr(config, "sliding_window", None)
-    if window is None or window >= config.max_position_embeddings:
+def _windows(config: Any) -> list[bool]:
+    """Return whether each block has a sliding window."""
+    if getattr(config, "sliding_window", None) is None:
         return []
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
     return [kind == "sliding_attention" for kind in kinds]

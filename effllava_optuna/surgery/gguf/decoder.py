@@ -71,15 +71,21 @@ def _add_rotation(writer: gguf.GGUFWriter, config: Any, source: str) -> None:
         ExportError: They are scaled in a way that is not written here.
     """
     settings = config.rope_parameters
+    windows = settings.get("sliding_attention")  # those of blocks with a sliding window
+    settings = settings.get("full_attention", settings)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     scaling, base = settings.get("rope_type", "default"), settings["rope_theta"]
-    if settings.get("partial_rotary_factor", 1.0) != 1.0 or scaling not in _SCALINGS:
+    plain = windows is None or windows.get("rope_type", "default") == "default"
+    if settings.get("partial_rotary_factor", 1.0) != 1.0 or scaling not in _SCALINGS or not plain:
         raise ExportError(
-            f"{source} rotates embeddings by {settings}, which cannot be written as GGUF.",
+            f"{source} rotates embeddings by {config.rope_parameters}, which cannot be written as "
+            "GGUF.",
             hint="Use another format.",
         )
     writer.add_rope_dimension_count(size)
     writer.add_rope_freq_base(base)
+    if windows is not None:
+        writer.add_rope_freq_base_swa(windows["rope_theta"])
     if scaling == "linear":
         import gguf
 
@@ -120,7 +126,7 @@ def _add_settings(
             f"{architecture.name} by the size of a head, {size}.",
             hint="Use another format.",
         )
-    if architecture.name == "gemma2":
+    if architecture.period:
         writer.add_sliding_window(config.sliding_window)
     for field, add in (
         ("attn_logit_softcapping", writer.add_attn_logit_softcapping),

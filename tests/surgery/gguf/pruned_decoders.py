@@ -35,6 +35,10 @@ _LLAMA_3: dict[str, Any] = {
 }  # fmt: skip
 _GEMMA: dict[str, Any] = {"sliding_window": 8, "query_pre_attn_scalar": 32}
 _LINEAR: dict[str, Any] = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+_BY_KIND = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+    "full_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+}
 
 
 class Kindred(NamedTuple):
@@ -66,6 +70,15 @@ KINDRED = {
     "Qwen3": Kindred("Qwen3Config", "qwen2", "qwen3"),
     "Gemma": Kindred("GemmaConfig", "sentencepiece", "gemma"),
     "Gemma 2": Kindred("Gemma2Config", "sentencepiece", "gemma2", _GEMMA),
+    "Gemma 3": Kindred(
+        "Gemma3TextConfig", "sentencepiece", "gemma3", {**_GEMMA, "num_hidden_layers": 7}
+    ),
+    "Gemma 3, linear": Kindred(
+        "Gemma3TextConfig",
+        "sentencepiece",
+        "gemma3",
+        {**_GEMMA, "num_hidden_layers": 7, "rope_parameters": _BY_KIND},
+    ),
 }
 
 
@@ -97,7 +110,7 @@ def pruned_decoder(family: Kindred) -> LoadedModel:
     widths: dict[ComponentId, int] = {}
     for component in loaded.structure.components:
         if component.kind is Kind.BLOCK:
-            keeps_all = family.architecture == "gemma2"  # sliding windows alternate
+            keeps_all = family.architecture in {"gemma2", "gemma3"}  # which number their windows
             widths[component.id] = int(keeps_all or component.layer != 1)
         elif component.kind is Kind.ATTN:
             widths[component.id] = 1 + component.layer % component.width

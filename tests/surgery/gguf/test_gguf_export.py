@@ -75,7 +75,7 @@ def test_rows_of_heads_are_interleaved(tmp_path: Path) -> None:
                 )
 
 
-@pytest.mark.parametrize("name", ["Qwen3", "Gemma", "Gemma 2"])
+@pytest.mark.parametrize("name", ["Qwen3", "Gemma", "Gemma 2", "Gemma 3"])
 def test_other_architectures_are_padded_to_one_width(name: str, tmp_path: Path) -> None:
     small = pruned_decoder(KINDRED[name])
     verified = export_gguf(small, tmp_path / "a.gguf", kind="f32")
@@ -138,7 +138,6 @@ def refused(loaded: LoadedModel, directory: Path) -> str:
     [
         (Kindred("LlamaConfig", "unknown"), "splits texts by a rule.*Split and ByteLevel"),
         (Kindred("OlmoConfig", "gpt-2"), "decoder of type 'olmo'"),
-        (Kindred("Gemma3TextConfig", "gpt-2"), "decoder of type 'gemma3_text'"),
         (Kindred("MistralConfig", "gpt-2", settings={"sliding_window": 8}), "sliding window"),
         (Kindred("Gemma2Config", "gpt-2"), "scales attention by query_pre_attn_scalar = 256"),
         (
@@ -177,10 +176,25 @@ def test_a_bias_that_only_deci_has(tmp_path: Path) -> None:
             assert "a bias that llama.cpp's qwen3 does not have" in refused(small, tmp_path)
 
 
-def test_gemma_2_keeps_its_blocks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["Gemma 2", "Gemma 3"])
+def test_a_gemma_with_windows_keeps_its_blocks(name: str, tmp_path: Path) -> None:
     """The window of each block follows from its number."""
-    small = pruned_decoder(KINDRED["Gemma 2"]._replace(architecture="gemma"))
+    small = pruned_decoder(KINDRED[name]._replace(architecture="gemma"))
     assert "lost blocks" in refused(small, tmp_path)
+
+
+def test_blocks_of_gemma_3_rotate_by_their_kind(tmp_path: Path) -> None:
+    fields, _ = read(export_gguf(pruned_decoder(KINDRED["Gemma 3, linear"]), tmp_path / "a").path)
+    assert fields["gemma3.attention.sliding_window"] == 8
+    assert (fields["gemma3.rope.freq_base"], fields["gemma3.rope.freq_base_swa"]) == (1e4, 500)
+    assert (fields["gemma3.rope.scaling.type"], fields["gemma3.rope.scaling.factor"]) == (
+        "linear", 4,
+    )  # fmt: skip
+
+
+def test_a_window_as_long_as_the_context_is_none(tmp_path: Path) -> None:
+    wide = dense_decoder(Kindred("MistralConfig", "gpt-2", settings={"sliding_window": 10**6}))
+    assert export_gguf(wide, tmp_path / "a.gguf").architecture == "deci"
 
 
 def test_a_word_level_tokenizer_is_refused(
