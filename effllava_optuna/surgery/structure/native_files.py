@@ -209,7 +209,9 @@ def _changed_heads(model: Any, plan: dict[str, Any]) -> Iterator[tuple[str, dict
     paths = {id(module): path for path, module in model.named_modules()}
     for handle in inspect_model(model).handles:
         module: Any = handle.module
-        changes = f"{paths[id(module)]}.k_proj" in plan["linears"]
+        path = paths[id(module)]
+        # Of one group of keys and values, query heads alone are removed.
+        changes = any(f"{path}.{name}" in plan["linears"] for name in ("q_proj", "k_proj"))
         if handle.component.tower == LANGUAGE and changes:
             yield (
                 str(handle.component.layer),

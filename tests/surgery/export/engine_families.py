@@ -48,6 +48,7 @@ DECODERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "qwen3": ("Qwen3Config", {}),
     "mistral": ("MistralConfig", {}),
     "gemma": ("GemmaConfig", {}),
+    "gemma-mqa": ("GemmaConfig", {"num_key_value_heads": 1}),  # multi-query attention
     "gemma2": ("Gemma2Config", {"query_pre_attn_scalar": 32, **_WINDOWS}),
     "gemma3_text": ("Gemma3TextConfig", {"query_pre_attn_scalar": 32, **_WINDOWS}),
 }
@@ -156,7 +157,7 @@ def _made(name: str) -> Pictured:
 def decoder(name: str) -> LoadedModel:
     """Build a text decoder whose answers do not repeat one token."""
     config, more = DECODERS[name]
-    model = text_decoder(config, **SIZES, **_UNTIED, **more)
+    model = text_decoder(config, **{**SIZES, **_UNTIED, **more})
     generator = torch.Generator().manual_seed(0)
     for weight in model.parameters():
         if weight.dim() == 2:

@@ -26,7 +26,13 @@ from effllava_optuna.surgery.structure.native_files import find_engine_obstacle,
 from effllava_optuna.surgery.structure.pruned_class import DESCRIBED, auto_class
 from effllava_optuna.surgery.structure.reloaded_class import pruned_class
 from tests.surgery.families import FAMILIES
-from tests.surgery.family_models import CLOSE, load_family, random_policy
+from tests.surgery.family_models import (
+    CLOSE,
+    load_family,
+    random_policy,
+    text_decoder,
+    verified_text,
+)
 from tests.surgery.visual_tokens.pictured_families import load_pictured, pictured_inputs
 
 if TYPE_CHECKING:
@@ -108,6 +114,21 @@ def test_layers_that_differ_are_in_the_configuration(name: str, tmp_path: Path) 
     assert config.num_key_value_heads == dense.num_key_value_heads
     whole = sliced(loaded, Policy.dense(structure), random_policy(structure, 0)[1])
     assert "per_layer_config" not in text_of(written(whole, tmp_path / "dense"))
+
+
+def test_query_heads_of_one_group_are_in_the_configuration(tmp_path: Path) -> None:
+    """The linear layers of keys and values are those of the dense model then."""
+    model = text_decoder("GemmaConfig", num_attention_heads=4, num_key_value_heads=1)
+    loaded = verified_text(model)
+    first = next(c for c in loaded.structure.components if c.kind == "attn")
+    ranking = random_policy(loaded.structure, 0)[1]
+    small = sliced(loaded, Policy.of(loaded.structure, {first.id: 3}), ranking)
+    place = written(small, tmp_path)
+    assert text_of(place)["per_layer_config"] == {
+        "0": {"num_attention_heads": 3, "num_key_value_heads": 1}
+    }
+    plan = json.loads((place / "config.json").read_text())[PLAN]
+    assert find_engine_obstacle(small.model, plan) == ""
 
 
 def test_an_export_can_be_pruned_and_exported_again(tmp_path: Path) -> None:
