@@ -280,6 +280,11 @@ def test_the_readme_quotes_the_search_of_image_tokens_and_widths() -> None:
         f"(dense: {dense['perplexity']:.0f})" in text
     )
     assert sum(both["right"]) >= sum(dense["right"])
+    alone = records["network", 0, "image tokens alone", 1.5]
+    fewer = f"with {alone['image_tokens']} % of them {alone['measured']:.2f} times the speed"
+    assert f"Image tokens alone: {fewer}, and no loss" in text
+    assert sum(alone["right"]) >= sum(dense["right"])
+    assert alone["perplexity"] == dense["perplexity"]
 
 
 def test_the_picture_of_searches_is_that_of_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
