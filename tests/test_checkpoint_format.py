@@ -300,6 +300,12 @@ def test_a_file_is_no_checkpoint(name: str, message: str, model: Path) -> None:
     assert message in checked.stderr
 
 
+def test_a_directory_without_a_configuration_is_refused(model: Path) -> None:
+    (model / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        check_format(model)
+
+
 def test_sizes_that_the_configuration_class_ignores_are_refused(model: Path) -> None:
     configure(architectures=None, num_hidden_layers=40)(model)
     for function in (load, inspect_checkpoint):

@@ -60,7 +60,7 @@ class _Limit:
     spec: str
 
     def admits(self, candidate: Mapping[str, Any]) -> bool:
-        value = candidate[self.key]
+        value = float(format(candidate[self.key], self.spec))  # as the table shows it
         return bool(value >= self.bound if self.is_minimum else value <= self.bound)
 
 
@@ -208,4 +208,16 @@ def pick_table(pick: Mapping[str, Any]) -> TextTable:
         "policy", f"{measure_of_split(pick, pick['split'])}, {pick['split']}", "drop", latency,
         speedup, "params", f"{split_heading(pick, 'test')} (not used)",
     )  # fmt: skip
-    return TextTable(columns, rows, notes=confidence_notes(pick))
+    return TextTable(columns, rows, notes=[_cost(pick), *confidence_notes(pick)])
+
+
+def _cost(pick: Mapping[str, Any]) -> str:
+    """Return what the picked policy loses."""
+    trial, split = pick["picked"]["trial"], pick["split"]
+    (drop,) = [each["accuracy_drop"] for each in pick["candidates"] if each["trial"] == trial]
+    verb = "loses" if drop >= 0 else "gains"
+    return (
+        f"Trial {trial} {verb} {100 * abs(drop):.1f} points of {measure_of_split(pick, split)} on "
+        f"{split}. Only the {len(pick['candidates'])} finalists are measured there; `export "
+        "--trial N` takes any trial."
+    )

@@ -143,12 +143,12 @@ def noise_notes(document: Mapping[str, Any]) -> list[str]:
         for other in others[:3]
     ]
     notes = [
-        f"Another draw of the {noise['samples']:,} proxy samples{grouped} would choose the same "
-        f"policy by quality, trial {best['trial']}, in {best['fraction']:.0%} of "
-        f"{noise['resamples']:,} resamples"
+        f"On another draw of the {noise['samples']:,} proxy samples{grouped}, the best of "
+        f"{noise['policies']:,} policies by quality would be trial {best['trial']} in "
+        f"{best['fraction']:.0%} of {noise['resamples']:,} resamples"
         + (f" ({', '.join(shares)})" if shares else "")
-        + f", and one of the finalists in {noise['finalists_fraction']:.0%}; "
-        f"{noise['policies']:,} policies are compared.",
+        + f", and one of the finalists in {noise['finalists_fraction']:.0%}: policies of which "
+        "none is ahead in most of them are about as good.",
         f"Trial {best['trial']} exceeds trial {second['trial']}, the second, by "
         f"{second['difference']:.4f} in quality on the proxy; the standard deviation over draws "
         f"is {second['deviation']:.4f}: differences below {second['floor']:.3f} are within the "

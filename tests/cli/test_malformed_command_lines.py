@@ -130,6 +130,7 @@ LINES = (
     "init digits-vlm --task",
     "init digits-vlm --task digitz",
     "init digits-vlm --task ''",
+    "init good.toml --task digits",
     "init '' --task digits",
     "init none/none --task digits",
     "init ./none --task digits",

@@ -52,7 +52,7 @@ def test_the_note_has_the_noise_beside_the_comparisons(smoke: FinishedStudy) -> 
     study = open_study(open_storage(smoke.url), "smoke")
     lines = get_note(study).splitlines()
     compared = [index for index, line in enumerate(lines) if line.startswith("- On test, ")]
-    (noise,) = [index for index, line in enumerate(lines) if line.startswith("- Another draw")]
+    (noise,) = [index for index, line in enumerate(lines) if line.startswith("- On another draw")]
     assert noise == max(compared) + 1
     assert "are within the noise of the draw" in lines[noise + 1]
 

@@ -161,9 +161,9 @@ def test_the_notes_state_the_fraction_and_the_floor_beside_the_differences(
 ) -> None:
     choice, second, baseline = noise_notes(study_document(finished_with_scores(structure)))
     assert choice == (
-        "Another draw of the 40 proxy samples would choose the same policy by quality, trial 6, "
-        "in 100% of 2,000 resamples (trial 5 (chosen) in 0%), and one of the finalists in 0%; "
-        "2 policies are compared."
+        "On another draw of the 40 proxy samples, the best of 2 policies by quality would be "
+        "trial 6 in 100% of 2,000 resamples (trial 5 (chosen) in 0%), and one of the finalists in "
+        "0%: policies of which none is ahead in most of them are about as good."
     )
     assert second == (
         "Trial 6 exceeds trial 5, the second, by 0.0100 in quality on the proxy; the standard "

@@ -107,7 +107,9 @@ def report(
 @click.command()
 @study_options()
 @click.option(
-    "--latency-ms", type=click.FloatRange(0, min_open=True), help="Maximum latency, in ms."
+    "--latency-ms",
+    type=click.FloatRange(0, min_open=True),
+    help="Maximum measured latency of the workload of the study, in ms.",
 )
 @click.option(
     "--speedup",
@@ -126,7 +128,7 @@ def report(
 )
 @format_option
 def pick(location: StudyLocation, *, output_format: OutputFormat, **limits: float | None) -> None:
-    """Pick a policy from the Pareto front by limits.
+    """Pick one of the finalists by limits.
 
     Picks the most accurate finalist within all limits (with --accuracy-drop the fastest one), and
     shows how certain the choice is. Accuracy is that on validation, or the cross-fitted accuracy

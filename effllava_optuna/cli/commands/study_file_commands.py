@@ -71,6 +71,11 @@ def init(
     Example:
       effllava-optuna init digits-vlm --task digits --out mine.toml
     """
+    if model.endswith(".toml"):
+        raise ConfigError(
+            f"{model} is a study file, and init takes a model.",
+            hint="Use init MODEL --task TASK --out FILE, or check and run the file.",
+        )
     file = out or Path(f"{_file_name(model)}-{_file_name(task)}.toml")
     _check_path(file, overwrite=overwrite)
     quiet_transformers()
@@ -85,7 +90,7 @@ def init(
         write_atomically(file, proposal.text, overwrite=overwrite)
     for line in proposal.summary:
         print_line(line)
-    print_line(f"Written to {file}. Next: {shlex.join([PROGRAM, 'check', str(file)])}")
+    print_line(f"Written to {file}. Next: {shlex.join([PROGRAM, 'check', str(file), '--deep'])}")
 
 
 def _file_name(name: str) -> str:

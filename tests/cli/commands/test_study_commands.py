@@ -103,7 +103,7 @@ def test_a_report_has_the_noise_of_the_proxy_and_the_choices_of_other_rules(
         assert row["quality_smoothed"] == pytest.approx(row["quality"], abs=0.1)
     assert document["dense"]["quality_smoothed"] is None
     for text in (
-        "Another draw of the 64 proxy samples in 32 groups",
+        "On another draw of the 64 proxy samples in 32 groups",
         "Choice among the finalists",
     ):
         assert text in smoke.output
