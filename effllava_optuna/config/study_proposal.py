@@ -41,6 +41,7 @@ _CPU_HOURS = 0.5  # of a study on a CPU, if the smallest of the `_EFFORTS` allow
 _MLP_STEPS = (256, 128, 64, 32, 16, 8)  # multiples of MLP widths that suit matrix kernels
 _MIN_MLP_STEPS = 32  # number of allowed widths of an MLP
 _KEEP_RATIOS = {"digits-vlm": 0.225, "drawn-vlm": 0.6}  # measured on the embedded models
+_MIN_ROWS = 10  # 8 for the search, 1 that chooses, 1 that tests
 _DEFAULT_KEEP_RATIO = 0.55
 _COARSE_WIDTH_RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of large tables
 _MIN_TABLE_GB = 0.8
@@ -244,11 +245,21 @@ def _text_tokens(request: StudyRequest, samples: Sequence[Sample]) -> int:
 
 
 def _sizes_for_rows(rows: _LocalRows, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Return smaller sizes of the splits if they would leave no row for one of them."""
+    """Return smaller sizes of the splits if they would leave no row for one of them.
+
+    Raises:
+        ConfigError: There are too few rows.
+    """
     proxy, validation, test = sizes
     count = len(rows.samples)
     if count == 0 or count < rows.count or count > proxy + validation:
         return sizes  # unknown, or splits with rows of their own, or enough rows
+    if count < _MIN_ROWS:
+        raise ConfigError(
+            f"The data has {count} rows: a study needs at least {_MIN_ROWS}, about different "
+            "images.",
+            hint="Add rows: about 64 for the search, and a few hundred to choose and test.",
+        )
     proxy = min(proxy, max(8, count // 2))
     half = max(1, (count - proxy) // 2)
     return proxy, min(validation, half), min(test, half)

@@ -114,6 +114,20 @@ def test_a_study_of_rows_without_answers_is_one_of_agreement(answers: int, tmp_p
     assert f"{12 - answers} of 12 rows have no answer: the quality is the agreement" in printed
 
 
+@pytest.mark.parametrize(("count", "accepted"), [(9, False), (10, True)])
+def test_a_study_needs_ten_rows(count: int, accepted: bool, tmp_path: Path) -> None:
+    data, out = tmp_path / "rows.jsonl", tmp_path / "mine.toml"
+    rows = [{"question": f"what is {number}?", "answer": "a"} for number in range(count)]
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    done = invoke("init", "digits-vlm", "--task", "qa", "--data", data, "--out", out, check=False)
+    assert out.exists() is accepted
+    assert accepted or (done.returncode, done.stderr.splitlines()) == (
+        2,
+        ["The data has 9 rows: a study needs at least 10, about different images. Add rows: "
+         "about 64 for the search, and a few hundred to choose and test."],
+    )  # fmt: skip
+
+
 def test_data_that_cannot_be_read_is_left_to_the_check(tmp_path: Path) -> None:
     data, out = tmp_path / "rows.jsonl", tmp_path / "mine.toml"
     data.write_text("no rows")
