@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from effllava_optuna.config.schema import StudyConfig
 
+BUDGETS = ("keep_ratio", "speedup", "latency_ms")
+"""Keys of ``[search]`` of which one limits the policies."""
+
 
 def check_combinations(config: StudyConfig) -> None:
     """Check the keys of a study file together.
@@ -40,10 +43,14 @@ def check_combinations(config: StudyConfig) -> None:
             "task.measure is 'generation', which grades answers by labels, but "
             "quality.measure is 'agreement'; use task.measure = 'likelihood'"
         )
-    if search.keep_ratio is not None and search.speedup is not None:
-        raise ValueError("search.keep_ratio and search.speedup are both set; use one budget")
-    if search.sampler == "sep-cma" and search.speedup is None:
-        raise ValueError("search.sampler is 'sep-cma', which needs search.speedup")
+    budgets = [name for name in BUDGETS if getattr(search, name) is not None]
+    if len(budgets) > 1:
+        names = " and ".join(f"search.{name}" for name in budgets[:2])
+        raise ValueError(f"{names} are both set; use one budget")
+    if search.sampler == "sep-cma" and budgets not in (["speedup"], ["latency_ms"]):
+        raise ValueError(
+            "search.sampler is 'sep-cma', which needs search.speedup or search.latency_ms"
+        )
     if search.sampler in ("cma", "sep-cma") and search.population < 5:
         raise ValueError(f"search.population is {search.population}, but CMA-ES needs at least 5")
     if search.sampler in ("allocation", "spdy") and search.curves == "none":

@@ -33,6 +33,7 @@ _COMMENTS = {
     ("search", "population"): "epochs x generations x population policies in total",
     ("search", "keep_ratio"): "a policy keeps at most this share of the prunable weights",
     ("search", "speedup"): "minimum, relative to the dense model, by the latency table",
+    ("search", "latency_ms"): "maximum, of the workload of [latency], by the latency table",
     ("projector", "elites"): "policies of an epoch that the projector is trained for",
     ("projector", "steps"): "of each training at most; 0: no projector is trained",
     ("report", "finalists"): "policies of the front that are measured on validation and test",

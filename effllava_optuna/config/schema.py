@@ -219,13 +219,14 @@ class SearchSettings(_Settings):
     """``[search]``: the sampler, the number of policies and the budget.
 
     ``nsga2`` and ``cma`` search for a Pareto front; ``sep-cma`` searches for the best quality at
-    ``speedup``; ``allocation`` does not search, but proposes policies of dynamic programming alone
+    a latency; ``allocation`` does not search, but proposes policies of dynamic programming alone
     (see ``curves``); ``spdy`` searches for weights of the curves of this programme, by a Gaussian
     process; ``stock-nsga2``, ``tpe`` and ``random`` are Optuna's samplers, for comparison;
     ``module:function`` is called with ``seed`` and returns an Optuna sampler. The budget is
-    ``keep_ratio`` (of the prunable weights) or ``speedup`` (relative to the dense model, predicted
-    from the latency table). A study stops if more than the share ``failures`` of its trials fail;
-    a trial fails after ``timeout`` seconds.
+    ``keep_ratio`` (of the prunable weights), ``speedup`` (relative to the dense model, predicted
+    from the latency table) or ``latency_ms`` (the same, in milliseconds of the workload of
+    ``[latency]``, as calibration times the dense model). A study stops if more than the share
+    ``failures`` of its trials fail; a trial fails after ``timeout`` seconds.
 
     With ``curves``, dynamic programming over sensitivity curves begins the search: over those that
     calibration estimates (``residual``), or over ``measured`` ones: then the first policies of
@@ -241,6 +242,7 @@ class SearchSettings(_Settings):
     population: Annotated[int, Field(ge=4, le=100_000)] = 20
     keep_ratio: Ratio | None = None
     speedup: Annotated[float, Field(ge=1)] | None = None
+    latency_ms: Annotated[float, Field(gt=0)] | None = None
     kernels: Annotated[int, Field(ge=2, le=16)] = 3
     failures: Ratio = 0.25
     timeout: Annotated[float, Field(gt=0)] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from effllava_optuna.policy import Kind
 from effllava_optuna.tasks import DataTask, Split, TaskOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from effllava_optuna.policy import Component
     from effllava_optuna.surgery import CheckpointOutline
@@ -99,16 +99,14 @@ class StudyRequest:
         task: Task, as ``task.name``.
         out: Path of the study file.
         data: Data, as ``task.data``, but relative to the current directory.
-        keep_ratio: Budget; None: a default, unless ``speedup`` is set.
-        speedup: Budget.
+        budget: One of `BUDGETS` with its value; empty: a default share of the weights.
     """
 
     model: str
     task: str
     out: Path
     data: str | None = None
-    keep_ratio: float | None = None
-    speedup: float | None = None
+    budget: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +174,8 @@ def _check_request(request: StudyRequest) -> None:
             f"--data is given, but task {request.task!r} does not read rows.",
             hint=f"Use one of {', '.join(ROWS)}.",
         )
-    for name in ("keep_ratio", "speedup"):
-        value = getattr(request, name)
-        if value is not None and not math.isfinite(value):
+    for name, value in request.budget.items():
+        if not math.isfinite(value):
             raise ConfigError(
                 f"--{name.replace('_', '-')} is {value}.", hint="Use a finite number."
             )
@@ -197,14 +194,12 @@ def _config(request: StudyRequest, tables: Tables) -> StudyConfig:
 
 
 def _budget(request: StudyRequest) -> dict[str, float]:
-    if request.keep_ratio is not None and request.speedup is not None:
-        raise ConfigError(
-            "--keep-ratio and --speedup are both given.", hint="Use one of them: one budget."
-        )
-    if request.speedup is not None:
-        return {"speedup": request.speedup}
-    default = _KEEP_RATIOS.get(request.model, _DEFAULT_KEEP_RATIO)
-    return {"keep_ratio": default if request.keep_ratio is None else request.keep_ratio}
+    if len(request.budget) > 1:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in request.budget)
+        raise ConfigError(f"{names} are given.", hint="Use one of them: one budget.")
+    if request.budget:
+        return dict(request.budget)
+    return {"keep_ratio": _KEEP_RATIOS.get(request.model, _DEFAULT_KEEP_RATIO)}
 
 
 def _hardware(outline: CheckpointOutline) -> Hardware:

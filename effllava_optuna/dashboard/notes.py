@@ -98,6 +98,8 @@ def _facts(study: Study, document: Mapping[str, Any]) -> list[str]:
         facts.append(f"Budget: at most {config.search.keep_ratio:.4g} of the prunable weights")
     elif config.search.speedup is not None:
         facts.append(f"Budget: a predicted speed-up of at least {config.search.speedup:g}")
+    elif config.search.latency_ms is not None:
+        facts.append(f"Budget: a predicted latency of at most {config.search.latency_ms:g} ms")
     done = trials["complete"] + trials["pruned"]
     facts.append(f"Trials: {done} of {trials['planned']} measured")
     failures = Counter(document["failures"])

@@ -27,8 +27,9 @@ def budget_of(
     Raises:
         ConfigError: No policy is within the limit.
     """
-    if config.search.speedup is not None:
-        return _latency_budget(config.search.speedup, calibration, latency_factor)
+    speedup = required_speedup(config, calibration)
+    if speedup is not None:
+        return _latency_budget(config, calibration, speedup, latency_factor)
     keep_ratio, structure = config.search.keep_ratio, calibration.structure
     budget = CostModel(
         costs=parameter_costs(structure, calibration.widths),
@@ -47,16 +48,44 @@ def budget_of(
 
 def attainable_factor(config: StudyConfig, calibration: Calibration, factor: float) -> float:
     """Return ``factor``, or the smallest one with which a policy is as fast as the study asks."""
-    if config.search.speedup is None:
+    speedup = required_speedup(config, calibration)
+    if speedup is None:
         return factor
-    budget = _latency_budget(config.search.speedup, calibration, 1.0)
+    budget = _latency_budget(config, calibration, speedup, 1.0)
     most_saved = budget.cost(calibration.narrowest)
     if budget.limit is None or most_saved == 0:
         return factor
     return max(factor, budget.limit / most_saved)
 
 
-def _latency_budget(speedup: float, calibration: Calibration, factor: float) -> CostModel:
+def required_speedup(config: StudyConfig, calibration: Calibration) -> float | None:
+    """Return how many times as fast as the dense model a policy must be; None: any is allowed.
+
+    Raises:
+        ConfigError: The dense model is fast enough.
+    """
+    limit_ms, dense_ms = config.search.latency_ms, calibration.dense.latency_ms
+    if limit_ms is None:
+        return config.search.speedup
+    if dense_ms <= limit_ms:
+        raise ConfigError(
+            f"search.latency_ms = {limit_ms:g}: the dense model takes {dense_ms:.1f} ms.",
+            hint="Use a smaller limit, or another budget.",
+        )
+    return dense_ms / limit_ms
+
+
+def speed_setting(config: StudyConfig) -> str:
+    """Return the key of the study file that limits latencies, with its value."""
+    search = config.search
+    if search.latency_ms is None:
+        return f"search.speedup = {search.speedup}"
+    return f"search.latency_ms = {search.latency_ms:g}"
+
+
+def _latency_budget(
+    config: StudyConfig, calibration: Calibration, speedup: float, factor: float
+) -> CostModel:
     latency, dense_ms = calibration.latency, calibration.dense.latency_ms
 
     def costs_of(table: LatencyTable) -> Costs:
@@ -79,13 +108,13 @@ def _latency_budget(speedup: float, calibration: Calibration, factor: float) -> 
         by_tokens=fewer | {IMAGE_TOKENS.width: costs_of(latency)} if fewer else {},
         limit=dense_ms / speedup - dense_ms,
         unit="ms",
-        setting=f"search.speedup = {speedup}",
+        setting=speed_setting(config),
     )
     if not budget.allows(calibration.narrowest):
         reach = dense_ms / latency.predict(calibration.narrowest, factor)
         raise ConfigError(
-            f"search.speedup = {speedup}: the narrowest policy is {reach:.2f} times as fast as "
-            "the dense model.",
-            hint="Use a smaller speedup, smaller pruning.width_ratios or a larger latency.batch.",
+            f"{speed_setting(config)}: the narrowest policy is {reach:.2f} times as fast as the "
+            f"dense model, which takes {dense_ms:.1f} ms.",
+            hint="Ask for less, or use smaller pruning.width_ratios or a larger latency.batch.",
         )
     return budget

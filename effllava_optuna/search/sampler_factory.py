@@ -12,6 +12,7 @@ from effllava_optuna.samplers import (
     EpochStockSampler,
     Screening,
 )
+from effllava_optuna.search.budget import required_speedup
 
 if TYPE_CHECKING:
     from effllava_optuna.calibration.calibration import Calibration
@@ -44,8 +45,7 @@ def make_sampler(
     stock = inputs.functions.sampler or _STOCK.get(search.sampler)
     if stock is not None:
         return EpochStockSampler(space, stock, **sizes)
-    limit = None
-    if search.sampler == "sep-cma" and search.speedup is not None:
-        limit = calibration.dense.latency_ms / search.speedup
+    speedup = required_speedup(inputs.config, calibration) if search.sampler == "sep-cma" else None
+    limit = None if speedup is None else calibration.dense.latency_ms / speedup
     options = CmaOptions(kernels=search.kernels, limit=limit)
     return EpochCMASampler(space, options=options, screening=screening, **sizes)

@@ -237,6 +237,22 @@ def test_a_budget_of_latency_follows_the_correction(
         assert min(row["speedup_measured"] for row in results["front"]) >= 1.5 - 1e-6
 
 
+def test_a_budget_in_milliseconds_is_that_of_the_speedup(
+    opened: StudyFactory, clock: Callable[[float], Clock]
+) -> None:
+    clock(1.0)
+    searched = []
+    dense_ms = 1.0
+    for budget in ("speedup", "latency_ms"):
+        value = 1.5 if budget == "speedup" else dense_ms / 1.5
+        with opened(**{budget: value}) as session:
+            dense_ms = session.evaluator.calibration.dense.latency_ms
+            search(session)
+            searched.append([record.widths for record in effective_records(session.study)])
+            assert session.costs.setting == f"search.{budget} = {value:g}"
+    assert searched[0] == searched[1]
+
+
 def test_a_speedup_that_no_policy_reaches_any_more_is_approached_with_a_warning(
     opened: StudyFactory, clock: Callable[[float], Clock], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -334,6 +350,8 @@ def test_a_measurement_that_is_no_number_fails(
     ("table", "message"),
     [
         ({"speedup": 1000.0}, r"search.speedup = 1000.0: the narrowest policy is \d"),
+        ({"latency_ms": 1e-6}, r"search.latency_ms = 1e-06: the narrowest policy is \d"),
+        ({"latency_ms": 1e9}, r"search.latency_ms = 1e\+09: the dense model takes \d.* ms"),
         ({"keep_ratio": 0.01}, r"search.keep_ratio = 0.01: the narrowest policy keeps 0.\d"),
     ],
 )
@@ -348,7 +366,9 @@ def test_a_budget_that_nothing_meets_is_refused(
     ("table", "message"),
     [
         ({"speedup": 1.5, "keep_ratio": 0.5}, "are both set; use one budget"),
-        ({"sampler": "sep-cma"}, "needs search.speedup"),
+        ({"speedup": 1.5, "latency_ms": 9.0}, "are both set; use one budget"),
+        ({"sampler": "sep-cma"}, "needs search.speedup or search.latency_ms"),
+        ({"latency_ms": 0.0}, "search.latency_ms = 0.0"),
         ({"sampler": "nsga3"}, "search.sampler = 'nsga3'"),
         ({"speedup": 0.9}, "search.speedup = 0.9"),
         (

@@ -51,16 +51,20 @@ _SHOWN_ANSWERS = 3
     type=click.FloatRange(1),
     help="Budget, instead: the minimum speed-up relative to the dense model.",
 )
+@click.option(
+    "--latency-ms",
+    type=click.FloatRange(0, min_open=True),
+    help="Budget, instead: the maximum latency of the workload in [latency], in ms.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def init(
     model: str,
     task: str,
     data: str | None,
     out: Path | None,
-    keep_ratio: float | None,
-    speedup: float | None,
     *,
     overwrite: bool,
+    **budgets: float | None,
 ) -> None:
     """Write a study file for a MODEL and a task.
 
@@ -69,7 +73,7 @@ def init(
 
     \b
     Example:
-      effllava-optuna init digits-vlm --task digits --out mine.toml
+      effllava-optuna init digits-vlm --task digits --latency-ms 60 --out mine.toml
     """
     if model.endswith(".toml"):
         raise ConfigError(
@@ -78,13 +82,12 @@ def init(
         )
     file = out or Path(f"{_file_name(model)}-{_file_name(task)}.toml")
     _check_path(file, overwrite=overwrite)
+    budget = {name: value for name, value in sorted(budgets.items()) if value is not None}
     quiet_transformers()
     from effllava_optuna.config.study_proposal import StudyRequest, propose_study
 
     proposal = propose_study(
-        StudyRequest(
-            model=model, task=task, out=file, data=data, keep_ratio=keep_ratio, speedup=speedup
-        )
+        StudyRequest(model=model, task=task, out=file, data=data, budget=budget)
     )
     with write_errors_as(ConfigError, file, hint="Use another --out."):
         write_atomically(file, proposal.text, overwrite=overwrite)

@@ -9,7 +9,7 @@ from effllava_optuna.logging import get_logger
 from effllava_optuna.objectives import fit_correction
 from effllava_optuna.policy import Policy, finalists, front_of
 from effllava_optuna.samplers import Seed
-from effllava_optuna.search.budget import attainable_factor, budget_of
+from effllava_optuna.search.budget import attainable_factor, budget_of, speed_setting
 from effllava_optuna.search.epochs.context_round import try_context
 from effllava_optuna.search.epochs.epoch_registry import Epoch, NextEpoch
 from effllava_optuna.search.epochs.seeding import seeds_in_context
@@ -54,7 +54,7 @@ def train_next_epoch(
     if not front:
         raise StudyError(
             f"Epoch {number} has no feasible trial that completed.",
-            hint="Allow a larger budget: search.keep_ratio, or search.speedup.",
+            hint="Allow a larger budget: search.keep_ratio, search.speedup or search.latency_ms.",
         )
     table, first = config.projector, epochs.epoch(0)
     elites = [Policy.of(evaluator.structure, trial.widths) for trial in front]
@@ -147,7 +147,7 @@ def _recheck_latency(
     factor = attainable_factor(evaluator.config, calibration, fitted)
     if factor != fitted:
         _logger.warning(
-            f"search.speedup = {evaluator.config.search.speedup}: by the policies that were run "
+            f"{speed_setting(evaluator.config)}: by the policies that were run "
             "whole, no policy is this fast; the search continues near the narrowest one."
         )
     return factor, tuple(errors)

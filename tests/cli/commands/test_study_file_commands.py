@@ -98,6 +98,16 @@ def test_the_study_proposed_for_a_large_model_suits_its_size(tmp_path: Path) -> 
     assert estimate_cost(config, size).table_gb < config.pruning.table_gb
 
 
+def test_a_study_file_has_the_budget_that_is_asked_for(tmp_path: Path) -> None:
+    words = ("init", "digits-vlm", "--task", "digits", "--out", tmp_path / "mine.toml")
+    invoke(*words, "--latency-ms", 60)
+    search = load_config(tmp_path / "mine.toml").search
+    assert (search.latency_ms, search.speedup, search.keep_ratio) == (60, None, None)
+    done = invoke(*words, "--overwrite", "--latency-ms", 60, "--speedup", 2, check=False)
+    assert done.returncode == 2
+    assert "--latency-ms and --speedup are given. Use one of them" in done.stderr
+
+
 @pytest.mark.parametrize("answers", [0, 5, 12])
 def test_a_study_of_rows_without_answers_is_one_of_agreement(answers: int, tmp_path: Path) -> None:
     rows = [{"question": f"{number}?"} for number in range(12)]
