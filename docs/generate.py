@@ -34,12 +34,15 @@ PACKAGES = (
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace markers such as ``<!-- generated: commands -->`` by the generated text."""
-    for name, generate in GENERATORS.items():
-        marker = f"<!-- generated: {name} -->"
-        if marker in markdown:
-            markdown = markdown.replace(marker, "\n".join(generate()))
-    return markdown
+    """Replace what is between ``<!-- generated: NAME -->`` and ``<!-- end -->``.
+
+    It says where the text is, to a reader of the file itself.
+    """
+
+    def generated(found: re.Match[str]) -> str:
+        return "\n".join(GENERATORS[found[1]]())
+
+    return re.sub(r"<!-- generated: (.+?) -->\n.*?<!-- end -->", generated, markdown, flags=re.S)
 
 
 def commands() -> Iterator[str]:

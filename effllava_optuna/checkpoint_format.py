@@ -112,7 +112,8 @@ def check_format(path_or_id: str | Path) -> None:
         _refuse_other_format(source, directory)
         if not _exists(directory / _CONFIG):
             raise ModelError(
-                f"{source} has no {_CONFIG}.", hint="Use a directory that save_pretrained wrote."
+                f"{str(location)!r} does not load: it has no {_CONFIG}.",
+                hint="Use a directory that save_pretrained wrote.",
             )
     refuse_damaged_documents(source, directory)
 

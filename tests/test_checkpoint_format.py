@@ -302,7 +302,7 @@ def test_a_file_is_no_checkpoint(name: str, message: str, model: Path) -> None:
 
 def test_a_directory_without_a_configuration_is_refused(model: Path) -> None:
     (model / "config.json").unlink()
-    with pytest.raises(ModelError, match=r"has no config\.json"):
+    with pytest.raises(ModelError, match=r"model' does not load: it has no config\.json"):
         check_format(model)
 
 
