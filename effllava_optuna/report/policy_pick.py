@@ -60,7 +60,9 @@ class _Limit:
     spec: str
 
     def admits(self, candidate: Mapping[str, Any]) -> bool:
-        value = float(format(candidate[self.key], self.spec))  # as the table shows it
+        value = candidate[self.key]
+        if self.bound == float(format(self.bound, self.spec)):  # as the table shows values
+            value = float(format(value, self.spec))
         return bool(value >= self.bound if self.is_minimum else value <= self.bound)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from effllava_optuna.errors import StudyError
-from effllava_optuna.report import PickRule, pick_policy, pick_table
+from effllava_optuna.report import PickRule, pick_policy, pick_table, policy_pick
 from tests.report.study_samples import CALIBRATION, facts, finished, record
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def trial(pick: dict[str, Any]) -> int:
         (PickRule(latency_ms=12.4), 7),
         (PickRule(speedup=4.0), 9),
         (PickRule(speedup=4.1), 7),
+        (PickRule(speedup=4.004), 7),
         (PickRule(accuracy_drop=0.05), 4),
         (PickRule(accuracy_drop=0.25), 9),
         (PickRule(accuracy_drop=1.0), 7),
@@ -50,6 +51,17 @@ def test_the_best_policy_within_the_limits_is_picked(
     assert trial(pick) == expected
     assert pick["split"] == "validation"
     json.dumps(pick, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("bound", "speedup", "admitted"),
+    [(2.24, 2.2361, True), (2.24, 2.2349, False), (2.237, 2.2361, False), (2.236, 2.2361, True)],
+)
+def test_a_limit_as_the_table_shows_it_is_met(
+    bound: float, speedup: float, admitted: bool
+) -> None:
+    (limit,) = policy_pick._limits(PickRule(speedup=bound))
+    assert limit.admits({"speedup": speedup}) is admitted
 
 
 def test_the_table_marks_the_pick_and_the_policies_within_the_limits(
