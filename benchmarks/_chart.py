@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _NAMES, _PLOT, _FIGURES = 300, 330, 190  # pixels across
 _ROW, _HEAD, _FOOT = 24, 50, 44  # pixels down
-_INK, _GREY, _GRID = "#222222", "#777777", "#DDDDDD"
+INK, _GREY, _GRID = "#222222", "#777777", "#DDDDDD"
 _UP, _DOWN = (
     "#0072B2",
     "#D55E00",
@@ -44,22 +44,13 @@ def forest(title: str, axis: str, rows: Sequence[tuple[str, Mean]]) -> str:
     def across(value: float) -> float:
         return round(_NAMES + _PLOT * (value - low) / (high - low), 1)
 
-    def text(x: float, y: float, content: str, attributes: str = "") -> str:
-        return f'<text x="{x}" y="{y}" fill="{_INK}" {attributes}>{escape(content)}</text>'
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'width="{width}" height="{height}" font-family="sans-serif" font-size="13" role="img" '
-        f'aria-label="{escape(title)}">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-        text(12, 26, title, 'font-size="16"'),
-    ]
+    parts = svg_head(title, width, height)
     for tick in ticks(low, high):
         x = across(tick)
-        colour = _INK if tick == 0 else _GRID
+        colour = INK if tick == 0 else _GRID
         parts.append(
             f'<path d="M{x} {_HEAD - 6}V{bottom}" stroke="{colour}" fill="none"/>'
-            + text(x, bottom + 16, f"{tick:+g}" if tick else "0", 'text-anchor="middle"')
+            + svg_text(x, bottom + 16, f"{tick:+g}" if tick else "0", 'text-anchor="middle"')
         )
     for number, (name, mean) in enumerate(rows):
         y = _HEAD + _ROW * number + 10
@@ -71,11 +62,27 @@ def forest(title: str, axis: str, rows: Sequence[tuple[str, Mean]]) -> str:
             )
         parts += [
             f'<circle cx="{across(mean.value)}" cy="{y}" r="4" fill="{colour}"/>',
-            text(_NAMES - 12, y + 4, name, 'text-anchor="end"'),
-            text(_NAMES + _PLOT + 12, y + 4, mean.text("+")),
+            svg_text(_NAMES - 12, y + 4, name, 'text-anchor="end"'),
+            svg_text(_NAMES + _PLOT + 12, y + 4, mean.text("+")),
         ]
-    parts += [text(_NAMES + _PLOT / 2, bottom + 36, axis, 'text-anchor="middle"'), "</svg>"]
+    parts += [svg_text(_NAMES + _PLOT / 2, bottom + 36, axis, 'text-anchor="middle"'), "</svg>"]
     return "\n".join(parts) + "\n"
+
+
+def svg_head(title: str, width: float, height: float) -> list[str]:
+    """Return the first parts of a picture of a size in pixels, with its title."""
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}" font-family="sans-serif" font-size="13" role="img" '
+        f'aria-label="{escape(title)}">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        svg_text(12, 26, title, 'font-size="16"'),
+    ]
+
+
+def svg_text(x: float, y: float, content: str, attributes: str = "") -> str:
+    """Return a text at a place in pixels."""
+    return f'<text x="{x}" y="{y}" fill="{INK}" {attributes}>{escape(content)}</text>'
 
 
 def ticks(low: float, high: float) -> list[float]:

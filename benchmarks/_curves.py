@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING
 
-from _chart import ticks
+from _chart import INK, svg_head, svg_text, ticks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ _WIDTH, _HEIGHT, _GAP = 400, 280, 76  # pixels of a panel, and between panels
 _HEAD, _LEFT, _FOOT, _LEGEND = 66, 62, 62, 22
 _LEGEND_COLUMNS = 3
 _MARGIN = 10  # above the largest values
-_INK, _GRID = "#222222", "#DDDDDD"
+_GRID = "#DDDDDD"
 # Okabe and Ito (2008), for colour-blind readers
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
@@ -60,23 +59,17 @@ def draw_panels(title: str, panels: Sequence[Panel]) -> str:
     rows = -(-(len(names) + 1) // _LEGEND_COLUMNS)
     width = _LEFT + len(panels) * _WIDTH + (len(panels) - 1) * _GAP + 20
     height = _HEAD + _HEIGHT + _FOOT + rows * _LEGEND
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'width="{width}" height="{height}" font-family="sans-serif" font-size="13" role="img" '
-        f'aria-label="{escape(title)}">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-        _text(12, 26, title, 'font-size="16"'),
-    ]
+    parts = svg_head(title, width, height)
     for number, panel in enumerate(panels):
         parts += _panel(panel, _LEFT + number * (_WIDTH + _GAP), colours)
     entries = [(name, colours[name], "") for name in names]
-    entries.append((panels[0].level[0], _INK, ' stroke-dasharray="6 4"'))
+    entries.append((panels[0].level[0], INK, ' stroke-dasharray="6 4"'))
     column = (width - _LEFT) / _LEGEND_COLUMNS
     for number, (name, colour, dashes) in enumerate(entries):
         x = round(_LEFT + number % _LEGEND_COLUMNS * column, 1)
         y = _HEAD + _HEIGHT + _FOOT + number // _LEGEND_COLUMNS * _LEGEND
         parts.append(f'<path d="M{x} {y - 4}h24" stroke="{colour}" stroke-width="2"{dashes}/>')
-        parts.append(_text(x + 30, y, name))
+        parts.append(svg_text(x + 30, y, name))
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -87,23 +80,23 @@ def _panel(panel: Panel, left: int, colours: Mapping[str, str]) -> list[str]:
     values = [panel.level[1], *(end for point in points for end in (point.low, point.high))]
     bottom = _HEAD + _HEIGHT
     up = _scale([0.0, *values], bottom, _HEAD + _MARGIN)
-    parts = [_text(left, _HEAD - 16, panel.title)]
+    parts = [svg_text(left, _HEAD - 16, panel.title)]
     for value in ticks(*across.ends):
         x = across(value)
         parts.append(f'<path d="M{x} {_HEAD}V{bottom}" stroke="{_GRID}"/>')
-        parts.append(_text(x, bottom + 18, f"{value:g}", 'text-anchor="middle"'))
+        parts.append(svg_text(x, bottom + 18, f"{value:g}", 'text-anchor="middle"'))
     for value in ticks(*up.ends):
         y = up(value)
         parts.append(f'<path d="M{left} {y}H{left + _WIDTH}" stroke="{_GRID}"/>')
-        parts.append(_text(left - 8, y + 4, f"{value:g}", 'text-anchor="end"'))
+        parts.append(svg_text(left - 8, y + 4, f"{value:g}", 'text-anchor="end"'))
     middle = _HEAD + _HEIGHT / 2
     parts += [
-        _text(left + _WIDTH / 2, bottom + 40, panel.x, 'text-anchor="middle"'),
-        _text(
+        svg_text(left + _WIDTH / 2, bottom + 40, panel.x, 'text-anchor="middle"'),
+        svg_text(
             left - 44, middle, panel.y,
             f'text-anchor="middle" transform="rotate(-90 {left - 44} {middle})"',
         ),
-        f'<path d="M{left} {up(panel.level[1])}h{_WIDTH}" stroke="{_INK}" '
+        f'<path d="M{left} {up(panel.level[1])}h{_WIDTH}" stroke="{INK}" '
         'stroke-dasharray="6 4"/>',
     ]  # fmt: skip
     for name, curve in panel.curves.items():
@@ -136,7 +129,3 @@ def _scale(values: Sequence[float], first: float, last: float) -> _Scale:
     """Return a scale from the smallest to the largest value."""
     low, high = min(values), max(values)
     return _Scale((low, high if high > low else low + 1.0), first, last)
-
-
-def _text(x: float, y: float, content: str, attributes: str = "") -> str:
-    return f'<text x="{x}" y="{y}" fill="{_INK}" {attributes}>{escape(content)}</text>'

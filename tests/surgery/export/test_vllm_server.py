@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import socket
 import subprocess
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,20 +13,17 @@ import pytest
 from effllava_optuna.surgery.export import vllm_program
 from effllava_optuna.surgery.export.checkpoint_files import size_plan, write_checkpoint
 from effllava_optuna.vllm_package import VARIABLE, engine_environment
-from tests.page_blocks import blocks_of, commands_of
-from tests.study_fixtures import ROOT
+from tests.surgery.export.engine_server import BLOCKS, page_command, serving
 from tests.surgery.export.pretrained_model import BUILT, PICTURES, greedy_answer, pruned_smollm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PYTHON = os.environ.get(VARIABLE, "")
-BLOCKS = blocks_of(ROOT / "docs" / "serving.md")
 HERE = "http://localhost:8000"  # of the page
 SMALL = (
     "--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "4",
 )  # fmt: skip
-SECONDS = 600  # until the server is given up
 
 pytestmark = [
     pytest.mark.vllm,
@@ -68,33 +60,9 @@ def place(tmp_path: Path) -> Path:
 @pytest.fixture
 def server(place: Path) -> Iterator[str]:
     """Start the server by the page's command for CPUs, on a free port; return its address."""
-    (command,) = [
-        words
-        for block in BLOCKS
-        if block.language == "sh"
-        for _, words in commands_of(block.text)
-        if words[:2] == ["python", "-m"]
-    ]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with (place / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [PYTHON, *command[1:], *SMALL, "--port", str(port)], cwd=place, stdout=log, stderr=log,
-            env=environment(place / "python"), start_new_session=True,
-        )  # fmt: skip
-    try:
-        for _ in range(SECONDS):
-            try:
-                urllib.request.urlopen(f"http://localhost:{port}/health")
-                break
-            except (urllib.error.URLError, ConnectionError):
-                assert process.poll() is None, (place / "log").read_text()[-3000:]
-                time.sleep(1)
-        yield f"http://localhost:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
+    command = [PYTHON, *page_command("python", "-m")[1:], *SMALL]
+    with serving(command, place, environment(place / "python")) as address:
+        yield address
 
 
 def test_a_question_about_a_picture_is_answered_over_http(place: Path, server: str) -> None:

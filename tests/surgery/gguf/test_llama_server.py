@@ -7,18 +7,14 @@ import base64
 import json
 import os
 import shutil
-import subprocess
-import time
-import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from effllava_optuna import export_gguf
-from effllava_optuna.surgery.gguf.llama_server import PROGRAM, free_port
-from tests.page_blocks import blocks_of, commands_of
-from tests.study_fixtures import ROOT
+from effllava_optuna.surgery.gguf.llama_server import PROGRAM
+from tests.surgery.export.engine_server import BLOCKS, page_command, serving
 from tests.surgery.export.pretrained_model import BUILT, PICTURES, greedy_answer, pruned_smollm
 
 if TYPE_CHECKING:
@@ -26,9 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from effllava_optuna.surgery import LoadedModel
-
-BLOCKS = blocks_of(ROOT / "docs" / "serving.md")
-SECONDS = 600  # until the server is given up
 
 pytestmark = [
     pytest.mark.llama_cpp,
@@ -46,34 +39,11 @@ def small() -> LoadedModel:
 @pytest.fixture
 def server(small: LoadedModel, tmp_path: Path) -> Iterator[str]:
     """Start the server by the page's command, on a free port; return its address."""
-    (command,) = [
-        words
-        for block in BLOCKS
-        if block.language == "sh"
-        for _, words in commands_of(block.text)
-        if words[0] == PROGRAM
-    ]
     export_gguf(small, tmp_path / "small.gguf", kind="f32")
-    port = free_port()
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "--port", str(port), "--cache-type-k", "f32", "--cache-type-v", "f32",
-             "--flash-attn", "off"],
-            cwd=tmp_path, stdout=log, stderr=log,
-            env={name: os.environ[name] for name in ("PATH", "HOME")},
-        )  # fmt: skip
-    try:
-        for _ in range(SECONDS):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
-                break
-            except (urllib.error.URLError, ConnectionError):
-                assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
-                time.sleep(1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
+    exact = ["--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-attn", "off"]
+    environment = {name: os.environ[name] for name in ("PATH", "HOME")}
+    with serving([*page_command(PROGRAM), *exact], tmp_path, environment) as address:
+        yield address
 
 
 def request_of_the_page() -> dict[str, Any]:
