@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EVIDENCE = (
     "overfit", "risk", "projector", "evolution", "ablation", "transfer", "agreement",
-    "visual_tokens",
+    "visual_tokens", "token_budgets",
 )  # fmt: skip
 OTHERS = (
     "compensation", "importance_time", "trial_cost", "latency_model", "memory", "peers", "speedup",

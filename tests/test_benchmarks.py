@@ -160,6 +160,7 @@ def run_tiny(name: str) -> str:
         ("storage", ["SQLite"]),
         ("workers", ["sqlite"]),
         ("visual_tokens", ["all tokens", "diversity", "pooling", "random", *TOKEN_SHARES]),
+        ("token_budgets", ["both", "widths alone", "image tokens alone"]),
         ("peers", ["effllava_optuna", "Torch-Pruning", "dense"]),
         ("latency_model", ["digits-vlm, prefill of 4", "digits-vlm, 2 with 16 new tokens"]),
     ],

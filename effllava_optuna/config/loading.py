@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.checkpoint_format import EMBEDDED
+from effllava_optuna.config.combinations import BUDGETS
 from effllava_optuna.config.schema import StudyConfig
 from effllava_optuna.errors import ConfigError, shorten
 from effllava_optuna.files import expand_home, read_text
 from effllava_optuna.passwords import hide_in_document
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _PATHS = (("study", "artifacts"), ("latency", "table"), ("export", "directory"))
 _PATHS_OR_IDS = (("model", "path"), ("task", "data"))
@@ -30,7 +31,8 @@ def load_config(path: str | Path, changes: tuple[str, ...] = ()) -> StudyConfig:
 
     Args:
         path: A TOML file. Paths in it are relative to its directory, and absolute in the config.
-        changes: Overrides of the file, each ``table.key=value`` with a TOML value.
+        changes: Overrides of the file, each ``table.key=value`` with a TOML value. A budget
+            replaces that of the file, whichever of `BUDGETS` that is.
 
     Raises:
         ConfigError: The file cannot be read, is not valid TOML, or is not a valid study file; or
@@ -38,6 +40,7 @@ def load_config(path: str | Path, changes: tuple[str, ...] = ()) -> StudyConfig:
     """
     file = expand_home(path)
     document = _read_toml(file)
+    _drop_replaced_budget(document, changes)
     for change in changes:
         _apply_change(document, change)
     document.setdefault("study", {})
@@ -133,6 +136,15 @@ def _texts(
         table = document.get(name)
         if isinstance(table, dict) and isinstance(table.get(key), str):
             yield table, key, table[key]
+
+
+def _drop_replaced_budget(document: dict[str, Any], changes: Iterable[str]) -> None:
+    """Remove the budget of a study file if a change sets one: a study has one budget."""
+    changed = {change.partition("=")[0].strip() for change in changes}
+    search = document.get("search")
+    if isinstance(search, dict) and any(f"search.{name}" in changed for name in BUDGETS):
+        for name in BUDGETS:
+            search.pop(name, None)
 
 
 def _apply_change(document: dict[str, Any], change: str) -> None:

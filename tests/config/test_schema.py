@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from effllava_optuna.config.combinations import BUDGETS
 from effllava_optuna.config.loading import load_config
 from effllava_optuna.config.schema import ROWS, StudyConfig
 from effllava_optuna.config.validation_messages import RENAMED_KEYS, RENAMED_VALUES
 from effllava_optuna.errors import ConfigError
 from effllava_optuna.tasks.schemas import SCHEMAS
 
+QUICKSTART = Path(__file__).parents[2] / "studies" / "quickstart.toml"
 GOOD = '[model]\npath = "digits-vlm"\n[task]\nname = "digits"\n'
 OLD_VALUES = {"pruning.shares": "[0.5, 1.0]", "search.kept_share": "0.5"}  # others are texts
 
@@ -160,3 +162,15 @@ def test_a_config_is_restored_from_its_document(tmp_path: Path) -> None:
     file.write_text(GOOD + "[search]\nkeep_ratio = 0.3")
     config = load_config(file)
     assert StudyConfig.of(config.document()) == config
+
+
+@pytest.mark.parametrize("change", ["search.speedup=1.5", "search.latency_ms = 9.0"])
+def test_a_budget_on_the_command_line_replaces_that_of_the_file(change: str) -> None:
+    search = load_config(QUICKSTART, (change,)).search
+    given = {name: getattr(search, name) for name in BUDGETS if getattr(search, name) is not None}
+    assert given == {change.partition("=")[0].strip().partition(".")[2]: float(change[-3:])}
+
+
+def test_two_budgets_on_the_command_line_are_refused() -> None:
+    with pytest.raises(ConfigError, match="are both set; use one budget"):
+        load_config(QUICKSTART, ("search.speedup=1.5", "search.keep_ratio=0.5"))
