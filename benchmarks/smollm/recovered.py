@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ from effllava_optuna import Policy, sliced
 from effllava_optuna.evaluation.checkpoint_recovery import ADAPTATIONS
 from effllava_optuna.surgery import FULL_FIT
 from effllava_optuna.tasks import Split
-from effllava_optuna.training import DistillationOptions, recover
+from effllava_optuna.training import DistillationOptions, distil, distillation_set
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,13 +44,15 @@ if TYPE_CHECKING:
     from _records import Record
 
     from effllava_optuna.surgery import LoadedModel
+    from effllava_optuna.tasks import Sample
+    from effllava_optuna.training import DistillationSet
 
 TITLE = "A pretrained model: recovery"
 SPEEDUP = 2.2
 SAMPLES = 2000
 PRUNED, DENSE = "pruned", "dense"
 _BATCH = 16
-_SECONDS = 2400.0  # of one core, for a record
+_SECONDS = 1800.0  # of one core, for a record
 
 
 def record_id(draw: int, part: str) -> RecordId:
@@ -86,23 +88,30 @@ class Recoveries:
         self.runner, self.seed = runner, seed
         self.draw = PretrainedDraw(runner, seed)
 
+    @cached_property
+    def _questions(self) -> DistillationSet:
+        """Answer the training questions with the dense model, once for all parts."""
+        pruned, dense, samples = self._pruned()
+        return distillation_set(pruned, dense, samples, _BATCH, self.seed)
+
     def recovered(self, part: str) -> dict[str, Any]:
         """Prune, recover and measure.
 
         Args:
             part: A key of `ADAPTATIONS`: what is trained.
         """
-        samples = self.runner.form.pick(SAMPLES, 64, 32)
+        answered = self._questions
         options = DistillationOptions(
-            steps=samples * 4 // 5 // _BATCH, every=max(1, samples // 80), batch_size=_BATCH,
+            steps=len(answered.train), every=max(1, len(answered.train) // 4), batch_size=_BATCH,
             seed=self.seed,
         )  # fmt: skip
-        pruned, dense, questions = self._pruned(samples)
-        result = recover(pruned, dense, questions, ADAPTATIONS[part], options)
+        pruned, _, _ = self._pruned()
+        result = distil(pruned, answered, ADAPTATIONS[part], options)
         return self.draw.measures.figures(pruned) | {"recovery": asdict(result)}
 
-    def _pruned(self, samples: int) -> tuple[LoadedModel, LoadedModel, Any]:
+    def _pruned(self) -> tuple[LoadedModel, LoadedModel, Sequence[Sample]]:
         """Return the pruned model, the dense one, and training questions."""
+        samples = self.runner.form.pick(SAMPLES, 64, 32)
         with self.runner.open(MODEL, self.seed, case_of(SPEEDUP)) as session:
             calibration, structure = session.evaluator.calibration, session.evaluator.structure
         case = Case("recovery", (f"task.proxy={samples}",), QUESTION)

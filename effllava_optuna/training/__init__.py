@@ -6,17 +6,24 @@ from effllava_optuna.training.adaptation import (
     LoraAdaptation,
     ProjectorAdaptation,
 )
+from effllava_optuna.training.distillation_set import DistillationSet, distillation_set
 from effllava_optuna.training.projector import ProjectorUpdate, train_projector
 from effllava_optuna.training.projector_trainer import (
     ProjectorScore,
     ProjectorTrainingOptions,
     TrainingBatch,
 )
-from effllava_optuna.training.recovery import DistillationOptions, RecoveryResult, recover
+from effllava_optuna.training.recovery import (
+    DistillationOptions,
+    RecoveryResult,
+    distil,
+    recover,
+)
 
 __all__ = [
     "Adaptation",
     "DistillationOptions",
+    "DistillationSet",
     "JointAdaptation",
     "LoraAdaptation",
     "ProjectorAdaptation",
@@ -25,6 +32,8 @@ __all__ = [
     "ProjectorUpdate",
     "RecoveryResult",
     "TrainingBatch",
+    "distil",
+    "distillation_set",
     "recover",
     "train_projector",
 ]

@@ -10,26 +10,25 @@ accuracy. Use a thousand samples or more.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from effllava_optuna.errors import ModelError, TaskError
-from effllava_optuna.surgery import answer_logits, encode_images
-from effllava_optuna.tasks import answer_divergence, encode_with_answers, require_proxy
+from effllava_optuna.surgery import answer_logits
+from effllava_optuna.tasks import answer_divergence
 from effllava_optuna.training.adaptation import LoraAdaptation
+from effllava_optuna.training.distillation_set import distillation_set
 from effllava_optuna.training.steps import training_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from effllava_optuna.surgery import EncodedInputs, LoadedModel
-    from effllava_optuna.tasks import Batch, Sample
+    from effllava_optuna.surgery import LoadedModel
+    from effllava_optuna.tasks import Sample
     from effllava_optuna.training.adaptation import Adaptation
-
-_HELD_OUT_EVERY = 5  # groups
+    from effllava_optuna.training.distillation_set import DistillationBatch, DistillationSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +75,6 @@ class RecoveryResult:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class _DistillationBatch:
-    """A batch of samples, with the log-probabilities of the dense model for every token."""
-
-    batch: Batch
-    inputs: EncodedInputs
-    dense: torch.Tensor
-
-
 def recover(
     pruned: LoadedModel,
     dense: LoadedModel,
@@ -101,22 +91,60 @@ def recover(
         samples: Samples of a proxy split, for training and for the held-out divergence.
         adaptation: Which weights are trained; LoRA adapters by default.
         options: Steps, learning rate and seed.
-        progress: Called with the finished fraction.
+        progress: Called with the finished fraction: of the dense model's answers, then of the
+            steps.
 
     Raises:
         LeakError: A sample belongs to validation or test.
         TaskError: The samples have fewer than two groups.
         ModelError: The vocabularies of the two models differ, or peft is missing.
     """
+    options = options or DistillationOptions()
+    forward = len(samples)  # a step reads its samples forward, and twice as much backward
+    share = forward / (forward + 3 * options.steps * options.batch_size)
+
+    def answering(fraction: float) -> None:
+        if progress is not None:
+            progress(share * fraction)
+
+    def training(fraction: float) -> None:
+        if progress is not None:
+            progress(share + (1 - share) * fraction)
+
+    started = time.monotonic()
+    answered = distillation_set(
+        pruned, dense, samples, options.batch_size, options.seed, answering
+    )
+    result = distil(pruned, answered, adaptation, options, training)
+    return replace(result, seconds=round(time.monotonic() - started, 3))
+
+
+def distil(
+    pruned: LoadedModel,
+    answered: DistillationSet,
+    adaptation: Adaptation | None = None,
+    options: DistillationOptions | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> RecoveryResult:
+    """Distil what the dense model has answered into ``pruned``, which is changed in place.
+
+    Args:
+        pruned: The model of the set, or a copy of it.
+        answered: A result of `distillation_set`.
+        adaptation: Which weights are trained; LoRA adapters by default.
+        options: Steps and learning rate; the seed is that of the order and of the adapters.
+        progress: Called after each step with the finished fraction.
+
+    Raises:
+        ModelError: peft is missing.
+    """
     started = time.monotonic()
     options = options or DistillationOptions()
     adaptation = adaptation or LoraAdaptation()
-    train_samples, held_out_samples = _split(require_proxy(samples, "Recovery"), options.seed)
-    with pruned.lock, dense.lock:
-        batches = _distillation_batches(pruned, dense, train_samples, options.batch_size)
-        held_out = _distillation_batches(pruned, dense, held_out_samples, options.batch_size)
+    held_out = answered.held_out
+    with pruned.lock:
         curve = [(0, _mean_divergence(pruned, held_out))]
-        shuffled = _shuffle_forever(batches, options.seed)
+        shuffled = _shuffle_forever(answered.train, options.seed)
         with adaptation.trainable_weights(pruned, options.seed) as weights, torch.enable_grad():
             best = [weight.detach().clone() for weight in weights]
             for step in training_steps(
@@ -141,15 +169,15 @@ def recover(
         before=curve[0][1],
         after=after,
         held_out=tuple(curve),
-        samples=len(train_samples),
+        samples=answered.samples,
         weights=sum(weight.numel() for weight in best),
         seconds=round(time.monotonic() - started, 3),
     )
 
 
 def _shuffle_forever(
-    batches: Sequence[_DistillationBatch], seed: int
-) -> Iterator[_DistillationBatch]:
+    batches: Sequence[DistillationBatch], seed: int
+) -> Iterator[DistillationBatch]:
     """Yield all batches in random order, again and again."""
     rng = np.random.default_rng(seed)
     while True:
@@ -162,73 +190,19 @@ def _best_index(curve: Sequence[tuple[int, float]]) -> int:
     return divergences.index(min(divergences))
 
 
-def _split(samples: Sequence[Sample], seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Shuffle the samples, and split them into training and held-out ones by group."""
-    groups = list(dict.fromkeys(sample.group for sample in samples))
-    if len(groups) < 2:
-        raise TaskError(
-            f"Recovery was given {len(samples)} samples of {len(groups)} groups.",
-            hint="Use samples of at least two groups: one group is held out.",
-        )
-    rng = np.random.default_rng([seed, 0])
-    held_out = {groups[index] for index in rng.permutation(len(groups))[::_HELD_OUT_EVERY]}
-    shuffled = [samples[index] for index in rng.permutation(len(samples))]
-    return (
-        [sample for sample in shuffled if sample.group not in held_out],
-        [sample for sample in shuffled if sample.group in held_out],
-    )
-
-
-@torch.no_grad()
-def _distillation_batches(
-    pruned: LoadedModel, dense: LoadedModel, samples: Sequence[Sample], batch_size: int
-) -> list[_DistillationBatch]:
-    """Encode ``samples`` for ``pruned``, and compute the outputs of ``dense``.
-
-    Each reads prompts of its own: ``pruned`` may read fewer image tokens.
-    """
-    vocabulary = pruned.model.get_output_embeddings().weight.shape[0]
-    batches = []
-    for batch, whole in zip(
-        *(
-            encode_with_answers(
-                each.processor, samples, batch_size=batch_size, context=each.context
-            )
-            for each in (pruned, dense)
-        ),
-        strict=True,
-    ):
-        dense_inputs = encode_images(dense, whole.inputs, whole.positions)
-        logits = answer_logits(dense, dense_inputs).float()
-        if logits.shape[-1] != vocabulary:
-            raise ModelError(
-                f"{dense.source} has a vocabulary of {logits.shape[-1]} tokens, {pruned.source} "
-                f"one of {vocabulary}.",
-                hint="Use the dense model that the checkpoint was pruned from.",
-            )
-        batches.append(
-            _DistillationBatch(
-                batch.to(pruned.device),
-                encode_images(pruned, batch.inputs, batch.positions),
-                logits.log_softmax(-1).to(pruned.device),
-            )
-        )
-    return batches
-
-
-def _divergences(pruned: LoadedModel, batch: _DistillationBatch) -> torch.Tensor:
+def _divergences(pruned: LoadedModel, batch: DistillationBatch) -> torch.Tensor:
     """Compute the divergence from the dense model in nats, shape ``(samples,)``."""
     return answer_divergence(answer_logits(pruned, batch.inputs), batch.dense, batch.batch)
 
 
-def _backward(pruned: LoadedModel, batch: _DistillationBatch) -> None:
+def _backward(pruned: LoadedModel, batch: DistillationBatch) -> None:
     loss = _divergences(pruned, batch).mean()
     if loss.requires_grad:  # false for a projector if the batch has no pictures
         torch.autograd.backward(loss)
 
 
 @torch.no_grad()
-def _mean_divergence(pruned: LoadedModel, batches: Sequence[_DistillationBatch]) -> float:
+def _mean_divergence(pruned: LoadedModel, batches: Sequence[DistillationBatch]) -> float:
     """Compute the mean divergence from the dense model over all samples, in nats."""
     total = sum(float(_divergences(pruned, batch).sum()) for batch in batches)
     return total / sum(len(batch.dense) for batch in batches)

@@ -21,6 +21,8 @@ from effllava_optuna.training import (
     LoraAdaptation,
     ProjectorAdaptation,
     adaptation,
+    distil,
+    distillation_set,
     recover,
 )
 
@@ -155,13 +157,43 @@ def test_an_interruption_leaves_the_model_unchanged(
 ) -> None:
     before = weights_of(pruned)
 
-    def stop(_: float) -> None:
-        raise KeyboardInterrupt
+    def stop(finished: float) -> None:
+        if finished > 0.5:  # the steps have begun
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         recover(pruned, tiny, samples, adaptation, QUICK, stop)
     assert not changed(before, pruned)
     assert not any(weight.requires_grad for weight in pruned.model.parameters())
+
+
+def test_the_progress_includes_the_answers_of_the_dense_model(
+    pruned: LoadedModel, tiny: LoadedModel, samples: tuple[Sample, ...]
+) -> None:
+    finished: list[float] = []
+    recover(pruned, tiny, samples, ProjectorAdaptation(), QUICK, finished.append)
+    share = len(samples) / (len(samples) + 3 * QUICK.steps * QUICK.batch_size)
+    batches = [fraction for fraction in finished if fraction <= share]
+    assert len(batches) == 3  # two of training samples, one of held-out ones
+    assert batches[-1] == pytest.approx(share)
+    assert finished == sorted(finished)
+    assert finished[-1] == 1.0
+
+
+def test_one_set_of_answers_recovers_several_copies(
+    pruned: LoadedModel, tiny: LoadedModel, samples: tuple[Sample, ...]
+) -> None:
+    answered = distillation_set(pruned, tiny, samples, QUICK.batch_size, QUICK.seed)
+    copy = sliced(tiny, Policy.uniform(tiny.structure, ratio=0.7), rank_units(tiny))
+    assert weights_of(copy).keys() == weights_of(pruned).keys()
+    for each in (pruned, copy):
+        distil(each, answered, LoraAdaptation(rank=4), QUICK)
+    alone = sliced(tiny, Policy.uniform(tiny.structure, ratio=0.7), rank_units(tiny))
+    result = recover(alone, tiny, samples, LoraAdaptation(rank=4), QUICK)
+    assert result.after < result.before
+    for name, weight in weights_of(alone).items():
+        assert torch.equal(weight, weights_of(pruned)[name])
+        assert torch.equal(weight, weights_of(copy)[name])
 
 
 @pytest.mark.parametrize("split", [Split.VALIDATION, Split.TEST])

@@ -1,0 +1,151 @@
+"""The samples of a recovery, with what the dense model answers to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from effllava_optuna.errors import ModelError, TaskError
+from effllava_optuna.surgery import answer_logits, encode_images
+from effllava_optuna.tasks import encode_with_answers, require_proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from effllava_optuna.surgery import EncodedInputs, LoadedModel
+    from effllava_optuna.tasks import Batch, Sample
+
+_HELD_OUT_EVERY = 5  # groups
+
+
+@dataclass(frozen=True, slots=True)
+class DistillationBatch:
+    """A batch of samples.
+
+    Attributes:
+        batch: The samples and the tokens of their answers.
+        inputs: What the pruned model reads of them.
+        dense: Log-probabilities of the dense model, ``(samples, answer tokens, vocabulary)``.
+    """
+
+    batch: Batch
+    inputs: EncodedInputs
+    dense: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DistillationSet:
+    """What a model is recovered from; it serves any number of copies of the pruned model.
+
+    Attributes:
+        train: Batches to train with.
+        held_out: Batches that choose the number of steps, every fifth group of the samples.
+    """
+
+    train: tuple[DistillationBatch, ...]
+    held_out: tuple[DistillationBatch, ...]
+
+    @property
+    def samples(self) -> int:
+        """Return the number of samples to train with."""
+        return sum(len(batch.dense) for batch in self.train)
+
+
+def distillation_set(
+    pruned: LoadedModel,
+    dense: LoadedModel,
+    samples: Sequence[Sample],
+    batch_size: int,
+    seed: int,
+    progress: Callable[[float], None] | None = None,
+) -> DistillationSet:
+    """Split samples by group, and answer them with the dense model.
+
+    Args:
+        pruned: A result of `sliced` or `load_pruned`.
+        dense: The model that it was pruned from.
+        samples: Samples of a proxy split.
+        batch_size: Samples in each batch.
+        seed: Seed of the split and of the order.
+        progress: Called after each batch with the finished fraction.
+
+    Raises:
+        LeakError: A sample belongs to validation or test.
+        TaskError: The samples have fewer than two groups.
+        ModelError: The vocabularies of the two models differ.
+    """
+    train, held_out = _split(require_proxy(samples, "Recovery"), seed)
+    finished = 0
+
+    def count(answered: int) -> None:
+        nonlocal finished
+        finished += answered
+        if progress is not None:
+            progress(finished / len(samples))
+
+    with pruned.lock, dense.lock:
+        return DistillationSet(
+            *(_answered(pruned, dense, part, batch_size, count) for part in (train, held_out))
+        )
+
+
+def _split(samples: Sequence[Sample], seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Shuffle the samples, and split them into training and held-out ones by group."""
+    groups = list(dict.fromkeys(sample.group for sample in samples))
+    if len(groups) < 2:
+        raise TaskError(
+            f"Recovery was given {len(samples)} samples of {len(groups)} groups.",
+            hint="Use samples of at least two groups: one group is held out.",
+        )
+    rng = np.random.default_rng([seed, 0])
+    held_out = {groups[index] for index in rng.permutation(len(groups))[::_HELD_OUT_EVERY]}
+    shuffled = [samples[index] for index in rng.permutation(len(samples))]
+    return (
+        [sample for sample in shuffled if sample.group not in held_out],
+        [sample for sample in shuffled if sample.group in held_out],
+    )
+
+
+@torch.no_grad()
+def _answered(
+    pruned: LoadedModel,
+    dense: LoadedModel,
+    samples: Sequence[Sample],
+    batch_size: int,
+    count: Callable[[int], None],
+) -> tuple[DistillationBatch, ...]:
+    """Encode ``samples`` for ``pruned``, and compute the outputs of ``dense``.
+
+    Each reads prompts of its own: ``pruned`` may read fewer image tokens.
+    """
+    vocabulary = pruned.model.get_output_embeddings().weight.shape[0]
+    batches = []
+    for batch, whole in zip(
+        *(
+            encode_with_answers(
+                each.processor, samples, batch_size=batch_size, context=each.context
+            )
+            for each in (pruned, dense)
+        ),
+        strict=True,
+    ):
+        dense_inputs = encode_images(dense, whole.inputs, whole.positions)
+        logits = answer_logits(dense, dense_inputs).float()
+        if logits.shape[-1] != vocabulary:
+            raise ModelError(
+                f"{dense.source} has a vocabulary of {logits.shape[-1]} tokens, {pruned.source} "
+                f"one of {vocabulary}.",
+                hint="Use the dense model that the checkpoint was pruned from.",
+            )
+        batches.append(
+            DistillationBatch(
+                batch.to(pruned.device),
+                encode_images(pruned, batch.inputs, batch.positions),
+                logits.log_softmax(-1).to(pruned.device),
+            )
+        )
+        count(len(logits))
+    return tuple(batches)
