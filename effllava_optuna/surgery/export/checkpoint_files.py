@@ -68,6 +68,10 @@ def write_checkpoint(pruned: LoadedModel, directory: Path, plan: dict[str, Any] 
     complete_checkpoint(model, directory, plan)
     if pruned.processor is not None:
         pruned.processor.save_pretrained(directory)
+    # safetensors makes files that only their owner reads; an engine may run as another user.
+    mode = (directory / "generation_config.json").stat().st_mode
+    for weights in directory.glob("*.safetensors"):
+        weights.chmod(mode)
 
 
 def hub_renaming(model: Any) -> list[Any]:

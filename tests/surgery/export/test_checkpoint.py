@@ -54,6 +54,14 @@ def exported(
     return directory, verified
 
 
+def test_whoever_reads_one_file_of_an_export_reads_all(
+    exported: tuple[Path, VerifiedExport],
+) -> None:
+    modes = {path.name: path.stat().st_mode for path in exported[0].iterdir()}
+    assert "model.safetensors" in modes
+    assert set(modes.values()) == {modes["config.json"]}
+
+
 @pytest.fixture
 def copied(exported: tuple[Path, VerifiedExport], tmp_path: Path) -> Path:
     return shutil.copytree(exported[0], tmp_path / "export")
