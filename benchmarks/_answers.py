@@ -49,7 +49,8 @@ def overfitting(runner: StudyRunner) -> str:
         {points(gaps[fewest].value)}, with {most} {points(gaps[most].value)}. The pick is
         {points(losses[size])} below the best of the {count} on test with {size} samples,
         {points(losses[most])} with {most}. So do not trust the accuracy of the best policy on its
-        own proxy; `report` shows test beside it. (Earlier defaults: importance `taylor`.)"""
+        own proxy; `report` shows test beside it. (Measured under earlier defaults: importance
+        `taylor`.)"""
 
 
 def structural_risk(runner: StudyRunner) -> str:
@@ -73,7 +74,8 @@ def structural_risk(runner: StudyRunner) -> str:
         of a pool of policies that is best on {risk.N} samples, a large norm in the paper's form
         {finding}; {picks}. The default, {ETA} per nat of the paper's form, changes
         the pick by {nats.text("+")}: among policies of one cost the norms hardly differ. (The
-        pool: earlier defaults, importance `taylor`.) {_risk_in_searches(runner)}"""
+        pool was measured under earlier defaults: importance `taylor`.)
+        {_risk_in_searches(runner)}"""
 
 
 def _risk_in_searches(runner: StudyRunner) -> str:
@@ -134,7 +136,7 @@ def evolutionary_search(runner: StudyRunner, claims: Sequence[Claim]) -> str:
     quoted = [claim for claim in of_search if claim.other in _QUOTED]
     helps = all(c.verdict == "for the default" for c in of_search if c.other in rivals)
     words = {
-        "for the default": "**Worse than the default**",
+        "for the default": "**worse than the default**",
         "against the default": "**Better than the default**",
         "the same": "The same",
         "undecided": "Not distinguishable from it",
@@ -145,9 +147,10 @@ def evolutionary_search(runner: StudyRunner, claims: Sequence[Claim]) -> str:
     return f"""
         **{"Yes: seeded by an allocation" if helps else "Not against every rival"}.** The default
         begins with policies that dynamic programming allocates by residual curves, which cost no
-        evaluation, and measures candidates that a Gaussian process finds promising. At 22.5 % of
-        the weights, of {len(of_search)} alternatives: {by_verdict(quoted, words)} Its worst pair
-        of model and draw has {worst:.3f}. {_smaller_budget(runner)}"""
+        evaluation, and measures candidates that a Gaussian process finds promising. The main
+        ones of {len(of_search)} alternatives at 22.5 % of the weights, with their differences in
+        test accuracy: {by_verdict(quoted, words)} The worst pair of model and draw of the default
+        has {worst:.3f}. {_smaller_budget(runner)}"""
 
 
 def _smaller_budget(runner: StudyRunner) -> str:
@@ -164,8 +167,8 @@ def _smaller_budget(runner: StudyRunner) -> str:
     behind = [name for name, gain in differences.items() if gain.high < 0]
     allocated = differences[evolution.BY_RESIDUALS]
     return (
-        f"At 15 % of the weights ({len(reference)} pairs) only these are worse: {joined(behind)}; "
-        f"{evolution.BY_RESIDUALS}, without an evaluation, {in_words(allocated)}."
+        f"At 15 % of the weights ({len(reference)} pairs) only {joined(behind, ',')} are worse. "
+        f"There {evolution.BY_RESIDUALS}, without an evaluation, {in_words(allocated)}."
     )
 
 
@@ -197,5 +200,5 @@ def transfer_between(runner: StudyRunner) -> str:
         that kind by {own.text("+")} from those that were searched for all kinds, and on the other
         kinds by {loss.text("+")}: put the questions into the proxy that the pruned model will be
         asked. The hypervolume of a front that was searched at one workload and is measured at
-        another, minus that of the front searched there: {moved.text("+")}. (Earlier defaults:
-        importance `taylor`, a search without curves and screening.)"""
+        another, minus that of the front searched there: {moved.text("+")}. (Measured under
+        earlier defaults: importance `taylor`, a search without curves and screening.)"""

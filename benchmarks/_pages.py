@@ -57,10 +57,12 @@ WORDS = {
     "policy": "how many units (key/value heads, MLP channels) each component of the model keeps",
     "weights kept, keep ratio": "the share of the prunable weights that a policy keeps",
     "proxy": "the samples that calibration and search use, 64 unless a table says otherwise",
-    "predicted speed-up": "by the latency table that a study measures",
-    "measured speed-up": "of the whole pruned model, timed in turn with the dense one",
-    "uniform": "one width ratio for all components",
-    "uniform by kind": "one width ratio for attention, one for MLPs: the best pair on the proxy",
+    "predicted, measured speed-up": (
+        "by the latency table of a study; of the whole model, timed in turn with the dense one"
+    ),
+    "uniform, uniform by kind": (
+        "one width ratio for all; one for attention and one for MLPs, the best pair on the proxy"
+    ),
     "dynamic programming over residual curves": (
         "what the command `allocate` does: widths from estimated sensitivity curves, no search"
     ),

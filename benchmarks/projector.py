@@ -139,7 +139,7 @@ def summary(tests: Mapping[str, Mapping[Any, float]]) -> str:
     """Return the main figures, from test accuracies by variant and pair."""
     compared = [
         (VARIANTS[name], difference(tests[name], tests[_REFERENCES.get(name, "none")]))
-        for name in ("each", "after", UNCOMPENSATED_TRAINED, UNIFORM_TRAINED)
+        for name in ("each", "after", UNCOMPENSATED_TRAINED)
     ]
     return paragraph(f"""
         Without any update of the projector, the choice of the search has a test accuracy of

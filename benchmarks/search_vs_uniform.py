@@ -223,8 +223,8 @@ def summary(rows: Sequence[Record]) -> str:
             gain = mean([row[BASELINE]["difference"] for row in of_sampler])
             tests = mean([row["chosen"]["test"] for row in of_sampler])
             sentences.append(
-                f"{name} has a test accuracy of {tests.text()}; its difference to the best policy "
-                f"that is uniform by kind is {gain.text('+')} ({plural(len(of_sampler), 'seed')})."
+                f"{name} has a test accuracy of {tests.text()}, {gain.text('+')} more than "
+                f"the best that is uniform by kind ({plural(len(of_sampler), 'seed')})."
             )
     return paragraph(" ".join(sentences))
 
