@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING
 
 import ablation
@@ -10,28 +9,18 @@ import evolution
 import projector
 import risk
 import transfer
-from _cases import KINDS
 from _claims import SAME, search_cpu
 from _draws import ETA, SAMPLES, resampled
-from _means import Mean, by_pair, difference, markdown, mean
+from _means import Mean, by_pair, difference
 from _pool import pool_record
 from _risks import DRAWN, STATIC
+from _sentences import joined, points
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from _claims import Claim
     from _studies import StudyRunner
-
-
-def paragraph(text: str) -> str:
-    """Fill a paragraph to the width of a line."""
-    return textwrap.fill(" ".join(text.split()), 99, break_on_hyphens=False)
-
-
-def points(value: float) -> str:
-    """Format the size of an accuracy difference in percentage points."""
-    return f"{100 * abs(value):.1f} points"
 
 
 def in_words(gain: Mean) -> str:
@@ -41,12 +30,6 @@ def in_words(gain: Mean) -> str:
     if not gain.decided:
         return f"cannot be distinguished from it ({gain.text('+')})"
     return f"is {points(gain.value)} {'better' if gain.value > 0 else 'worse'} ({gain.text('+')})"
-
-
-def joined(names: Iterable[str]) -> str:
-    """Join names to a list in a sentence."""
-    *most, last = names
-    return f"{'; '.join(most)}; and {last}" if most else last
 
 
 def overfitting(runner: StudyRunner) -> str:
@@ -59,16 +42,15 @@ def overfitting(runner: StudyRunner) -> str:
         for size, record in sizes.items()
     }
     size, fewest, most = risk.N, min(sizes), max(sizes)
-    gap_of_all = Mean(*sizes[size]["gap of all"])
-    return paragraph(f"""
+    return f"""
         **{"Yes" if gaps[size].low > 0 else "That is not decided"}.** Of {count} policies of one
         cost, the one that is best on {size} samples is {points(gaps[size].value)} less accurate on
         other images than on those {size} ({gaps[size].text("+")}); with {fewest} samples it is
-        {points(gaps[fewest].value)}, with {most} {points(gaps[most].value)}. All policies
-        together, without a choice, have a gap of {gap_of_all.text("+")}. The cost of this is
-        smaller: the pick is {points(losses[size])} below the best of the {count} on test with
-        {size} samples, {points(losses[most])} with {most}. So do not trust the accuracy of the
-        best policy of a search on its own proxy; `report` shows test beside it.""")
+        {points(gaps[fewest].value)}, with {most} {points(gaps[most].value)}. The pick is
+        {points(losses[size])} below the best of the {count} on test with {size} samples,
+        {points(losses[most])} with {most}. So do not trust the accuracy of the best policy on its
+        own proxy; `report` shows test beside it. (Measured under earlier defaults: importance
+        `taylor`.)"""
 
 
 def structural_risk(runner: StudyRunner) -> str:
@@ -82,22 +64,18 @@ def structural_risk(runner: StudyRunner) -> str:
         way = "a larger" if paper.value > 0 else "a smaller"
         finding = f"goes with {way} gap between proxy and test ({paper.text('+')})"
     helpful = [name for name, gain in gains.items() if gain.low > 0 and gain.value > SAME]
-    by_correlation = sorted(forms, key=lambda name: -forms[name].value)
-    lines = [[name, forms[name].text("+"), gains[name].text("+")] for name in by_correlation]
-    head = [
-        "form of risk", "Spearman with the gap, among the best tenth",
-        "gain in test accuracy of the pick by the form",
-    ]  # fmt: skip
-    text = f"""
+    picks = (
+        f"subtracted from the accuracy, these make the pick more accurate: {joined(helpful)}"
+        if helpful
+        else f"none of {len(forms)} forms makes the pick more accurate, if it is subtracted"
+    )
+    return f"""
         **{f"By {joined(helpful)}" if helpful else "No form of it does, here"}.** Among the tenth
-        of the pool that is best on {risk.N} samples, a large norm in the paper's form {finding}.
-        Subtracting a form pays only if the pick is then more accurate; below, eta was chosen on
-        half of the draws and evaluated on the others. (The margin is counted on the proxy itself,
-        whose barely right answers are luck in part, so that it goes with the gap and does not
-        help.) The default, {ETA} per nat of the paper's form, changes the pick by
-        {nats.text("+")}: among policies of one cost the norms hardly differ.
+        of a pool of policies that is best on {risk.N} samples, a large norm in the paper's form
+        {finding}; {picks}. The default, {ETA} per nat of the paper's form, changes
+        the pick by {nats.text("+")}: among policies of one cost the norms hardly differ. (The
+        pool was measured under earlier defaults: importance `taylor`.)
         {_risk_in_searches(runner)}"""
-    return f"{paragraph(text)}\n\n{markdown(head, lines)}\n"
 
 
 def _risk_in_searches(runner: StudyRunner) -> str:
@@ -123,15 +101,22 @@ def projector_training(runner: StudyRunner) -> str:
     )
     cost = (search_cpu(rows["each"]) or 0.0) / (search_cpu(rows["none"]) or 1.0)
     helps = any(gain.low > 0 for gain in gains.values())
-    return paragraph(f"""
+    return f"""
         **{"It does" if helps else "No gain is visible here"}.** Against the same search without
         any update, over {gains["each"].count} pairs of model and draw: one update after the search
         {in_words(gains["after"])}; an update each epoch {in_words(gains["each"])}, for {cost:.1f}
         times the CPU seconds. Without compensation, as the method is published, an update each
-        epoch, against none: {uncompensated.text("+")}. The best policy that is uniform by kind,
-        with the same training against without: {uniform.text("+")}. Both models were trained, with
-        their projector, on the task that they are pruned for, so that the projector has little to
-        learn. The gain of a model whose projector has not seen the task was not measured.""")
+        epoch, against none: {uncompensated.text("+")}; of the best policy that is uniform by kind,
+        {uniform.text("+")}. Both models were trained, with their projector, on the task that they
+        are pruned for. The gain of a model whose projector has not seen the task was not
+        measured."""
+
+
+# The alternatives that the answer about evolution lists; its figures have all of them.
+_QUOTED = (
+    evolution.BY_RESIDUALS, evolution.SWITCHES, "TPE", "NSGA-II, ours, alone", "random",
+    evolution.BY_KIND, evolution.FLAP, "no curves", "no screening",
+)  # fmt: skip
 
 
 def by_verdict(claims: Sequence[Claim], words: Mapping[str, str]) -> str:
@@ -148,9 +133,10 @@ def evolutionary_search(runner: StudyRunner, claims: Sequence[Claim]) -> str:
     """Answer whether evolution helps."""
     of_search = [claim for claim in claims if claim.section == evolution.TITLE]
     rivals = evolution.rivals()
+    quoted = [claim for claim in of_search if claim.other in _QUOTED]
     helps = all(c.verdict == "for the default" for c in of_search if c.other in rivals)
     words = {
-        "for the default": "**Worse than the default**",
+        "for the default": "**worse than the default**",
         "against the default": "**Better than the default**",
         "the same": "The same",
         "undecided": "Not distinguishable from it",
@@ -158,13 +144,13 @@ def evolutionary_search(runner: StudyRunner, claims: Sequence[Claim]) -> str:
     }
     rows = evolution.gather(runner)
     worst = min(by_pair(rows[evolution.REFERENCE], "choice", "test").values())
-    return paragraph(f"""
+    return f"""
         **{"Yes: seeded by an allocation" if helps else "Not against every rival"}.** The default
         begins with policies that dynamic programming allocates by residual curves, which cost no
-        evaluation, and measures candidates that a Gaussian process finds promising.
-        {by_verdict(of_search, words)} (Differences in test accuracy at 22.5 % of the weights;
-        intervals below.) Its worst pair of model and draw has {worst:.3f}.
-        {_smaller_budget(runner)}""")
+        evaluation, and measures candidates that a Gaussian process finds promising. The main
+        ones of {len(of_search)} alternatives at 22.5 % of the weights, with their differences in
+        test accuracy: {by_verdict(quoted, words)} The worst pair of model and draw of the default
+        has {worst:.3f}. {_smaller_budget(runner)}"""
 
 
 def _smaller_budget(runner: StudyRunner) -> str:
@@ -179,14 +165,10 @@ def _smaller_budget(runner: StudyRunner) -> str:
         if name not in (evolution.REFERENCE, "dense")
     }
     behind = [name for name, gain in differences.items() if gain.high < 0]
-    undecided = [
-        f"{name} ({gain.value:+.3f})" for name, gain in differences.items() if name not in behind
-    ]
+    allocated = differences[evolution.BY_RESIDUALS]
     return (
-        f"At 15 % of the weights ({len(reference)} pairs) fewer differences are decided. Worse "
-        f"than the default: {joined(behind)}. Not distinguishable from it: {joined(undecided)}. "
-        "So where less may stay, the allocation that costs no evaluation cannot be distinguished "
-        "from a search."
+        f"At 15 % of the weights ({len(reference)} pairs) only {joined(behind, ',')} are worse. "
+        f"There {evolution.BY_RESIDUALS}, without an evaluation, {in_words(allocated)}."
     )
 
 
@@ -200,41 +182,23 @@ def parts(claims: Sequence[Claim]) -> str:
         "too few": "With too few draws",
     }
     verdicts = by_verdict([claim for claim in claims if claim.section == ablation.TITLE], words)
-    return paragraph(f"""
+    return f"""
         {verdicts} A search finds policies that suit its ranking and compensation. Without a
         search, importance and compensation matter more: see [Importance, compensation and token
-        weights](RESULTS.md#importance-compensation-and-token-weights).""")
+        weights](RESULTS.md#importance-compensation-and-token-weights)."""
 
 
 def transfer_between(runner: StudyRunner) -> str:
     """Answer what a search for one kind of question gains on it, and loses on the others."""
     rows, of_workloads = transfer.gather(runner)
-    own: list[float] = []
-    others: list[float] = []
-    for name, records in rows.items():
-        if name == transfer.ALL:
-            continue
-        for kind in KINDS:
-            tests = by_pair(records, "chosen", "kinds", kind)
-            of_all = by_pair(rows[transfer.ALL], "chosen", "kinds", kind)
-            pairs = [tests[key] - of_all[key] for key in tests if key in of_all]
-            (own if kind == name else others).extend(pairs)
-    moved = mean(
-        [
-            record["volumes"][f"{searched} > {measured}"]
-            - record["volumes"][f"{measured} > {measured}"]
-            for record in of_workloads
-            for searched in transfer.WORKLOADS
-            for measured in transfer.WORKLOADS
-            if searched != measured
-        ]
-    )
-    loss = mean(others)
-    return paragraph(f"""
+    own, loss = transfer.kind_gains(rows)
+    moved = transfer.moved_gain(of_workloads)
+    return f"""
         **Between kinds of question {"no" if loss.high < 0 else "that is not decided"}; between
         latency workloads {"not quite" if moved.high < 0 else "yes, as far as can be seen"}.** The
         accuracy of a policy and projector that were searched for one kind of question differs on
-        that kind by {mean(own).text("+")} from those that were searched for all kinds, and on the
-        other kinds by {loss.text("+")}: put the questions into the proxy that the pruned model
-        will be asked. The hypervolume of a front that was searched at one workload and is measured
-        at another, minus that of the front searched there: {moved.text("+")}.""")
+        that kind by {own.text("+")} from those that were searched for all kinds, and on the other
+        kinds by {loss.text("+")}: put the questions into the proxy that the pruned model will be
+        asked. The hypervolume of a front that was searched at one workload and is measured at
+        another, minus that of the front searched there: {moved.text("+")}. (Measured under
+        earlier defaults: importance `taylor`, a search without curves and screening.)"""

@@ -60,7 +60,7 @@ class Claim:
         other: The alternative.
         gain: Test accuracy with it, minus that of the default.
         cost: CPU seconds of its search, as a multiple of the default's; None without a search.
-        section: Title of the section of RESULTS.md.
+        section: Title of the page of the benchmark.
     """
 
     setting: str
@@ -91,7 +91,7 @@ def compare(
         default: Name of the row of the default.
         path: Field of the test accuracy in a record.
         setting: The setting of the study file that the rows differ in.
-        section: Title of the section of RESULTS.md.
+        section: Title of the page of the benchmark.
     """
     if default not in rows:
         return []

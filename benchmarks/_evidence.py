@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from _results import HERE, RESULTS, origin_line, put_section
+from _pages import put_page
+from _results import HERE, RESULTS, origin_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,7 +54,7 @@ class Form:
         seeds: Number of draws and searches of each model.
         models: Paths by name.
         folder: Holds the records and the latency tables.
-        published: Whether sections are written to ``RESULTS.md``.
+        published: Whether pages are written to ``tables/``.
         report: Whether existing records are read and nothing is measured.
         config: The study file that every case changes.
         common: Settings that all cases share.
@@ -164,7 +165,7 @@ def publish(form: Form, title: str, text: str, origins: Sequence[Mapping[str, An
     section = f"{text.strip()}\n\n{form.caveat}\n\n{origin_line(origins[-1])} Commits: {commits}."
     print(section)
     if form.published:
-        put_section(title, section)
+        put_page(title, section)
     elif form.name == "small":
         with (form.folder / "RESULTS.md").open("a", encoding="utf-8") as page:
             page.write(f"## {title}\n\n{section}\n\n")

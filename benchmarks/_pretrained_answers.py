@@ -1,13 +1,15 @@
-"""Whether a pretrained model agrees with the small ones: the last question of LEARNED.md."""
+"""Whether a pretrained model agrees with the small ones, for LEARNED.md."""
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from _means import Mean, markdown
 from _network_rows import gain_of
 from _records import read_records
+from _sentences import joined, plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +31,7 @@ class Finding:
     """A comparison that was made on both kinds of model.
 
     Attributes:
+        topic: The answer of LEARNED.md that it belongs to.
         text: What is compared, better one first.
         digits: What the claim about the digits models calls the other one; the better one is
             their default.
@@ -37,6 +40,7 @@ class Finding:
         other: The same of the one it is compared with.
     """
 
+    topic: str
     text: str
     digits: str
     question: str
@@ -66,7 +70,7 @@ class Finding:
 
 def _search(other: str) -> Finding:
     keys = (_DEFAULT, SPEEDUP), (other, SPEEDUP)
-    return Finding(f"the default search against {other}", other, _SEARCHES, *keys)
+    return Finding("search", f"the default search against {other}", other, _SEARCHES, *keys)
 
 
 FINDINGS = (
@@ -76,56 +80,146 @@ FINDINGS = (
     _search("NSGA-II, ours, alone"),
     _search("random"),
     Finding(
-        "compensation by least squares against none", "compensation: none", _ONE_SHOT,
+        "parts", "compensation by least squares against none", "compensation: none", _ONE_SHOT,
         ("obs", "least-squares", _RATIO), ("obs", "none", _RATIO),
     ),
     *(
         Finding(
-            f"importance obs against {name}", f"importance: {name}", _ONE_SHOT,
+            "parts", f"importance obs against {name}", f"importance: {name}", _ONE_SHOT,
             ("obs", "least-squares", _RATIO), (name, "least-squares", _RATIO),
         )
         for name in ("magnitude", "taylor")
     ),
     Finding(
-        "the projector trained in the loop against not at all", "no update", _PROJECTOR,
+        "projector", "the projector trained in the loop against not at all", "no update",
+        _PROJECTOR,
         ("projector trained in the loop",), (_FIXED,),
     ),
     Finding(
-        "structural risk against eta 0", "0", _PROJECTOR,
+        "risk", "structural risk against eta 0", "0", _PROJECTOR,
         (_FIXED,), ("without structural risk",),
     ),
 )  # fmt: skip
 
 
-def agreement_section(folder: Path, claims: Sequence[Claim]) -> str:
-    """Format what was compared on both kinds of model; empty if nothing was.
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A finding with its figures.
+
+    Attributes:
+        finding: What is compared.
+        small: The gain on the digits models.
+        large: The gain on the pretrained model.
+        draws: Number of draws of the latter.
+    """
+
+    finding: Finding
+    small: Mean
+    large: Mean
+    draws: int
+
+    @property
+    def verdict(self) -> str:
+        """Return whether both kinds of model agree."""
+        return verdict(self.small, self.large)
+
+
+def records_in(folder: Path) -> Records:
+    """Read the records of the pretrained model, by question."""
+    return {question: read_records(folder / f"{question}.jsonl") for question in QUESTIONS}
+
+
+def comparisons_of(records: Records, claims: Sequence[Claim]) -> list[Comparison]:
+    """Return what was compared on both kinds of model.
 
     Args:
-        folder: Holds the records of the pretrained model.
+        records: Those of the pretrained model.
         claims: The comparisons on the digits models.
     """
-    records = {question: read_records(folder / f"{question}.jsonl") for question in QUESTIONS}
-    lines = []
+    comparisons = []
     for finding in FINDINGS:
         small, (large, draws) = finding.digits_gain(claims), finding.pretrained_gain(records)
         if small is not None and draws:
-            row = [finding.text, small.text("+"), large.text("+"), str(draws)]
-            lines.append([*row, verdict(small, large)])
-    if not lines:
-        return ""
-    head = ["finding", "digits models", "pretrained model", "draws", "agree"]
-    return f"""## A pretrained model
+            comparisons.append(Comparison(finding, small, large, draws))
+    return comparisons
 
-The same comparisons on `smollm-vlm`, whose language model is SmolLM2-135M-Instruct: at a predicted
-speed-up of {SPEEDUP}, and without a search where {_RATIO:.0%} of its weights are kept. Differences
-are in test accuracy; on the pretrained model their intervals are over pictures. Two findings agree
-if both are decided with one sign, or neither is.
+
+def agreement_section(comparisons: Sequence[Comparison]) -> str:
+    """Format what was compared on both kinds of model; empty if nothing was."""
+    if not comparisons:
+        return ""
+    lines = [
+        [each.finding.text, each.small.text("+"), each.large.text("+"), str(each.draws),
+         each.verdict]
+        for each in comparisons
+    ]  # fmt: skip
+    head = ["finding", "digits models", "pretrained model", "draws", "agree"]
+    return f"""## Both kinds of model
+
+On `smollm-vlm`, at a predicted speed-up of {SPEEDUP}, and without a search where
+{100 * _RATIO:.0f} % of its weights are kept; its intervals are over pictures, of so many draws.
+Two findings agree if both are decided with one sign, or neither is.
 
 {markdown(head, lines)}
 
-Figures: the sections of [RESULTS.md](RESULTS.md) that begin with "A pretrained model".
-
 """
+
+
+def agreement_of(comparisons: Sequence[Comparison], topic: str) -> str:
+    """Say in a sentence whether the pretrained model agrees about a topic."""
+    verdicts = [each.verdict for each in comparisons if each.finding.topic == topic]
+    if not verdicts:
+        return "not measured."
+    agreeing = sum(each.startswith("yes") for each in verdicts)
+    text = f"agrees in {agreeing} of {plural(len(verdicts), 'comparison')}"
+    others = sorted({each.strip("*") for each in verdicts if not each.startswith("yes")})
+    if others:
+        words = {"no": "of another sign"}
+        text += f"; the rest is {joined([words.get(other, other) for other in others], ' or')}"
+    return f"{text} (below)."
+
+
+def few_samples(records: Records) -> str:
+    """Say what fewer samples cost on the pretrained model."""
+    fewer, reference = _of(records, "16 samples"), _of(records, _FIXED)
+    gain = gain_of(fewer, reference)
+    if not gain.count:
+        return "not measured."
+    return (
+        "the gap was not measured; the choice of a search on 16 samples instead of 32 differs by "
+        f"{gain.text('+')} in test accuracy ({plural(len(fewer), 'draw')})."
+    )
+
+
+def uncompensated_training(records: Records) -> str:
+    """Say what training the projector gains on the pretrained model without compensation."""
+    names = ("no compensation, projector trained in the loop", f"no compensation, {_FIXED}")
+    trained, fixed = (_of(records, name) for name in names)
+    gain = gain_of(trained, fixed)
+    if not gain.count:
+        return ""
+    return f"Without compensation an update each epoch gains {gain.text('+')} there."
+
+
+def _of(records: Records, name: str) -> dict[Any, Record]:
+    """Return the records of a search about projector, risk or samples, by draw."""
+    return {key[1]: record for key, record in records[_PROJECTOR].items() if key[2] == name}
+
+
+def other_questions(records: Records) -> str:
+    """Say what is left on the pretrained model of answers that the search has not seen."""
+    kept = [
+        record["agreement"]
+        for key, record in records[_SEARCHES].items()
+        if key[2:] == (_DEFAULT, SPEEDUP)
+    ]
+    if not kept:
+        return "not measured."
+    return (
+        "searched for questions about pictures, a policy of the default search at a predicted "
+        f"speed-up of {SPEEDUP} agrees with {100 * statistics.mean(kept):.1f} % of the dense "
+        "model's answers to questions about words."
+    )
 
 
 def verdict(small: Mean, large: Mean) -> str:

@@ -1,11 +1,10 @@
-"""Provenance of figures, and the files that they are published in."""
+"""Provenance of figures, and the files that they are stored in."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-import re
 import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-PAGE = HERE / "RESULTS.md"
 _PACKAGES = ("torch", "transformers", "optuna", "numpy")
 
 
@@ -53,7 +51,8 @@ def _commit() -> str:
         )
         return process.stdout.strip()
 
-    sources = (".", ":!benchmarks/RESULTS.md", ":!benchmarks/results")
+    generated = ("RESULTS.md", "LEARNED.md", "tables", "results")
+    sources = (".", *(f":!benchmarks/{name}" for name in generated))
     changed = git("status", "--porcelain", "--untracked-files=no", "--", *sources)
     return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
@@ -74,31 +73,6 @@ def origin_line(origin: Mapping[str, Any]) -> str:
     return f"{machine}; {versions}; {origin['date']}."
 
 
-def put_section(title: str, text: str, *, first: bool = False) -> None:
-    """Write a section of ``RESULTS.md``; it replaces the section with the same title.
-
-    Args:
-        title: The heading.
-        text: Content of the section.
-        first: Whether the section goes before all others; otherwise a new one is appended.
-    """
-    page = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else "# Results\n"
-    head, *parts = re.split(r"^## ", page, flags=re.MULTILINE)
-    sections = {part.partition("\n")[0]: part.partition("\n")[2] for part in parts}
-    section = {title: f"\n{text.strip()}\n\n"}
-    others = {name: content for name, content in sections.items() if name != title}
-    sections = section | others if first else sections | section
-    body = "".join(f"## {name}\n{content}" for name, content in sections.items())
-    write_atomically(PAGE, f"{head.rstrip()}\n\n{body.rstrip()}\n")
-
-
 def write_figures(name: str, figures: Mapping[str, Any]) -> None:
     """Write figures to ``results/NAME.json``."""
     write_atomically(RESULTS / f"{name}.json", json.dumps(figures, indent=1) + "\n")
-
-
-def publish(name: str, title: str, figures: Mapping[str, Any], text: str) -> None:
-    """Write figures to ``results/NAME.json``, and print and write their section."""
-    write_figures(name, figures)
-    put_section(title, text)
-    print(text)

@@ -1,9 +1,9 @@
-"""Run the scripts behind RESULTS.md in their small forms: ``python benchmarks/all.py --small``.
+"""Run the scripts behind the results in their small forms: ``python benchmarks/all.py --small``.
 
 These are the small forms of the scripts that compare studies, and the tiny forms of those that
 measure speed, memory and storage, several at a time. Records and tables go to ``--out``; published
 results do not change. Without ``--small`` these scripts run in full, one after the other: this
-takes hours, and changes ``benchmarks/RESULTS.md``.
+takes hours, and changes ``benchmarks/tables`` and ``benchmarks/RESULTS.md``.
 """
 
 from __future__ import annotations

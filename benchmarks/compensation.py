@@ -7,7 +7,7 @@ rankings with compensation in sequence, which is fitted for each policy alone. W
 networks are scored on the same test questions, so that differences are paired.
 
 Every measurement leaves a record in ``results/compensation.jsonl``, and a measurement that has a
-record is not repeated. ``RESULTS.md`` is written from the records. ``--tiny`` measures two
+record is not repeated. Its page is written from the records. ``--tiny`` measures two
 combinations on a few questions, and publishes nothing.
 """
 
@@ -32,8 +32,9 @@ from _compensation_tables import (
     section,
 )
 from _fields import COMPENSATION, IMPORTANCE, TOKENS, WIDTH_RATIO
+from _pages import put_page
 from _records import add_records, read_records
-from _results import RESULTS, provenance, put_section
+from _results import RESULTS, provenance
 
 from effllava_optuna import Policy, load
 from effllava_optuna.calibration.calibration_run import calibration_batch
@@ -215,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measure_missing()
     rows = [*read_records(RECORDS).values()]
     text = section(rows, rows[-1]["provenance"])
-    put_section(TITLE, text)
+    put_page(TITLE, text)
     print(text)
 
 

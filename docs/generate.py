@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from mkdocs.structure.files import File
 
 from effllava_optuna.cli import PROGRAM
 from effllava_optuna.cli.program import main
@@ -17,8 +19,12 @@ from effllava_optuna.config.schema import StudyConfig
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+
 ROOT = Path(__file__).parents[1]
-LEARNED = ROOT / "benchmarks" / "LEARNED.md"
+BENCHMARKS = ROOT / "benchmarks"
+EVIDENCE = BENCHMARKS / "tables" / "the-evidence-for-each-default.md"
 PACKAGES = (
     "effllava_optuna",
     "effllava_optuna.study",
@@ -31,6 +37,14 @@ PACKAGES = (
     "effllava_optuna.allocation",
     "effllava_optuna.report",
 )
+
+
+def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
+    """Add the tables of the benchmarks to the site, one page for each."""
+    for file in sorted(EVIDENCE.parent.glob("*.md")):
+        content = _with_links_of_the_site(file)
+        files.append(File.generated(config, f"tables/{file.name}", content=content))
+    return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -68,7 +82,7 @@ def commands() -> Iterator[str]:
 def study_file() -> Iterator[str]:
     """Generate one section for each table of a study file; measured defaults link to figures."""
     schema = StudyConfig.model_json_schema()
-    measured = re.findall(r"^### `([a-z_.]+)`$", LEARNED.read_text(encoding="utf-8"), re.MULTILINE)
+    measured = re.findall(r"^## `([a-z_.]+)`$", EVIDENCE.read_text(encoding="utf-8"), re.MULTILINE)
     for table, field in schema["properties"].items():
         properties = _resolved(field, schema)
         yield f"\n## [{table}]\n"
@@ -87,7 +101,7 @@ def study_file() -> Iterator[str]:
             if (table, key) == ("study", "name"):  # set by `load_config`
                 default = "name of the file"
             if (name := f"{table}.{key}") in measured:
-                default += f" ([why](../learned.md#{name.replace('.', '')}))"
+                default += f" ([why](../tables/{EVIDENCE.name}#{name.replace('.', '')}))"
             yield f"| `{key}` | {_cell(_type(value))} | {_cell(default)} |"
 
 
@@ -109,18 +123,33 @@ def python() -> Iterator[str]:
 
 
 def results() -> Iterator[str]:
-    """Generate the page of benchmarks/RESULTS.md, without its links to files off the site."""
-    text = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
-    yield re.sub(r"\[([^\]]+)\]\((?!http|#)[^)]+\)", r"\1", text)
+    """Generate the page of benchmarks/RESULTS.md."""
+    yield _with_links_of_the_site(BENCHMARKS / "RESULTS.md")
 
 
 def learned() -> Iterator[str]:
-    """Generate the page of benchmarks/LEARNED.md, with its links to pages of the site."""
-    yield (
-        LEARNED.read_text(encoding="utf-8")
-        .replace("(RESULTS.md", "(results.md")
-        .replace("(../docs/", "(")
-    )
+    """Generate the page of benchmarks/LEARNED.md."""
+    yield _with_links_of_the_site(BENCHMARKS / "LEARNED.md")
+
+
+def _with_links_of_the_site(file: Path) -> str:
+    """Return a page of the results; links to files off the site become text."""
+
+    def link(found: re.Match[str]) -> str:
+        text, target, anchor = found.groups()
+        path = (file.parent / target).resolve() if target else file
+        folder = ROOT / "docs" / ("tables" if file.parent != BENCHMARKS else "")
+        if path.is_relative_to(ROOT / "docs"):
+            place = path
+        elif path.name in ("RESULTS.md", "LEARNED.md") or path.parent == EVIDENCE.parent:
+            name = path.name if path.parent == EVIDENCE.parent else path.name.lower()
+            place = ROOT / "docs" / path.parent.relative_to(BENCHMARKS) / name
+        else:
+            return text
+        return f"[{text}]({os.path.relpath(place, folder)}{anchor or ''})"
+
+    text = file.read_text(encoding="utf-8")
+    return re.sub(r"\[([^\]]+)\]\((?!http)([^)#]*)(#[^)]*)?\)", link, text)
 
 
 def _resolved(field: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:

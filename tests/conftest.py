@@ -149,6 +149,14 @@ def script(name: str) -> Any:
         return importlib.import_module(name)
 
 
+def page_of(title: str) -> str:
+    """Return what the published page of a benchmark has between its heading and its last line."""
+    text: str = script("_pages").page_of(title).read_text(encoding="utf-8")
+    head, _, body = text.partition("\n\n")
+    assert head == f"# {title}"
+    return body.rpartition("\n\n")[0]
+
+
 def rows(text: str) -> list[list[str]]:
     """Read the cells of the tables that a script printed, headings left out."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
@@ -167,7 +175,7 @@ def unchanged() -> Iterator[None]:
     folder = Path(__file__).parents[1] / "benchmarks"
 
     def published() -> dict[Path, bytes]:
-        places = (*folder.glob("results/**/*"), *folder.glob("*.md"))
+        places = (*folder.glob("results/**/*"), *folder.glob("*.md"), *folder.glob("tables/*"))
         return {place: place.read_bytes() for place in places if place.is_file()}
 
     before = published()

@@ -13,10 +13,9 @@ import torch
 from docs import generate
 from effllava_optuna.config.schema import StudyConfig
 from effllava_optuna.study import load_config
-from tests.conftest import rows, script
+from tests.conftest import page_of, rows, script
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 RECORDS = ROOT / "benchmarks" / "results"
 SCRIPTS = ("overfit", "risk", "projector", "evolution", "ablation", "transfer", "agreement")
 
@@ -45,6 +44,7 @@ def test_the_page_of_what_was_learned_is_that_of_the_records(
     published = (ROOT / "benchmarks" / "LEARNED.md").read_text(encoding="utf-8")
     pictures = module.pictures(runner, claims)
     assert module.page(runner, claims, pictures) == published
+    assert page_of(module.EVIDENCE) == module.evidence(claims).strip()
     for name, picture in pictures.items():
         assert (ROOT / "docs" / "images" / name).read_text(encoding="utf-8") == picture
 
@@ -60,7 +60,7 @@ def test_each_default_links_to_the_measurements_of_its_alternatives(
     }  # fmt: skip
     assert measured <= set(module.DEFAULTS)
     config = load_config(ROOT / "studies" / "quickstart.toml")
-    keys, page = "\n".join(generate.study_file()), "\n".join(generate.learned())
+    keys, page = "\n".join(generate.study_file()), f"\n{page_of(module.EVIDENCE)}"
     for setting, value in module.DEFAULTS.items():
         assert value_of(config, setting) == value, setting
         of_setting = [claim for claim in claims if claim.setting == setting]
@@ -68,11 +68,12 @@ def test_each_default_links_to_the_measurements_of_its_alternatives(
         assert all(claim.gain.count >= 5 for claim in of_setting), setting
         against = [claim.other for claim in of_setting if claim.verdict == "against the default"]
         assert not against, setting
-        assert f"[why](../learned.md#{setting.replace('.', '')})" in keys
-        (section,) = re.findall(rf"\n### `{setting}`\n(.*?)(?=\n### |\Z)", page, re.DOTALL)
+        name = script("_pages").page_of(module.EVIDENCE).name
+        assert f"[why](../tables/{name}#{setting.replace('.', '')})" in keys
+        (section,) = re.findall(rf"\n## `{setting}`\n(.*?)(?=\n## |\Z)", page, re.DOTALL)
         for claim in of_setting:
             assert f"| {claim.other} | {claim.gain.text('+')} | {claim.gain.count} |" in section
-            assert f"\n## {claim.section}\n" in RESULTS.read_text(encoding="utf-8")
+            assert page_of(claim.section)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -82,7 +83,7 @@ def test_published_tables_are_those_of_the_records(
     script(name).main(["--report", "--out", str(RECORDS)])
     announced, _, section = capsys.readouterr().out.partition("\n")
     assert announced.endswith(" for 0 records.")
-    assert section.strip() in RESULTS.read_text(encoding="utf-8")
+    assert section.strip() == page_of(script(name).TITLE)
 
 
 def test_the_readme_shows_figures_of_the_records(capsys: pytest.CaptureFixture[str]) -> None:

@@ -240,12 +240,13 @@ def test_findings_compare_the_draws_that_both_methods_have(tmp_path: Path) -> No
     figures["network", 0, "random", limit] = _row([1, 0], [4, 4])
     script("_records").add_records(tmp_path / "smollm_searches.jsonl", figures)
     gain = script("_means").Mean(-0.07, -0.1, -0.04, 10)
-    assert answers.agreement_section(tmp_path / "none", []) == ""
-    table = rows(
-        answers.agreement_section(
-            tmp_path, [claims.Claim("search.sampler", "random", gain, None, "s")]
-        )
-    )
+    records = answers.records_in(tmp_path)
+    assert answers.agreement_section(answers.comparisons_of(records, [])) == ""
+    claim = claims.Claim("search.sampler", "random", gain, None, "s")
+    comparisons = answers.comparisons_of(records, [claim])
+    table = rows(answers.agreement_section(comparisons))
+    assert answers.agreement_of(comparisons, "search") == "agrees in 1 of 1 comparison (below)."
+    assert answers.agreement_of(comparisons, "risk") == "not measured."
     finding = ["the default search against random", "+0.070 [+0.040, +0.100]"]
     assert table == [[*finding, "+0.625 [+0.500, +0.750]", "1", "yes"]]
 
