@@ -13,7 +13,8 @@ from _pretrained_form import MODEL
 from _studies import load_once
 
 from effllava_optuna.objectives import Stopwatch, Workload
-from effllava_optuna.policy import Policy, finalists, front_of
+from effllava_optuna.policy import Policy, front_of
+from effllava_optuna.search.final_selection import study_finalists
 from effllava_optuna.search.runner import search
 from effllava_optuna.storage.trial_records import effective_records
 from effllava_optuna.surgery import policy_network
@@ -111,7 +112,7 @@ class PretrainedDraw:
                 ),
                 trial,
             )
-            for trial in finalists(front, session.config.report.finalists)
+            for trial in study_finalists(session, front)
         ]
         validation, trial = max(measured, key=lambda pair: (pair[0], pair[1].quality))
         return trial, validation

@@ -15,6 +15,7 @@ MANIFEST = f"{_PREFIX}manifest"
 CHANGES = f"{_PREFIX}changes"
 RESULTS = f"{_PREFIX}results"
 SCORES = f"{_PREFIX}scores"
+FINALISTS = f"{_PREFIX}finalists"  # their trials, before validation is opened
 CHOSEN = f"{_PREFIX}chosen"
 ANSWERS = f"{_PREFIX}answers"  # of the dense model; with the name of a split of unlabelled samples
 EXPORTED = f"{_PREFIX}exported"
