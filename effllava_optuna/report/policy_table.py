@@ -100,8 +100,9 @@ def policy_table(document: Mapping[str, Any]) -> TextTable:
         )
         rows.append(TableRow(cells, emphasized=chosen))
     headings = (split_heading(document, split) for split in _SPLITS)
-    speedup, latency = "speed-up\n(predicted)", "ms"
-    columns = ("policy", *headings, speedup, latency, "parameters", "weights\nkept")
+    columns = (
+        "policy", *headings, "speed-up\n(predicted)", "ms", "parameters", "weights\nkept",
+    )  # fmt: skip
     return TextTable(columns, rows, title="Policies", notes=_notes(document))
 
 

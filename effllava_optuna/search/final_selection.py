@@ -139,6 +139,26 @@ def study_finalists(session: SearchSession, front: Sequence[TrialRecord]) -> lis
     )
 
 
+def _finalists_once(
+    session: SearchSession, records: Sequence[TrialRecord], front: Sequence[TrialRecord]
+) -> list[TrialRecord]:
+    """Return the stored finalists; if there are none, select them from the front and store them.
+
+    A study that is resumed here, or by a version that selects others, keeps its finalists.
+    """
+    study = session.study
+    stored = study.user_attrs.get(FINALISTS)
+    if stored is not None:
+        by_number = {record.number: record for record in records}
+        return [by_number[number] for number in stored]
+    if CHOSEN in study.user_attrs:  # by an older version, which had stored the choice only
+        selected = best_and_spread(front, session.config.report.finalists)
+    else:
+        selected = study_finalists(session, front)
+    study.set_user_attr(FINALISTS, [trial.number for trial in selected])
+    return selected
+
+
 class FinalSelection:
     """Chooses a finalist by validation, and measures all of them on test.
 
@@ -169,7 +189,7 @@ class FinalSelection:
                 f"Study {study.study_name!r} has no feasible trial that completed.",
                 hint="Allow a larger budget, or run more trials.",
             )
-        selected = self._selected(records, front)
+        selected = _finalists_once(self.session, records, front)
         structure, widths = self.evaluator.structure, self.evaluator.calibration.widths
         grids = {
             "uniform": self.costs.maximal(uniform_policies(structure, widths)),
@@ -211,22 +231,6 @@ class FinalSelection:
         }
         study.set_user_attr(RESULTS, results)
         return results
-
-    def _selected(
-        self, records: Sequence[TrialRecord], front: Sequence[TrialRecord]
-    ) -> list[TrialRecord]:
-        """Return the finalists, which are selected once: a resumed study has the same ones."""
-        study = self.session.study
-        stored = study.user_attrs.get(FINALISTS)
-        if stored is not None:
-            by_number = {record.number: record for record in records}
-            return [by_number[number] for number in stored]
-        if CHOSEN in study.user_attrs:  # by an older version, which had stored the choice only
-            selected = best_and_spread(front, self.count)
-        else:
-            selected = study_finalists(self.session, front)
-        study.set_user_attr(FINALISTS, [trial.number for trial in selected])
-        return selected
 
     def _comparable_records(self) -> list[TrialRecord]:
         """Return all trials with the latencies, and within the budget, of the latest epoch."""

@@ -32,7 +32,6 @@ OVER_BUDGET = "over_budget"  # how far the policy is above the budget, in words
 METRICS = ["quality", "latency_ms"]
 DIRECTIONS: list[Literal["maximize", "minimize"]] = ["maximize", "minimize"]
 
-
 _CONTROL_NAME = re.compile(r".*/projector(-\d+)?", re.DOTALL)
 
 
