@@ -8,7 +8,7 @@ from _counting import evaluator_of
 from _fields import KEEP_RATIO, WIDTHS
 
 from effllava_optuna.objectives import samples_of
-from effllava_optuna.policy import Policy, finalists, front_of, hypervolume
+from effllava_optuna.policy import Policy, best_and_spread, front_of, hypervolume
 from effllava_optuna.storage.trial_records import effective_records
 from effllava_optuna.tasks import Split
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def outcome(session: SearchSession) -> dict[str, Any]:
     """Choose among the finalists by validation, as a study does, and open the test split."""
     evaluator = evaluator_of(session)
-    front = finalists(front_of(effective_records(session.study)), session.config.report.finalists)
+    front = front_of(effective_records(session.study))
+    front = best_and_spread(front, session.config.report.finalists)  # as all records
     measured_front = [
         measure_choice(
             evaluator,

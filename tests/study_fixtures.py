@@ -100,6 +100,7 @@ class StudyFactory:
     def __init__(self, loaded: LoadedModel, task: Digits, directory: Path, **search: Any) -> None:
         self.loaded, self.task, self.directory, self.search = loaded, task, directory, search
         self.latency: dict[str, Any] = {}  # more keys of ``[latency]``
+        self.finalists = 8
         with study_inputs(self.config(), loaded, task) as inputs:
             self.calibration = calibrate(inputs, inputs.stopwatch(), silent)
 
@@ -113,6 +114,7 @@ class StudyFactory:
                 "latency": {"batch": 16, "repeats": 3, "seconds": 0.0, "checks": 4} | self.latency,
                 "search": self.search | search,
                 "projector": {"parts": 2, "steps": 0},
+                "report": {"finalists": self.finalists},
             }
         )
 

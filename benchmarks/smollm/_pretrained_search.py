@@ -13,7 +13,7 @@ from _pretrained_form import MODEL
 from _studies import load_once
 
 from effllava_optuna.objectives import Stopwatch, Workload
-from effllava_optuna.policy import Policy, finalists, front_of
+from effllava_optuna.policy import Policy, best_and_spread, front_of
 from effllava_optuna.search.runner import search
 from effllava_optuna.storage.trial_records import effective_records
 from effllava_optuna.surgery import policy_network
@@ -111,7 +111,7 @@ class PretrainedDraw:
                 ),
                 trial,
             )
-            for trial in finalists(front, session.config.report.finalists)
+            for trial in best_and_spread(front, session.config.report.finalists)
         ]
         validation, trial = max(measured, key=lambda pair: (pair[0], pair[1].quality))
         return trial, validation

@@ -57,11 +57,10 @@ def calibration_summary(session: SearchSession) -> str:
     return "\n".join(lines)
 
 
-def search_summary(session: SearchSession, epoch: int, finished: int) -> str:
-    """Return progress, best quality and hypervolume of an epoch after ``finished`` trials."""
+def search_summary(session: SearchSession, finished: int) -> str:
+    """Return progress and best quality after ``finished`` trials."""
     from optuna.trial import TrialState
 
-    from effllava_optuna.policy import hypervolume_by_epoch
     from effllava_optuna.storage.names import REASON
     from effllava_optuna.storage.trial_records import effective_records
 
@@ -69,15 +68,9 @@ def search_summary(session: SearchSession, epoch: int, finished: int) -> str:
     failures = session.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
     failed = sum(REASON in trial.user_attrs for trial in failures)
     best = max((record.quality for record in records if record.eligible), default=float("nan"))
-    hypervolume = hypervolume_by_epoch(
-        records,
-        session.epochs.latest + 1,
-        session.evaluator.calibration.reference,
-        session.config.quality.accuracy,
-    )[epoch]
     return (
         f"{finished}/{session.config.search.trials} trials, {failed} failed, best quality "
-        f"{best:.4f}, hypervolume {hypervolume:.4g}"
+        f"{best:.4f}"
     )
 
 

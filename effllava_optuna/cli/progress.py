@@ -123,7 +123,7 @@ class ProgressDisplay:
             return
         self._next_refresh = time.monotonic() + _REFRESH_SECONDS
         stage = f"searching, epoch {trial.epoch + 1} of {search.epochs}"
-        note = search_summary(session, trial.epoch, finished)
+        note = search_summary(session, finished)
         note += self.trial_rate.remaining_time(search.trials - finished)
         self._bar.update(
             self._task, description=stage, completed=finished, total=search.trials, note=note

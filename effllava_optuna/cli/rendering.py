@@ -55,13 +55,13 @@ def render_summary(document: Mapping[str, Any]) -> Text:
     Args:
         document: See `effllava_optuna.report.study_document`.
     """
-    from effllava_optuna.report import summary_lines
+    from effllava_optuna.report import status_lines
 
-    return Text("\n".join(summary_lines(document)))
+    return Text("\n".join(status_lines(document)))
 
 
 def render_report(document: Mapping[str, Any]) -> list[RenderableType]:
-    """Return what `report` prints: a summary, and the tables that its policies have.
+    """Return what `report` prints: its conclusion, and the tables that its policies have.
 
     Args:
         document: See `effllava_optuna.report.study_document`.

@@ -32,7 +32,7 @@ _COLUMNS = (
 _SPLITS = ("proxy", "validation", "test")
 _FIGURES = (
     "The figures of this study are on its page, the first symbol of the bar on the left: accuracy "
-    "against latency (`front_by_epoch`), the loss when one component alone is narrowed "
+    "against speed-up (`front_by_epoch`), the loss when one component alone is narrowed "
     "(`sensitivity`), and the widths of each layer (`width_ratios`)."
 )
 _WARNING = (

@@ -2,12 +2,16 @@
 
 from effllava_optuna.policy.component import IMAGE_TOKENS, UNRANKED, Component, ComponentId, Kind
 from effllava_optuna.policy.cost import CostModel, Costs, latency_costs, parameter_costs
+from effllava_optuna.policy.finalists import (
+    best_and_spread,
+    log_width_ratios,
+    select_finalists,
+)
 from effllava_optuna.policy.front import hypervolume, pareto, spread
 from effllava_optuna.policy.policy import Policy
 from effllava_optuna.policy.ranking import Ranking
 from effllava_optuna.policy.record import (
     TrialRecord,
-    finalists,
     front_of,
     hypervolume_by_epoch,
     with_latest_correction,
@@ -31,15 +35,17 @@ __all__ = [
     "Ranking",
     "Space",
     "TrialRecord",
+    "best_and_spread",
     "bootstrap_interval",
     "bootstrap_means",
-    "finalists",
     "front_of",
     "hypervolume",
     "hypervolume_by_epoch",
     "latency_costs",
+    "log_width_ratios",
     "parameter_costs",
     "pareto",
+    "select_finalists",
     "spread",
     "with_latest_correction",
 ]

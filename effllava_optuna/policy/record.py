@@ -6,9 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from effllava_optuna.policy.front import hypervolume, pareto, spread
+from effllava_optuna.policy.front import hypervolume, pareto
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,14 +79,6 @@ def front_of(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     points = [(trial.quality, trial.latency_ms) for trial in eligible]
     front = [eligible[index] for index in pareto(points)]
     return sorted(front, key=lambda trial: (-trial.quality, trial.number))
-
-
-def finalists(front: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
-    """Select ``count`` of a front: half by quality, the rest evenly along the front."""
-    best = list(front[: (count + 1) // 2])
-    rest = sorted(front[len(best) :], key=lambda trial: trial.latency_ms)
-    points = np.array([(trial.quality, trial.latency_ms) for trial in rest]).reshape(-1, 2)
-    return best + [rest[index] for index in spread(points, count - len(best))]
 
 
 def with_latest_correction(

@@ -9,7 +9,7 @@ from effllava_optuna.report.document import (
 from effllava_optuna.report.finalist_choices import choice_table
 from effllava_optuna.report.paired_differences import comparison_sentence
 from effllava_optuna.report.policy_pick import PickRule, pick_policy, pick_table
-from effllava_optuna.report.policy_table import policy_table, summary_lines
+from effllava_optuna.report.policy_table import policy_table, status_lines
 from effllava_optuna.report.proxy_noise import noise_notes
 from effllava_optuna.report.smoothed_quality import smoothed_qualities
 from effllava_optuna.report.speedup_parts import speedup_table
@@ -39,9 +39,9 @@ __all__ = [
     "result_row",
     "smoothed_qualities",
     "speedup_table",
+    "status_lines",
     "structure_tables",
     "study_document",
     "subset_table",
-    "summary_lines",
     "trial_result_row",
 ]

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from effllava_optuna.policy import Policy, finalists, front_of, hypervolume_by_epoch
+from effllava_optuna.policy import Policy, front_of, hypervolume_by_epoch, select_finalists
 from effllava_optuna.report.finalist_choices import choices_by_rule
 from effllava_optuna.report.paired_differences import compare_with_baselines
 from effllava_optuna.report.proxy_noise import proxy_noise
@@ -55,6 +55,7 @@ class StudyFacts:
         results: Values that were measured at the end of the study; None before that.
         scores: Score of each reported policy on each sample, by split; None before the end of
             the study.
+        has_budget: Whether the study limits latency or size.
         config: The study file, by table.
         manifest: Versions, machine, and digests of weights and samples.
         changes: Changes of the manifest since the study began, with their times.
@@ -82,6 +83,7 @@ class StudyFacts:
     groups: Sequence[int] = ()
     results: Mapping[str, Any] | None = None
     scores: Mapping[str, Any] | None = None
+    has_budget: bool = True
     config: Mapping[str, Any] = field(default_factory=dict)
     manifest: Mapping[str, Any] = field(default_factory=dict)
     changes: Sequence[Mapping[str, Any]] = ()
@@ -134,10 +136,14 @@ def study_document(facts: StudyFacts) -> dict[str, Any]:
         parameters=dense["parameters"],
         gflops=dense["gflops"],
     )
-    document["front"] = [
-        trial_result_row(trial, facts.structure, dense)
-        for trial in finalists(front_of(facts.trials), facts.finalists)
-    ]
+    selected = select_finalists(
+        front_of(facts.trials),
+        facts.finalists,
+        facts.structure,
+        facts.groups or (),
+        has_budget=facts.has_budget,
+    )
+    document["front"] = [trial_result_row(trial, facts.structure, dense) for trial in selected]
     document["noise"] = proxy_noise(facts, document)
     return document
 

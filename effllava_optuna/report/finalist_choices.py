@@ -16,13 +16,13 @@ from effllava_optuna.report.text_table import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _SPLITS = ("validation", "test")
 _RULES = {
     "proxy": ("quality", "quality on the proxy"),
     "smoothed": ("quality_smoothed", "smoothed quality on the proxy"),
-    "validation": ("accuracy_validation", "{measure} on validation (the choice)"),
+    "validation": ("accuracy_validation", "{measure} on validation"),
 }  # name: key of the result row, description
 
 
@@ -66,25 +66,50 @@ def choices_by_rule(
 
 
 def choice_table(document: Mapping[str, Any]) -> TextTable | None:
-    """Compare the finalists that the rules would have chosen; None before the end of the study."""
-    if not document["choices"]:
+    """Compare the finalists that the rules would have chosen.
+
+    Returns:
+        The table; None before the end of the study, and if all rules choose the same policy,
+        which `agreement_notes` states.
+    """
+    if _is_unanimous(document["choices"]):
         return None
     rows = []
     measure = measure_of_split(document, "validation")
     for choice in document["choices"]:
+        decided = choice["rule"] == "validation"
         cells = (
             _RULES[choice["rule"]][1].format(measure=measure),
             f"trial {choice['trial']}",
             format_number(choice["value"], ".4f"),
             *(format_accuracy(choice, split) for split in _SPLITS),
-            _difference_cell(choice["difference"]),
+            "the choice" if decided else _difference_cell(choice["difference"]),
         )
-        rows.append(TableRow(cells, emphasized=choice["rule"] == "validation"))
+        rows.append(TableRow(cells, emphasized=decided))
     headings = (split_heading(document, split) for split in _SPLITS)
-    columns = ("chosen by", "policy", "value", *headings, "test, minus\nthe choice")
+    columns = ("chosen by the best", "policy", "value", *headings, "test, minus\nthe choice")
     return TextTable(
         columns, rows, title="Choice among the finalists", notes=_notes(document), left_columns=2
     )
+
+
+def agreement_notes(document: Mapping[str, Any]) -> list[str]:
+    """Return a sentence if all rules choose the same finalist; else nothing."""
+    choices = document["choices"]
+    if len(document["front"]) < 2 or not choices or not _is_unanimous(choices):
+        return []
+    measure = measure_of_split(document, "validation")
+    *rules, last = (
+        f"by {_RULES[choice['rule']][1].format(measure=measure)}" for choice in choices
+    )
+    listed = f"{', '.join(rules)} and {last}" if rules else last
+    trial, count = choices[0]["trial"], len(document["front"])
+    return [f"Trial {trial} is the best of the {count} finalists {listed}."]
+
+
+def _is_unanimous(choices: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether no rule chooses another finalist than the others, or there is no rule."""
+    return len({choice["trial"] for choice in choices}) <= 1
 
 
 def _difference_cell(difference: Mapping[str, Any] | None) -> str:

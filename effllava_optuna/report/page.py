@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 from effllava_optuna.report.figures.accuracy_figures import finalists_by_study
 from effllava_optuna.report.figures.sensitivity_figure import full_height
 from effllava_optuna.report.finalist_choices import choice_table
-from effllava_optuna.report.policy_table import policy_table, status_lines
+from effllava_optuna.report.policy_table import detail_notes, policy_table, status_lines
 from effllava_optuna.report.speedup_parts import speedup_table
 from effllava_optuna.report.study_comparison import comparison_tables
 from effllava_optuna.report.subset_scores import subset_table
@@ -34,8 +34,10 @@ _FIGURE_SECTIONS = {
     _FRONT: (
         "The front",
         "Each dot is a policy that the search measured. A line connects the front of an epoch: "
-        "the policies that no other one exceeds in both accuracy and speed. Farther up is more "
-        "accurate, farther left is faster.",
+        "the policies that no other one exceeds in both accuracy and speed. Their speed-up is "
+        "predicted by the latency table; diamonds are policies that were timed at the end, at "
+        "their measured speed-up, as in the table below. Farther up is more accurate, farther "
+        "right is faster.",
     ),
     _WIDTHS: (
         "Widths of the layers",
@@ -68,6 +70,7 @@ class PageSection:
         pairs: Names and values.
         code: Commands that can be copied.
         collapsed: A heading, and a text that is hidden until the heading is clicked.
+        folded: Whether the section is hidden until its title is clicked.
     """
 
     title: str
@@ -77,6 +80,7 @@ class PageSection:
     pairs: Sequence[tuple[str, str]] = ()
     code: Sequence[str] = ()
     collapsed: tuple[str, str] | None = None
+    folded: bool = False
 
 
 def study_page(
@@ -97,14 +101,15 @@ def study_page(
         _figure_section(figures, _WIDTHS),
         _figure_section(figures, _SENSITIVITY),
         _table_section(choice_table(document)),
+        _table_section(subset_table(document)),
         PageSection("More figures", charts=_charts(others)) if others else None,
+        _command_section(document, study_arguments),
+        _failure_section(document),
+        _detail_section(document),
         _risk_section(document),
         _context_section(document),
         _projector_section(document),
-        _table_section(subset_table(document)),
-        _failure_section(document),
         _provenance_section(document),
-        _command_section(document, study_arguments),
     ]
     title = f"Study {document['study']}"
     lead = [*reversed(status_lines(document)), _INTRODUCTION]
@@ -180,6 +185,14 @@ def _figure_section(figures: Mapping[str, go.Figure], name: str) -> PageSection 
     return PageSection(title, notes=[note], charts=[_chart(figures[name], name, height)])
 
 
+def _detail_section(document: Mapping[str, Any]) -> PageSection | None:
+    """Show the noise of the proxy, the latency table, memory and hypervolume."""
+    notes = detail_notes(document)
+    return (
+        PageSection("Details: noise, latency, memory", notes=notes, folded=True) if notes else None
+    )
+
+
 def _risk_section(document: Mapping[str, Any]) -> PageSection | None:
     """Show the terms of the quality: accuracy and structural risk."""
     config = document["config"]
@@ -213,7 +226,8 @@ def _risk_section(document: Mapping[str, Any]) -> PageSection | None:
             f"one of the {proxy_samples} proxy samples is {1 / proxy_samples:.4f}."
         )
     columns = ("policy", "quality + eta * Omega", "Omega", "eta * Omega", "quality")
-    return PageSection("Structural risk", TextTable(columns, table_rows, notes=notes))
+    table = TextTable(columns, table_rows, notes=notes)
+    return PageSection("Details: structural risk", table, folded=True)
 
 
 def _context_section(document: Mapping[str, Any]) -> PageSection | None:
@@ -238,7 +252,8 @@ def _context_section(document: Mapping[str, Any]) -> PageSection | None:
         "They are kept if the loss of the elites, with the projector as it was loaded, is lower; "
         "otherwise the epoch has the tables of the epoch before."
     ]
-    return PageSection("Compensation in context", TextTable(columns, rows, notes=notes))
+    table = TextTable(columns, rows, notes=notes)
+    return PageSection("Details: compensation in context", table, folded=True)
 
 
 def _projector_section(document: Mapping[str, Any]) -> PageSection | None:
@@ -265,7 +280,8 @@ def _projector_section(document: Mapping[str, Any]) -> PageSection | None:
         f"{measure.capitalize()} and loss are means over the elites, for which the projector was "
         "trained."
     ]
-    return PageSection("Projector updates", TextTable(columns, rows, notes=notes))
+    table = TextTable(columns, rows, notes=notes)
+    return PageSection("Details: projector updates", table, folded=True)
 
 
 def _failure_section(document: Mapping[str, Any]) -> PageSection | None:
@@ -289,7 +305,7 @@ def _provenance_section(document: Mapping[str, Any]) -> PageSection:
             if name != "at"
         )
         notes.append(f"Changed at {change['at']}: {', '.join(entries)}")
-    return PageSection("Provenance", notes=notes, pairs=pairs)
+    return PageSection("Details: provenance", notes=notes, pairs=pairs, folded=True)
 
 
 def _command_section(document: Mapping[str, Any], study_arguments: str) -> PageSection:

@@ -97,5 +97,5 @@ def confidence_notes(pick: Mapping[str, Any]) -> list[str]:
         unsure = ": others are about as accurate."
         notes.append(note + ("." if best >= _CONFIDENT else unsure))
     if len(pick["admissible"]) == 1 and pick["rule"]:
-        notes.append("No other finalist is within the limits.")
+        notes.append("No other policy is within the limits.")
     return notes

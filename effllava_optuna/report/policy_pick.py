@@ -1,9 +1,9 @@
-"""Pick a policy among the finalists of a study by limits on latency, size or accuracy."""
+"""Pick a policy of the front of a study by limits on latency, size or accuracy."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from effllava_optuna.errors import StudyError
 from effllava_optuna.report.document import study_document
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from effllava_optuna.report.document import StudyFacts
+
+Pool = Literal["finalists", "front"]
+_POOLS = {"validation": "finalists", "proxy": "policies on the front"}  # by deciding split
+_MOST_OTHERS = 8  # rows of the table
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,44 +70,54 @@ class _Limit:
         return bool(value >= self.bound if self.is_minimum else value <= self.bound)
 
 
-def pick_policy(facts: StudyFacts, rule: PickRule) -> dict[str, Any]:
-    """Pick a policy among the finalists of a study.
+def pick_policy(facts: StudyFacts, rule: PickRule, pool: Pool = "finalists") -> dict[str, Any]:
+    """Pick a policy among the finalists of a study, or on its whole front.
 
-    Accuracy is measured on validation; in a study that is not over, on the proxy, cross-fitted.
-    Latencies are the measured ones if there are any, else those of the latency table. Accuracy on
-    test is passed on, and has no influence.
+    Among finalists, accuracy is that on validation and latency the measured one. On the whole
+    front, and in a study that is not over, accuracy is the cross-fitted one on the proxy and
+    latency that of the latency table: no trial but the finalists is measured at the end. Accuracy
+    on test is passed on, and has no influence.
 
     Args:
         facts: The stored facts of the study.
         rule: The limits.
+        pool: The policies that can be picked: ``finalists`` or ``front``. A study that is not
+            over has no finalists, and its front is used.
 
     Returns:
         The ``picked`` result row, the ``candidates``, the trials that are ``admissible``, the
-        ``split`` that decided, the ``measures`` of the splits, and the ``confidence`` of the
-        pick, see `pick_confidence`.
+        ``others`` on the front, which cannot be picked from this pool, the ``split`` that decided,
+        the ``measures`` of the splits, and the ``confidence`` of the pick, see `pick_confidence`.
 
     Raises:
-        StudyError: There is no finalist yet, or none is within the limits; the message then
-            has the finalist that is closest to each limit.
+        StudyError: There is no policy yet, or none is within the limits; the message then has the
+            policy that is closest to each limit.
     """
-    document = study_document(facts)
+    document = front = _front_document(facts)
+    split = "proxy"
+    if facts.results is not None and pool == "finalists":
+        document, split = study_document(facts), "validation"
     if not document["front"]:
         raise StudyError(
             f"Study {facts.name!r} has no policy on its front yet.",
             hint="Measure trials first: use `run` or `resume`.",
         )
-    split = "proxy" if document["chosen"] is None else "validation"
     candidates = [_candidate(row, document["dense"], split) for row in document["front"]]
-    limits = _limits(rule)
-    admissible = [
-        candidate for candidate in candidates if all(limit.admits(candidate) for limit in limits)
+    finalists = _finalists_of(facts)
+    others = [
+        _candidate(row, front["dense"], "proxy")
+        for row in front["front"]
+        if split == "validation" and row["trial"] not in finalists
     ]
+    limits = _limits(rule)
+    admissible = _within(limits, candidates)
     if not admissible:
-        raise StudyError(_closest(facts.name, candidates, limits), hint="Use a less strict limit.")
+        message = _closest(facts.name, candidates, limits, _POOLS[split])
+        raise StudyError(message, hint=_looser(_within(limits, others)))
     admissible.sort(key=lambda candidate: _rank_key(candidate, rule), reverse=True)
     trials = [candidate["trial"] for candidate in admissible]
     row = next(row for row in document["front"] if row["trial"] == trials[0])
-    scores = _scores(facts) if facts.scores is None else facts.scores[split]
+    scores = _scores(facts) if facts.scores is None or split == "proxy" else facts.scores[split]
     return {
         "study": facts.name,
         "rule": {name: value for name, value in asdict(rule).items() if value is not None},
@@ -111,10 +125,24 @@ def pick_policy(facts: StudyFacts, rule: PickRule) -> dict[str, Any]:
         "measures": document["measures"],
         "measured": row["latency_ms_measured"] is not None,
         "picked": row,
+        "finalists": finalists,
         "candidates": candidates,
         "admissible": trials,
+        "others": others,
         "confidence": pick_confidence(scores, trials, rule.accuracy_drop),
     }
+
+
+def _front_document(facts: StudyFacts) -> dict[str, Any]:
+    """Return the document of a study before its end, with all trials of the front."""
+    return study_document(
+        replace(facts, results=None, scores=None, finalists=max(1, len(facts.trials)))
+    )
+
+
+def _finalists_of(facts: StudyFacts) -> list[int]:
+    """Return the trials that were measured on validation; none before the end of a study."""
+    return [row["trial"] for row in (facts.results or {}).get("front", ())]
 
 
 def _scores(facts: StudyFacts) -> dict[str, Any]:
@@ -129,11 +157,19 @@ def _candidate(row: Mapping[str, Any], dense: Mapping[str, Any], split: str) -> 
         "trial": row["trial"],
         "accuracy": accuracy,
         "accuracy_drop": round(dense[f"accuracy_{split}"] - accuracy, 6),
+        "accuracy_proxy": row["accuracy_proxy"],
         "accuracy_test": row["accuracy_test"],
         "latency_ms": _first_value(row, "latency_ms_measured", "latency_ms"),
         "speedup": _first_value(row, "speedup_measured", "speedup_predicted"),
         "params": round(row["parameters"] / dense["parameters"], 6),
     }
+
+
+def _within(
+    limits: Sequence[_Limit], candidates: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Return the candidates that are within all limits."""
+    return [each for each in candidates if all(limit.admits(each) for limit in limits)]
 
 
 def _first_value(row: Mapping[str, Any], *keys: str) -> float:
@@ -166,8 +202,10 @@ def _rank_key(candidate: Mapping[str, Any], rule: PickRule) -> tuple[float, floa
     return (accuracy, speed) if rule.accuracy_drop is None else (speed, accuracy)
 
 
-def _closest(study: str, candidates: Sequence[Mapping[str, Any]], limits: Sequence[_Limit]) -> str:
-    """Describe the limits, each with the finalist that is closest to it."""
+def _closest(
+    study: str, candidates: Sequence[Mapping[str, Any]], limits: Sequence[_Limit], pool: str
+) -> str:
+    """Describe the limits, each with the policy that is closest to it."""
     descriptions = []
     for limit in limits:
         values = [(candidate[limit.key], candidate["trial"]) for candidate in candidates]
@@ -176,50 +214,108 @@ def _closest(study: str, candidates: Sequence[Mapping[str, Any]], limits: Sequen
             f"{limit.description} (the closest has {value:{limit.spec}}: trial {trial})"
         )
     return (
-        f"None of the {len(candidates)} finalists of {study!r} is within the limits: "
+        f"None of the {len(candidates)} {pool} of {study!r} is within the limits: "
         f"{', '.join(descriptions)}."
     )
 
 
+def _looser(others: Sequence[Mapping[str, Any]]) -> str:
+    """Return what to do if no finalist is within the limits, given the others that are."""
+    if not others:
+        return "Use a less strict limit."
+    best = max(others, key=lambda other: other["accuracy"])
+    return (
+        f"Use a less strict limit, or --whole-front: trial {best['trial']} is within them by its "
+        f"{best['accuracy']:.3f} on the proxy and its predicted latency."
+    )
+
+
 def pick_table(pick: Mapping[str, Any]) -> TextTable:
-    """Build the table of a pick: all finalists, those within the limits, and the confidence.
+    """Build the table of a pick: the policies, those within the limits, and the confidence.
+
+    Policies of the front that are not finalists come last.
 
     Args:
         pick: The result of `pick_policy`.
     """
-    latency, speedup = ("ms", "speed-up") if pick["measured"] else ("ms, predicted", "predicted")
-    rows = []
-    for candidate in pick["candidates"]:
-        picked = candidate["trial"] == pick["picked"]["trial"]
-        remark = ""
-        if picked:
-            remark = " (picked)"
-        elif pick["rule"] and candidate["trial"] in pick["admissible"]:
-            remark = " (within the limits)"
-        cells = (
-            f"trial {candidate['trial']}{remark}",
-            format_number(candidate["accuracy"], ".3f"),
-            format_number(candidate["accuracy_drop"], "+.3f"),
-            format_number(candidate["latency_ms"], ".1f"),
-            format_number(candidate["speedup"], ".2f"),
-            format_number(candidate["params"], ".3f"),
-            format_number(candidate["accuracy_test"], ".3f"),
-        )
-        rows.append(TableRow(cells, emphasized=picked))
+    validated = pick["split"] == "validation"
+    rows = [_row(pick, candidate, _remark(pick, candidate)) for candidate in pick["candidates"]]
+    others = pick["others"]
+    shown = [others[index] for index in _evenly(len(others), _MOST_OTHERS)]
+    rows += [_row(pick, other, "", validated=False) for other in shown]
+    measured = split_heading(pick, "validation"), split_heading(pick, "test") + "\n(not used)"
     columns = (
-        "policy", f"{measure_of_split(pick, pick['split'])}, {pick['split']}", "drop", latency,
-        speedup, "params", f"{split_heading(pick, 'test')} (not used)",
+        "policy", split_heading(pick, "proxy"), *(measured[:1] if validated else ()), "loss",
+        "ms" if validated else "ms,\npredicted",
+        "speed-up" if validated else "speed-up,\npredicted",
+        "share of\nparameters", *(measured[1:] if validated else ()),
     )  # fmt: skip
-    return TextTable(columns, rows, notes=[_cost(pick), *confidence_notes(pick)])
+    notes = [_cost(pick), *confidence_notes(pick), *_other_notes(pick, len(shown))]
+    return TextTable(columns, rows, notes=notes)
+
+
+def _remark(pick: Mapping[str, Any], candidate: Mapping[str, Any]) -> str:
+    if candidate["trial"] == pick["picked"]["trial"]:
+        return " (picked)"
+    within = pick["rule"] and candidate["trial"] in pick["admissible"]
+    return " (within limits)" if within else ""
+
+
+def _row(
+    pick: Mapping[str, Any], candidate: Mapping[str, Any], remark: str, *, validated: bool = True
+) -> TableRow:
+    """Return a row; latency and speed-up of a policy that was not timed are in parentheses."""
+    picked = candidate["trial"] == pick["picked"]["trial"]
+    costs = [f"{candidate['latency_ms']:.1f}", f"{candidate['speedup']:.2f}"]
+    loss = f"{candidate['accuracy_drop']:+.3f}"
+    cells = [f"trial {candidate['trial']}{remark}", f"{candidate['accuracy_proxy']:.3f}"]
+    params = f"{candidate['params']:.1%}"
+    if pick["split"] != "validation":
+        return TableRow((*cells, loss, *costs, params), emphasized=picked)
+    if not validated:
+        costs = [f"({cost})" for cost in costs]
+        return TableRow((*cells, "not measured", "-", *costs, params, "-"), emphasized=picked)
+    test = format_number(candidate["accuracy_test"], ".3f")
+    cells = [*cells, f"{candidate['accuracy']:.3f}", loss, *costs, params, test]
+    return TableRow(cells, emphasized=picked)
+
+
+def _evenly(length: int, most: int) -> list[int]:
+    """Return at most ``most`` evenly spaced indices of a list of ``length``, both ends included.
+
+    Example:
+        >>> _evenly(3, 4), _evenly(9, 3)
+        ([0, 1, 2], [0, 4, 8])
+    """
+    if length <= most:
+        return list(range(length))
+    return [round(index * (length - 1) / (most - 1)) for index in range(most)]
 
 
 def _cost(pick: Mapping[str, Any]) -> str:
-    """Return what the picked policy loses."""
+    """Return what the picked policy loses, and on which samples."""
     trial, split = pick["picked"]["trial"], pick["split"]
     (drop,) = [each["accuracy_drop"] for each in pick["candidates"] if each["trial"] == trial]
     verb = "loses" if drop >= 0 else "gains"
-    return (
+    cost = (
         f"Trial {trial} {verb} {100 * abs(drop):.1f} points of {measure_of_split(pick, split)} on "
-        f"{split}. Only the {len(pick['candidates'])} finalists are measured there; `export "
-        "--trial N` takes any trial."
+        f"{split} against the dense model."
     )
+    if split == "validation":
+        return cost
+    cost += " The search has selected policies on these samples: on others, expect a larger loss."
+    if trial in pick["finalists"]:
+        return f"{cost} This trial is a finalist: without --whole-front, validation decides."
+    return f"{cost} This trial was not measured on validation." if pick["finalists"] else cost
+
+
+def _other_notes(pick: Mapping[str, Any], shown: int) -> list[str]:
+    """Describe the policies of the front that are not finalists; nothing if there are none."""
+    others = pick["others"]
+    if not others:
+        return []
+    count = f"{shown} of {len(others)}" if shown < len(others) else f"{len(others)}"
+    return [
+        f"Not measured: policies of the front that are no finalists ({count} shown). They have an "
+        "accuracy on the proxy and a (predicted) latency, by which --whole-front picks among all."
+    ]

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.policy import IMAGE_TOKENS
 from effllava_optuna.report.document import STATES
+from effllava_optuna.report.finalist_choices import agreement_notes
 from effllava_optuna.report.paired_differences import comparison_sentence
-from effllava_optuna.report.proxy_noise import noise_notes
+from effllava_optuna.report.proxy_noise import noise_notes, resolution_notes
 from effllava_optuna.report.text_table import (
     TableRow,
     TextTable,
@@ -67,44 +68,6 @@ def _conclusion(document: Mapping[str, Any]) -> str:
     )
 
 
-def summary_lines(document: Mapping[str, Any]) -> list[str]:
-    """Return `status_lines`, and a line each on hypervolume, risk and what opened each epoch."""
-    lines = status_lines(document)
-    if document["hypervolume"]:
-        volumes = "  ".join(f"{volume:.4g}" for volume in document["hypervolume"])
-        lines.append(f"hypervolume by epoch: {volumes}")
-    if document["risk_spread"] is not None and document["chosen"] is not None:
-        samples = document["config"]["task"]["proxy"]
-        lines.append(
-            f"structural risk: eta * risk has a range of {document['risk_spread']:.4f} in the "
-            f"first generation (one of {samples} proxy samples is {1 / samples:.4f})"
-        )
-    measure = measure_of_split(document, "proxy")
-    for epoch, update in enumerate(document["projector"], start=1):
-        if update["in_context"] is not None:
-            note = _context_note(update["in_context"], measure)
-            lines.append(f"tables in context, epoch {epoch}: {note}")
-        if "seconds" not in update:  # nothing was trained
-            continue
-        lines.append(
-            f"projector of epoch {epoch}: {update['steps']} steps, {update['seconds']:.0f} s, "
-            f"held-out {measure} {update['crossfit_accuracy_before']:.3f} to "
-            f"{update['crossfit_accuracy_after']:.3f} (training samples: "
-            f"{update['proxy_accuracy_before']:.3f} to {update['proxy_accuracy_after']:.3f})"
-        )
-    return lines
-
-
-def _context_note(compared: Mapping[str, Any], measure: str) -> str:
-    """Describe whether tables that were fitted in context are used, and why."""
-    before, after = compared["before"], compared["after"]
-    return (
-        f"{'kept' if compared['kept'] else 'not kept'}, {compared['seconds']:.0f} s, cross-fitted "
-        f"loss {before['loss']:.3f} to {after['loss']:.3f}, {measure} {before['accuracy']:.3f} to "
-        f"{after['accuracy']:.3f}"
-    )
-
-
 def labelled_rows(document: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """Return the result rows of a document with their labels, those that were measured."""
     named = [
@@ -137,21 +100,64 @@ def policy_table(document: Mapping[str, Any]) -> TextTable:
         )
         rows.append(TableRow(cells, emphasized=chosen))
     headings = (split_heading(document, split) for split in _SPLITS)
-    columns = ("policy", *headings, "speed-up", "ms", "parameters", "weights\nkept")
+    columns = (
+        "policy", *headings, "speed-up\n(predicted)", "ms", "parameters", "weights\nkept",
+    )  # fmt: skip
     return TextTable(columns, rows, title="Policies", notes=_notes(document))
 
 
 def _notes(document: Mapping[str, Any]) -> list[str]:
-    notes = _grading_notes(document)
-    if document["latency_table"] is not None:
-        notes.append(_latency_note(document["latency_table"]))
+    """Return the sentences that a reader of the table needs; `detail_notes` has the others."""
+    notes = [*_grading_notes(document), *_latency_notes(document)]
+    if document["chosen"] is None:
+        notes.append("The search is not over: nothing was measured on validation or test yet.")
+        return notes + resolution_notes(document)
+    notes.append(
+        "Uniform: one width ratio for all layers; uniform by kind: one for attention, one for "
+        "MLPs. Proxy: the samples of the search, cross-fitted. The policy was chosen on "
+        "validation, before the test set was opened. [..]: 95 % intervals. Weights kept: of those "
+        "that can be pruned."
+    )
+    notes += [
+        comparison_sentence(pair)
+        for pair in document["comparisons"]
+        if pair["split"] == "test" and pair["baseline"] != "dense"  # `_conclusion` has that
+    ]
+    return notes + agreement_notes(document) + resolution_notes(document)
+
+
+def _latency_notes(document: Mapping[str, Any]) -> list[str]:
+    """Describe the timed workload, and how far predicted values are off, in one sentence each."""
+    table = document["latency_table"]
+    if table is None:
+        return []
+    origin = table["origin"]
+    threads = f", {_count(origin['threads'], 'thread')}" if origin["threads"] else ""
+    prompts = f"{_count(origin['batch'], 'prompt')} of {origin['prompt_tokens']} tokens"
+    workload = (
+        f"ms: latency of {prompts} and {_count(origin['new_tokens'], 'new token')}, in "
+        f"{origin['dtype']} on {origin['device']}{threads}."
+    )
+    error, measured = table["error"], f"the latency of {table['checks']} random policies"
+    if table["finalists_error"] is not None:
+        error = table["finalists_error"]
+        measured = f"the speed-up of the {_count(len(document['front']), 'finalist')}"
+    predicted = "(..): predicted by the latency table, which is off by"
+    return [workload, f"{predicted} {error:.1%} on average for {measured}."]
+
+
+def detail_notes(document: Mapping[str, Any]) -> list[str]:
+    """Return what the page says of the measurements beside the tables, a paragraph each."""
+    notes = noise_notes(document)
+    table, memory = document["latency_table"], document["memory"]
+    if table is not None:
+        notes.append(_table_note(table))
         table_file = document["config"]["latency"]["table"]
         if table_file is not None:
             notes.append(
                 f"The latency table comes from {table_file}: an earlier study may have measured "
                 "it."
             )
-    memory = document["memory"]
     if memory is not None:
         owner = "this process" if memory["device"] == "cpu" else "torch on the GPU"
         notes.append(
@@ -159,42 +165,29 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
             f"{memory['dense_mb']:,.0f} MB of dense weights and {memory['table_mb']:,.0f} MB of "
             "compensation tables."
         )
-    if document["chosen"] is None:
-        notes.append("The search is not over: nothing was measured on validation or test yet.")
-        return notes + noise_notes(document)
-    notes.append(
-        "uniform: one width ratio for all layers; by kind: one for attention, one for MLPs. "
-        "proxy: the samples of the search, cross-fitted; [..]: 95 % intervals. The policy was "
-        "chosen on validation, before the test set was opened. (..): predicted by the latency "
-        "table. weights kept: of the prunable ones."
-    )
-    notes += [
-        comparison_sentence(pair)
-        for pair in document["comparisons"]
-        if pair["split"] == "test" and pair["baseline"] != "dense"  # `_conclusion` has that
-    ]
-    return notes + noise_notes(document)
+    if document["hypervolume"]:
+        volumes = ", ".join(f"{volume:.4g}" for volume in document["hypervolume"])
+        notes.append(
+            f"Hypervolume by epoch ({measure_of_split(document, 'proxy')} x ms, the area between "
+            f"the front and the reference point): {volumes}."
+        )
+    return notes
 
 
-def _latency_note(table: Mapping[str, Any]) -> str:
-    """Describe the timed workload and the error of the latency table."""
-    origin = table["origin"]
-    threads = f", {_count(origin['threads'], 'thread')}" if origin["threads"] else ""
-    prompts = f"{_count(origin['batch'], 'prompt')} of {origin['prompt_tokens']} tokens"
+def _table_note(table: Mapping[str, Any]) -> str:
+    """Describe how the latency table was measured, checked and corrected."""
     note = (
-        f"ms: latency of {prompts} and {_count(origin['new_tokens'], 'new token')}, in "
-        f"{origin['dtype']} on {origin['device']}{threads}. The predicted latency of "
-        f"{table['checks']} random policies is off by {table['error']:.1%} (mean)."
+        f"Latency table: the predicted latency of {table['checks']} random policies, which were "
+        f"timed as a whole before the search, was off by {table['error']:.1%} on average."
     )
     if table["rounds"]:
         note += f" Each width was timed {_count(table['rounds'], 'time')}."
     corrected = [update for update in table["corrections"] if update["latency_errors"]]
     if corrected:
         factors = ", ".join(f"{update['latency_factor']:.2f}" for update in corrected)
-        note += f" Factors of the predicted savings, from runs of each epoch's front: {factors}."
-    if table["finalists_error"] is not None:
         note += (
-            f" The predicted speed-up of the finalists is off by {table['finalists_error']:.1%}."
+            " After each epoch, policies of its front were timed as a whole; the next epoch "
+            f"multiplies predicted savings by what these runs saved of them: {factors}."
         )
     if table["launched"]:
         note += f" It includes the time to launch kernels: {', '.join(table['launched'])}."
@@ -219,7 +212,7 @@ def _grading_notes(document: Mapping[str, Any]) -> list[str]:
         )
     if metric is not None:
         if len(by_agreement) < len(_SPLITS):
-            notes.append(f"Accuracy: {metric['report']}.")
+            notes.append(f"Accuracy: the mean score by the rule {metric['report']!r}.")
         if metric["search"] != metric["report"]:
             notes.append(f"The search used another metric: {metric['search']}.")
     if constant is not None:

@@ -35,11 +35,12 @@ def proxy_noise(facts: StudyFacts, document: Mapping[str, Any]) -> dict[str, Any
         ``samples``, ``groups``, ``resamples`` and the number of ``policies``; the ``best`` policy
         by quality on the proxy and, after the end, the ``chosen`` one, each with the fraction of
         the draws on which it is the best; ``finalists_fraction``, that of all finalists together;
-        ``winners``, the most frequent best policies; and two differences in quality with their
-        standard ``deviation`` over draws: ``second``, the best minus the second policy, whose
-        ``floor`` is the half width of the 95 % interval, and ``uniform_by_kind``, the chosen
-        policy minus the baseline. None if fewer than two policies have a quality score for each
-        sample, or the samples form one group.
+        ``winners``, the most frequent best policies; ``as_good``, the number of policies, the
+        best included, whose quality is within 1.96 deviations of the best; and two differences in
+        quality with their standard ``deviation`` over draws: ``second``, the best minus the
+        second policy, whose ``floor`` is the half width of the 95 % interval, and
+        ``uniform_by_kind``, the chosen policy minus the baseline. None if fewer than two policies
+        have a quality score for each sample, or the samples form one group.
     """
     groups = facts.groups or ()
     trials, position = _distinct_policies(facts.trials)
@@ -55,7 +56,10 @@ def proxy_noise(facts: StudyFacts, document: Mapping[str, Any]) -> dict[str, Any
 
     best, second, *_ = sorted(range(len(trials)), key=lambda index: -trials[index].quality)
     by_wins = sorted(range(len(trials)), key=lambda index: (-wins[index], trials[index].number))
-    deviation = float((qualities[best] - qualities[second]).std())
+    deviations = (qualities[best] - qualities).std(1)
+    deviation = float(deviations[second])
+    shortfalls = trials[best].quality - np.array([trial.quality for trial in trials])
+    as_good = np.round(shortfalls - _FLOOR * deviations, _DIGITS) <= 0
     chosen = document["chosen"]
     finalists = {position[row["trial"]] for row in document["front"]}
     return {
@@ -69,6 +73,7 @@ def proxy_noise(facts: StudyFacts, document: Mapping[str, Any]) -> dict[str, Any
         "winners": [
             share(trials[index].number) for index in by_wins[:_MOST_WINNERS] if wins[index]
         ],
+        "as_good": int(as_good.sum()),
         "second": {
             "trial": trials[second].number,
             "difference": round(trials[best].quality - trials[second].quality, 6),
@@ -124,6 +129,18 @@ def _above_baseline(facts: StudyFacts, document: Mapping[str, Any]) -> dict[str,
         "difference": round(chosen["quality"] - baseline["quality"], 6),
         "deviation": round(float(means.std()), 6),
     }
+
+
+def resolution_notes(document: Mapping[str, Any]) -> list[str]:
+    """Return one sentence on how many policies could be the best; nothing if it is not known."""
+    noise = document["noise"]
+    if noise is None:
+        return []
+    return [
+        f"By the {noise['samples']:,} proxy samples alone, {noise['as_good']:,} of the "
+        f"{noise['policies']:,} policies could be the best: their quality differs from that of "
+        f"trial {noise['best']['trial']} by no more than the noise of these samples."
+    ]
 
 
 def noise_notes(document: Mapping[str, Any]) -> list[str]:

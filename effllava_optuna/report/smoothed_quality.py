@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from effllava_optuna.policy import Kind
+from effllava_optuna.policy import log_width_ratios
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from numpy.typing import NDArray
 
     from effllava_optuna.policy import ModelStructure, TrialRecord
 
@@ -73,38 +71,3 @@ def _posterior_means(
         process.fit(features, np.array([trial.quality for trial in fitted]))
     points = np.array([log_width_ratios(structure, trial.widths) for trial in targets])
     return [round(float(mean), _DIGITS) for mean in process.predict(points)]
-
-
-def log_width_ratios(structure: ModelStructure, widths: Sequence[int]) -> NDArray[np.float64]:
-    """Return the logarithm of the width ratio of each component.
-
-    A removed block counts as half a block, and its components, which have no effect, as dense:
-    all policies of one network have the same features.
-
-    Example:
-        >>> from effllava_optuna.policy import Component, ModelStructure
-        >>> structure = ModelStructure(
-        ...     (
-        ...         Component("language", 0, Kind.BLOCK, 1, 10, floor=0),
-        ...         Component("language", 0, Kind.MLP, 32, 10),
-        ...     )
-        ... )
-        >>> [round(float(ratio), 3) for ratio in log_width_ratios(structure, (1, 16))]
-        [0.0, -0.693]
-        >>> [round(float(ratio), 3) for ratio in log_width_ratios(structure, (0, 16))]
-        [-0.693, 0.0]
-    """
-    removed = {
-        (component.tower, component.layer)
-        for component, width in zip(structure.components, widths, strict=True)
-        if component.kind is Kind.BLOCK and not width
-    }
-    ratios = []
-    for component, width in zip(structure.components, widths, strict=True):
-        if component.kind is Kind.BLOCK:
-            ratios.append(1.0 if width else 0.5)
-        elif (component.tower, component.layer) in removed:
-            ratios.append(1.0)
-        else:
-            ratios.append(width / component.width)
-    return np.log(ratios)

@@ -74,10 +74,8 @@ def measure_of_split(document: Mapping[str, Any], split: str) -> str:
 
 
 def split_heading(document: Mapping[str, Any], split: str) -> str:
-    """Return the heading of a column of accuracies; with the measure if not all are alike."""
-    if set(document["measures"].values()) <= {"accuracy"}:
-        return split
-    return f"{split},\n{measure_of_split(document, split)}"
+    """Return the heading of a column of accuracies: the measure, and the split below it."""
+    return f"{measure_of_split(document, split)}\non {split}"
 
 
 def format_accuracy(row: Mapping[str, Any], split: str) -> str:

@@ -1,9 +1,10 @@
 """The end of a study: finalists, the choice among them, and the report on test data.
 
-The order matters. Finalists come from the Pareto front, by proxy scores. Validation chooses among
-them, and the choice is stored. Only then is the test split opened; it ranks nothing. The baselines
-are chosen in the same way, under the weight state of the choice: a grid by proxy scores (without
-the policies that another feasible one contains), the best of it by validation.
+The order matters. Finalists come from the Pareto front, by proxy scores, and are stored.
+Validation chooses among them, and the choice is stored. Only then is the test split opened; it
+ranks nothing. The baselines are chosen in the same way, under the weight state of the choice: a
+grid by proxy scores (without the policies that another feasible one contains), the best of it by
+validation.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from effllava_optuna.objectives import (
 )
 from effllava_optuna.policy import (
     Policy,
+    best_and_spread,
     bootstrap_interval,
-    finalists,
     front_of,
+    select_finalists,
     with_latest_correction,
 )
 from effllava_optuna.report import accuracy_by_subset, result_row, smoothed_qualities
 from effllava_optuna.search.study_answers import final_samples
-from effllava_optuna.storage.names import CHOSEN, RESULTS, SCORES
+from effllava_optuna.storage.names import CHOSEN, FINALISTS, RESULTS, SCORES, TASK
 from effllava_optuna.storage.trial_records import compact_scores, effective_records
 from effllava_optuna.tasks import Split
 
@@ -126,6 +128,37 @@ class _ScoreCache:
         return groups_of(batches)
 
 
+def study_finalists(session: SearchSession, front: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Select the finalists of a study from a front, see `effllava_optuna.policy`."""
+    return select_finalists(
+        front,
+        session.config.report.finalists,
+        session.evaluator.structure,
+        session.study.user_attrs[TASK].get("groups") or (),
+        has_budget=session.costs.limit is not None,
+    )
+
+
+def _finalists_once(
+    session: SearchSession, records: Sequence[TrialRecord], front: Sequence[TrialRecord]
+) -> list[TrialRecord]:
+    """Return the stored finalists; if there are none, select them from the front and store them.
+
+    A study that is resumed here, or by a version that selects others, keeps its finalists.
+    """
+    study = session.study
+    stored = study.user_attrs.get(FINALISTS)
+    if stored is not None:
+        by_number = {record.number: record for record in records}
+        return [by_number[number] for number in stored]
+    if CHOSEN in study.user_attrs:  # by an older version, which had stored the choice only
+        selected = best_and_spread(front, session.config.report.finalists)
+    else:
+        selected = study_finalists(session, front)
+    study.set_user_attr(FINALISTS, [trial.number for trial in selected])
+    return selected
+
+
 class FinalSelection:
     """Chooses a finalist by validation, and measures all of them on test.
 
@@ -156,7 +189,7 @@ class FinalSelection:
                 f"Study {study.study_name!r} has no feasible trial that completed.",
                 hint="Allow a larger budget, or run more trials.",
             )
-        selected = finalists(front, self.count)
+        selected = _finalists_once(self.session, records, front)
         structure, widths = self.evaluator.structure, self.evaluator.calibration.widths
         grids = {
             "uniform": self.costs.maximal(uniform_policies(structure, widths)),

@@ -15,6 +15,7 @@ MANIFEST = f"{_PREFIX}manifest"
 CHANGES = f"{_PREFIX}changes"
 RESULTS = f"{_PREFIX}results"
 SCORES = f"{_PREFIX}scores"
+FINALISTS = f"{_PREFIX}finalists"  # their trials, before validation is opened
 CHOSEN = f"{_PREFIX}chosen"
 ANSWERS = f"{_PREFIX}answers"  # of the dense model; with the name of a split of unlabelled samples
 EXPORTED = f"{_PREFIX}exported"
@@ -30,7 +31,6 @@ OVER_BUDGET = "over_budget"  # how far the policy is above the budget, in words
 
 METRICS = ["quality", "latency_ms"]
 DIRECTIONS: list[Literal["maximize", "minimize"]] = ["maximize", "minimize"]
-
 
 _CONTROL_NAME = re.compile(r".*/projector(-\d+)?", re.DOTALL)
 

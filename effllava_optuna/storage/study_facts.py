@@ -45,7 +45,7 @@ _UPDATE_ATTRS = (  # of a published epoch, for the report; only steps if nothing
 def read_study_facts(study: Study) -> StudyFacts:
     """Read what a report needs of ``study``."""
     config = config_of(study)
-    attrs = study.user_attrs
+    attrs, search = study.user_attrs, config.search
     control = load_control_study(study)
     epochs = [] if control is None else published_epochs(control)
     calibration = epochs[0].user_attrs["calibration"] if epochs else None
@@ -56,13 +56,13 @@ def read_study_facts(study: Study) -> StudyFacts:
     structure = ModelStructure.from_json(attrs[STRUCTURE]) if STRUCTURE in attrs else None
     return StudyFacts(
         name=study.study_name,
-        epochs=config.search.epochs,
-        planned=config.search.trials,
+        epochs=search.epochs,
+        planned=search.trials,
         opened=len(epochs),
         finalists=config.report.finalists,
         accuracy=config.quality.accuracy,
         eta=config.quality.eta,
-        population=config.search.population,
+        population=search.population,
         trials=trials,
         digest=search_digest(study),
         structure=structure,
@@ -74,6 +74,7 @@ def read_study_facts(study: Study) -> StudyFacts:
         groups=attrs.get(TASK, {}).get("groups"),
         results=attrs.get(RESULTS),
         scores=attrs.get(SCORES),
+        has_budget=any((search.keep_ratio, search.speedup, search.latency_ms)),
         config=relative_document(config),
         manifest=attrs.get(MANIFEST, {}),
         changes=attrs.get(CHANGES, ()),

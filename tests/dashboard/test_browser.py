@@ -34,7 +34,7 @@ WIDTHS = pytest.mark.parametrize("width", [800, 1200, 1300])
 SIZE: ViewportSize = {"width": 1500, "height": 1000}
 FIGURES = {
     "sensitivity": "Sensitivity of each component",
-    "front_by_epoch": "Accuracy against latency, by epoch",
+    "front_by_epoch": "Accuracy against speed-up, by epoch",
     "hypervolume": "Hypervolume within each epoch",
     "width_ratios": "Width ratio of each layer",
     "proxy_and_test": "Accuracy on test against accuracy on the proxy",
@@ -254,6 +254,8 @@ def test_nothing_in_a_report_is_cut(
         "() => [...document.querySelectorAll('.charts > div')].every(column => "
         "column.querySelector('.main-svg')?.clientWidth <= column.clientWidth)"
     )
+    assert width_of(page) <= width
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
     assert width_of(page) <= width
     tables = page.locator(".wide").evaluate_all("all => all.map(t => t.scrollWidth-t.clientWidth)")
     assert len(tables) >= 4

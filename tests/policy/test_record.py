@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from effllava_optuna.policy import (
     TrialRecord,
-    finalists,
     front_of,
     hypervolume,
     hypervolume_by_epoch,
@@ -70,17 +69,6 @@ def test_the_front_holds_eligible_trials_that_no_eligible_one_beats(
         )
         assert ((trial.quality, trial.latency_ms) in values) is not beaten
     assert [t.quality for t in front] == sorted((t.quality for t in front), reverse=True)
-
-
-@given(trials=TRIALS, count=st.integers(1, 6))
-def test_finalists_are_the_best_half_and_some_of_the_rest(
-    trials: list[TrialRecord], count: int
-) -> None:
-    front = front_of(trials)
-    chosen = finalists(front, count)
-    assert len(chosen) == min(count, len(front))
-    assert len({trial.number for trial in chosen}) == len(chosen)
-    assert chosen[: (count + 1) // 2] == front[: (count + 1) // 2]
 
 
 def test_hypervolume_goes_by_epoch_and_by_the_accuracy_that_is_asked_for() -> None:

@@ -136,6 +136,13 @@ def legend_of(figure: go.Figure) -> dict[str, Any]:
     return {trace.name: trace for trace in figure.data if trace.showlegend is not False}
 
 
+def width_of(table: TextTable) -> int:
+    """Return the width of a table on a terminal, in characters."""
+    columns = zip(table.columns, *(row.cells for row in table.rows), strict=True)
+    widths = [max(len(line) for cell in column for line in cell.split("\n")) for column in columns]
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
 def text_of(*tables: TextTable) -> str:
     """Return titles, headings, cells and notes as plain text."""
     lines: list[str] = []

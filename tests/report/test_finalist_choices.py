@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from effllava_optuna.report import choice_table, study_document
-from tests.report.study_samples import CALIBRATION, facts, finished, record, text_of
+from effllava_optuna.report import choice_table, policy_table, study_document
+from tests.report.study_samples import (
+    CALIBRATION,
+    facts,
+    finished,
+    record,
+    text_of,
+    width_of,
+)
 
 if TYPE_CHECKING:
     from effllava_optuna.policy import ModelStructure
@@ -63,7 +70,7 @@ def test_the_choice_is_that_of_the_study_also_among_equals(structure: ModelStruc
 def test_a_study_without_smoothed_qualities_is_compared_by_the_other_rules(
     structure: ModelStructure,
 ) -> None:
-    study = finished(structure, HITS)
+    study = with_rows(finished(structure, HITS), quality=[0.5, 0.7, 0.6])
     assert set(choices_of(study)) == {"proxy", "validation"}
     for row in (study.results or {})["front"]:
         del row["quality_smoothed"]  # as older versions store rows
@@ -87,11 +94,30 @@ def test_the_table_marks_the_choice_and_shows_the_differences(structure: ModelSt
     table = choice_table(study_document(study))
     assert table is not None
     proxy, smoothed, validation = table.rows
+    assert validation.cells[0] == "accuracy on validation"
     assert proxy.cells[:3] == ("quality on the proxy", "trial 5", "0.7000")
     assert proxy.cells[-1].startswith("-0.250\n[-0.")
-    assert smoothed.cells[-1] == validation.cells[-1] == "same policy"
+    assert (smoothed.cells[-1], validation.cells[-1]) == ("same policy", "the choice")
+    assert width_of(table) <= 97  # with trials of four digits, 100
     assert [row.emphasized for row in table.rows] == [False, False, True]
     assert "the same 3 finalists" in text_of(table)
+
+
+def test_rules_that_agree_are_one_sentence_below_the_policies(structure: ModelStructure) -> None:
+    study = with_rows(
+        finished(structure, HITS), quality=[0.9, 0.7, 0.6], quality_smoothed=[0.9, 0.6, 0.65]
+    )
+    document = study_document(study)
+    assert choice_table(document) is None
+    sentence = (
+        "Trial 4 is the best of the 3 finalists by quality on the proxy, by smoothed quality on "
+        "the proxy and by accuracy on validation."
+    )
+    assert sentence in policy_table(document).notes
+    disagreeing = study_document(with_rows(study, quality=[0.5, 0.7, 0.6]))
+    assert "finalists by" not in text_of(policy_table(disagreeing))
+    alone = finished(structure, {"dense": HITS["dense"], "4": HITS["4"]})
+    assert "finalists by" not in text_of(policy_table(study_document(alone)))
 
 
 @pytest.mark.parametrize("value", [None, 0.1])

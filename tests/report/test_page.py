@@ -64,9 +64,9 @@ def test_the_page_of_a_finished_study_has_all_sections(structure: ModelStructure
     )  # fmt: skip
     text, reader = read(study)
     assert reader.headings == [
-        "The front", "Policies", "Widths of the layers", "Sensitivity curves",
-        "Choice among the finalists", "More figures", "Structural risk",
-        "Projector updates", "Failed trials", "Provenance", "Commands",
+        "The front", "Policies", "Widths of the layers", "Sensitivity curves", "More figures",
+        "Commands", "Failed trials", "Details: noise, latency, memory",
+        "Details: structural risk", "Details: projector updates", "Details: provenance",
     ]  # fmt: skip
     assert "trial 4 (chosen)" in text
     assert "torch from 9.8 to 9.9" in text
@@ -74,6 +74,13 @@ def test_the_page_of_a_finished_study_has_all_sections(structure: ModelStructure
     # accuracy = quality + eta * risk, and the risk of the rows is -0.5
     assert ">0.9400<" in text
     assert ">-0.0100<" in text
+
+
+def test_details_are_folded_and_the_policies_are_not(structure: ModelStructure) -> None:
+    text, reader = read(finished(structure, HITS, updates=[_update()]))
+    folded = re.findall(r"<details class=\"folded\"><summary><h2>(.*?)</h2>", text)
+    assert folded == [title for title in reader.headings if title.startswith("Details: ")]
+    assert len(folded) >= 3
 
 
 def test_the_page_opens_with_what_was_chosen_and_explains_its_words(

@@ -10,10 +10,11 @@ import pytest
 
 from effllava_optuna.errors import StudyError
 from effllava_optuna.report import PickRule, pick_policy, pick_table, policy_pick
-from tests.report.study_samples import CALIBRATION, facts, finished, record
+from tests.report.study_samples import CALIBRATION, facts, finished, record, width_of
 
 if TYPE_CHECKING:
     from effllava_optuna.policy import ModelStructure
+    from effllava_optuna.report import StudyFacts
 
 # 25 ms, 12.5 ms and 6.25 ms, of a dense model of 50 ms.
 HITS = {
@@ -69,8 +70,9 @@ def test_the_table_marks_the_pick_and_the_policies_within_the_limits(
 ) -> None:
     table = pick_table(pick_policy(finished(structure, HITS), PickRule(speedup=3.0)))
     assert [row.cells[0] for row in table.rows] == [
-        "trial 4", "trial 9 (picked)", "trial 7 (within the limits)",
+        "trial 4", "trial 9 (picked)", "trial 7 (within limits)",
     ]  # fmt: skip
+    assert width_of(table) <= 97  # with trials of four digits, 100
     assert [row.emphasized for row in table.rows] == [False, True, False]
 
 
@@ -120,9 +122,76 @@ def test_a_policy_of_a_study_under_way_is_picked_on_the_proxy(structure: ModelSt
     assert trial(pick) == 1
     assert (pick["split"], pick["measured"]) == ("proxy", False)
     assert pick["confidence"]["samples"] == 4
-    assert "ms, predicted" in pick_table(pick).columns
+    assert "ms,\npredicted" in pick_table(pick).columns
     # The dense model has no scores on the proxy yet.
     assert pick_policy(study, PickRule(accuracy_drop=0.4))["confidence"]["accuracy_drop"] is None
+
+
+def with_front(structure: ModelStructure) -> StudyFacts:
+    """Return a finished study with two more policies on its front: 30 ms and 5 ms."""
+    trials = [
+        record(structure, number, quality, latency_ms, hits=hits)
+        for number, quality, latency_ms, hits in (
+            (4, 0.8, 25.0, (1.0, 1.0, 1.0, 0.0)),
+            (5, 0.9, 30.0, (1.0, 1.0, 1.0, 1.0)),
+            (6, 0.5, 5.0, (1.0, 0.0, 1.0, 0.0)),
+        )
+    ]
+    return finished(structure, HITS, trials=trials, groups=[0, 1, 2, 3])
+
+
+def test_the_rest_of_the_front_is_listed_without_values_on_validation(
+    structure: ModelStructure,
+) -> None:
+    pick = pick_policy(with_front(structure), PickRule())
+    assert [other["trial"] for other in pick["others"]] == [5, 6]
+    assert not {5, 6} & set(pick["admissible"])
+    table = pick_table(pick)
+    assert len(table.columns) == 8
+    assert width_of(table) <= 100
+    assert table.rows[-1].cells == (
+        "trial 6", "0.500", "not measured", "-", "(5.0)", "(10.00)", *table.rows[-1].cells[6:],
+    )  # fmt: skip
+    assert table.rows[-1].cells[-1] == "-"
+    assert "that are no finalists (2 shown)" in "\n".join(table.notes)
+
+
+def test_the_whole_front_is_picked_from_by_the_proxy(structure: ModelStructure) -> None:
+    study = with_front(structure)
+    pick = pick_policy(study, PickRule(speedup=8.0), "front")
+    assert (trial(pick), pick["split"], pick["measured"]) == (6, "proxy", False)
+    assert pick["others"] == []
+    assert [candidate["trial"] for candidate in pick["candidates"]] == [5, 4, 6]
+    assert pick["confidence"]["samples"] == 4
+    assert "This trial was not measured on validation." in pick_table(pick).notes[0]
+    finalist = pick_policy(study, PickRule(speedup=2.0, accuracy_drop=0.2), "front")
+    assert trial(finalist) == 4
+    assert "This trial is a finalist" in pick_table(finalist).notes[0]
+    json.dumps(pick, allow_nan=False)
+
+
+def test_limits_that_only_another_policy_satisfies_name_the_option(
+    structure: ModelStructure,
+) -> None:
+    with pytest.raises(StudyError, match="None of the 3 finalists") as refused:
+        pick_policy(with_front(structure), PickRule(speedup=9.0))
+    assert refused.value.hint == (
+        "Use a less strict limit, or --whole-front: trial 6 is within them by its 0.500 on the "
+        "proxy and its predicted latency."
+    )
+    with pytest.raises(StudyError, match="None of the 3 policies on the front"):
+        pick_policy(with_front(structure), PickRule(speedup=11.0), "front")
+
+
+@pytest.mark.parametrize("count", [8, 40])
+def test_of_a_long_front_some_policies_are_listed(structure: ModelStructure, count: int) -> None:
+    trials = [record(structure, 10 + n, 0.5 + n / 100, 20.0 + n) for n in range(count)]
+    pick = pick_policy(finished(structure, HITS, trials=trials), PickRule())
+    assert len(pick["others"]) == count
+    listed = [row.cells[0] for row in pick_table(pick).rows[3:]]
+    assert len(listed) == 8
+    assert (listed[0], listed[-1]) == (f"trial {9 + count}", "trial 10")
+    assert f"({'8 of 40' if count == 40 else '8'} shown)" in pick_table(pick).notes[-1]
 
 
 def test_a_study_without_a_front_is_refused(structure: ModelStructure) -> None:

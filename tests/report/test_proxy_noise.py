@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from effllava_optuna.report import noise_notes, policy_table, study_document
+from effllava_optuna.report.proxy_noise import resolution_notes
 from tests.report.study_samples import CALIBRATION, facts, finished, record, text_of
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def test_a_study_whose_noise_is_unknown_is_reported_without_it(
     }[case]
     document = study_document(study)
     assert document["noise"] is None
-    assert noise_notes(document) == []
+    assert noise_notes(document) == resolution_notes(document) == []
     assert "draw" not in text_of(policy_table(document))
 
 
@@ -171,6 +172,27 @@ def test_the_notes_state_the_fraction_and_the_floor_beside_the_differences(
         "draw."
     )
     assert baseline.startswith("The chosen policy exceeds the best uniform-by-kind policy by +0.5")
+
+
+def test_policies_within_the_noise_of_the_best_are_counted(structure: ModelStructure) -> None:
+    lower = [score - 0.02 for score in HALF]
+    trials = (
+        scored(structure, 0, HALF),  # the best
+        scored(structure, 1, HALF[::-1]),  # the same mean, from other samples
+        scored(structure, 2, lower),  # below the best on each sample
+        scored(structure, 3, [0.9 * score for score in HALF[::-1]]),  # 0.05 lower, deviation 0.15
+    )
+    assert noise_of(searched(structure, *trials))["as_good"] == 3
+
+
+def test_the_table_has_one_sentence_on_the_noise(structure: ModelStructure) -> None:
+    document = study_document(finished_with_scores(structure))
+    (sentence,) = resolution_notes(document)
+    assert sentence == (
+        "By the 40 proxy samples alone, 1 of the 2 policies could be the best: their quality "
+        "differs from that of trial 6 by no more than the noise of these samples."
+    )
+    assert [note for note in policy_table(document).notes if "noise" in note] == [sentence]
 
 
 def test_the_fractions_equal_those_of_separate_draws(structure: ModelStructure) -> None:

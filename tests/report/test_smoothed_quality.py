@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from effllava_optuna.policy import Component, Kind, ModelStructure
+from effllava_optuna.policy import Component, Kind, ModelStructure, log_width_ratios
 from effllava_optuna.report import smoothed_qualities
-from effllava_optuna.report.smoothed_quality import log_width_ratios
 from tests.report.study_samples import record
 
 if TYPE_CHECKING:

@@ -109,7 +109,7 @@ def report(
 @click.option(
     "--latency-ms",
     type=click.FloatRange(0, min_open=True),
-    help="Maximum measured latency of the workload of the study, in ms.",
+    help="Maximum latency of the workload of the study, in ms.",
 )
 @click.option(
     "--speedup",
@@ -126,18 +126,31 @@ def report(
     type=click.FloatRange(0, 1, min_open=True),
     help="Maximum share of the dense model's parameters.",
 )
+@click.option(
+    "--whole-front",
+    is_flag=True,
+    help="Pick among all policies of the front, by accuracy on the proxy and predicted latency.",
+)
 @format_option
-def pick(location: StudyLocation, *, output_format: OutputFormat, **limits: float | None) -> None:
-    """Pick one of the finalists by limits.
+def pick(
+    location: StudyLocation,
+    *,
+    whole_front: bool,
+    output_format: OutputFormat,
+    **limits: float | None,
+) -> None:
+    """Pick a policy by limits.
 
     Picks the most accurate finalist within all limits (with --accuracy-drop the fastest one), and
-    shows how certain the choice is. Accuracy is that on validation, or the cross-fitted accuracy
-    on the proxy set if the study is not finished; accuracy on test is only shown. Nothing is
-    written.
+    shows how certain the choice is. Accuracy is that on validation and latency is measured;
+    accuracy on test is only shown. The other policies of the front, which were not measured on
+    validation, are listed; they can be picked with --whole-front, and in a study that is not
+    finished. Nothing is written.
 
     \b
     Example:
       effllava-optuna pick studies/quickstart.toml --speedup 1.5
+      effllava-optuna pick studies/quickstart.toml --speedup 1.9 --whole-front
     """
     from effllava_optuna.cli.rendering import render_tables
     from effllava_optuna.report import PickRule, pick_policy, pick_table
@@ -146,7 +159,8 @@ def pick(location: StudyLocation, *, output_format: OutputFormat, **limits: floa
     for name, value in limits.items():
         if value is not None and math.isnan(value):
             raise ConfigError(f"--{name.replace('_', '-')} is not a number.", hint="Use a number.")
-    document = pick_policy(read_study_facts(location.open()), PickRule(**limits))
+    facts = read_study_facts(location.open())
+    document = pick_policy(facts, PickRule(**limits), "front" if whole_front else "finalists")
     if output_format == "json":
         print_json(document)
         return

@@ -1,4 +1,4 @@
-"""Figures of accuracy: against latency, and on the proxy against test."""
+"""Figures of accuracy: against speed-up, and on the proxy against test."""
 
 from __future__ import annotations
 
@@ -44,45 +44,59 @@ class _MeasuredPolicies(NamedTuple):
 
 
 def front_by_epoch(facts: StudyFacts, document: Mapping[str, Any]) -> go.Figure | None:
-    """Draw accuracy against latency: trials and front of each epoch, and the finalists.
+    """Draw accuracy against speed-up: trials and front of each epoch, and the finalists.
 
-    Trials are drawn at their accuracy on the proxy, which the search maximized. Policies that
-    were measured at the end of the study are drawn at their accuracy on test, with 95 %
-    intervals; a click in the legend adds validation. The dense model is a line: its point, far
-    to the right, would squeeze all others.
+    Trials are drawn at their accuracy on the proxy, which the search maximized, and at their
+    predicted speed-up. Policies that were measured at the end of the study are drawn at their
+    accuracy on test, with 95 % intervals, and at their measured speed-up, as in the table of
+    policies; a click in the legend adds validation. Times in ms of a trial and of a finalist are
+    not comparable: the machine may have been busier when the latency table was measured. The
+    dense model is a line: its point, far to the left, would squeeze all others.
     """
     if facts.calibration is None or not any(trial.measured for trial in facts.trials):
         return None
     figure = go.Figure()
     for epoch in range(facts.opened):
-        _add_epoch(figure, facts, epoch)
+        _add_epoch(figure, facts, epoch, document["dense"]["latency_ms"])
     dense = document["dense"]
     split = "proxy" if dense["accuracy_test"] is None else "test"
-    latencies = [latency for trace in figure.data for latency in trace.x]
+    _add_measured(figure, document, "test", "diamond")
+    _add_measured(figure, document, "validation", "cross")
+    speedups = [speedup for trace in figure.data for speedup in trace.x]
     figure.add_scatter(
-        x=[min(latencies), max(latencies)],
+        x=[min(speedups), max(speedups)],
         y=2 * [round(dense[f"accuracy_{split}"], 4)],
         mode="lines",
         line={"color": INK, "dash": "dash", "width": 1.5},
-        name=f"dense: {dense['latency_ms']:.1f} ms, {split}",
+        name=f"dense, {split}",
     )
-    _add_measured(figure, document, "test", "diamond")
-    _add_measured(figure, document, "validation", "cross")
     expected = quality_accuracy(facts) == "expected"
     measures = {s: measure_of_split(document, s) for s in ("proxy", split)}
     metric = _EXPECTED[measures["proxy"]] if expected else _SHARE[measures["proxy"]]
     name = " and ".join(dict.fromkeys(measures.values()))
     apply_layout(
         figure,
-        f"{name.capitalize()} against latency, by epoch",
+        f"{name.capitalize()} against speed-up, by epoch",
         _conclusion(document)
-        + f"dots and lines: proxy, {metric}, cross-fitted"
-        + ("" if split == "proxy" else f"<br>95 % bars: test, {_SHARE[measures['test']]}"),
-        "latency, predicted from the latency table (ms)",
+        + f"dots and lines: proxy, {metric}; predicted speed-up"
+        + (
+            ""
+            if split == "proxy"
+            else f"<br>diamonds: test, {_SHARE[measures['test']]}, with "
+            "95 % bars; measured speed-up"
+        ),
+        f"times as fast as the dense model ({_dense_latency(dense)})",
         f"{name} (0 to 1)",
     )
     figure.update_layout(legend_y=-0.3)  # below the title of the axis, for up to three rows
     return figure
+
+
+def _dense_latency(dense: Mapping[str, Any]) -> str:
+    """Return the latency of the dense model, measured at the end of the study or predicted."""
+    if dense["latency_ms_measured"] is None:
+        return f"{dense['latency_ms']:.1f} ms, predicted"
+    return f"{dense['latency_ms_measured']:.1f} ms, measured"
 
 
 def _conclusion(document: Mapping[str, Any]) -> str:
@@ -97,21 +111,21 @@ def _conclusion(document: Mapping[str, Any]) -> str:
     )
 
 
-def _add_epoch(figure: go.Figure, facts: StudyFacts, epoch: int) -> None:
+def _add_epoch(figure: go.Figure, facts: StudyFacts, epoch: int, dense_ms: float) -> None:
     field, colour = quality_accuracy(facts), COLOURS[epoch % len(COLOURS)]
     measured = [trial for trial in facts.trials if trial.epoch == epoch and trial.measured]
     front = sorted(front_of(measured), key=lambda trial: trial.latency_ms)
     front = thin(front, max(1, _MAX_FRONT_POINTS // facts.opened))
     dots = thin(measured, max(1, _MAX_TRIALS // facts.opened))
     figure.add_scatter(
-        **_trial_points(dots, field),
+        **_trial_points(dots, field, dense_ms),
         mode="markers",
         legendgroup=f"epoch {epoch}",
         showlegend=False,
         marker={"color": colour, "size": 5, "opacity": 0.4},
     )
     figure.add_scatter(
-        **_trial_points(front, field),
+        **_trial_points(front, field, dense_ms),
         mode="lines+markers",
         line={"color": colour, "width": 2, "shape": "hv"},
         marker={"color": colour, "size": 6},
@@ -120,12 +134,15 @@ def _add_epoch(figure: go.Figure, facts: StudyFacts, epoch: int) -> None:
     )
 
 
-def _trial_points(trials: Sequence[TrialRecord], field: str) -> dict[str, Any]:
+def _trial_points(trials: Sequence[TrialRecord], field: str, dense_ms: float) -> dict[str, Any]:
     return {
-        "x": [round(trial.latency_ms, 2) for trial in trials],
+        "x": [round(dense_ms / trial.latency_ms, 3) for trial in trials],
         "y": [round(getattr(trial, field), 4) for trial in trials],
-        "text": [f"trial {trial.number}, {trial.keep_ratio:.3f} kept" for trial in trials],
-        "hovertemplate": "%{text}<br>%{x} ms, %{y}<extra></extra>",
+        "text": [
+            f"trial {trial.number}, {trial.keep_ratio:.3f} kept, {trial.latency_ms:.1f} ms"
+            for trial in trials
+        ],
+        "hovertemplate": "%{text} (predicted)<br>%{x}x, %{y}<extra></extra>",
     }
 
 
@@ -155,7 +172,7 @@ def _add_measured(figure: go.Figure, document: Mapping[str, Any], split: str, sy
     entries = [entry for entry in _measured_policies(document, key) if entry.name != "dense"]
     for index, (name, colour, rows) in enumerate(entries):
         figure.add_scatter(
-            x=[round(row["latency_ms"], 2) for row in rows],
+            x=[round(row["speedup_measured"], 3) for row in rows],
             y=[round(row[key], 4) for row in rows],
             error_y=error_bars(rows, key, colour),
             mode="markers",
@@ -165,7 +182,7 @@ def _add_measured(figure: go.Figure, document: Mapping[str, Any], split: str, sy
             showlegend=on_test or index == 0,
             marker=marker(colour, symbol, large=name == "chosen"),
             text=[f"{_label(row, name)}, {split}" for row in rows],
-            hovertemplate="%{text}<br>%{x} ms, %{y}<extra></extra>",
+            hovertemplate="%{text}<br>%{x}x (measured), %{y}<extra></extra>",
         )
 
 

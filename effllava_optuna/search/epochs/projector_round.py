@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from effllava_optuna.errors import StudyError
 from effllava_optuna.logging import get_logger
 from effllava_optuna.objectives import fit_correction
-from effllava_optuna.policy import Policy, finalists, front_of
+from effllava_optuna.policy import Policy, best_and_spread, front_of
 from effllava_optuna.samplers import Seed
 from effllava_optuna.search.budget import attainable_factor, budget_of, speed_setting
 from effllava_optuna.search.epochs.context_round import try_context
@@ -88,7 +88,7 @@ def train_next_epoch(
         weight_state,
         [
             Policy.of(evaluator.structure, t.widths)
-            for t in finalists(front, config.latency.rechecks)
+            for t in best_and_spread(front, config.latency.rechecks)
         ],
         epochs.epoch(number).latency_factor,
         lambda share: report_stage("timing the front", share),
@@ -108,7 +108,7 @@ def train_next_epoch(
             "reeval",
             trial.number,
         )
-        for trial in finalists(front, max(1, config.search.population // 4))
+        for trial in best_and_spread(front, max(1, config.search.population // 4))
     ]
     known = {trial.widths for trial in trials if trial.weight_state == weight_state.digest}
     seeds, centre = seeds_in_context(space, again, known, config.search)

@@ -20,7 +20,8 @@ def measured(structure: ModelStructure) -> StudyFacts:
     def row(trial: int | None, proxy: float, test: float, latency_ms: float) -> dict[str, Any]:
         return result_row(
             Policy.dense(structure), trial=trial, epoch=1, latency_ms=latency_ms,
-            speedup_predicted=50.0 / latency_ms, speedup_measured=50.0 / latency_ms,
+            latency_ms_measured=0.8 * latency_ms,
+            speedup_predicted=50.0 / latency_ms, speedup_measured=60.0 / latency_ms,
             accuracy_proxy=proxy, accuracy_proxy_interval=(proxy - 0.1, proxy + 0.05),
             accuracy_test=test, accuracy_test_interval=(test - 0.02, test + 0.03),
             accuracy_validation=test, accuracy_validation_interval=(test - 0.1, test + 0.1),
@@ -47,14 +48,30 @@ def test_the_front_of_each_epoch_has_a_colour_and_the_accuracy_of_the_quality(
     assert list(hard["epoch 0"].y) == pytest.approx([0.5, 0.55, 0.6, 0.65])
 
 
+def test_the_axis_is_the_speedup_predicted_or_measured(structure: ModelStructure) -> None:
+    before = figures_of(two_epochs(structure))["front_by_epoch"]
+    trials = sorted(two_epochs(structure).trials[:4], key=lambda trial: trial.latency_ms)
+    assert list(legend_of(before)["epoch 0"].x) == pytest.approx(
+        [50.0 / trial.latency_ms for trial in trials], abs=1e-3
+    )
+    title = "times as fast as the dense model (50.0 ms, predicted)"
+    assert before.layout.xaxis.title.text == title
+    assert "diamonds" not in before.layout.title.text
+    after = figures_of(measured(structure))["front_by_epoch"]
+    title = "times as fast as the dense model (40.0 ms, measured)"
+    assert after.layout.xaxis.title.text == title
+    assert "measured speed-up" in after.layout.title.text
+    assert min(legend_of(after)["dense, test"].x) >= 1
+
+
 def test_policies_measured_at_the_end_have_intervals(structure: ModelStructure) -> None:
     points = legend_of(figures_of(measured(structure))["front_by_epoch"])
     assert {
-        "dense: 50.0 ms, test", "uniform, test", "uniform by kind, test", "finalists, test",
+        "dense, test", "uniform, test", "uniform by kind, test", "finalists, test",
         "chosen, test", "all on validation",
     } < set(points)  # fmt: skip
     chosen = points["chosen, test"]
-    assert (list(chosen.x), list(chosen.y)) == ([41.0], [0.8])
+    assert (list(chosen.x), list(chosen.y)) == ([1.463], [0.8])  # 60 / 41: the measured speed-up
     assert list(chosen.error_y.array) == [0.03]
     assert list(chosen.error_y.arrayminus) == [0.02]
     assert list(points["finalists, test"].text) == ["trial 4, test"]
@@ -63,7 +80,7 @@ def test_policies_measured_at_the_end_have_intervals(structure: ModelStructure) 
 
 def test_the_figure_of_the_front_opens_with_the_choice(structure: ModelStructure) -> None:
     figure = figures_of(measured(structure))["front_by_epoch"]
-    conclusion = "chosen: trial 7, 1.22x as fast (measured), accuracy 0.800 on test (dense 0.880)"
+    conclusion = "chosen: trial 7, 1.46x as fast (measured), accuracy 0.800 on test (dense 0.880)"
     assert figure.layout.title.text.split("<br>")[1] == f"<sub>{conclusion}"
     before = figures_of(two_epochs(structure))["front_by_epoch"].layout.title.text
     assert "chosen" not in before
