@@ -53,7 +53,7 @@ if there are two), with 95 % intervals. A difference is decided if its interval 
 and "the same" if the interval is within half a point of 0. Many comparisons are made: some of
 those that are decided are so by chance. All searches chose by validation among finalists of which
 half are the best on the proxy and half lie evenly along the front; with a budget, studies now
-prefer finalists that [differ in their widths](../docs/method.md#which-data-is-used-for-what)."""
+prefer finalists that differ in their widths."""
 _MANY = 1000  # draws: more than any script makes
 
 

@@ -156,12 +156,12 @@ def summary(of: Callable[[str, str, float], Choices]) -> str:
         if both:
             dense = mean([*_tests(of(model, DENSE, 1.0)).values()]).text()
             compared = [(name, difference(tests, both)) for name, tests in others.items() if tests]
+            found = mean([*both.values()]).text()
             sentences.append(
-                f"`{model}` (dense: {dense}) has a test accuracy of {mean([*both.values()]).text()} "
-                f"if both are searched ({plural(len(both), 'draw')}). Differences to it: "
-                f"{gains(compared)}."
+                f"`{model}` (dense: {dense}) has {found} if both are searched "
+                f"({plural(len(both), 'draw')}). Differences to it: {gains(compared)}."
             )
-    return paragraph(f"At a predicted speed-up of {_QUOTED}: {' '.join(sentences)}")
+    return paragraph(f"Test accuracy at a predicted speed-up of {_QUOTED}: {' '.join(sentences)}")
 
 
 def section(records: Mapping[RecordId, Record], form: Form) -> str:
