@@ -54,7 +54,7 @@ def exported(
     return directory, verified
 
 
-def test_whoever_reads_one_file_of_an_export_reads_all(
+def test_all_files_of_an_export_have_one_mode(
     exported: tuple[Path, VerifiedExport],
 ) -> None:
     modes = {path.name: path.stat().st_mode for path in exported[0].iterdir()}
