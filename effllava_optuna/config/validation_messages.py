@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.errors import ConfigError, shorten
+from effllava_optuna.passwords import shown_url
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -60,3 +62,17 @@ def _keys_of(model: Any, path: tuple[int | str, ...]) -> list[str]:
     for part in path:
         model = model.model_fields[part].annotation
     return list(model.model_fields)
+
+
+def cure_of_difference(url: str, name: str) -> str:
+    """Say what to do about a study file that differs from the stored settings of its study.
+
+    Args:
+        url: Storage of the study.
+        name: Name of the study.
+    """
+    words = shlex.join(["--storage", shown_url(url), "--study-name", name])
+    return (
+        f"Restore the file; if the study began with --set, use {words} instead of it; for a new "
+        "study use another study.name."
+    )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from effllava_optuna.config.validation_messages import cure_of_difference
 from effllava_optuna.errors import ConfigError, EffllavaError, ExportError, StudyError
 from effllava_optuna.files import expand_home, why_unwritable
 from effllava_optuna.passwords import shown_url
@@ -53,8 +54,7 @@ class StudyLocation:
             difference = first_difference(config_of(study), self.config)
             if difference is not None:
                 raise ConfigError(
-                    f"{self.file}: {difference}.",
-                    hint="Restore the file, or use another study.name for a new study.",
+                    f"{self.file}: {difference}.", hint=cure_of_difference(self.url, self.name)
                 )
         return study
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import TrialState
 
+from effllava_optuna.config.validation_messages import cure_of_difference
 from effllava_optuna.errors import EffllavaError
 from effllava_optuna.policy import ModelStructure
 from effllava_optuna.samplers import effective_trials, lost_trials, slot_of
@@ -72,7 +73,7 @@ def _check_config(location: StudyLocation, config: StudyConfig) -> CheckResult:
     if difference is None:
         planned = f"{location.name!r}, {config.search.trials} trials planned"
         return CheckResult("study", "ok", planned)
-    cure = "Restore the file, or use another study.name for a new study."
+    cure = cure_of_difference(location.url, location.name)
     return CheckResult("study", "fault", difference, cure)
 
 
