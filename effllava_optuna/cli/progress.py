@@ -27,15 +27,17 @@ class ProgressDisplay:
     """A progress bar on a terminal; otherwise lines: for stages, generations, and each 30 s.
 
     Neither is shown with ``--quiet``. An interruption prints the command that continues, and exits
-    with code 130.
+    with code 130. A step that it interrupts, such as the calibration, begins again.
 
     Args:
         resume_command: Verb and arguments of the command that continues after an interruption, or
-            a function that returns them when it is interrupted.
+            a function that returns them when it is interrupted; None: the same command.
         stderr: See `console`.
     """
 
-    def __init__(self, resume_command: str | Callable[[], str], *, stderr: bool = False) -> None:
+    def __init__(
+        self, resume_command: str | Callable[[], str] | None, *, stderr: bool = False
+    ) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
         from rich.table import Column
 
@@ -71,10 +73,15 @@ class ProgressDisplay:
         if self.live and not self.quiet:  # on other outputs it would print an empty line
             self._bar.stop()
         if _is_interruption(error):
-            words = self.resume_command
-            command = words if isinstance(words, str) else words()
-            self.print(f"Stopped. Nothing is lost; continue with: {PROGRAM} {command}")
+            self.print(f"Stopped. What is stored stays; {self._continuation()}")
             raise SystemExit(_EXIT_INTERRUPTED)
+
+    def _continuation(self) -> str:
+        """Say how to continue after an interruption."""
+        command = self.resume_command() if callable(self.resume_command) else self.resume_command
+        if command is None:
+            return "run the same command again."
+        return f"continue with: {PROGRAM} {command}"
 
     def print(self, *content: Any) -> None:
         """Print lines, tables or figures that stay on the terminal."""

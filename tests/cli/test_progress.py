@@ -46,7 +46,17 @@ def test_an_interruption_prints_the_command_that_continues(
         interrupt_optuna()
     assert stopped.value.code == 130
     assert capsys.readouterr().out == (
-        "Stopped. Nothing is lost; continue with: effllava-optuna resume small.toml\n"
+        "Stopped. What is stored stays; continue with: effllava-optuna resume small.toml\n"
+    )
+
+
+def test_an_interruption_of_a_command_without_state_names_no_other(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit), ProgressDisplay(None):
+        interrupt_optuna()
+    assert capsys.readouterr().out == (
+        "Stopped. What is stored stays; run the same command again.\n"
     )
 
 

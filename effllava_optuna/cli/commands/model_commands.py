@@ -202,7 +202,7 @@ def export_(
         engine=engine,
     )
     with (
-        ProgressDisplay(f"resume {location.arguments}") as display,
+        ProgressDisplay(None) as display,
         resume(study, location.url, display.report_stage, config=config) as session,
     ):
         display.report_stage("exporting and verifying", 0.0)
@@ -223,7 +223,7 @@ def _export_model(
     quiet_transformers()
     from effllava_optuna.surgery import Verification, export_any_form, load, reduced_tokens
 
-    with ProgressDisplay(f"export {model}") as display, ExitStack() as stack:
+    with ProgressDisplay(None) as display, ExitStack() as stack:
         display.report_stage("loading the model", 0.0)
         exported, name = load(model), model
         if reduction is not None:
@@ -300,7 +300,7 @@ def recover(
     quiet_transformers()
     from effllava_optuna.evaluation.checkpoint_recovery import RecoveryOptions, recover_checkpoint
 
-    with ProgressDisplay(f"resume {location.arguments}") as display:
+    with ProgressDisplay(None) as display:
         report = recover_checkpoint(
             config,
             RecoveryOptions(**options),
