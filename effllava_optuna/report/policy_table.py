@@ -37,7 +37,7 @@ def status_lines(document: Mapping[str, Any]) -> list[str]:
     )
     lines = [f"{progress} ({states})" if states else progress]
     if document["chosen"] is not None:
-        lines.append(_conclusion(document))
+        lines.append(_conclusion(document) + _missed_budget(document))
     return lines
 
 
@@ -66,6 +66,25 @@ def _conclusion(document: Mapping[str, Any]) -> str:
         f"points of {measure} [{low:.1f}, {high:.1f}]: {chosen['accuracy_test']:.3f} instead of "
         f"{dense['accuracy_test']:.3f}."
     )
+
+
+def _missed_budget(document: Mapping[str, Any]) -> str:
+    """Say whether the chosen policy, timed as a whole, is slower than the budget of the study."""
+    search, chosen = document["config"].get("search", {}), document["chosen"]
+    budget, speedup = search.get("latency_ms"), search.get("speedup")
+    if budget is not None and chosen["latency_ms_measured"] > budget:
+        missed = (
+            f"it takes {chosen['latency_ms_measured']:.1f} ms, more than search.latency_ms = "
+            f"{budget:g} (predicted: {chosen['latency_ms']:.1f})"
+        )
+    elif speedup is not None and chosen["speedup_measured"] < speedup:
+        missed = (
+            f"it is {chosen['speedup_measured']:.2f} times as fast, less than search.speedup = "
+            f"{speedup:g} (predicted: {chosen['speedup_predicted']:.2f})"
+        )
+    else:
+        return ""
+    return f" Timed as a whole, {missed}: `pick` selects by what was measured."
 
 
 def labelled_rows(document: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -58,6 +58,29 @@ def test_the_summary_says_what_was_gained(structure: ModelStructure) -> None:
     assert chosen.endswith("]: 0.500 instead of 0.250.")
 
 
+@pytest.mark.parametrize(
+    ("search", "missed"),
+    [
+        ({"speedup": 1.99}, ""),
+        ({"speedup": 2.25}, "it is 2.00 times as fast, less than search.speedup = 2.25 (pred"),
+        ({"latency_ms": 5.0}, ""),
+        (
+            {"latency_ms": 4.5},
+            "it takes 5.0 ms, more than search.latency_ms = 4.5 (predicted: 5.0)",
+        ),
+        ({"keep_ratio": 0.1}, ""),
+    ],
+)
+def test_the_summary_says_that_a_budget_is_missed(
+    structure: ModelStructure, search: dict[str, float], missed: str
+) -> None:
+    document = study_document(finished(structure, HITS))
+    chosen = document["chosen"] | {"latency_ms": 5.0, "latency_ms_measured": 5.0}
+    *_, line = status_lines(document | {"config": {"search": search}, "chosen": chosen})
+    assert ("Timed as a whole, " + missed in line) == bool(missed)
+    assert ("Timed as a whole" in line) == bool(missed)
+
+
 def test_the_table_is_as_narrow_as_a_terminal(structure: ModelStructure) -> None:
     document = study_document(finished(structure, HITS))
     billions = {"parameters": 6_738_415_616, "latency_ms": 12345.6, "latency_ms_measured": 12345.6}
