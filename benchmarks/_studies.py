@@ -63,7 +63,8 @@ def inputs_of(config: StudyConfig, case: Case) -> Iterator[StudyInputs]:
     """Load the model of a study, and encode its samples as the case says."""
     task = None
     if config.task.name == "digits":
-        sizes = (config.task.proxy, config.task.validation, config.task.test)
+        proxy, validation, test = config.task.sizes.values()
+        sizes = (proxy, validation, test)
         task = KindDigits(config.task_seed, *sizes, only=case.only, labelled=case.labelled)
     with study_inputs(config, load_once(config.model.path), task) as inputs:
         if case.cross_fitted:

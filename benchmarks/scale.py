@@ -114,7 +114,12 @@ def measure(loaded: LoadedModel, options: argparse.Namespace, work: Path) -> dic
     """Run all stages; return the figures of each."""
     config, stages = config_of(options), Stages(loaded.device)
     task = Noise(
-        options.shape, {Split.PROXY: config.task.proxy, Split.VALIDATION: 8, Split.TEST: 8}
+        options.shape,
+        {
+            Split.PROXY: config.task.sizes[Split.PROXY],
+            Split.VALIDATION: 8,
+            Split.TEST: 8,
+        },
     )
     url = f"sqlite:///{work / 'scale.db'}"
     dense_mb = sum(weight.nbytes for weight in loaded.model.parameters()) / _MEGA
@@ -123,7 +128,7 @@ def measure(loaded: LoadedModel, options: argparse.Namespace, work: Path) -> dic
         inputs = stages.run(
             "pictures", lambda: stack.enter_context(study_inputs(config, loaded, task))
         )
-        study = create_study(open_storage(url, create=True), config)
+        study = create_study(open_storage(url, create=True), inputs.config)
         artifact_store = ArtifactStore(artifact_backend_of(url, config))
         session = stages.run(
             "calibration",

@@ -88,7 +88,7 @@ def test_a_row_with_a_large_value_is_named_in_a_short_line(
 ) -> None:
     row = {"image": None, "question": "q?", "answer": "a", column: value}
     pq.write_table(pa.Table.from_pylist([row] * 8), tmp_path / "mine.parquet")
-    with pytest.raises(TaskError, match=f"row 0: {column} ") as caught:
+    with pytest.raises(TaskError, match=f"row 1: {column} ") as caught:
         DataTask("qa", str(tmp_path / "mine.parquet"), proxy=4).samples(Split.PROXY)
     assert len(str(caught.value)) < 1000
 
@@ -101,7 +101,7 @@ def test_large_ids_answers_and_columns_are_shortened(tmp_path: Path) -> None:
     (tmp_path / "header.csv").write_text("a" * 100_000 + ",b\n1,2\n")
     for name, message in {
         "mine.parquet": "is outside its 2 choices",
-        "twice.parquet": "is also that of row 0",
+        "twice.parquet": "is also that of row 1",
         "header.csv": "has no column 'question'",
     }.items():
         with pytest.raises(TaskError, match=message) as caught:

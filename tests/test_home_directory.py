@@ -20,7 +20,8 @@ from effllava_optuna.storage.connection import open_storage
 from effllava_optuna.storage.location import locate_file
 from effllava_optuna.storage.urls import file_of
 from effllava_optuna.surgery import inspect_checkpoint
-from effllava_optuna.tasks.data.dataset_rows import StoredImage, read_split, split_names
+from effllava_optuna.tasks.data.dataset_rows import read_split, split_names
+from effllava_optuna.tasks.data.stored_image import StoredImage
 from effllava_optuna.tasks.judging.judge_prompts import load_mmvet_prompt
 
 if TYPE_CHECKING:

@@ -28,7 +28,8 @@ def test_importing_the_package_does_not_import_torch() -> None:
 def test_models_are_measured_with_torch_transformers_and_pillow_alone() -> None:
     without = "; ".join(f"sys.modules[{name!r}] = None" for name in OTHER_PACKAGES)
     layers = ", ".join(f"effllava_optuna.{layer}" for layer in LAYERS_WITHOUT_OPTUNA)
-    code = f"import sys; {without}; import {layers}"
+    lazy = "from effllava_optuna.tasks import *"  # its names are imported when they are used
+    code = f"import sys; {without}; import {layers}; {lazy}"
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
     )

@@ -10,7 +10,7 @@ import torch
 
 from effllava_optuna.calibration.latency_file import by_width, facts_of, restored_table
 from effllava_optuna.errors import StudyError
-from effllava_optuna.policy import ComponentId, Kind, Policy, Ranking
+from effllava_optuna.policy import IMAGE_TOKENS, ComponentId, Kind, Policy, Ranking
 from effllava_optuna.storage.names import CALIBRATION_FORMAT
 from effllava_optuna.surgery import (
     WeightState,
@@ -54,6 +54,31 @@ class Dense:
 
 
 @dataclass(frozen=True)
+class TimedWidths:
+    """The part of a calibration that determines which budgets can be met.
+
+    Attributes:
+        structure: The structure of the model.
+        widths: Allowed widths of epoch 0, by component.
+        latency: The latency table.
+    """
+
+    structure: ModelStructure
+    widths: Mapping[ComponentId, tuple[int, ...]]
+    latency: LatencyTable
+
+    @property
+    def dense_ms(self) -> float:
+        """Return the latency of the dense model."""
+        return self.latency.dense_total_ms
+
+    @property
+    def narrowest(self) -> Policy:
+        """Return the policy with the narrowest allowed width everywhere."""
+        return narrowest_policy(self.structure, self.widths)
+
+
+@dataclass(frozen=True)
 class Calibration:
     """Ranking, compensation tables, latency and risk tables, and the values of the dense model.
 
@@ -91,9 +116,14 @@ class Calibration:
     answers: Mapping[str, DenseAnswer] = field(default_factory=dict)
 
     @property
+    def dense_ms(self) -> float:
+        """Return the latency of the dense model."""
+        return self.dense.latency_ms
+
+    @property
     def narrowest(self) -> Policy:
         """Return the policy with the narrowest allowed width everywhere."""
-        return Policy.of(self.structure, {c: widths[0] for c, widths in self.widths.items()})
+        return narrowest_policy(self.structure, self.widths)
 
     def weight_state(self, digest: str) -> WeightState:
         """Return the weight state of epoch 0, with the projector of the model as it was loaded.
@@ -173,13 +203,36 @@ class Calibration:
         )
 
 
+def narrowest_policy(
+    structure: ModelStructure, widths: Mapping[ComponentId, Sequence[int]]
+) -> Policy:
+    """Return the policy with the narrowest allowed width everywhere."""
+    return Policy.of(structure, {component: allowed[0] for component, allowed in widths.items()})
+
+
 def widths_of(loaded: LoadedModel, config: StudyConfig) -> dict[ComponentId, tuple[int, ...]]:
     """Return the allowed widths of each component; the dense width is always among them.
 
     If all blocks of a tower have the same widths, a stock configuration can express each of them.
     Those of the image tokens are missing.
     """
-    widths = {
+    widths = independent_widths(loaded.structure, config)
+    if not config.pruning.tied:
+        return widths
+    return nearest_stock_widths(loaded, widths, multiple_of=config.pruning.multiple_of)
+
+
+def allowed_widths(loaded: LoadedModel, config: StudyConfig) -> dict[ComponentId, tuple[int, ...]]:
+    """Return the allowed widths of each component, those of the image tokens, too."""
+    tokens = {} if loaded.parts.tokens is None else {IMAGE_TOKENS.id: loaded.parts.tokens.widths}
+    return widths_of(loaded, config) | tokens
+
+
+def independent_widths(
+    structure: ModelStructure, config: StudyConfig
+) -> dict[ComponentId, tuple[int, ...]]:
+    """Return the allowed widths of each component if no two need to be equal, see `widths_of`."""
+    return {
         component.id: (0, 1)
         if component.kind is Kind.BLOCK
         else _widths(
@@ -188,12 +241,9 @@ def widths_of(loaded: LoadedModel, config: StudyConfig) -> dict[ComponentId, tup
             _step(component.kind, config),
             config.pruning.width_ratios,
         )
-        for component in loaded.structure.components
+        for component in structure.components
         if component.kind is not Kind.TOKENS
     }
-    if not config.pruning.tied:
-        return widths
-    return nearest_stock_widths(loaded, widths, multiple_of=config.pruning.multiple_of)
 
 
 def _step(kind: Kind, config: StudyConfig) -> int:

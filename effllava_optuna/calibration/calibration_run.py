@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from effllava_optuna.calibration.calibration import Calibration, Dense, widths_of
+from effllava_optuna.calibration.calibration import Calibration, Dense, TimedWidths, widths_of
 from effllava_optuna.calibration.latency_file import find_table, store_table
 from effllava_optuna.calibration.token_residuals import token_residuals
 from effllava_optuna.errors import StudyError
@@ -34,7 +34,7 @@ from effllava_optuna.surgery import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from effllava_optuna.calibration.inputs import StudyInputs
     from effllava_optuna.calibration.stage_callback import StageCallback
@@ -49,7 +49,10 @@ _HEADROOM = 1.05  # reference latency of the hypervolume, as a multiple of the d
 
 
 def calibrate(
-    inputs: StudyInputs, stopwatch: Stopwatch, report_stage: StageCallback
+    inputs: StudyInputs,
+    stopwatch: Stopwatch,
+    report_stage: StageCallback,
+    check_budget: Callable[[TimedWidths], object] = lambda _: None,
 ) -> Calibration:
     """Measure latency, rank the units, fit the output matrices, and score the dense model.
 
@@ -57,6 +60,7 @@ def calibrate(
         inputs: The model, the task and the encoded proxy set.
         stopwatch: Runs and times the workload.
         report_stage: Called with the current stage and its finished share.
+        check_budget: Called when all widths are timed; raises if no policy is within the budget.
 
     Raises:
         ModelError: The dense model answers a sample with NaN or inf.
@@ -68,6 +72,7 @@ def calibrate(
     choice = loaded.parts.tokens
     if choice is not None:
         widths[IMAGE_TOKENS.id] = choice.widths
+    check_budget(TimedWidths(structure, widths, latency))  # before the longer steps
     ranked = _rank_and_fit(inputs, widths, report_stage)
     report_stage("measuring the dense model", 0.0)
     unfitted = (None,) * (config.pruning.folds + 1)

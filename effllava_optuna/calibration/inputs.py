@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from effllava_optuna.calibration.stage_callback import silent
+from effllava_optuna.config.row_task_factory import with_task_sizes
 from effllava_optuna.config.task_factory import make_task
 from effllava_optuna.config.user_functions import UserFunctions, user_functions
 from effllava_optuna.logging import get_logger
@@ -49,7 +50,7 @@ class StudyInputs:
     """The model, the task and the encoded proxy set of a study.
 
     Attributes:
-        config: The study file.
+        config: The study file, with the sizes of the splits.
         functions: The user's functions that the study file names.
         loaded: The model.
         task: The samples of all splits.
@@ -188,6 +189,7 @@ def study_inputs(
             answers = {}
         elif answers is None:
             answers = answer_proxy(loaded, task, report_stage)
+        config = with_task_sizes(config, task)
         proxy = _encode(config, loaded, task, answers)
         yield StudyInputs(config, functions, loaded, task, proxy=proxy, answers=answers)
     finally:

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from effllava_optuna.tasks.sample import Split
+
 if TYPE_CHECKING:
     from effllava_optuna.config.schema import StudyConfig
     from effllava_optuna.surgery import CheckpointOutline
@@ -158,13 +160,14 @@ def estimate_cost(config: StudyConfig, size: ModelSize, hardware: Hardware = H20
 
 def _seconds(config: StudyConfig, size: ModelSize, hardware: Hardware) -> float:
     search, projector, task = config.search, config.projector, config.task
+    proxy, validation, test = task.sizes.values()
     keep_ratio = search.keep_ratio or 1.0 / (search.speedup or 1.0)
     widths = len(config.pruning.width_ratios)
     sample_flops = 2 * size.prunable * size.prompt_tokens
-    proxy_flops = task.proxy * sample_flops
+    proxy_flops = proxy * sample_flops
     # A divergence from stored logits reads as much as computing the logits does.
     token_flops = 2 * size.output_parameters
-    logit_flops = task.proxy * token_flops * size.answer_tokens
+    logit_flops = proxy * token_flops * size.answer_tokens
     logit_flops *= 1 + (config.quality.measure == "agreement")
     new_tokens = task.new_tokens or (_GENERATED_TOKENS if size.answer_tokens else ANSWER_TOKENS)
     # A token of a batch reads all weights once, and computes with them for each prompt.
@@ -176,7 +179,7 @@ def _seconds(config: StudyConfig, size: ModelSize, hardware: Hardware) -> float:
     trial_flops = keep_ratio * proxy_flops + logit_flops
     trials = search.trials * (hardware.trial_seconds + trial_flops / hardware.flops)
     if task.measure == "generation":
-        batches = -(-task.proxy // 64)
+        batches = -(-proxy // 64)
         trials += search.trials * batches * generation_seconds
     trainings = projector.parts + config.pruning.folds + 1
     steps = (search.epochs - 1) * trainings * projector.steps
@@ -186,13 +189,13 @@ def _seconds(config: StudyConfig, size: ModelSize, hardware: Hardware) -> float:
         passes = 2 * size.layers * config.pruning.folds * (1 + keep_ratio) / 2
         updates += (search.epochs - 1) * passes * proxy_flops / hardware.flops
     baselines = 2 * widths * keep_ratio * proxy_flops / hardware.flops
-    held_out = task.validation + task.test
+    held_out = validation + test
     finalists = (config.report.finalists + 3) * held_out
     final = finalists * (keep_ratio * sample_flops / hardware.flops + generation_seconds / 64)
     answer_seconds = generation_seconds / 64 / keep_ratio
     if config.quality.measure == "agreement":  # the dense model may answer all questions
-        final += (held_out + task.proxy) * (sample_flops / hardware.flops + answer_seconds)
-    vision = (held_out + task.proxy) * size.vision_flops / hardware.flops
+        final += (held_out + proxy) * (sample_flops / hardware.flops + answer_seconds)
+    vision = (held_out + proxy) * size.vision_flops / hardware.flops
     timing = _timing_seconds(config, sample_flops, hardware)
     calibration = _calibration_seconds(config, size, hardware)
     return calibration + trials + updates + timing + baselines + final + vision
@@ -208,7 +211,8 @@ def _calibration_seconds(config: StudyConfig, size: ModelSize, hardware: Hardwar
     largest = 16 * config.pruning.folds * max(matrices) ** 2
     passes = math.ceil(moments / max(left, largest))
     # Forward and backward, through the dense model.
-    pass_seconds = 3 * config.task.proxy * 2 * size.prunable * size.prompt_tokens / hardware.flops
+    proxy = config.task.sizes[Split.PROXY]
+    pass_seconds = 3 * proxy * 2 * size.prunable * size.prompt_tokens / hardware.flops
     return hardware.calibration_seconds + work * hardware.fit_seconds + passes * pass_seconds
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -10,6 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from effllava_optuna.config.combinations import check_combinations
 from effllava_optuna.config.validation_messages import config_error
 from effllava_optuna.errors import ConfigError
+from effllava_optuna.tasks.data.split_sizes import (
+    DEFAULT_SIZES,
+    FEWEST_PROXY,
+    complete_sizes,
+)
+from effllava_optuna.tasks.sample import Split
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -23,6 +30,11 @@ Function = Annotated[str, Field(pattern=rf"^{_FUNCTION}$")]
 WIDTH_RATIOS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _KEYS_OF_ROWS = ("data", "config", "splits", "columns", "harness", "instruction", "system",
                  "new_tokens")  # fmt: skip
+
+
+def is_task_name(text: str) -> bool:
+    """Return whether a text can be ``task.name``: a task of the package, or a function."""
+    return text in TASKS or re.fullmatch(_FUNCTION, text) is not None
 
 
 class _Settings(BaseModel):
@@ -73,7 +85,8 @@ class TaskSettings(_Settings):
     ``name`` is ``digits``; a benchmark (``scienceqa``, ``vizwiz``, ``mmvet`` or ``llava-bench``);
     ``qa`` for your own rows; or ``module:function``, a function that is called with ``seed``,
     ``proxy``, ``validation`` and ``test`` and returns a `effllava_optuna.tasks.Task`. ``proxy``,
-    ``validation`` and ``test`` are the maximum numbers of samples.
+    ``validation`` and ``test`` are the maximum numbers of samples: by default 64, 500 and 2000, or
+    with fewer rows in one file half of them, a quarter and a quarter.
 
     The following keys apply to benchmarks and to your own rows. ``data`` is a file or directory,
     relative to the study file, or a hub id; by default it is the benchmark's own hub id.
@@ -86,9 +99,9 @@ class TaskSettings(_Settings):
 
     name: Annotated[str, Field(pattern=rf"^({'|'.join(TASKS)}|{_FUNCTION})$")]
     seed: Seed | None = None
-    proxy: Annotated[int, Field(ge=8, le=4096)] = 64
-    validation: Count = 500
-    test: Count = 2000
+    proxy: Annotated[int, Field(ge=FEWEST_PROXY, le=4096)] | None = None
+    validation: Count | None = None
+    test: Count | None = None
     data: Text | None = None
     config: Text | None = None
     splits: SplitsSettings = SplitsSettings()
@@ -98,6 +111,24 @@ class TaskSettings(_Settings):
     system: str = ""
     new_tokens: Count | None = None
     measure: Literal["likelihood", "generation"] = "likelihood"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _set_sizes(cls, values: Any) -> Any:
+        """Set the sizes of tasks that do not read rows: they have as many samples as wanted."""
+        if not isinstance(values, dict) or values.get("name") in ROWS:
+            return values
+        return {str(split): size for split, size in DEFAULT_SIZES.items()} | values
+
+    @property
+    def sizes(self) -> dict[Split, int]:
+        """Return the maximum number of samples of each split, if rows are not few."""
+        given = {
+            Split.PROXY: self.proxy,
+            Split.VALIDATION: self.validation,
+            Split.TEST: self.test,
+        }
+        return complete_sizes(given, None)
 
     @model_validator(mode="after")
     def _check_rows(self) -> TaskSettings:

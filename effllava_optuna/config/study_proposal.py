@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +20,11 @@ from effllava_optuna.config.cost_estimate import (
     model_size,
 )
 from effllava_optuna.config.schema import ROWS, TASKS, WIDTH_RATIOS, StudyConfig
-from effllava_optuna.errors import ConfigError, ModelError, TaskError
+from effllava_optuna.errors import ConfigError, ModelError, shorten
 from effllava_optuna.files import expand_home
 from effllava_optuna.policy import Kind
 from effllava_optuna.tasks import DataTask, Split, TaskOptions
+from effllava_optuna.tasks.data.split_sizes import sizes_for_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,7 +41,6 @@ _CPU_HOURS = 0.5  # of a study on a CPU, if the smallest of the `_EFFORTS` allow
 _MLP_STEPS = (256, 128, 64, 32, 16, 8)  # multiples of MLP widths that suit matrix kernels
 _MIN_MLP_STEPS = 32  # number of allowed widths of an MLP
 _KEEP_RATIOS = {"digits-vlm": 0.225, "drawn-vlm": 0.6}  # measured on the embedded models
-_MIN_ROWS = 10  # 8 for the search, 1 that chooses, 1 that tests
 _DEFAULT_KEEP_RATIO = 0.55
 _COARSE_WIDTH_RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of large tables
 _MIN_TABLE_GB = 0.8
@@ -83,11 +82,13 @@ class _LocalRows:
         samples: The rows that the proxy is drawn from; empty: not local, or of no use.
         unlabelled: Number of rows of all splits without a correct answer.
         count: Number of rows of all splits.
+        note: What the user must add to the study file; empty: nothing.
     """
 
     samples: Sequence[Sample] = ()
     unlabelled: int = 0
     count: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,7 @@ def propose_study(request: StudyRequest) -> ProposedStudy:
     Raises:
         ModelError: There is no such model, or it takes no pictures.
         ConfigError: The request is not that of a valid study.
+        TaskError: Local rows cannot be read or used, or are too few.
     """
     _check_request(request)
     from effllava_optuna.surgery import outline_checkpoint
@@ -214,16 +216,30 @@ def _hardware(outline: CheckpointOutline) -> Hardware:
 
 
 def _read_rows(request: StudyRequest) -> _LocalRows:
-    """Read local data; the rows of a hub id are not downloaded."""
-    if request.data is None or not expand_home(request.data).exists():
+    """Read local data, but no images; the rows of a hub id are not downloaded.
+
+    Raises:
+        TaskError: The rows cannot be read or used, whatever columns a study file names.
+    """
+    if request.data is None:
         return _LocalRows()
-    task = DataTask(request.task, request.data, options=TaskOptions(labels=False))
-    samples: Sequence[Sample] = ()
-    unlabelled, count = 0, 0
-    with suppress(TaskError):  # `check` names what is wrong with the data
-        unlabelled, count = task.unlabelled_rows
-        samples = task.all_rows(Split.PROXY)
-    return _LocalRows(samples, unlabelled, count)
+    options = TaskOptions(labels=False)
+    task = DataTask(request.task, request.data, options=options, open_images=False)
+    if not task.is_local:
+        return _LocalRows()
+    missing = task.missing_columns
+    note = ""
+    if missing:
+        note = (
+            f"{request.data} has no column {shorten(missing[0])}; it has "
+            f"{', '.join(map(shorten, task.column_names))}. If one of these is meant, set "
+            f"task.columns.{missing[0]} to it in the study file."
+        )
+    if missing and missing != [task.label]:
+        return _LocalRows(note=note)
+    task.require_splits()
+    unlabelled, count = task.unlabelled_rows
+    return _LocalRows(task.all_rows(Split.PROXY), unlabelled, count, note)
 
 
 def _text_tokens(request: StudyRequest, samples: Sequence[Sample]) -> int:
@@ -239,25 +255,19 @@ def _text_tokens(request: StudyRequest, samples: Sequence[Sample]) -> int:
     )
 
 
-def _sizes_for_rows(rows: _LocalRows, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Return smaller sizes of the splits if they would leave no row for one of them.
+def _sizes(rows: _LocalRows, most: tuple[int, int, int], source: str) -> dict[str, int]:
+    """Return sizes of the splits, smaller than ``most`` if local rows are few.
 
     Raises:
-        ConfigError: There are too few rows.
+        TaskError: There are too few rows.
     """
-    proxy, validation, test = sizes
+    if rows.note and not rows.samples:
+        return {}  # chosen when the rows are read
+    sizes = dict(zip(Split, most, strict=True))
     count = len(rows.samples)
-    if count == 0 or count < rows.count or count > proxy + validation:
-        return sizes  # unknown, or splits with rows of their own, or enough rows
-    if count < _MIN_ROWS:
-        raise ConfigError(
-            f"The data has {count} rows: a study needs at least {_MIN_ROWS}, about different "
-            "images.",
-            hint="Add rows: about 64 for the search, and a few hundred to choose and test.",
-        )
-    proxy = min(proxy, max(8, count // 2))
-    half = max(1, (count - proxy) // 2)
-    return proxy, min(validation, half), min(test, half)
+    if 0 < count == rows.count:  # known, and all splits are drawn from the same rows
+        sizes = sizes_for_rows(count, sizes, source=source)
+    return {str(split): size for split, size in sizes.items()}
 
 
 def _round_table_gb(table_gb: float) -> float:
@@ -290,8 +300,7 @@ def _tables(
     task: dict[str, Any] = {"name": request.task}
     if request.data is not None:
         task["data"] = _relative_path(request.data, request.out)
-    sizes = _sizes_for_rows(rows, effort.samples)
-    task |= dict(zip(("proxy", "validation", "test"), sizes, strict=True))
+    task |= _sizes(rows, effort.samples, str(request.data))
     pruning: dict[str, Any] = {
         "width_ratios": list(_COARSE_WIDTH_RATIOS if coarse else WIDTH_RATIOS),
         "multiple_of": _mlp_step(outline.mlp_width),
@@ -359,9 +368,10 @@ def _summary(
 ) -> tuple[str, ...]:
     components = _pruned_components(outline)
     prunable = sum(component.width * component.unit_params for component in components)
+    first = next((f", the first at {s.place}" for s in rows.samples if not s.is_labelled), "")
     labels = (
-        f"{rows.unlabelled:,} of {rows.count:,} rows have no answer: the quality is the agreement "
-        "with the answers of the dense model."
+        f"{rows.unlabelled:,} of {rows.count:,} rows have no answer{first}: the quality is the "
+        "agreement with the answers of the dense model."
     )
     return (
         f"{request.model} on {request.task}: {outline.parameters:,} parameters; the search can "
@@ -370,4 +380,5 @@ def _summary(
         f"{config.search.trials} policies; needs {cost}: an estimate by a cost model, not "
         "measured.",
         *([labels] if rows.unlabelled else []),
+        *([rows.note] if rows.note else []),
     )

@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from effllava_optuna.config.checked_functions import UserFunction, checked_task
+from effllava_optuna.config.row_task_factory import check_task, make_row_task
 from effllava_optuna.config.schema import ROWS
 from effllava_optuna.config.user_functions import import_function
 from effllava_optuna.tasks import (
-    DataTask,
     Digits,
     Split,
-    TaskOptions,
     grade_answer,
-    validate_task,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +27,7 @@ def make_task(config: StudyConfig) -> Task:
         TaskError: The data cannot be read, rows cannot be used, two splits share a group, or a
             rule does not grade.
     """
-    task = validate_task(make_unchecked_task(config), labels=config.quality.measure == "accuracy")
+    task = check_task(config, make_unchecked_task(config))
     for split in Split:  # one sample of each rule: before the search, which grades the rest
         samples = {id(s.rule): s for s in task.samples(split) if s.correct_answer}
         for sample in samples.values():
@@ -46,24 +44,9 @@ def make_unchecked_task(config: StudyConfig) -> Task:
         TaskError: The data cannot be read, or rows cannot be used.
     """
     settings = config.task
-    sizes = {"proxy": settings.proxy, "validation": settings.validation, "test": settings.test}
     if settings.name in ROWS:
-        return DataTask(
-            schema=settings.name,
-            data=settings.data,
-            config=settings.config,
-            sources={role: split for role, split in settings.splits if split is not None},
-            columns=settings.columns,
-            options=TaskOptions(
-                harness=settings.harness,
-                instruction=settings.instruction,
-                system=settings.system,
-                new_tokens=settings.new_tokens,
-                labels=config.quality.measure == "accuracy",
-            ),
-            seed=config.task_seed,
-            **sizes,
-        )
+        return make_row_task(config)
+    sizes = {str(split): size for split, size in settings.sizes.items()}
     if ":" not in settings.name:
         return Digits(seed=config.task_seed, **sizes)
     create = import_function("task.name", settings.name, config.study.modules)

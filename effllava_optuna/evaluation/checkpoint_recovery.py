@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from effllava_optuna.config.schema import StudyConfig
+from effllava_optuna.config.row_task_factory import make_row_task
+from effllava_optuna.config.schema import ROWS, StudyConfig, is_task_name
 from effllava_optuna.config.task_factory import make_task
-from effllava_optuna.errors import LeakError, shorten
+from effllava_optuna.errors import LeakError, TaskError, shorten
 from effllava_optuna.objectives import (
     encode_samples,
     graded_samples,
@@ -20,6 +21,7 @@ from effllava_optuna.objectives import (
 from effllava_optuna.policy import bootstrap_interval
 from effllava_optuna.surgery import VerifiedExport, export, load, load_pruned
 from effllava_optuna.tasks import Scores, Split
+from effllava_optuna.tasks.data.split_sizes import FEWEST_PROXY
 from effllava_optuna.training import (
     DistillationOptions,
     JointAdaptation,
@@ -52,9 +54,10 @@ class RecoveryOptions:
 
     Attributes:
         part: The trained weights, a key of `ADAPTATIONS`.
-        data: Task whose proxy split is the training data, named as in a study file; None: the
-            task of the study.
-        samples: Number of training samples; None: the size of the study's proxy set.
+        data: The training data: a file, a directory or a hub id with rows; or a task, named as in
+            a study file, whose proxy split is used. None: the proxy split of the study.
+        samples: Maximum number of training samples; None: all rows, or of a task as many as the
+            proxy set of the study has.
         steps: Maximum number of training steps.
     """
 
@@ -94,20 +97,46 @@ def measure_accuracy(
 
 
 def recovery_samples(config: StudyConfig, options: RecoveryOptions) -> tuple[Sample, ...]:
-    """Return the training samples: the proxy split of a task, drawn with the study's seed.
+    """Return the training samples: rows, or the proxy split of a task.
 
     Raises:
         ConfigError: There is no such task.
+        TaskError: The rows cannot be read or used, or are too few.
         LeakError: A sample has a picture of the study's validation or test set.
     """
-    document = config.document()
-    task = document["task"]
-    if options.data is not None:
-        task = {key: task[key] for key in ("seed", "validation", "test")} | {"name": options.data}
-    document["task"] = task | {"proxy": options.samples or config.task.proxy}
-    samples = make_task(StudyConfig.of(document, source="--data")).samples(Split.PROXY)
+    if options.data is None or is_task_name(options.data):
+        document = config.document()
+        task = document["task"]
+        if options.data is not None:
+            kept = {key: task[key] for key in ("seed", "validation", "test")}
+            task = kept | {"name": options.data}
+        document["task"] = task | {"proxy": options.samples or config.task.proxy}
+        samples = make_task(StudyConfig.of(document, source="--data")).samples(Split.PROXY)
+    else:
+        samples = _rows(config, options.data, options.samples)
     refuse_leaks(samples, make_task(config))
     return samples
+
+
+def _rows(config: StudyConfig, data: str, most: int | None) -> tuple[Sample, ...]:
+    """Read training samples, with the columns and prompts of the study if it reads rows, too.
+
+    Raises:
+        TaskError: The rows cannot be read or used, or are too few.
+    """
+    document = config.document()
+    own = document["task"] if config.task.name in ROWS else {"name": "qa"}
+    document["task"] = own | {"data": data, "config": None, "splits": {}}
+    document["quality"]["measure"] = "agreement"  # the dense model answers, if nobody else does
+    task = make_row_task(StudyConfig.of(document, source="--data"))
+    count = task.count_rows(Split.PROXY)
+    if count < FEWEST_PROXY:
+        raise TaskError(
+            f"--data {data} has {count} row{'' if count == 1 else 's'}: a recovery needs at least "
+            f"{FEWEST_PROXY}.",
+            hint="Add rows, or leave --data out: then the proxy set of the study is used.",
+        )
+    return replace(task, proxy=most or count, validation=1, test=1).samples(Split.PROXY)
 
 
 def refuse_leaks(samples: Sequence[Sample], task: Task) -> None:
@@ -123,7 +152,7 @@ def refuse_leaks(samples: Sequence[Sample], task: Task) -> None:
             if held_out_id is not None:
                 what = "question" if sample.image is None else "picture"
                 raise LeakError(
-                    f"Training sample {shorten(sample.id)} has the {what} of {split} sample "
+                    f"Training sample {sample.name} has the {what} of {split} sample "
                     f"{shorten(held_out_id)}.",
                     hint=f"Use training data without the {what}s that the study reports on.",
                 )
@@ -156,7 +185,8 @@ def recover_checkpoint(
     pruned = load_pruned(checkpoint, device=model.device, dtype=model.dtype)
     dense = load(model.path, device=model.device, dtype=model.dtype)
     measure = config.quality.measure
-    samples = graded_samples(dense, samples, measure)
+    labelled = all(sample.is_labelled for sample in samples)
+    samples = graded_samples(dense, samples, measure if labelled else "agreement")
     validation = make_task(config).samples(Split.VALIDATION)
     validation_measure = measure_of(validation, measure)
     validation = graded_samples(dense, validation, measure)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from effllava_optuna.calibration.calibration import narrowest_policy
 from effllava_optuna.errors import ConfigError
 from effllava_optuna.policy import IMAGE_TOKENS, CostModel, latency_costs, parameter_costs
 
 if TYPE_CHECKING:
-    from effllava_optuna.calibration.calibration import Calibration
+    from collections.abc import Mapping, Sequence
+
+    from effllava_optuna.calibration.calibration import Calibration, TimedWidths
     from effllava_optuna.config.schema import StudyConfig
     from effllava_optuna.objectives import LatencyTable
-    from effllava_optuna.policy import Costs
+    from effllava_optuna.policy import ComponentId, Costs, ModelStructure
 
 
 def budget_of(
-    config: StudyConfig, calibration: Calibration, latency_factor: float = 1.0
+    config: StudyConfig, calibration: Calibration | TimedWidths, latency_factor: float = 1.0
 ) -> CostModel:
     """Return the costs of policies, and their limit: a share of the weights, or of the latency.
 
@@ -30,23 +34,45 @@ def budget_of(
     speedup = required_speedup(config, calibration)
     if speedup is not None:
         return _latency_budget(config, calibration, speedup, latency_factor)
-    keep_ratio, structure = config.search.keep_ratio, calibration.structure
+    return weight_budget(config, calibration.structure, calibration.widths)
+
+
+def weight_budget(
+    config: StudyConfig,
+    structure: ModelStructure,
+    widths: Mapping[ComponentId, Sequence[int]],
+) -> CostModel:
+    """Return the shares of the prunable weights that policies keep, and the limit on them.
+
+    Args:
+        config: The study file.
+        structure: The structure of the model.
+        widths: Allowed widths by component, ascending.
+
+    Raises:
+        ConfigError: No policy is within the limit.
+    """
+    keep_ratio = config.search.keep_ratio
     budget = CostModel(
-        costs=parameter_costs(structure, calibration.widths),
+        costs=parameter_costs(structure, widths),
         limit=keep_ratio,
         unit="of the weights",
         setting=f"search.keep_ratio = {keep_ratio}",
     )
-    if not budget.allows(calibration.narrowest):
+    narrowest = narrowest_policy(structure, widths)
+    if not budget.allows(narrowest):
+        least = math.ceil(1000 * budget.cost(narrowest)) / 1000  # rounded so that it is allowed
         raise ConfigError(
-            f"search.keep_ratio = {keep_ratio}: the narrowest policy keeps "
-            f"{calibration.narrowest.keep_ratio:.3f}.",
-            hint="Use a larger keep ratio, or smaller pruning.width_ratios.",
+            f"search.keep_ratio = {keep_ratio}: the narrowest policy keeps {least:.3f} of the "
+            "prunable weights.",
+            hint=f"Use {least:.3f} or more, or smaller pruning.width_ratios.",
         )
     return budget
 
 
-def attainable_factor(config: StudyConfig, calibration: Calibration, factor: float) -> float:
+def attainable_factor(
+    config: StudyConfig, calibration: Calibration | TimedWidths, factor: float
+) -> float:
     """Return ``factor``, or the smallest one with which a policy is as fast as the study asks."""
     speedup = required_speedup(config, calibration)
     if speedup is None:
@@ -58,13 +84,13 @@ def attainable_factor(config: StudyConfig, calibration: Calibration, factor: flo
     return max(factor, budget.limit / most_saved)
 
 
-def required_speedup(config: StudyConfig, calibration: Calibration) -> float | None:
+def required_speedup(config: StudyConfig, calibration: Calibration | TimedWidths) -> float | None:
     """Return how many times as fast as the dense model a policy must be; None: any is allowed.
 
     Raises:
         ConfigError: The dense model is fast enough.
     """
-    limit_ms, dense_ms = config.search.latency_ms, calibration.dense.latency_ms
+    limit_ms, dense_ms = config.search.latency_ms, calibration.dense_ms
     if limit_ms is None:
         return config.search.speedup
     if dense_ms <= limit_ms:
@@ -73,6 +99,13 @@ def required_speedup(config: StudyConfig, calibration: Calibration) -> float | N
             hint="Use a smaller limit, or another budget.",
         )
     return dense_ms / limit_ms
+
+
+def _reachable(config: StudyConfig, dense_ms: float, reach: float) -> str:
+    """Return the limit that the narrowest policy just meets, as the study file states it."""
+    if config.search.latency_ms is None:
+        return f"search.speedup = {math.floor(100 * reach) / 100:.2f} or less"
+    return f"search.latency_ms = {math.ceil(100 * dense_ms / reach) / 100:.2f} or more"
 
 
 def speed_setting(config: StudyConfig) -> str:
@@ -84,9 +117,9 @@ def speed_setting(config: StudyConfig) -> str:
 
 
 def _latency_budget(
-    config: StudyConfig, calibration: Calibration, speedup: float, factor: float
+    config: StudyConfig, calibration: Calibration | TimedWidths, speedup: float, factor: float
 ) -> CostModel:
-    latency, dense_ms = calibration.latency, calibration.dense.latency_ms
+    latency, dense_ms = calibration.latency, calibration.dense_ms
 
     def costs_of(table: LatencyTable) -> Costs:
         # Image tokens and widths multiply: each number of tokens has costs of its own.
@@ -115,6 +148,7 @@ def _latency_budget(
         raise ConfigError(
             f"{speed_setting(config)}: the narrowest policy is {reach:.2f} times as fast as the "
             f"dense model, which takes {dense_ms:.1f} ms.",
-            hint="Ask for less, or use smaller pruning.width_ratios or a larger latency.batch.",
+            hint=f"Use {_reachable(config, dense_ms, reach)}, smaller pruning.width_ratios, or a "
+            "larger latency.batch.",
         )
     return budget

@@ -70,7 +70,7 @@ def prepare(config: StudyConfig | str | Path, study: Study) -> SearchSession:
         inputs = stack.enter_context(study_inputs(config, answers=published_answers(study)))
         if CONFIG not in study.user_attrs:
             inputs.check_final_samples(silent)
-            store_config(study, config)
+            store_config(study, inputs.config)
         fail_lost_trials(study)
         session = open_session(study, inputs, artifact_store, endless=True)
         session.resources.push(stack.pop_all())

@@ -7,14 +7,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from optuna.study import delete_study
 from optuna.trial import TrialState
 
+from effllava_optuna.calibration.calibration import allowed_widths
 from effllava_optuna.calibration.inputs import study_inputs
 from effllava_optuna.calibration.latency_file import check_file
 from effllava_optuna.calibration.stage_callback import silent
-from effllava_optuna.errors import StudyError
+from effllava_optuna.errors import ConfigError, StudyError
 from effllava_optuna.files import expand_home
 from effllava_optuna.samplers import fail_lost_trials, slot_of
+from effllava_optuna.search.budget import weight_budget
 from effllava_optuna.search.epochs.schedule import SearchOver
 from effllava_optuna.search.final_selection import FinalSelection
 from effllava_optuna.search.objective import PruningObjective, run_trial
@@ -25,7 +28,11 @@ from effllava_optuna.storage.connection import is_being_created, open_storage
 from effllava_optuna.storage.control_study import EpochPublication
 from effllava_optuna.storage.names import RESULTS
 from effllava_optuna.storage.storage_internals import storage_of
-from effllava_optuna.storage.studies import config_of, create_study, refuse_existing
+from effllava_optuna.storage.studies import (
+    config_of,
+    create_study,
+    refuse_existing,
+)
 from effllava_optuna.storage.trial_records import failure_counts, record_of
 from effllava_optuna.storage.urls import file_of
 
@@ -83,6 +90,7 @@ def begin(
 
     Raises:
         StudyError: A study of that name exists, or ``latency.table`` cannot be used.
+        ConfigError: No policy is within the budget; the study is not kept.
     """
     file = file_of(url)
     if file is None or (file.is_file() and not is_being_created(file)):
@@ -92,13 +100,25 @@ def begin(
     report_stage("loading the model", 0.0)
     with study_inputs(config, device=device, report_stage=report_stage) as inputs:
         if sized_for is not None:
-            config = sized_for(config, inputs.loaded)
-            inputs = replace(inputs, config=config)
+            inputs = replace(inputs, config=sized_for(inputs.config, inputs.loaded))
+        if config.search.keep_ratio is not None:
+            weight_budget(config, inputs.structure, allowed_widths(inputs.loaded, config))
         inputs.check_final_samples(report_stage)
-        study = create_study(open_storage(url, create=True), config)
+        study = create_study(open_storage(url, create=True), inputs.config)
         artifact_store = ArtifactStore(artifact_backend_of(url, config))
-        with open_session(study, inputs, artifact_store, report_stage) as session:
+        try:
+            session = open_session(study, inputs, artifact_store, report_stage)
+        except ConfigError:
+            _delete_unused(study)
+            raise
+        with session:
             yield session
+
+
+def _delete_unused(study: Study) -> None:
+    """Delete a study that cannot begin, so that a corrected study file may use its name."""
+    if not study.get_trials(deepcopy=False):
+        delete_study(study_name=study.study_name, storage=storage_of(study))
 
 
 @contextmanager

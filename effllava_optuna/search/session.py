@@ -186,7 +186,9 @@ def _calibration(
     made: dict[str, Calibration] = {}
 
     def publication() -> EpochPublication:
-        calibration = calibrate(inputs, stopwatch, report_stage)
+        calibration = calibrate(
+            inputs, stopwatch, report_stage, lambda timed: budget_of(inputs.config, timed)
+        )
         published = calibration_publication(calibration, artifact_store)
         made[str(published.artifact)] = calibration
         return published

@@ -53,9 +53,8 @@ class StudyLocation:
         if self.config is not None:
             difference = first_difference(config_of(study), self.config)
             if difference is not None:
-                raise ConfigError(
-                    f"{self.file}: {difference}.", hint=cure_of_difference(self.url, self.name)
-                )
+                cure = cure_of_difference(self.url, self.name)
+                raise ConfigError(f"{self.file}: {difference}.", hint=cure)
         return study
 
     def config_of(self, study: Study) -> StudyConfig:

@@ -193,6 +193,7 @@ def first_difference(stored: StudyConfig, given: StudyConfig) -> str | None:
     old, new = stored.document(), given.document()
     allocated = stored.search.sampler == "allocation" != given.search.sampler
     changeable = _CHANGEABLE | {("search", key) for key in _ALLOCATED if allocated}
+    changeable |= {("task", k) for k in ("proxy", "validation", "test") if new["task"][k] is None}
     for table in old:
         for key in old[table]:
             values = old[table][key], new[table][key]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from effllava_optuna.errors import StudyError, shorten
+from effllava_optuna.errors import StudyError
 from effllava_optuna.tasks.sample import DenseAnswer, GradingRule
 from effllava_optuna.tasks.scoring.free_text import token_f1
 
@@ -43,7 +43,7 @@ def _with_dense_answer(sample: Sample, answer: DenseAnswer | None) -> Sample:
         or (option or 0) >= len(sample.targets) > 0
     ):
         raise StudyError(
-            f"The stored answers of the dense model have none for sample {shorten(sample.id)}.",
+            f"The stored answers of the dense model have none for sample {sample.name}.",
             hint="Use the samples that the study began with, or start a new study.",
         )
     if closed:

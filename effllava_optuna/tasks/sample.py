@@ -105,6 +105,7 @@ class Sample:
         system: Text of the system turn; empty: no system turn.
         context: Description of the image for a judge. The model does not receive it.
         dense: The answer of the dense model, if it takes the place of a correct one.
+        place: Where its row is stored, for messages; empty: not known.
 
     Raises:
         TaskError: A field has another type or is not valid Unicode, an open-ended question has no
@@ -123,6 +124,7 @@ class Sample:
     system: str = ""
     context: str = ""
     dense: DenseAnswer | None = None
+    place: str = ""
 
     def __post_init__(self) -> None:
         self._require_types()
@@ -171,6 +173,11 @@ class Sample:
         )
 
     @property
+    def name(self) -> str:
+        """Return the id, and where the row is stored, for messages."""
+        return f"{shorten(self.id)} ({self.place})" if self.place else shorten(self.id)
+
+    @property
     def is_open_ended(self) -> bool:
         """Return whether the question has no list of possible answers."""
         return self.answer is None
@@ -204,11 +211,13 @@ class Sample:
                     return convert_to_rgb(image)
         except Exception as error:  # a format of Pillow may raise anything for a damaged file
             reason = str(error).rstrip(".") or type(error).__name__
+            name = getattr(self.image, "name", "")  # of a file that a row names
             raise TaskError(
-                f"The image of sample {shorten(self.id)} cannot be opened: {reason}.",
+                f"The image{name and f' {shorten(name)}'} of sample {self.name} cannot be opened: "
+                f"{reason}.",
                 hint="Replace the file, or remove the row.",
             ) from error
         raise TaskError(
-            f"The image of sample {shorten(self.id)} has the size {image.size}.",
+            f"The image of sample {self.name} has the size {image.size}.",
             hint="Replace it by an image with pixels, or remove the row.",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from effllava_optuna.errors import TaskError, shorten
+from effllava_optuna.errors import TaskError
 from effllava_optuna.processors import tokenizer_of
 from effllava_optuna.tasks.data.row_task import DataTask
 from effllava_optuna.tasks.prompts import encode_prompts, encode_with_answers
@@ -130,7 +130,7 @@ def _encode(processor: Any, sample: Sample, context: int | None, *, with_answer:
         encode(processor, [sample], context=context)
     except ValueError as error:  # processors raise it for the shape of an image, for example
         raise TaskError(
-            f"Sample {shorten(sample.id)} cannot be encoded: {error}.",
+            f"Sample {sample.name} cannot be encoded: {error}.",
             hint="Fix that row, or remove it.",
         ) from error
 
@@ -145,7 +145,7 @@ def _check_answer_length(tokenizer: Any, sample: Sample, rule: GradingRule) -> N
     if whole > 0 and cut == 0:
         shortest = min(map(len, answers))
         raise TaskError(
-            f"Sample {shorten(sample.id)} has no correct answer of {rule.new_tokens} tokens, "
+            f"Sample {sample.name} has no correct answer of {rule.new_tokens} tokens, "
             f"which are generated; the shortest has {shortest}, and {rule.name} grades a part 0.",
             hint="Raise task.new_tokens, or use another task.harness.",
         )

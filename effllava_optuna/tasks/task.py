@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Protocol
 
-from effllava_optuna.errors import LeakError, TaskError, shorten
+from effllava_optuna.errors import LeakError, TaskError
 from effllava_optuna.tasks.sample import Split
 
 if TYPE_CHECKING:
@@ -67,13 +67,13 @@ def validate_task(task: Task, *, labels: bool = True) -> Task:
         for sample in task.samples(split):
             if sample.id in ids:
                 raise TaskError(
-                    f"Task {task.name!r} has two samples with the id {shorten(sample.id)}.",
+                    f"Task {task.name!r} has two samples with the id {sample.name}.",
                     hint="Use a different id for each row.",
                 )
             ids.add(sample.id)
             if labels and not sample.correct_answer:
                 raise TaskError(
-                    f"Task {task.name!r}: {split} sample {shorten(sample.id)} has no answer.",
+                    f"Task {task.name!r}: {split} sample {sample.name} has no answer.",
                     hint=f"Draw the {split} split from rows that have answers, or set "
                     f"{WITHOUT_ANSWERS}, which needs none.",
                 )
@@ -99,7 +99,7 @@ def require_proxy(samples: Sequence[Sample], receiver: str) -> tuple[Sample, ...
     for sample in samples:
         if sample.split is not Split.PROXY:
             raise LeakError(
-                f"{receiver} was given {sample.split} sample {shorten(sample.id)}.",
+                f"{receiver} was given {sample.split} sample {sample.name}.",
                 hint="Calibration, search and projector training use the proxy split only.",
             )
     return tuple(samples)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,12 @@ def test_studies_of_models_that_are_built_name_the_script() -> None:
 
 
 @pytest.mark.parametrize("file", READY_STUDIES, ids=lambda file: file.stem)
-def test_every_study_file_passes_the_check(file: Path) -> None:
-    assert invoke("check", file).stdout.startswith(f"{file}: study {file.stem!r}")
+def test_every_study_file_passes_the_check(file: Path, drawn: Path, tmp_path: Path) -> None:
+    (tmp_path / "drawn").symlink_to(drawn)  # where the script of their headers draws the rows
+    copy = Path(shutil.copy(file, tmp_path))
+    printed = invoke("check", copy).stdout
+    assert printed.startswith(f"{copy}: study {file.stem!r}")
+    assert ("\nrows: " in printed) is file.stem.startswith("drawn-")
 
 
 @pytest.mark.parametrize("file", HUB_STUDIES, ids=lambda file: file.stem)

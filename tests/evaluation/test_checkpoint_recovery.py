@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from effllava_optuna import load_pruned
-from effllava_optuna.errors import ConfigError, LeakError
+from effllava_optuna.errors import ConfigError, LeakError, TaskError
 from effllava_optuna.evaluation.checkpoint_recovery import (
     RecoveryOptions,
     recovery_samples,
@@ -17,7 +17,8 @@ from effllava_optuna.evaluation.checkpoint_recovery import (
 from effllava_optuna.study import load_config
 from effllava_optuna.tasks import Digits, Split
 from effllava_optuna.tasks.data.digits import TrainingDigits
-from tests.study_fixtures import SMOKE, FinishedStudy, invoke
+from tests.study_fixtures import ROWS_STUDY, SMOKE, FinishedStudy, invoke
+from tests.tasks.row_tasks import rows_with_images, write_rows
 
 TRAINING = "effllava_optuna.tasks.data.digits:TrainingDigits"
 
@@ -47,6 +48,67 @@ def test_a_training_sample_with_a_held_out_picture_is_refused(split: Split) -> N
 def test_a_missing_task_is_named() -> None:
     with pytest.raises(ConfigError, match=r"task.name = 'no_such:task'"):
         recovery_samples(load_config(SMOKE), RecoveryOptions(data="no_such:task"))
+
+
+def test_rows_of_a_file_are_training_samples(tmp_path: Path) -> None:
+    rows = rows_with_images(tmp_path, 20)
+    for row in rows[:5]:
+        del row["answer"]  # the dense model answers
+    data = write_rows(tmp_path, rows)
+    config = load_config(SMOKE)
+    samples = recovery_samples(config, RecoveryOptions(data=data))
+    assert {sample.split for sample in samples} == {Split.PROXY}
+    assert {sample.question for sample in samples} == {row["question"] for row in rows}
+    assert len(recovery_samples(config, RecoveryOptions(data=data, samples=12))) == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": "gone.png"}, r"mine\.jsonl, line 4: image 'gone\.png' is not a file"),
+        ({"question": ""}, r"mine\.jsonl, line 4: question is empty"),
+        (None, r"mine\.jsonl has 3 rows: a recovery needs at least 8"),
+    ],
+)
+def test_training_rows_that_cannot_be_used_are_named(
+    change: dict[str, str] | None, message: str, tmp_path: Path
+) -> None:
+    rows = rows_with_images(tmp_path, 20)
+    if change is None:
+        rows = rows[:3]
+    else:
+        rows[3] |= change
+    with pytest.raises(TaskError, match=message):
+        recovery_samples(load_config(SMOKE), RecoveryOptions(data=write_rows(tmp_path, rows)))
+
+
+def test_a_training_row_with_a_held_out_picture_is_refused(tmp_path: Path) -> None:
+    rows = rows_with_images(tmp_path, 20)
+    held_out = Digits().samples(Split.TEST)[5].load_image()
+    assert held_out is not None
+    held_out.save(tmp_path / "3.png")
+    options = RecoveryOptions(data=write_rows(tmp_path, rows))
+    with pytest.raises(LeakError, match=r"\(.*mine\.jsonl, line 4\) has the picture of test"):
+        recovery_samples(load_config(SMOKE), options)
+
+
+def test_a_study_of_rows_is_recovered_on_rows_with_its_columns(tmp_path: Path) -> None:
+    rows = [{"ask": f"what is {number}?", "answer": "a"} for number in range(30)]
+    write_rows(tmp_path, rows, "mine.jsonl")
+    more = [{"ask": f"and {number}?", "answer": "b"} for number in range(9)]
+    study = ROWS_STUDY + 'columns = { question = "ask" }\n'
+    (tmp_path / "own.toml").write_text(study)
+    options = RecoveryOptions(data=write_rows(tmp_path, more, "more.jsonl"))
+    samples = recovery_samples(load_config(tmp_path / "own.toml"), options)
+    assert sorted(sample.question for sample in samples) == sorted(row["ask"] for row in more)
+
+
+def test_a_checkpoint_is_recovered_on_rows(smoke: FinishedStudy, tmp_path: Path) -> None:
+    data = write_rows(tmp_path, rows_with_images(tmp_path, 20), "more.jsonl")
+    words = ("--out", tmp_path / "new", "--part", "projector", "--steps", 2, "--data", data)
+    printed = invoke("recover", smoke.file, *words).stdout
+    assert " steps on 16 samples" in printed  # a fifth of the 20 is held out
+    assert "reloaded in a fresh process" in printed
 
 
 def test_a_directory_without_an_export_is_refused(smoke: FinishedStudy, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from effllava_optuna.config.loading import load_config
+from effllava_optuna.config.schema import StudyConfig
 from effllava_optuna.errors import StudyError
 from effllava_optuna.storage import artifact_store as artifacts
 from effllava_optuna.storage.connection import open_storage
@@ -28,7 +29,6 @@ from effllava_optuna.storage.studies import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from effllava_optuna.config.schema import StudyConfig
 
 ROOT = Path(__file__).parents[2]
 SAMPLER = optuna.samplers.RandomSampler()
@@ -185,6 +185,18 @@ def test_limits_change_later_and_the_location_of_artifacts_does_not(config: Stud
     assert first_difference(config_of(study), later) is None
     update_failure_limits(study, later)
     assert config_of(study) == load_config(file, (*limits, artifacts_key))
+
+
+def test_sizes_that_a_file_does_not_set_are_those_of_the_study() -> None:
+    document = {"model": {"path": "digits-vlm"}, "study": {"name": "own"}}
+    task = {"name": "qa", "data": "rows.jsonl"}
+    file = StudyConfig.of(document | {"task": task})
+    older = {"proxy": 64, "validation": 500, "test": 2000}
+    for sizes in (older, {"proxy": 20, "validation": 10, "test": 10}):
+        stored = StudyConfig.of(document | {"task": task | sizes})
+        assert first_difference(stored, file) is None
+    changed = StudyConfig.of(document | {"task": task | older | {"proxy": 32}})
+    assert "task.proxy is 32 in the file" in (first_difference(stored, changed) or "")
 
 
 def test_the_path_of_the_data_changes_when_the_directory_moves(tmp_path: Path) -> None:

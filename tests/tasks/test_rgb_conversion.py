@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from effllava_optuna.errors import TaskError
 from effllava_optuna.tasks import Sample, Split
-from effllava_optuna.tasks.data.dataset_rows import StoredImage
+from effllava_optuna.tasks.data.stored_image import StoredImage
 from effllava_optuna.tasks.data.text_rows import ListedRows
 
 COLOURS = np.array(

@@ -261,15 +261,15 @@ def _export_model(
 )
 @click.option(
     "--data",
-    metavar="TASK",
-    help="Task whose proxy split is the training data, as task.name; by default that of the "
-    "study.",
+    help="Training data: rows (a file, a directory, or a hub id), or a task, as task.name, whose "
+    "proxy split is used; by default the proxy set of the study.",
 )
 @click.option(
     "--samples",
     metavar="N",
     type=click.IntRange(8, 4096),
-    help="Number of training samples; by default that of the study's proxy set.",
+    help="Maximum number of training samples; by default all rows, or of a task as many as the "
+    "study's proxy set has.",
 )
 @click.option(
     "--steps",
@@ -291,6 +291,7 @@ def recover(
     \b
     Example:
       effllava-optuna recover studies/quickstart.toml --out recovered
+      effllava-optuna recover my_data.toml --data more.jsonl --out recovered
     """
     config = location.config_of(location.open())
     source = checkpoint or location.export_directory(config)

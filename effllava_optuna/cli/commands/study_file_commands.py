@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
     from effllava_optuna.config.schema import StudyConfig
     from effllava_optuna.tasks import Sample
+    from effllava_optuna.tasks.data.row_summary import RowSummary
 
 _SHOWN_ANSWERS = 3
+# What rounding to whole heads may add to the smallest width ratio, as a share of the weights of an
+# ordinary decoder.
+_ROUNDED_WIDTHS = 0.15
 
 
 @click.command()
@@ -131,7 +135,10 @@ def _check_path(file: Path, *, overwrite: bool) -> None:
 )
 @format_option
 def check(file: Path, *, deep: bool, output_format: OutputFormat) -> None:
-    """Check a study file; nothing is created.
+    """Check a study file, and the rows that it names; nothing is created.
+
+    Every row is read, but pictures are only looked up. With --deep they are opened, the model is
+    loaded, and every sample is encoded.
 
     \b
     Example:
@@ -149,6 +156,9 @@ def check(file: Path, *, deep: bool, output_format: OutputFormat) -> None:
         require_torchvision(config.model.path)
     if not location.is_read_only:  # such a study exists, to be looked at
         check_outputs(location, config)
+    config, rows = _check_rows(config)
+    if not deep:  # which knows the model itself
+        _check_keep_ratio(config)
     search = config.search
     show_table = output_format == "table"
     if show_table:
@@ -157,22 +167,81 @@ def check(file: Path, *, deep: bool, output_format: OutputFormat) -> None:
             f"generations x {search.population} policies = {search.trials} trials, in "
             f"{shown_url(location.url)}"
         )
+        for line in [] if rows is None else rows.lines():
+            print_line(line)
     document = hide_in_document(config.document())
     document |= {"trials": search.trials, "url": shown_url(location.url)}
+    document["rows"] = None if rows is None else rows.to_json()
     if deep:
         quiet_transformers()
         with ProgressDisplay(
             f"check --deep {location.arguments}", stderr=not show_table
         ) as display:
-            document["deep"], lines = _check_deep(config, display)
+            document["deep"], lines = _check_deep(config, display, rows)
         if show_table:
             display.print(*lines)
     if not show_table:
         print_json(document)
 
 
-def _check_deep(config: StudyConfig, display: ProgressDisplay) -> tuple[dict[str, Any], list[str]]:
+def _check_rows(config: StudyConfig) -> tuple[StudyConfig, RowSummary | None]:
+    """Read the rows of a study file; those of the hub are not downloaded.
+
+    Returns:
+        The study file with the sizes of the splits, and a summary; None: the task has no rows, or
+        they are on the hub.
+
+    Raises:
+        TaskError: Rows cannot be read or used.
+    """
+    from effllava_optuna.config.row_task_factory import (
+        check_task,
+        make_row_task,
+        with_task_sizes,
+    )
+    from effllava_optuna.config.schema import ROWS
+    from effllava_optuna.tasks.data.row_summary import summarise_rows
+
+    if config.task.name not in ROWS:
+        return config, None
+    task = make_row_task(config, open_images=False)
+    if not task.is_local:
+        return config, None
+    check_task(config, task)
+    return with_task_sizes(config, task), summarise_rows(task)
+
+
+def _check_keep_ratio(config: StudyConfig) -> None:
+    """Refuse a keep ratio that the model cannot reach, from its configuration.
+
+    The model is not looked at if the ratio is far above the smallest width ratio, nor if it is
+    on the hub, nor if its stock configuration limits the widths, too: then the search begins with
+    this check.
+
+    Raises:
+        ConfigError: No policy is within the limit.
+    """
+    from effllava_optuna.checkpoint_format import local_directory
+
+    keep_ratio, pruning = config.search.keep_ratio, config.pruning
+    if keep_ratio is None or pruning.tied or local_directory(config.model.path) is None:
+        return
+    if keep_ratio > min(pruning.width_ratios) + _ROUNDED_WIDTHS:
+        return
+    quiet_transformers()
+    from effllava_optuna.calibration.calibration import independent_widths
+    from effllava_optuna.search.budget import weight_budget
+    from effllava_optuna.surgery import inspect_checkpoint
+
+    parts = inspect_checkpoint(config.model.path).select(pruning.towers, depth=pruning.depth)
+    weight_budget(config, parts.structure, independent_widths(parts.structure, config))
+
+
+def _check_deep(
+    config: StudyConfig, display: ProgressDisplay, rows: RowSummary | None
+) -> tuple[dict[str, Any], list[str]]:
     """Load the model and check every sample; return the result as JSON values and as lines."""
+    from effllava_optuna.calibration.calibration import allowed_widths
     from effllava_optuna.calibration.cost_measurement import measure_cost
     from effllava_optuna.calibration.inputs import answer_proxy, load_model
     from effllava_optuna.config.cost_estimate import describe_cost
@@ -181,11 +250,14 @@ def _check_deep(config: StudyConfig, display: ProgressDisplay) -> tuple[dict[str
     from effllava_optuna.objectives import describe_task
     from effllava_optuna.policy import Policy
     from effllava_optuna.search.allocation_study import sized_for, without_search
+    from effllava_optuna.search.budget import weight_budget
     from effllava_optuna.tasks import DataTask, Split, answers_to_json
     from effllava_optuna.tasks.sample_check import check_samples
 
     functions = user_functions(config)
     loaded, task = load_model(config), make_task(config)
+    if config.search.keep_ratio is not None:
+        weight_budget(config, loaded.structure, allowed_widths(loaded, config))
     if functions.term is not None:
         functions.term(Policy.dense(loaded.structure), loaded)
     sizes = {str(split): len(task.samples(split)) for split in Split}
@@ -211,10 +283,10 @@ def _check_deep(config: StudyConfig, display: ProgressDisplay) -> tuple[dict[str
         f"without a search: `allocate` measures {allocation.trials} policies ({allocation.curves} "
         "curves)",
     ]
-    if isinstance(task, DataTask):
-        unused, rows = task.unused_rows
+    if rows is None and isinstance(task, DataTask):
+        unused, count = task.unused_rows
         lines.append(
-            f"{unused:,} of {rows:,} rows are in no split, because the splits are full or the "
+            f"{unused:,} of {count:,} rows are in no split, because the splits are full or the "
             "picture is in another split"
         )
     answers: dict[str, Any] = {}

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from effllava_optuna.errors import TaskError
+from effllava_optuna.tasks.data.row_source import RowPlace
 from effllava_optuna.tasks.schemas.row_schema import UntypedFloat, UntypedInt
 
 if TYPE_CHECKING:
@@ -37,9 +38,11 @@ class ArrowRows:
 
     Attributes:
         table: A `pyarrow.Table`.
+        file: The file that it is mapped from; None: another source.
     """
 
     table: Any
+    file: Path | None = None
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -62,6 +65,14 @@ class ArrowRows:
             return None
         values = self.table.column(column)
         return _decoded(values.type, values[row].as_py())
+
+    def place(self, row: int) -> RowPlace:
+        """Return where a row is stored."""
+        return RowPlace(self.file, f"row {row + 1}")
+
+    def may_embed(self, column: str) -> bool:
+        """Return whether the values of a column may be whole pictures, which take time to read."""
+        return column in self.columns and not _is_text(self.table.schema.field(column).type)
 
 
 class _RecentColumns:
@@ -116,6 +127,7 @@ class ParquetRows:
     """
 
     def __init__(self, file: Path) -> None:
+        self._file = file
         # A file object: pyarrow takes some paths as URIs, and cannot open names outside UTF-8.
         opened = file.open("rb")
         weakref.finalize(self, opened.close)
@@ -152,6 +164,15 @@ class ParquetRows:
             _RECENT.add(key, values)
         return _decoded(values.type, values[row - self._starts[group]].as_py())
 
+    def place(self, row: int) -> RowPlace:
+        """Return where a row is stored."""
+        return RowPlace(self._file, f"row {row + 1}")
+
+    def may_embed(self, column: str) -> bool:
+        """Return whether the values of a column may be whole pictures, which take time to read."""
+        schema = self._parquet.schema_arrow
+        return column in self.columns and not _is_text(schema.field(column).type)
+
 
 def map_arrow_file(file: Path) -> ArrowRows:
     """Map a file of a directory that ``save_to_disk`` wrote into memory.
@@ -162,7 +183,7 @@ def map_arrow_file(file: Path) -> ArrowRows:
     """
     with file.open("rb") as opened:
         mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-    return ArrowRows(pa.ipc.open_stream(pa.py_buffer(mapped)).read_all())
+    return ArrowRows(pa.ipc.open_stream(pa.py_buffer(mapped)).read_all(), file)
 
 
 def _rows(part: Any, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -182,6 +203,10 @@ def _decoded(kind: Any, value: Any) -> Any:
     if isinstance(value, dict):
         return {field.name: _decoded(field.type, value[field.name]) for field in kind}
     return [_decoded(kind.field(0).type, item) for item in value]
+
+
+def _is_text(kind: Any) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _holds_json(kind: Any) -> bool:

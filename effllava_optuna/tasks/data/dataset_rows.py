@@ -7,15 +7,11 @@ imported only for datasets of the hub.
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from PIL import Image, UnidentifiedImageError
 
 from effllava_optuna.errors import TaskError, describe, shorten
 from effllava_optuna.files import expand_home, read_text
@@ -26,7 +22,8 @@ from effllava_optuna.tasks.data.row_files import (
     read_row_file,
     read_split_files,
 )
-from effllava_optuna.tasks.data.row_source import JoinedRows
+from effllava_optuna.tasks.data.row_source import JoinedRows, place_of
+from effllava_optuna.tasks.data.stored_image import StoredImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,79 +35,11 @@ _DATA_HINT = "Use a file, a directory, or a hub id such as lmms-lab/ScienceQA."
 
 
 @dataclass(frozen=True, eq=False)
-class StoredImage:
-    """An image in a row of a dataset, or in a file that the row names.
-
-    Attributes:
-        rows: The rows.
-        row: Index of the row.
-        column: Name of the column.
-        directory: File names are relative to it, or to its directory ``images``.
-    """
-
-    rows: RowSource
-    row: int
-    column: str
-    directory: Path
-
-    def read_bytes(self) -> bytes | None:
-        """Return the encoded image; None if the row has none.
-
-        Raises:
-            OSError: The file cannot be read.
-            ValueError: The value is not an image, or is a list of several; or a file is empty.
-        """
-        value = self.rows.value(self.row, self.column)
-        if isinstance(value, list):
-            if len(value) > 1:
-                raise ValueError(f"{self.column} is a list of {len(value)} images, not of one")
-            value = value[0] if value else None
-        if isinstance(value, Mapping) and {"bytes", "path"} & set(value):
-            encoded = value.get("bytes")
-            if not isinstance(encoded, (bytes, type(None))):
-                raise ValueError(
-                    f"{self.column} has the bytes {shorten(encoded)}, which are not bytes"
-                )
-            value = value.get("path") if encoded is None else encoded
-        if value is None or value == "":
-            return None
-        if isinstance(value, bytes):
-            return value
-        if not isinstance(value, str):
-            raise ValueError(f"{self.column} is {shorten(value)}, which is not an image")
-        file = expand_home(value)
-        for path in (self.directory / file, self.directory / "images" / file):
-            if _is_file(path):
-                content = path.read_bytes()
-                if not content:
-                    raise ValueError(f"{self.column} {shorten(value)} is an empty file")
-                return content
-        raise OSError(
-            f"{self.column} {shorten(value)} is not a file beside the rows or in images/"
-        )
-
-    def open(self) -> Image.Image:
-        """Open the image.
-
-        Raises:
-            OSError: The image cannot be read, or has an unknown format.
-            ValueError: See `read_bytes`.
-        """
-        encoded = self.read_bytes() or b""
-        try:
-            return Image.open(io.BytesIO(encoded))
-        except UnidentifiedImageError as error:  # its message is an address in memory
-            raise OSError(
-                f"its {len(encoded)} bytes are not an image of a known format"
-            ) from error
-
-
-@dataclass(frozen=True, eq=False)
 class DatasetRows:
     """The rows of one split of a dataset.
 
     Attributes:
-        source: Where the rows were read from, for messages.
+        source: Where the rows were read from, for messages about all of them.
         rows: The rows, their images not decoded.
         directory: File names of images are relative to it.
     """
@@ -149,9 +78,13 @@ class DatasetRows:
                     self.rows.value(row, column)
                 except Exception as error:
                     raise TaskError(
-                        f"{self.source}: row {row}: {column} cannot be read: {describe(error)}.",
+                        f"{self.place(row)}: {column} cannot be read: {describe(error)}.",
                         hint="Write the file again, or remove the row.",
                     ) from error
+
+    def place(self, row: int) -> str:
+        """Return where a row is stored, for messages."""
+        return place_of(self.rows, row, self.source)
 
     def iterate_images(self, column: str) -> Iterator[StoredImage]:
         """Iterate over the images of a column without reading them."""
@@ -175,9 +108,8 @@ def read_split(data: str, split: str, config: str | None = None) -> DatasetRows:
     path = _locate(data, config)
     with _read_errors(data):
         if path.is_file():
-            rows = read_row_file(path)
-            path = path.parent
-        elif path.is_dir():
+            return DatasetRows(data, read_row_file(path), path.parent)
+        if path.is_dir():
             rows = _read_directory(path, split)
         else:
             _refuse_missing_path(data)
@@ -220,8 +152,20 @@ def _locate(data: str, config: str | None) -> Path:
     return path / config if config is not None and _is_directory(path / config) else path
 
 
+def is_local(data: str) -> bool:
+    """Return whether data is a path, existing or not, and no dataset of the hub."""
+    names_path = data[:1] in {"/", ".", "~"} or Path(data).suffix.lower() in FORMATS
+    return names_path or data.count("/") != 1 or _exists(expand_home(data))
+
+
+def _exists(path: Path) -> bool:
+    with suppress(OSError, ValueError):  # the name is too long, or has a null character
+        return path.exists()
+    return True  # a name that no hub has, which `_locate` refuses
+
+
 def _refuse_missing_path(data: str) -> None:
-    if data[:1] in {"/", ".", "~"} or Path(data).suffix in FORMATS or data.count("/") != 1:
+    if is_local(data):
         raise TaskError(
             f"task.data = {shorten(data)}: there is no such file or directory.",
             hint=_DATA_HINT,
@@ -317,14 +261,8 @@ def _hub_splits(data: str, config: str | None) -> list[str]:
     return names
 
 
-def _is_file(path: Path) -> bool:
-    with suppress(OSError, ValueError):  # the name is too long, or has a null character
-        return path.is_file()
-    return False
-
-
 def _is_directory(path: Path) -> bool:
-    with suppress(OSError, ValueError):  # see `_is_file`
+    with suppress(OSError, ValueError):  # the name is too long, or has a null character
         return path.is_dir()
     return False
 

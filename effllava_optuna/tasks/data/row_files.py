@@ -62,7 +62,7 @@ def read_row_file(file: Path) -> RowSource:
     """
     rows = _read_format(file)
     if not len(rows):
-        raise empty_split_error(file, split_name(file))
+        raise TaskError(f"{file} has no rows.", hint="Use a file with rows.")
     return rows
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from itertools import repeat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from effllava_optuna.errors import TaskError, shorten
+from effllava_optuna.tasks.schemas.row_schema import is_empty
 from effllava_optuna.tasks.task import WITHOUT_ANSWERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
-    from effllava_optuna.tasks.data.dataset_rows import DatasetRows, StoredImage
+    from effllava_optuna.tasks.data.dataset_rows import DatasetRows
+    from effllava_optuna.tasks.data.stored_image import StoredImage
     from effllava_optuna.tasks.schemas import ParsedRow, RowSchema
 
 _LISTED = 3  # faulty rows in one message
@@ -27,7 +30,11 @@ class GroupedRow(NamedTuple):
 
 
 def parse_rows(
-    rows: DatasetRows, schema: RowSchema, renamed: Mapping[str, str]
+    rows: DatasetRows,
+    schema: RowSchema,
+    renamed: Mapping[str, str],
+    *,
+    open_images: bool = True,
 ) -> list[GroupedRow]:
     """Parse all rows, and read each image once to identify its group by content.
 
@@ -35,6 +42,8 @@ def parse_rows(
         rows: The rows.
         schema: The schema of the rows.
         renamed: Columns of the dataset by column of the schema, where the names differ.
+        open_images: Whether images are read. Otherwise their files must exist, and the group is
+            identified by the name of the file; of images within the rows, by the row.
 
     Raises:
         TaskError: A column is missing, or rows cannot be used.
@@ -43,48 +52,92 @@ def parse_rows(
     images: Iterable[StoredImage | None] = repeat(None, len(rows))
     if columns.get("image") in rows.columns:
         images = rows.iterate_images(columns["image"])
-    faults: list[str] = []
-    hint = "Fix these rows (the first one is row 0), or remove them."
+    unread = not open_images and rows.rows.may_embed(columns.get("image", ""))
+    faults: list[tuple[int, str]] = []
+    cures: list[str] = []
     number_of_id: dict[str, int] = {}
     parsed: list[GroupedRow] = []
     texts = rows.iterate([column for name, column in columns.items() if name != "image"])
     for number, (values, image) in enumerate(zip(texts, images, strict=True)):
         row = {name: values.get(column) for name, column in columns.items()}
         try:
-            encoded = None if image is None else image.read_bytes()
-            if encoded is None and "image" in schema.required_columns:
+            key = _image_key(image, open_images=open_images, unread=unread)
+            if key is None and "image" in schema.required_columns:
                 raise ValueError(f"{columns['image']} is empty")
-            content = schema.parse(row, has_image=encoded is not None)
+            content = schema.parse(row, has_image=key is not None)
             if content.id is not None and number_of_id.setdefault(content.id, number) != number:
                 raise ValueError(
-                    f"id {shorten(content.id)} is also that of row {number_of_id[content.id]}"
+                    f"id {shorten(content.id)} is also that of "
+                    f"{rows.rows.place(number_of_id[content.id]).line}"
                 )
         except (ValueError, OSError) as error:
-            faults.append(f"row {number}: {error}")
-            if not schema.has_answer(row) and schema.label in schema.required_columns:
-                hint = (
-                    "Fix these rows (the first one is row 0), remove them, or set "
-                    f"{WITHOUT_ANSWERS}, which needs no answers."
-                )
+            faults.append((number, str(error)))
+            cures.append(_cure(schema, row))
             continue
-        parsed.append(_grouped(content, image, encoded))
+        parsed.append(_grouped(content, image, key))
     if faults:
-        more = f"; {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
-        raise TaskError(f"{rows.source}: {'; '.join(faults[:_LISTED])}{more}.", hint=hint)
+        raise _faulty_rows_error(rows, faults, next(filter(None, cures), ""))
     return parsed
 
 
-def _grouped(content: ParsedRow, image: StoredImage | None, encoded: bytes | None) -> GroupedRow:
+def _cure(schema: RowSchema, row: Mapping[str, Any]) -> str:
+    """Return what helps against a fault beside a correction of the row; empty: nothing."""
+    answer = row.get(schema.label)
+    if schema.label in schema.required_columns and not schema.has_answer(row):
+        return f"set {WITHOUT_ANSWERS}, which needs no answers"
+    if isinstance(answer, (int, float)) and is_empty(row.get("choices")):
+        return f'write numbers as texts ("{answer}")'
+    return ""
+
+
+def _faulty_rows_error(rows: DatasetRows, faults: list[tuple[int, str]], cure: str) -> TaskError:
+    """Create the error about unusable rows; it lists the first ones, and counts the others."""
+    listed: list[str] = []
+    file = None
+    for number, reason in faults[:_LISTED]:
+        place = rows.rows.place(number)
+        # The file is named once, unless the next row is in another one.
+        named = place.line if listed and place.file == file else rows.place(number)
+        listed.append(f"{named}: {reason}")
+        file = place.file
+    more = f"; {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+    first = " (the first one is row 1)" if "row 1" in rows.rows.place(0).line else ""
+    hint = f"Fix these rows{first}, {f'remove them, or {cure}' if cure else 'or remove them'}."
+    return TaskError(f"{'; '.join(listed)}{more}.", hint=hint)
+
+
+def _image_key(
+    image: StoredImage | None, *, open_images: bool, unread: bool
+) -> bytes | Path | str | None:
+    """Return what identifies an image: its content, its file, or its row; None: no image."""
+    if image is None:
+        return None
+    if unread:
+        return image.place  # rows of several files have the same numbers
+    return image.read_bytes() if open_images else image.locate()
+
+
+def _grouped(
+    content: ParsedRow, image: StoredImage | None, key: bytes | Path | str | None
+) -> GroupedRow:
     """Identify the group by the image, or by the question if there is no image."""
-    kind, key = ("text", content.question.encode()) if encoded is None else ("picture", encoded)
-    group = f"{kind}-{hashlib.sha256(key).hexdigest()[:16]}"
-    return GroupedRow(content, group, None if encoded is None else image)
+    if key is None:
+        kind, name = "text", content.question.encode()
+    else:
+        kind = "picture"
+        name = key if isinstance(key, bytes) else str(key).encode(errors="surrogateescape")
+    group = f"{kind}-{hashlib.sha256(name).hexdigest()[:16]}"
+    return GroupedRow(content, group, None if key is None else image)
 
 
 def _match_columns(
     rows: DatasetRows, schema: RowSchema, renamed: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the column of the dataset for each column of the schema."""
+    """Return the column of the dataset for each column of the schema.
+
+    Raises:
+        TaskError: A column is missing.
+    """
     required = schema.required_columns
     columns = {name: renamed.get(name, name) for name in (*schema.required, *schema.optional)}
     for name in renamed:

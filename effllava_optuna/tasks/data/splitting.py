@@ -40,7 +40,7 @@ def split_rows(
     Pools are processed in the order test, validation, proxy; groups that an earlier pool has used
     are excluded. If several splits share a pool, the proxy is drawn first; validation and test
     are reduced in proportion if too few rows remain. As many different groups as possible are
-    used.
+    used, and one at least is left to each split that follows.
 
     Args:
         pools: The rows, by name of the pool.
@@ -59,12 +59,12 @@ def split_rows(
         rows = [row for row in pools[name] if row.group not in split_of_group]
         groups = _shuffle_groups(rows, np.random.default_rng([seed, number]))
         wanted = _fit_sizes({split: sizes[split] for split in splits}, len(rows))
-        for split in splits:
-            selected = (
-                list(groups)  # the last split of a pool gets all groups that remain
-                if split is splits[-1]
-                else _select_groups(groups, wanted[split], len(rows))
-            )
+        for index, split in enumerate(splits):
+            selected = list(groups)  # the last split of a pool gets all groups that remain
+            if split is not splits[-1]:
+                later = sum(wanted[other] > 0 for other in splits[index + 1 :])
+                most = max(1, len(groups) - later)
+                selected = _select_groups(groups, wanted[split], len(rows))[:most]
             split_of_group |= dict.fromkeys(selected, split)
             members = [groups.pop(group) for group in selected]
             assigned[split] = sorted(_round_robin(members, wanted[split]))

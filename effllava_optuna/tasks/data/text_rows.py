@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.errors import TaskError, shorten
 from effllava_optuna.files import decode_text
+from effllava_optuna.tasks.data.row_source import RowPlace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,9 +33,13 @@ class ListedRows:
 
     Attributes:
         rows: Values by column.
+        file: The file that they were read from; None: another source.
+        lines: The line of the file that each row begins at; empty: not known.
     """
 
     rows: Sequence[dict[str, Any]]
+    file: Path | None = None
+    lines: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -52,6 +57,15 @@ class ListedRows:
         """Return one value."""
         return self.rows[row].get(column)
 
+    def place(self, row: int) -> RowPlace:
+        """Return where a row is stored."""
+        line = f"line {self.lines[row]}" if self.lines else f"row {row + 1}"
+        return RowPlace(self.file, line)
+
+    def may_embed(self, column: str) -> bool:
+        """Return False: the values are in memory."""
+        return False
+
 
 def read_json_lines(file: Path) -> ListedRows:
     """Read a file with one JSON object on each line.
@@ -59,7 +73,7 @@ def read_json_lines(file: Path) -> ListedRows:
     Raises:
         TaskError: A line is not a JSON object; the message has its number.
     """
-    return ListedRows(_parse_lines(file, _read(file)))
+    return _parse_lines(file, _read(file))
 
 
 def read_json(file: Path) -> ListedRows:
@@ -73,7 +87,7 @@ def read_json(file: Path) -> ListedRows:
         rows = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         if not text.lstrip().startswith("["):
-            return ListedRows(_parse_lines(file, text))
+            return _parse_lines(file, text)
         raise TaskError(f"{file} is not valid JSON: {error}.", hint="Fix that line.") from error
     if not isinstance(rows, list):
         raise TaskError(
@@ -81,13 +95,13 @@ def read_json(file: Path) -> ListedRows:
             "of rows.",
             hint='Write [{"column": value, ...}, ...], or one object on each line.',
         )
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise TaskError(
                 f"{file}: row {number} is not an object.",
                 hint='Write each row as {"column": value, ...}.',
             )
-    return ListedRows(rows)
+    return ListedRows(rows, file)
 
 
 def read_csv(file: Path) -> ListedRows:
@@ -100,8 +114,14 @@ def read_csv(file: Path) -> ListedRows:
     # `strict`: without it, a quote that is not closed takes the rest of the file as one cell.
     reader = csv.reader(io.StringIO(_read(file), newline=""), strict=True)
     rows: list[dict[str, Any]] = []
+    lines: list[int] = []
     try:
         header = next(reader, [])
+        if header and header[0].lstrip().startswith(("{", "[")):
+            raise TaskError(
+                f"{file}: its first line is JSON, not names of columns: {shorten(header[0])}.",
+                hint="Rename it to .jsonl, or to .json if it is one list.",
+            )
         if len(header) == 1 and re.search("[;\t]", header[0]):
             raise TaskError(
                 f"{file}: its first line has no comma: {shorten(header[0])}.",
@@ -112,6 +132,7 @@ def read_csv(file: Path) -> ListedRows:
                 f"{file}: two columns of its first line have the same name.",
                 hint="Rename one of them.",
             )
+        line = reader.line_num + 1
         for cells in reader:
             if cells and len(cells) != len(header):
                 raise TaskError(
@@ -121,11 +142,13 @@ def read_csv(file: Path) -> ListedRows:
                 )
             if cells:
                 rows.append(dict(zip(header, cells, strict=True)))
+                lines.append(line)
+            line = reader.line_num + 1
     except csv.Error as error:
         raise TaskError(
             f"{file}: line {reader.line_num} is not valid CSV: {error}.", hint="Fix that line."
         ) from error
-    return ListedRows(rows)
+    return ListedRows(rows, file, lines)
 
 
 def _read(file: Path) -> str:
@@ -135,8 +158,9 @@ def _read(file: Path) -> str:
         raise TaskError(f"{file}: {error}.", hint="Save it as UTF-8.") from error
 
 
-def _parse_lines(file: Path, text: str) -> list[dict[str, Any]]:
-    rows = []
+def _parse_lines(file: Path, text: str) -> ListedRows:
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
     # Not `splitlines`, which also divides at characters that JSON texts may have.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -150,12 +174,17 @@ def _parse_lines(file: Path, text: str) -> list[dict[str, Any]]:
             reason = str(error)
             if isinstance(error, json.JSONDecodeError):  # its own message names line 1
                 reason = f"{error.msg} at column {error.colno}"
+            hint = "Fix or remove that line."
+            if not rows:  # perhaps another format
+                hint = 'Write one JSON object on each line: {"question": "...", "answer": "..."}.'
+                if line.lstrip("\ufeff ").startswith("["):
+                    hint = "If the file is one list of rows, rename it to .json."
             raise TaskError(
-                f"{file}: line {number} is not valid JSON: {reason}.",
-                hint="Fix or remove that line.",
+                f"{file}: line {number} is not valid JSON: {reason}.", hint=hint
             ) from error
         rows.append(row)
-    return rows
+        lines.append(number)
+    return ListedRows(rows, file, lines)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

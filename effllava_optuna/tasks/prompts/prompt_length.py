@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from effllava_optuna.errors import TaskError, shorten
+from effllava_optuna.errors import TaskError
 from effllava_optuna.processors import tokenizer_of
 from effllava_optuna.tasks.prompts.batch import generation_length
 from effllava_optuna.tasks.prompts.chat_prompt import format_prompt
@@ -86,7 +86,7 @@ def count_text_tokens(processor: Any, sample: Sample) -> int:
 def _refuse(sample: Sample, tokens: int, generated: int, context: int) -> NoReturn:
     answer = f" and may generate {generated}" if generated else ""
     raise TaskError(
-        f"Sample {shorten(sample.id)} has a prompt of {tokens} tokens{answer}, but the model has "
+        f"Sample {sample.name} has a prompt of {tokens} tokens{answer}, but the model has "
         f"a context of {context}.",
         hint=_HINT,
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from effllava_optuna.errors import TaskError, shorten
+from effllava_optuna.errors import TaskError
 from effllava_optuna.processors import takes_pictures, tokenizer_of
 from effllava_optuna.tasks.prompts.batch import IGNORE_INDEX, Batch, generation_length
 from effllava_optuna.tasks.prompts.chat_prompt import (
@@ -118,7 +118,7 @@ def _divide(
 def _answer_text(sample: Sample) -> str:
     if not sample.correct_answer.strip() and sample.dense is None:
         raise TaskError(
-            f"Sample {shorten(sample.id)} has no correct answer to be compared with.",
+            f"Sample {sample.name} has no correct answer to be compared with.",
             hint="Use a split that has answers.",
         )
     return sample.correct_answer.strip()
@@ -129,14 +129,14 @@ def _prompts(processor: Any, samples: Sequence[Sample]) -> list[str]:
     for sample in samples:
         if sample.image is not None and not takes_pictures(processor):
             raise TaskError(
-                f"Sample {shorten(sample.id)} has a picture, but the model takes none.",
+                f"Sample {sample.name} has a picture, but the model takes none.",
                 hint="Use a vision-language model, or rows without pictures.",
             )
         texts = (sample.question, sample.system, *sample.targets)
         if image_token and any(image_token in text for text in texts):
             part = "question" if image_token in sample.question else "system turn or answers"
             raise TaskError(
-                f"Sample {shorten(sample.id)} has {image_token!r} in its {part}.",
+                f"Sample {sample.name} has {image_token!r} in its {part}.",
                 hint="Remove it: the chat template inserts it where the image belongs.",
             )
     return [
@@ -172,7 +172,7 @@ def _encode_closed(processor: Any, samples: Sequence[Sample]) -> Batch:
             targets[row, column] = first_tokens[key]
         if len(set(targets[row, : len(sample.targets)].tolist())) < len(sample.targets):
             raise TaskError(
-                f"Sample {shorten(sample.id)}: two of its answers begin with the same token.",
+                f"Sample {sample.name}: two of its answers begin with the same token.",
                 hint="Use answers, or letters, that begin differently.",
             )
     return Batch(
@@ -210,7 +210,7 @@ def _end_label(tokenizer: Any, sample: Sample) -> int:
         return int(tokenizer.eos_token_id)
     if not _answer_text(sample):
         raise TaskError(
-            f"The dense model answers sample {shorten(sample.id)} with no text and no end token.",
+            f"The dense model answers sample {sample.name} with no text and no end token.",
             hint="Remove the row, or raise task.new_tokens.",
         )
     return IGNORE_INDEX

@@ -12,6 +12,7 @@ from effllava_optuna.config.cost_estimate import ModelSize, estimate_cost
 from effllava_optuna.config.schema import TASKS
 from effllava_optuna.study import load_config
 from tests.study_fixtures import ROOT, invoke
+from tests.tasks.row_tasks import write_rows
 
 _TEXT = {
     "model_type": "llama", "vocab_size": 32064, "hidden_size": 4096, "intermediate_size": 11008,
@@ -56,10 +57,14 @@ def write_model(config: object, directory: Path) -> Path:
 @pytest.mark.parametrize("model", ["digits-vlm", "drawn-vlm"])
 @pytest.mark.parametrize("task", TASKS)
 def test_a_proposed_study_file_passes_the_check(model: str, task: str, tmp_path: Path) -> None:
-    data = ("--data", "rows.jsonl") if task == "qa" else ()
+    data: tuple[str, ...] = ()
+    if task == "qa":
+        rows = [{"question": f"what is {number}?", "answer": "a"} for number in range(3000)]
+        data = ("--data", write_rows(tmp_path, rows))
+    before = set(tmp_path.iterdir())
     done = invoke("init", model, "--task", task, *data)
     file = Path(f"{model}-{task}.toml")
-    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    assert [path.name for path in set(tmp_path.iterdir()) - before] == [file.name]
     assert "an estimate by a cost model, not measured" in done.stdout.replace("\n", " ")
     assert "an estimate by a cost model" in " ".join(file.read_text().replace("#", " ").split())
     assert invoke("check", file).stdout.startswith(f"{file}: study {file.stem!r}, 3 epochs x 4")
@@ -121,7 +126,8 @@ def test_a_study_of_rows_without_answers_is_one_of_agreement(answers: int, tmp_p
         assert (measure, "no answer" in printed) == ("accuracy", False)
         return
     assert measure == "agreement"
-    assert f"{12 - answers} of 12 rows have no answer: the quality is the agreement" in printed
+    first = f"{12 - answers} of 12 rows have no answer, the first at {data}, line {answers + 1}: "
+    assert f"{first}the quality is the agreement" in printed
 
 
 @pytest.mark.parametrize(("count", "accepted"), [(9, False), (10, True)])
@@ -133,34 +139,58 @@ def test_a_study_needs_ten_rows(count: int, accepted: bool, tmp_path: Path) -> N
     assert out.exists() is accepted
     assert accepted or (done.returncode, done.stderr.splitlines()) == (
         2,
-        ["The data has 9 rows: a study needs at least 10, about different images. Add rows: "
+        [f"{data} has 9 rows: a study needs at least 10, about different images. Add rows: "
          "about 64 for the search, and a few hundred to choose and test."],
     )  # fmt: skip
 
 
-def test_data_that_cannot_be_read_is_left_to_the_check(tmp_path: Path) -> None:
-    data, out = tmp_path / "rows.jsonl", tmp_path / "mine.toml"
-    data.write_text("no rows")
-    invoke("init", "digits-vlm", "--task", "qa", "--data", data, "--out", out)
-    assert load_config(out).quality.measure == "accuracy"
-    assert invoke("check", out, "--deep", check=False).returncode == 2
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.jsonl", "no rows", "rows.jsonl: line 1 is not valid JSON"),
+        ("rows.jsonl", "", "rows.jsonl has no rows"),
+        (
+            "rows.jsonl",
+            '{"question": 7, "answer": "a"}\n' * 12,
+            "rows.jsonl, line 1: question is 7",
+        ),
+        (
+            "rows.jsonl",
+            '{"question": "a?", "answer": "b"}\n' * 12,
+            "are about 1 different picture",
+        ),
+        ("gone.jsonl", None, "'gone.jsonl': there is no such file or directory"),
+    ],
+)
+def test_no_study_is_proposed_for_rows_that_cannot_be_used(
+    name: str, content: str | None, message: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    words = ("init", "digits-vlm", "--task", "qa", "--data", name, "--out", "mine.toml")
+    done = invoke(*words, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert message in done.stderr
+    assert not (tmp_path / "mine.toml").exists()
 
 
-def test_rows_that_check_refuses_do_not_prevent_a_proposal(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "train.jsonl").write_text('{"question": "a", "answer": "b"}\n' * 3)
-    (tmp_path / "data" / "validation.jsonl").write_text('{"question": 7}\n')
-    invoke("init", "digits-vlm", "--task", "qa", "--data", "data", "--out", "mine.toml")
-    assert load_config(tmp_path / "mine.toml").task.proxy == 64
-    done = invoke("check", "mine.toml", "--deep", check=False)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
+def test_columns_with_other_names_are_left_to_the_study_file(tmp_path: Path) -> None:
+    rows = [{"ask": f"what is {number}?", "answer": "a"} for number in range(12)]
+    data = write_rows(tmp_path, rows)
+    printed = invoke("init", "digits-vlm", "--task", "qa", "--data", data, "--out", "mine.toml")
+    assert "has no column 'question'; it has 'ask', 'answer'" in printed.stdout
+    assert load_config("mine.toml").task.proxy is None
+    assert "Set task.columns.question" in invoke("check", "mine.toml", check=False).stderr
+    with Path("mine.toml").open("a") as file:
+        file.write('\n[task.columns]\nquestion = "ask"\n')
+    assert "samples: 8 proxy, 2 validation, 2 test" in invoke("check", "mine.toml").stdout
 
 
 def test_data_is_named_relative_to_the_study_file(tmp_path: Path) -> None:
     model = write_model(_QWEN, tmp_path / "qwen")
     (tmp_path / "studies").mkdir()
-    (tmp_path / "studies" / "rows.jsonl").write_text("")
+    rows = [{"question": f"{number}?", "answer": "a"} for number in range(12)]
+    write_rows(tmp_path / "studies", rows, "rows.jsonl")
     out = Path("studies") / "mine.toml"
     invoke("init", model, "--task", "qa", "--data", "studies/rows.jsonl", "--out", out)
     assert 'data = "./rows.jsonl"' in out.read_text()

@@ -14,11 +14,11 @@ from effllava_optuna.tasks import DataTask, Split, TaskOptions
 from effllava_optuna.tasks.data import dataset_rows
 from effllava_optuna.tasks.data.dataset_rows import (
     DatasetRows,
-    StoredImage,
     read_split,
     split_names,
 )
 from effllava_optuna.tasks.data.row_parsing import parse_rows
+from effllava_optuna.tasks.data.stored_image import StoredImage
 from effllava_optuna.tasks.schemas import UserRows
 from tests.tasks.row_tasks import benchmark_task, write_rows
 
@@ -32,7 +32,7 @@ from tests.tasks.row_tasks import benchmark_task, write_rows
             b'{"question": "a", "answer": "b"}\n[1]\n',
             "line 2 is not valid JSON: it is not an object",
         ),
-        (b"", "mine.jsonl, split 'mine', is empty"),
+        (b"", "mine.jsonl has no rows"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, content: bytes, message: str) -> None:
@@ -56,8 +56,8 @@ def test_cells_of_a_csv_stay_texts(tmp_path: Path) -> None:
     [
         (b"question,answer\na,b\na,b,c\n", "line 3 does not have as many cells as the first"),
         (b"question,answer\na,b\na\n", "line 3 does not have as many cells as the first"),
-        (b"question,answer\n", "mine.csv, split 'mine', is empty"),
-        (b"", "mine.csv, split 'mine', is empty"),
+        (b"question,answer\n", "mine.csv has no rows"),
+        (b"", "mine.csv has no rows"),
         (b"question,answer\n\xe9,b\n", "line 2 is not valid UTF-8: it has the byte 0xe9"),
     ],
 )
@@ -113,8 +113,11 @@ def test_an_empty_split_is_named(tmp_path: Path) -> None:
     for name in ("train", "test"):
         full.to_parquet(tmp_path / "files" / f"{name}.parquet")
     empty.to_parquet(tmp_path / "files" / "validation.parquet")
-    for place in ("d", "files"):
-        with pytest.raises(TaskError, match=r"split 'validation', is empty"):
+    for place, message in {
+        "d": r"split 'validation', is empty",
+        "files": r"validation\.parquet has no rows",
+    }.items():
+        with pytest.raises(TaskError, match=message):
             DataTask("qa", str(tmp_path / place), proxy=8).samples(Split.PROXY)
 
 
@@ -184,7 +187,7 @@ def test_a_number_of_a_json_file_on_the_hub_that_may_be_a_text_is_refused(tmp_pa
     write_rows(tmp_path, lines, "train.jsonl")
     rows = dataset_rows._read_hub(str(tmp_path), "train", None)
     schema = UserRows(TaskOptions())
-    with pytest.raises(TaskError, match="row 0: answer 1 may be the index or the text") as caught:
+    with pytest.raises(TaskError, match="hub, row 1: answer 1 may be the index") as caught:
         parse_rows(DatasetRows("hub", rows, tmp_path), schema, {})
-    assert "row 1" not in str(caught.value)
-    assert "row 2" not in str(caught.value)
+    assert "row 2:" not in str(caught.value)
+    assert "row 3:" not in str(caught.value)

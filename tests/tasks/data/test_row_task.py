@@ -38,7 +38,8 @@ def test_the_splits_of_every_benchmark_share_no_image(drawn: Path, name: str) ->
 
 def test_rows_without_answers_can_be_evaluated_but_not_searched(drawn: Path) -> None:
     sources = dict.fromkeys(Split, "test")
-    with pytest.raises(TaskError, match=r"proxy sample 'VizWiz_test_.*' has no answer"):
+    message = r"proxy sample 'VizWiz_test_.*' \(.*test\.parquet, row \d+\) has no answer"
+    with pytest.raises(TaskError, match=message):
         validate_task(benchmark_task(drawn, "vizwiz", sources=sources))
     rows = benchmark_task(drawn, "vizwiz", sources={"test": "test"}).all_rows(Split.TEST)
     assert rows
@@ -89,32 +90,32 @@ def test_rows_without_images_are_grouped_by_their_questions(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image": "gone.png"}, r"row 3: image 'gone\.png' is not a file beside the rows or in "),
-        ({"image": "A" * 9999}, r"row 3: image 'A{50,60}\.\.\.A{50,60}' is not a file beside"),
-        ({"question": None}, "row 3: question is None, which is not a text"),
-        ({"question": " "}, "row 3: question is empty"),
-        ({"answer": ""}, "row 3: answer is empty"),
-        ({"choices": ["a", "b"], "answer": "c"}, "row 3: answer 'c' is outside its 2 choices"),
-        ({"choices": ["a"], "answer": "a"}, "row 3: choices has 1 entries, but needs 2"),
-        ({"id": "7"}, "row 7: id '7' is also that of row 3"),
-        ({"id": ["7"]}, r"row 3: id is \['7'\], which is not a text or a number"),
-        ({"id": {"a": 1}}, "row 3: id is {'a': 1}, which is not a text or a number"),
-        ({"id": math.nan}, "row 3: id is nan, which is not a text or a number"),
-        ({"choices": 0}, "row 3: choices is 0, which is not a list of texts"),
-        ({"choices": False}, "row 3: choices is False, which is not a list of texts"),
-        ({"choices": {}}, "row 3: choices is {}, which is not a list of texts"),
+        ({"image": "gone.png"}, r"line 4: image 'gone\.png' is not a file beside the rows or in "),
+        ({"image": "A" * 9999}, r"line 4: image 'A{50,60}\.\.\.A{50,60}' is not a file beside"),
+        ({"question": None}, "line 4: question is None, which is not a text"),
+        ({"question": " "}, "line 4: question is empty"),
+        ({"answer": ""}, "line 4: answer is empty"),
+        ({"choices": ["a", "b"], "answer": "c"}, "line 4: answer 'c' is outside its 2 choices"),
+        ({"choices": ["a"], "answer": "a"}, "line 4: choices has 1 entries, but needs 2"),
+        ({"id": "7"}, "line 8: id '7' is also that of line 4"),
+        ({"id": ["7"]}, r"line 4: id is \['7'\], which is not a text or a number"),
+        ({"id": {"a": 1}}, "line 4: id is {'a': 1}, which is not a text or a number"),
+        ({"id": math.nan}, "line 4: id is nan, which is not a text or a number"),
+        ({"choices": 0}, "line 4: choices is 0, which is not a list of texts"),
+        ({"choices": False}, "line 4: choices is False, which is not a list of texts"),
+        ({"choices": {}}, "line 4: choices is {}, which is not a list of texts"),
         (
             {"choices": list("pqrst"), "answer": "(C)"},
-            r"row 3: answer '\(C\)' is outside its 5 choices \(0 to 4, A to E, or their texts\)",
+            r"line 4: answer '\(C\)' is outside its 5 choices \(0 to 4, A to E, or their texts\)",
         ),
-        ({"choices": ["p", "q"], "answer": "b"}, r"row 3: answer 'b' is outside .*, A to B, or"),
-        ({"image": {"bytes": "abc"}}, "row 3: image has the bytes 'abc', which are not bytes"),
-        ({"image": {"bytes": 5}}, "row 3: image has the bytes 5, which are not bytes"),
-        ({"image": {"bytes": 1.5}}, r"row 3: image has the bytes 1\.5, which are not bytes"),
-        ({"image": {"bytes": [137, 80]}}, r"row 3: image has the bytes \[137, 80\], which are"),
-        ({"image": [{"bytes": {}}]}, "row 3: image has the bytes {}, which are not bytes"),
-        ({"image": [["a.png"]]}, r"row 3: image is \['a.png'\], which is not an image"),
-        ({"image": "empty.png"}, "row 3: image 'empty.png' is an empty file"),
+        ({"choices": ["p", "q"], "answer": "b"}, r"line 4: answer 'b' is outside .*, A to B, or"),
+        ({"image": {"bytes": "abc"}}, "line 4: image has the bytes 'abc', which are not bytes"),
+        ({"image": {"bytes": 5}}, "line 4: image has the bytes 5, which are not bytes"),
+        ({"image": {"bytes": 1.5}}, r"line 4: image has the bytes 1\.5, which are not bytes"),
+        ({"image": {"bytes": [137, 80]}}, r"line 4: image has the bytes \[137, 80\], which are"),
+        ({"image": [{"bytes": {}}]}, "line 4: image has the bytes {}, which are not bytes"),
+        ({"image": [["a.png"]]}, r"line 4: image is \['a.png'\], which is not an image"),
+        ({"image": "empty.png"}, "line 4: image 'empty.png' is an empty file"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -122,11 +123,11 @@ def test_a_bad_row_is_named(tmp_path: Path, change: dict[str, Any], message: str
     rows = [{"id": str(number), **row} for number, row in enumerate(rows)]
     rows[3] |= change
     (tmp_path / "empty.png").touch()
-    with pytest.raises(TaskError, match=rf"mine\.jsonl, split 'train': {message}") as caught:
+    with pytest.raises(TaskError, match=rf"mine\.jsonl, {message}") as caught:
         DataTask("qa", write_rows(tmp_path, rows), proxy=8).samples(Split.PROXY)
-    cure = "Fix these rows (the first one is row 0), or remove them."
+    cure = "Fix these rows, or remove them."
     if change.get("answer") == "":
-        cure = "Fix these rows (the first one is row 0), remove them, or set quality.measure"
+        cure = "Fix these rows, remove them, or set quality.measure"
     assert str(caught.value.hint).startswith(cure)
     assert "\n" not in str(caught.value)
 
@@ -135,7 +136,8 @@ def test_three_bad_rows_are_named_and_the_others_counted(tmp_path: Path) -> None
     rows = rows_with_images(tmp_path, 20)
     for number in range(5, 10):
         rows[number]["question"] = ""
-    with pytest.raises(TaskError, match=r"row 5: .*; row 6: .*; row 7: question is empty; 2 more"):
+    message = r"mine\.jsonl, line 6: question is empty; line 7: .*; line 8: .* is empty; 2 more\."
+    with pytest.raises(TaskError, match=message):
         DataTask("qa", write_rows(tmp_path, rows), proxy=8).samples(Split.PROXY)
 
 
@@ -151,7 +153,9 @@ def test_an_image_that_cannot_be_opened_is_named(
     file = tmp_path / rows[int(sample.id.rpartition("-")[2])]["image"]
     whole = file.read_bytes()
     file.write_bytes({"cut": whole[:45], "text": b"no picture", "empty": b""}[damage])
-    message = rf"The image of sample '{sample.id}' cannot be opened"
+    line = int(sample.id.rpartition("-")[2]) + 1
+    name = rf"'{file.name}' of sample '{sample.id}' \(.*mine\.jsonl, line {line}\)"
+    message = f"The image {name} cannot be opened"
     with pytest.raises(TaskError, match=message) as caught:
         sample.load_image()
     assert "object at 0x" not in str(caught.value)

@@ -56,7 +56,7 @@ def test_some_rows_may_have_answers(
         assert sample.correct_answer == ("" if odd else "A" if choices else "red")
         assert sample.answer == (None if choices is None else UNLABELLED if odd else 0)
     assert task.unlabelled_rows == (10, 20)
-    with pytest.raises(TaskError, match="row 1: answer ") as caught:
+    with pytest.raises(TaskError, match="line 2: answer ") as caught:
         DataTask("qa", data, proxy=8).samples(Split.PROXY)
     assert CURE in str(caught.value)
 
@@ -64,7 +64,7 @@ def test_some_rows_may_have_answers(
 def test_a_wrong_answer_is_refused_nevertheless(tmp_path: Path) -> None:
     rows = rows_with_images(tmp_path, 20)
     rows[3]["answer"] = 5
-    with pytest.raises(TaskError, match="row 3: answer is 5, which is not a text") as caught:
+    with pytest.raises(TaskError, match="line 4: answer is 5, which is not a text") as caught:
         DataTask("qa", write_rows(tmp_path, rows), options=FREE, proxy=8).samples(Split.PROXY)
     assert CURE not in str(caught.value)
 
