@@ -77,7 +77,7 @@ class ProgressDisplay:
             raise SystemExit(_EXIT_INTERRUPTED)
 
     def _continuation(self) -> str:
-        """Say how to continue after an interruption."""
+        """Return how to continue after an interruption."""
         command = self.resume_command() if callable(self.resume_command) else self.resume_command
         if command is None:
             return "run the same command again."

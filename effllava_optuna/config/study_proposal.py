@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effllava_optuna.checkpoint_format import EMBEDDED
+from effllava_optuna.checkpoint_format import EMBEDDED, check_weights
 from effllava_optuna.config.commented_toml import format_study_file, parse_study_file
 from effllava_optuna.config.cost_estimate import (
     ANSWER_TOKENS,
@@ -134,6 +134,7 @@ def propose_study(request: StudyRequest) -> ProposedStudy:
         TaskError: Local rows cannot be read or used, or are too few.
     """
     _check_request(request)
+    check_weights(request.model)
     from effllava_optuna.surgery import outline_checkpoint
 
     outline = outline_checkpoint(request.model)

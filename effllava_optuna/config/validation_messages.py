@@ -65,7 +65,7 @@ def _keys_of(model: Any, path: tuple[int | str, ...]) -> list[str]:
 
 
 def cure_of_difference(url: str, name: str) -> str:
-    """Say what to do about a study file that differs from the stored settings of its study.
+    """Return what to do about a study file that differs from the stored settings of its study.
 
     Args:
         url: Storage of the study.

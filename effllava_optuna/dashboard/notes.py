@@ -84,8 +84,8 @@ def _state(document: Mapping[str, Any]) -> str:
         )
     if trials["complete"] + trials["pruned"] + trials["fail"] < trials["planned"]:
         return (
-            f"**Searching**, epoch {max(epochs['opened'] - 1, 0)} (last epoch: "
-            f"{epochs['planned'] - 1}). Nothing was measured on validation or test yet."
+            f"**Searching**, epoch {max(epochs['opened'], 1)} of {epochs['planned']}. Nothing was "
+            "measured on validation or test yet."
         )
     return "**The search is over**; its finalists are not measured on validation yet."
 

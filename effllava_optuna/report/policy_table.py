@@ -32,8 +32,8 @@ def status_lines(document: Mapping[str, Any]) -> list[str]:
     trials, epochs = document["trials"], document["epochs"]
     states = ", ".join(f"{trials[state]} {state}" for state in STATES if trials[state])
     progress = (
-        f"study {document['study']}: epoch {max(epochs['opened'] - 1, 0)} "
-        f"(last epoch: {epochs['planned'] - 1}), {trials['planned']} trials planned"
+        f"study {document['study']}: epoch {max(epochs['opened'], 1)} of {epochs['planned']}, "
+        f"{trials['planned']} trials planned"
     )
     lines = [f"{progress} ({states})" if states else progress]
     if document["chosen"] is not None:
@@ -69,7 +69,7 @@ def _conclusion(document: Mapping[str, Any]) -> str:
 
 
 def _missed_budget(document: Mapping[str, Any]) -> str:
-    """Say whether the chosen policy, timed as a whole, is slower than the budget of the study."""
+    """Return a sentence if the chosen policy, timed as a whole, misses the budget of the study."""
     search, chosen = document["config"].get("search", {}), document["chosen"]
     budget, speedup = search.get("latency_ms"), search.get("speedup")
     if budget is not None and chosen["latency_ms_measured"] > budget:

@@ -47,8 +47,9 @@ def test_a_long_prompt_in_any_split_is_refused_before_the_search(
     data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     too_long = words == 60 or picture
     if too_long:
+        place = rf"\(.*mine\.jsonl, line {number + 1}\)"
         with (
-            pytest.raises(TaskError, match=f"Sample '{number}' has a prompt of \\d+ tok"),
+            pytest.raises(TaskError, match=rf"Sample '{number}' {place} has a prompt of \d+ tok"),
             study_inputs(config, digits) as inputs,
         ):
             inputs.check_final_samples(silent)

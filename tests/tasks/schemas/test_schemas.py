@@ -104,7 +104,7 @@ def test_a_closed_question_has_its_answer_as_index_letter_or_text(tmp_path: Path
     for row, answer in zip(rows, (1, "B", "blue") * 10, strict=True):
         row |= {"choices": ["red", "blue"], "answer": answer}
     data = DataTask("qa", write_rows(tmp_path, [{**r, "answer": str(r["answer"])} for r in rows]))
-    with pytest.raises(TaskError, match="row 0: answer '1' is outside its 2 choices"):
+    with pytest.raises(TaskError, match="line 1: answer '1' is outside its 2 choices"):
         data.samples(Split.PROXY)
     rows = [{**row, "answer": 1} for row in rows]
     task = DataTask("qa", write_rows(tmp_path, rows), proxy=10, validation=5, test=5)
@@ -124,7 +124,7 @@ def test_an_answer_that_matches_two_choices_is_refused(
     tmp_path: Path, choices: list[str], answer: str, message: str
 ) -> None:
     rows = [row | {"choices": choices, "answer": answer} for row in rows_with_images(tmp_path, 12)]
-    with pytest.raises(TaskError, match=f"row 0: answer {message}"):
+    with pytest.raises(TaskError, match=f"line 1: answer {message}"):
         DataTask("qa", write_rows(tmp_path, rows), proxy=8).samples(Split.PROXY)
 
 
@@ -196,6 +196,6 @@ def test_a_value_of_another_type_in_a_benchmark_is_named(
         row |= {"answers": ["a", "b"]}
         row |= {"choices": ["a", "b"], "answer": 0} if task == "scienceqa" else {}
     rows[3][column] = value
-    with pytest.raises(TaskError, match=f"row 3: {column} (is|has) ") as caught:
+    with pytest.raises(TaskError, match=f"line 4: {column} (is|has) ") as caught:
         DataTask(task, write_rows(tmp_path, rows), proxy=4).samples(Split.PROXY)
-    assert "row 4" not in str(caught.value)
+    assert "line 5" not in str(caught.value)
