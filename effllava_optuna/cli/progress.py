@@ -173,7 +173,8 @@ class TrialRate:
             return ""
         seconds = self._seconds / self._trials
         rate = f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
-        return f", {rate} per trial, {format_duration(seconds * max(0, trials))} left"
+        left = format_duration(seconds * max(0, trials))
+        return f", {rate} per trial, {left} left for trials"
 
 
 def format_duration(seconds: float) -> str:

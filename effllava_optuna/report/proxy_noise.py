@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from effllava_optuna.report.document import StudyFacts
 
 _MOST_WINNERS = 5  # listed in the document
+_MOST = 0.5  # of the draws
 _FLOOR = 1.96  # standard deviations: half the width of a 95 % interval
 _DIGITS = 9  # equal qualities differ by rounding errors, which must not decide
 
@@ -164,11 +165,11 @@ def noise_notes(document: Mapping[str, Any]) -> list[str]:
         f"{noise['policies']:,} policies by quality would be trial {best['trial']} in "
         f"{best['fraction']:.0%} of {noise['resamples']:,} resamples"
         + (f" ({', '.join(shares)})" if shares else "")
-        + f", and one of the finalists in {noise['finalists_fraction']:.0%}: policies of which "
-        "none is ahead in most of them are about as good.",
+        + f", and one of the finalists in {noise['finalists_fraction']:.0%}"
+        + (": none is ahead in most of them." if best["fraction"] < _MOST else "."),
         f"Trial {best['trial']} exceeds trial {second['trial']}, the second, by "
         f"{second['difference']:.4f} in quality on the proxy; the standard deviation over draws "
-        f"is {second['deviation']:.4f}: differences below {second['floor']:.3f} are within the "
+        f"is {second['deviation']:.4f}: differences below {second['floor']:.4f} are within the "
         "noise of the draw.",
     ]
     baseline = noise["uniform_by_kind"]

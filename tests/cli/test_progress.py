@@ -128,7 +128,7 @@ def test_the_search_shows_trials_failures_quality_and_time(
     printed = capsys.readouterr().out
     assert re.fullmatch(
         r"searching, epoch 2 of 2: 48/48 trials, 0 failed, best quality 0\.\d{4}, "
-        r"\d+ ms per trial, 0 s left\n",
+        r"\d+ ms per trial, 0 s left for trials\n",
         printed,
     ), printed
 
@@ -140,7 +140,7 @@ def test_the_rate_is_measured_between_finished_trials() -> None:
     rate.update(10)
     assert rate.remaining_time(90) == ""
     rate.update(12)
-    assert re.fullmatch(r", \d+ ms per trial, 0 s left", rate.remaining_time(0))
+    assert re.fullmatch(r", \d+ ms per trial, 0 s left for trials", rate.remaining_time(0))
 
 
 def test_the_rate_leaves_out_what_is_done_between_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ def test_the_rate_leaves_out_what_is_done_between_epochs(monkeypatch: pytest.Mon
     for now, finished in ((504, 4), (506, 5)):
         clock[0] = now
         rate.update(finished)
-    assert rate.remaining_time(10) == ", 2.0 s per trial, 20 s left"
+    assert rate.remaining_time(10) == ", 2.0 s per trial, 20 s left for trials"
 
 
 def test_durations_have_at_most_two_units() -> None:

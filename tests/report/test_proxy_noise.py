@@ -164,14 +164,21 @@ def test_the_notes_state_the_fraction_and_the_floor_beside_the_differences(
     assert choice == (
         "On another draw of the 40 proxy samples, the best of 2 policies by quality would be "
         "trial 6 in 100% of 2,000 resamples (trial 5 (chosen) in 0%), and one of the finalists in "
-        "0%: policies of which none is ahead in most of them are about as good."
+        "0%."
     )
     assert second == (
         "Trial 6 exceeds trial 5, the second, by 0.0100 in quality on the proxy; the standard "
-        "deviation over draws is 0.0000: differences below 0.000 are within the noise of the "
+        "deviation over draws is 0.0000: differences below 0.0000 are within the noise of the "
         "draw."
     )
     assert baseline.startswith("The chosen policy exceeds the best uniform-by-kind policy by +0.5")
+
+
+def test_the_notes_say_that_no_policy_is_ahead_in_most_draws(structure: ModelStructure) -> None:
+    document = study_document(finished_with_scores(structure))
+    noise = document["noise"] | {"best": {"trial": 6, "fraction": 0.49}}
+    choice, *_ = noise_notes(document | {"noise": noise})
+    assert choice.endswith("and one of the finalists in 0%: none is ahead in most of them.")
 
 
 def test_policies_within_the_noise_of_the_best_are_counted(structure: ModelStructure) -> None:
