@@ -60,6 +60,20 @@ def measure_cost(
     return estimate_cost(config, size, hardware), hardware
 
 
+def measure_dense_latency(config: StudyConfig, loaded: LoadedModel, task: Task) -> float:
+    """Time the workload of ``[latency]`` with the dense model, in ms; the fastest run counts.
+
+    Calibration times it again, for longer: this is for whoever sets ``search.latency_ms``.
+    """
+    table = config.latency
+    workload = Workload(batch=table.batch, new_tokens=table.new_tokens, warmup=0, repeats=1)
+    stopwatch = Stopwatch(loaded, task.samples(Split.PROXY), workload)
+    runs = [stopwatch.vision() | stopwatch.decoder(loaded) for _ in range(_RUNS)]
+    phases = {phase: min(run[phase] for run in runs) for phase in runs[0]}
+    decode = (table.new_tokens - 1) * phases.get("decode", 0.0)
+    return phases.get("vision", 0.0) + phases["prefill"] + decode
+
+
 def _present(device: torch.device) -> Hardware:
     """Return the hardware of this machine, with guesses of what is not measured."""
     if device.type == "cuda":

@@ -71,6 +71,7 @@ def test_a_study_of_a_decoder_ends_with_a_verified_checkpoint(
     settings = [word for size in _SIZES for word in ("--set", size)]
     checked = invoke("check", "text.toml", "--deep")
     assert "the dense model answers, in the place of labels" in checked.stdout
+    assert re.search(r"the dense model takes [\d.]+ ms for the workload of \[l", checked.stdout)
     done = invoke("run", "text.toml", *settings)
     assert "projector" not in done.stdout
     assert re.search(r"reloaded in a fresh process: logits differ by 0.0e\+00", done.stdout)

@@ -242,7 +242,7 @@ def _check_deep(
 ) -> tuple[dict[str, Any], list[str]]:
     """Load the model and check every sample; return the result as JSON values and as lines."""
     from effllava_optuna.calibration.calibration import allowed_widths
-    from effllava_optuna.calibration.cost_measurement import measure_cost
+    from effllava_optuna.calibration.cost_measurement import measure_cost, measure_dense_latency
     from effllava_optuna.calibration.inputs import answer_proxy, load_model
     from effllava_optuna.config.cost_estimate import describe_cost
     from effllava_optuna.config.task_factory import make_task
@@ -296,14 +296,20 @@ def _check_deep(
             ", ".join(f"{split}: {measure}" for split, measure in measures.items()),
             _answers_line(task.samples(Split.PROXY), answers),
         ]
+    display.report_stage("timing the model", 0.0)
+    dense_ms, table = measure_dense_latency(config, loaded, task), config.latency
     cost, hardware = measure_cost(config, loaded, task)
-    lines.append(
-        f"the study needs {describe_cost(cost, hardware)}: an estimate from the time of one batch"
-    )
+    tokens = f" and {table.new_tokens} new tokens" if table.new_tokens > 1 else ""
+    lines += [
+        f"the dense model takes {dense_ms:.1f} ms for the workload of [latency] ({table.batch} "
+        f"prompts{tokens}): a first timing, to compare a budget with",
+        f"the study needs {describe_cost(cost, hardware)}: an estimate from the time of one batch",
+    ]
     facts = {
         "components": components,
         "trials_of_allocate": allocation.trials,
         "estimated_hours": round(cost.hours, 3),
+        "dense_ms": round(dense_ms, 3),
         "device": str(loaded.device),
         "samples": sizes,
         "metric": metric,
