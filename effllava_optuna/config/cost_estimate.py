@@ -136,7 +136,8 @@ class CostEstimate:
     """The estimated cost of a study.
 
     Attributes:
-        memory_gb: Memory of the device, if calibration uses all of ``pruning.table_gb``.
+        memory_gb: Memory of the device, if calibration uses as much of ``pruning.table_gb`` as it
+            can.
         table_gb: The smallest ``pruning.table_gb`` that suffices.
         hours: Time of the study.
     """
@@ -149,7 +150,8 @@ class CostEstimate:
 def estimate_cost(config: StudyConfig, size: ModelSize, hardware: Hardware = H200) -> CostEstimate:
     """Estimate the cost of a study for a model of ``size`` on ``hardware``."""
     memory = (size.prunable + size.other_parameters) * hardware.number_bytes
-    memory += config.pruning.table_gb * 1e9
+    largest = _table_bytes(config, size, hardware) + _moment_bytes(config, size)
+    memory += min(config.pruning.table_gb * 1e9, largest)
     memory += hardware.activation_bytes
     return CostEstimate(
         memory_gb=max(1, round(memory / 1e9)),
@@ -205,7 +207,7 @@ def _calibration_seconds(config: StudyConfig, size: ModelSize, hardware: Hardwar
     """Estimate the time of ranking and fitting, in as many passes as fit into the memory."""
     matrices = (size.hidden_size, size.mlp_width)  # columns of the output matrices of a block
     work = size.layers * sum(columns**2 * (columns + size.hidden_size) for columns in matrices)
-    moments = 16 * config.pruning.folds * size.layers * sum(columns**2 for columns in matrices)
+    moments = _moment_bytes(config, size)
     # What the tables leave, but at least the moments of one component.
     left = config.pruning.table_gb * 1e9 - _table_bytes(config, size, hardware)
     largest = 16 * config.pruning.folds * max(matrices) ** 2
@@ -214,6 +216,12 @@ def _calibration_seconds(config: StudyConfig, size: ModelSize, hardware: Hardwar
     proxy = config.task.sizes[Split.PROXY]
     pass_seconds = 3 * proxy * 2 * size.prunable * size.prompt_tokens / hardware.flops
     return hardware.calibration_seconds + work * hardware.fit_seconds + passes * pass_seconds
+
+
+def _moment_bytes(config: StudyConfig, size: ModelSize) -> float:
+    """Return the memory for the moments of all components at once."""
+    columns = size.hidden_size**2 + size.mlp_width**2
+    return 16.0 * config.pruning.folds * size.layers * columns
 
 
 def _timing_seconds(config: StudyConfig, sample_flops: float, hardware: Hardware) -> float:

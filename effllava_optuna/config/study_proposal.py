@@ -376,7 +376,7 @@ def _summary(
     )
     return (
         f"{request.model} on {request.task}: {outline.parameters:,} parameters; the search can "
-        f"prune {prunable:,} of them, in {len(components)} components (one gene each) of "
+        f"prune {prunable:,} of them, in {len(components)} components of "
         f"{outline.decoder_layers} blocks.",
         f"{config.search.trials} policies; needs {cost}: an estimate by a cost model, not "
         "measured.",

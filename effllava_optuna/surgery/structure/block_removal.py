@@ -54,7 +54,9 @@ def _why_needed(model: nn.Module, block: BlockHandle, depth: int) -> str:
     config: Any = block.config
     layer = block.component.layer
     if layer == 0:
-        return "the cache counts positions in the first block; its heads and channels can go"
+        return (
+            "the cache counts positions in the first block; its heads and channels can be pruned"
+        )
     vision = getattr(getattr(model, "config", None), "vision_config", None)
     deepstack = getattr(vision, "deepstack_visual_indexes", None) or ()
     if layer < len(deepstack):

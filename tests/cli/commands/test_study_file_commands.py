@@ -85,7 +85,7 @@ def test_the_study_proposed_for_digits_is_the_quickstart() -> None:
 def test_the_study_proposed_for_a_large_model_suits_its_size(tmp_path: Path) -> None:
     model = write_model(_LLAVA, tmp_path / "llava")
     printed = invoke("init", model, "--task", "scienceqa", "--speedup", 1.5).stdout
-    assert "64 components (one gene each) of 32 blocks" in printed
+    assert "64 components of 32 blocks" in printed
     assert "hours on one H200" in printed
     config = load_config("llava-scienceqa.toml")
     assert (config.model.dtype, config.pruning.multiple_of, config.latency.batch) == (
