@@ -24,6 +24,7 @@ from effllava_optuna.report.text_table import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_MOST_DRIFT = 0.15  # of the latency of the dense model, before it is mentioned
 _SPLITS = ("proxy", "validation", "test")
 
 
@@ -37,7 +38,7 @@ def status_lines(document: Mapping[str, Any]) -> list[str]:
     )
     lines = [f"{progress} ({states})" if states else progress]
     if document["chosen"] is not None:
-        lines.append(_conclusion(document) + _missed_budget(document))
+        lines.append(_conclusion(document) + _missed_budget(document) + _drift(document))
     return lines
 
 
@@ -85,6 +86,20 @@ def _missed_budget(document: Mapping[str, Any]) -> str:
     else:
         return ""
     return f" Timed as a whole, {missed}: `pick` selects by what was measured."
+
+
+def _drift(document: Mapping[str, Any]) -> str:
+    """Return a sentence if the dense model, which a budget in ms refers to, changed its speed."""
+    dense = document["dense"]
+    before, after = dense["latency_ms"], dense["latency_ms_measured"]
+    if document["config"].get("search", {}).get("latency_ms") is None:
+        return ""
+    if abs(after / before - 1) <= _MOST_DRIFT:
+        return ""
+    return (
+        f" The dense model took {before:.1f} ms in calibration, by which the budget was applied, "
+        f"and {after:.1f} ms at the end: run the study while nothing else runs."
+    )
 
 
 def labelled_rows(document: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -81,6 +81,23 @@ def test_the_summary_says_that_a_budget_is_missed(
     assert ("Timed as a whole" in line) == bool(missed)
 
 
+@pytest.mark.parametrize(
+    ("search", "after", "said"),
+    [
+        ({"latency_ms": 90.0}, 11.6, True), ({"latency_ms": 90.0}, 8.4, True),
+        ({"latency_ms": 90.0}, 11.4, False), ({"speedup": 1.5}, 11.6, False),
+    ],
+)  # fmt: skip
+def test_the_summary_says_that_the_dense_model_took_another_time(
+    structure: ModelStructure, search: dict[str, float], after: float, said: bool
+) -> None:
+    document = study_document(finished(structure, HITS))
+    dense = document["dense"] | {"latency_ms": 10.0, "latency_ms_measured": after}
+    *_, line = status_lines(document | {"config": {"search": search}, "dense": dense})
+    assert (" The dense model took 10.0 ms in calibration, by which" in line) == said
+    assert (f"and {after:.1f} ms at the end" in line) == said
+
+
 def test_the_table_is_as_narrow_as_a_terminal(structure: ModelStructure) -> None:
     document = study_document(finished(structure, HITS))
     billions = {"parameters": 6_738_415_616, "latency_ms": 12345.6, "latency_ms_measured": 12345.6}
