@@ -21,8 +21,8 @@ _TOP, _BOTTOM = 80, 62  # margins, pixels
 _DECADES = 4  # of the colours; measured losses span more, most of it below the noise
 _UNITS = {"measured": "nats", "residual": "squared logits"}
 _SUBTITLES = {
-    "measured": "loss added on the proxy if one component alone is narrowed",
-    "residual": "estimated change of the answer margin if one component alone is narrowed",
+    "measured": "loss added on the proxy if one component is narrowed (nats)",
+    "residual": "estimated change of the answer margin if one component is narrowed (squared logits)",
 }
 
 
