@@ -22,7 +22,7 @@ _DECADES = 4  # of the colours; measured losses span more, most of it below the 
 _UNITS = {"measured": "nats", "residual": "squared logits"}
 _SUBTITLES = {
     "measured": "loss added on the proxy if one component is narrowed (nats)",
-    "residual": "estimated change of the answer margin if one component is narrowed (squared logits)",
+    "residual": "estimated change of the margin if one component is narrowed (squared logits)",
 }
 
 
