@@ -63,7 +63,7 @@ def measure_cost(
 def measure_dense_latency(config: StudyConfig, loaded: LoadedModel, task: Task) -> float:
     """Time the workload of ``[latency]`` with the dense model, in ms; the fastest run counts.
 
-    Calibration times it again, for longer: this is for whoever sets ``search.latency_ms``.
+    Calibration times it again, for longer; this value helps to set ``search.latency_ms``.
     """
     table = config.latency
     workload = Workload(batch=table.batch, new_tokens=table.new_tokens, warmup=0, repeats=1)
