@@ -54,8 +54,9 @@ def check_task(config: StudyConfig, task: Task) -> Task:
     proxy, folds = task.samples(Split.PROXY), config.pruning.folds
     groups = {sample.group for sample in proxy}
     if len(groups) < folds:
+        pictures = "1 picture" if len(groups) == 1 else f"{len(groups)} pictures"
         raise TaskError(
-            f"Task {task.name!r}: the {len(proxy)} proxy samples are about {len(groups)} picture, "
+            f"Task {task.name!r}: the {len(proxy)} proxy samples are about {pictures}, "
             f"but pruning.folds = {folds} needs {folds} different ones.",
             hint="Add rows about other images, or raise task.proxy.",
         )
