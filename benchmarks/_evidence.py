@@ -60,6 +60,7 @@ class Form:
         common: Settings that all cases share.
         caveat: What the figures do not say.
         overrides: Settings that override those of a case.
+        device: What the models run on.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Form:
     common: tuple[str, ...] = COMMON
     caveat: str = CAVEAT
     overrides: tuple[str, ...] = ()
+    device: str = "cpu"
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -117,6 +119,7 @@ def parse_form(
     )
     parser.add_argument("--seeds", type=int, help=f"draws and searches (default: {draws})")
     parser.add_argument("--out", type=Path, help="folder of the records; nothing is published")
+    parser.add_argument("--device", default="cpu", help="device of the models (default: cpu)")
     options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     name = "tiny" if options.tiny else "small" if options.small else "full"
@@ -130,6 +133,7 @@ def parse_form(
         folder=options.out or (RESULTS if name == "full" else _scratch(name)),
         published=name == "full" and options.out is None,
         report=options.report,
+        device=options.device,
         common=(*COMMON, "search.keep_ratio=0.3") if name == "tiny" else COMMON,
     )
 

@@ -63,8 +63,8 @@ def gain_cell(rows: ByDraw, others: ByDraw) -> str:
 
 
 def mean_cell(rows: ByDraw, field: str) -> str:
-    """Format the mean of a field over the draws, and its range if there are several."""
-    values = [row[field] for row in rows.values()]
+    """Format the mean of a field over the draws that have it, and its range."""
+    values = [row[field] for row in rows.values() if row[field] is not None]
     if not values:
         return "-"
     middle, low, high = map(_short, (float(np.mean(values)), min(values), max(values)))

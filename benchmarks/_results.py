@@ -43,7 +43,10 @@ def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """Return the commit, with ``-dirty`` if a file other than the results differs from it."""
+    """Return the commit, with ``-dirty`` if a file other than the results differs from it.
+
+    A copy of the tree without its history has the commit that ``BENCHMARK_COMMIT`` names.
+    """
 
     def git(*arguments: str) -> str:
         process = subprocess.run(
@@ -54,7 +57,10 @@ def _commit() -> str:
     generated = ("RESULTS.md", "LEARNED.md", "tables", "results")
     sources = (".", *(f":!benchmarks/{name}" for name in generated))
     changed = git("status", "--porcelain", "--untracked-files=no", "--", *sources)
-    return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
+    commit = git("rev-parse", "--short", "HEAD")
+    if not commit:  # a copy of the tree without its history
+        return os.environ.get("BENCHMARK_COMMIT", "unknown")
+    return commit + ("-dirty" if changed else "")
 
 
 def _version(package: str) -> str | None:

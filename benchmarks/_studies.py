@@ -53,9 +53,9 @@ _KEPT_CALIBRATIONS = 3
 
 
 @cache
-def load_once(path: str) -> LoadedModel:
+def load_once(path: str, device: str = "cpu") -> LoadedModel:
     """Load a model once; every study restores it at its end."""
-    return load(path, device="cpu")
+    return load(path, device=device)
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def inputs_of(config: StudyConfig, case: Case) -> Iterator[StudyInputs]:
         proxy, validation, test = config.task.sizes.values()
         sizes = (proxy, validation, test)
         task = KindDigits(config.task_seed, *sizes, only=case.only, labelled=case.labelled)
-    with study_inputs(config, load_once(config.model.path), task) as inputs:
+    with study_inputs(config, load_once(config.model.path, config.model.device), task) as inputs:
         if case.cross_fitted:
             yield inputs
         else:
@@ -93,7 +93,7 @@ class StudyRunner:
         """
         if self._store.get(record_id) is None and not self.form.report:
             print(f"{record_id} ...", flush=True)
-            origin, started = provenance(), time.process_time()
+            origin, started = provenance(self.form.device), time.process_time()
             figures = dict(measure())
             cpu_s = round(time.process_time() - started, 1)
             self._store.add(record_id, figures | {"cpu_s": cpu_s, "provenance": origin})
@@ -116,6 +116,7 @@ class StudyRunner:
             f"study.name={json.dumps(case.label)}",
             f"study.seed={seed}",
             f"model.path={json.dumps(self.form.models[model])}",
+            f"model.device={json.dumps(self.form.device)}",
             f"latency.table={json.dumps(str(table))}",
         )
         changes = (

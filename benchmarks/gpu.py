@@ -16,6 +16,7 @@ import gc
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,16 +60,16 @@ def parts_of(loaded: LoadedModel, options: argparse.Namespace) -> list[Part]:
     """Return the parts that are measured."""
     shape, tiny = options.shape, options.tiny
     samples = questions(shape, 8 if tiny else 64)
-    seconds = 0.0 if tiny else 60.0
-
-    def case(seconds: float) -> latency_model.Case:
-        return latency_model.Case(
-            loaded=loaded,
-            samples=samples[:8],
-            workload=latency_model.precise_workload(options.batch, 16, seconds=seconds),
-            step=options.multiple_of,
-            checks=4 if tiny else 20,
-        )
+    case = latency_model.Case(
+        loaded=loaded,
+        samples=samples[:8],
+        workload=latency_model.precise_workload(
+            options.batch, 16, seconds=0.0 if tiny else options.seconds
+        ),
+        step=options.multiple_of,
+        checks=4 if tiny else 20,
+    )
+    table = cache(lambda: latency_model.timed_table(case))  # of two parts
 
     def measure_cost() -> dict[str, Any]:
         rounds = 2 if tiny else 5
@@ -77,12 +78,12 @@ def parts_of(loaded: LoadedModel, options: argparse.Namespace) -> list[Part]:
 
     def measure_table() -> dict[str, Any]:
         name = f"{shape} shape, {options.batch} prompts, 16 new tokens"
-        timed = case(seconds)
-        return {"checks": timed.checks, "tables": {name: [latency_model.measure(timed)]}}
+        errors = latency_model.summary(loaded.structure, table())
+        return {"checks": case.checks, "tables": {name: [errors]}}
 
     def measure_speedup() -> dict[str, Any]:
         ratios = (0.5,) if tiny else speedup.WIDTH_RATIOS
-        uniform = speedup.Uniform(case(seconds / 2), ratios, exported=False)
+        uniform = speedup.Uniform(case, ratios, exported=False, table=table())
         return {"cases": {f"{shape} shape, random weights": speedup.measure(uniform)}}
 
     return [
@@ -165,6 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--batch", type=int, default=1, help="prompts of the latency workload")
     parser.add_argument("--multiple-of", type=int, default=256, help="of MLP channels")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of the latency table")
     parser.add_argument("--tiny", action="store_true", help="few rounds; publish nothing")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():

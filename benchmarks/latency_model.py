@@ -92,12 +92,16 @@ def widths_of(structure: ModelStructure, step: int = 1) -> dict[ComponentId, tup
 
 def measure(case: Case, seed: int = 0) -> dict[str, Any]:
     """Measure a table; return its errors and the latency ratios by kind and width."""
+    return summary(case.loaded.structure, timed_table(case, seed))
+
+
+def timed_table(case: Case, seed: int = 0) -> LatencyTable:
+    """Time all widths, and whole random policies."""
     loaded, ranking = case.loaded, rank_units(case.loaded)
     stopwatch = Stopwatch(loaded, case.samples, case.workload)
     widths = widths_of(loaded.structure, case.step)
     with arranged(loaded, ranking) as ready:
-        table = measure_table(stopwatch.on(ready), ranking, widths, checks=case.checks, seed=seed)
-    return summary(loaded.structure, table)
+        return measure_table(stopwatch.on(ready), ranking, widths, checks=case.checks, seed=seed)
 
 
 def summary(structure: ModelStructure, table: LatencyTable) -> dict[str, Any]:

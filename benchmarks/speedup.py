@@ -34,11 +34,10 @@ from _speedups import (
     policy_of,
     reloaded,
 )
-from latency_model import Case, precise_workload, widths_of
+from latency_model import Case, precise_workload, timed_table
 
 from effllava_optuna import LoadedModel, Policy, load, narrowed, rank_units, sliced
-from effllava_optuna.objectives import Stopwatch, measure_table, parameters
-from effllava_optuna.surgery import arranged
+from effllava_optuna.objectives import LatencyTable, Stopwatch, parameters
 from effllava_optuna.tasks import Digits, Split
 
 if TYPE_CHECKING:
@@ -57,11 +56,14 @@ class Uniform:
         width_ratios: Width ratios of the policies.
         exported: Whether exports that plain transformers has read are measured, instead of sliced
             models.
+        table: Predicts them; None: it is timed first, and in the end also how much can be kept at
+            a measured speed-up of 1.8.
     """
 
     case: Case
     width_ratios: Sequence[float]
     exported: bool
+    table: LatencyTable | None = None
 
 
 def measure(uniform: Uniform) -> dict[str, Any]:
@@ -70,9 +72,7 @@ def measure(uniform: Uniform) -> dict[str, Any]:
     structure = loaded.structure
     ranking, stopwatch = rank_units(loaded), Stopwatch(loaded, case.samples, case.workload)
     policies = {ratio: policy_of(structure, ratio, case.step) for ratio in uniform.width_ratios}
-    with arranged(loaded, ranking) as ready:
-        widths = widths_of(structure, case.step)
-        table = measure_table(stopwatch.on(ready), ranking, widths, checks=case.checks)
+    table = uniform.table or timed_table(case)
     ideal = ideal_speedups(loaded, policies, ranking, stopwatch)
     with tempfile.TemporaryDirectory() as scratch:
 
@@ -106,7 +106,7 @@ def measure(uniform: Uniform) -> dict[str, Any]:
         "launched": sorted(stopwatch.launched),
         "exported": uniform.exported,
     }
-    if uniform.exported:
+    if uniform.exported or uniform.table is not None:
         return figures
     return figures | {"goal": largest_keep_ratios(loaded, ranking, stopwatch, case.step)}
 

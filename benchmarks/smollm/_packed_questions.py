@@ -50,7 +50,8 @@ class PackedQuestions:
         self._start = self._tokens(prompt_parts("")[0])
 
     def _tokens(self, text: str) -> torch.Tensor:
-        return torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids)
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        return torch.tensor(ids, device=self.model.device)
 
     def _question(self, question: Question) -> tuple[torch.Tensor, int]:
         """Return the tokens after the picture with the answer, and how many are the answer."""
@@ -93,7 +94,10 @@ class PackedQuestions:
         Args:
             pictures: Visual tokens of a picture, (tokens, hidden), with questions about it.
         """
-        rows = [self._row(visual, asked) for visual, asked in pictures]
+        with self.model.device:  # where all that follows is created
+            return self._losses([self._row(visual, asked) for visual, asked in pictures])
+
+    def _losses(self, rows: Sequence[_Row]) -> tuple[torch.Tensor, list[bool]]:
         length = max(len(row.segments) for row in rows)
 
         def padded(parts: Sequence[torch.Tensor], value: float) -> torch.Tensor:

@@ -45,12 +45,14 @@ class PretrainedDraw:
     @cached_property
     def measures(self) -> NetworkMeasures:
         """Draw the questions."""
-        loaded = load_once(self.runner.form.models[MODEL])
-        return NetworkMeasures(loaded, self.seed, self.runner.form.pick(PICTURES, 4, 2))
+        return NetworkMeasures(self._dense(), self.seed, self.runner.form.pick(PICTURES, 4, 2))
 
     def dense(self) -> dict[str, Any]:
         """Measure the dense model."""
-        return self.measures.figures(load_once(self.runner.form.models[MODEL]))
+        return self.measures.figures(self._dense())
+
+    def _dense(self) -> LoadedModel:
+        return load_once(self.runner.form.models[MODEL], self.runner.form.device)
 
     def constant(self) -> dict[str, Any]:
         """Measure what always gives the same answer."""
@@ -59,17 +61,21 @@ class PretrainedDraw:
     def policy_figures(
         self, session: SearchSession, policy: Policy, weight_state: WeightState
     ) -> dict[str, Any]:
-        """Measure a policy, its costs, and its speed-up as a whole."""
+        """Measure a policy, its costs, and on a CPU its speed-up as a whole.
+
+        Speed-ups are those of a CPU, whose latency table all studies share.
+        """
         evaluator = evaluator_of(session)
         latency = evaluator.calibration.latency
-        measured = measured_speedup(session, policy, weight_state)
+        timed = self.runner.form.device == "cpu"
+        measured = measured_speedup(session, policy, weight_state) if timed else None
         with policy_network(evaluator.loaded, weight_state, policy) as network:
             figures = self.measures.figures(network)
         return figures | {
             WIDTHS: list(policy.widths),
             KEEP_RATIO: round(policy.keep_ratio, 4),
             "predicted": round(latency.dense_total_ms / latency.predict(policy), 4),
-            "measured": round(measured, 4),
+            "measured": None if measured is None else round(measured, 4),
         }
 
     def validation(

@@ -67,7 +67,8 @@ def pixels_of(images: Sequence[Path]) -> torch.Tensor:
 def features_of(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
     """Return what the projector receives of pictures, (pictures, patches, hidden)."""
     tower = model.model.vision_tower
-    return torch.cat([tower(part).last_hidden_state[:, 1:] for part in torch.split(pixels, 200)])
+    parts = torch.split(pixels.to(model.device), 200)
+    return torch.cat([tower(part).last_hidden_state[:, 1:] for part in parts])
 
 
 def assemble(

@@ -138,7 +138,8 @@ class SearchTables:
         with self.runner.open(MODEL, draw.seed, case_of(speedup)) as session:
             for name in self.allocations:
                 self.runner.record(ids[name], partial(allocated, draw, session, name))
-            self.runner.record(ids[DROPPING], partial(dropped, draw, session, speedup))
+            if self.form.device == "cpu":  # it stops at a measured speed-up
+                self.runner.record(ids[DROPPING], partial(dropped, draw, session, speedup))
 
 
 def allocation(session: SearchSession, name: str) -> Policy:
@@ -202,7 +203,8 @@ def picture(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
             rows = by_draw(records, form, method, speedup)
             if not rows:
                 continue
-            measured = statistics.mean(row["measured"] for row in rows.values())
+            timed = [row["measured"] for row in rows.values() if row["measured"] is not None]
+            measured = statistics.mean(timed)
             agreed = [row["agreement"] for row in rows.values()]
             accuracy.setdefault(method, []).append(Point(measured, *accuracy_of(rows)))
             point = Point(measured, statistics.mean(agreed), min(agreed), max(agreed))
