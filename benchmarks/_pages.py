@@ -116,9 +116,10 @@ PARTS = (
     ),
     Part(
         "Speed, memory and cost of the program",
-        "Measured on CPUs, most of them shared with other programs.",
+        "Measured on CPUs, most of them shared with other programs, unless a GPU is named.",
         (
             "Targets",
+            "The shape of LLaVA-1.5-7B on a GPU",
             "Error of the latency table",
             "Speed-ups",
             "Forward passes of a trial, and all else",

@@ -7,6 +7,7 @@ as not measured. A value is shown with its machine, which may differ from that o
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -186,7 +187,7 @@ TARGETS = (
 def summary(rows: Sequence[Sequence[str]]) -> str:
     """Return how many targets have figures."""
     measured = sum(row[-1] != NOT_MEASURED for row in rows)
-    on_gpu = sum("[CPU" not in row[-1] and row[-1] != NOT_MEASURED for row in rows)
+    on_gpu = sum(bool(re.search(r"\[(?!CPU)", row[-1])) for row in rows)
     return paragraph(f"""
         Of {len(rows)} targets of speed and memory, most of them of a 7B model on one H200,
         {measured} have figures, {on_gpu or "none"} of them from a GPU.""")

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.conftest import page_of, script
@@ -140,6 +141,32 @@ def test_recovery_has_a_page_as_soon_as_it_has_records(
     text = pages.page_of(recovered.TITLE).read_text(encoding="utf-8")
     assert f"| {part} | 1 | 0.750 [" in text
     assert f"](tables/{pages.page_of(recovered.TITLE).name})" in pages.OVERVIEW.read_text()
+
+
+def test_the_page_of_a_gpu_and_what_quotes_it_are_those_of_the_results() -> None:
+    gpu, pages = script("gpu"), script("_pages")
+    found = gpu.found_results("7b")
+    text = pages.page_of(gpu.TITLE.format("7B")).read_text(encoding="utf-8")
+    assert gpu.section("7b", found).strip() in text
+    model = found["trial_cost"]["model"]
+    dense, half = (np.median(model["trial"][ratio]) for ratio in ("1.0", "0.5"))
+    readme, latency = (
+        " ".join((ROOT / page).read_text(encoding="utf-8").split())
+        for page in ("README.md", "docs/latency.md")
+    )
+    quoted = f"{model['samples']} questions in {dense / 1e3:.2f} s, and a policy of half the width"
+    assert f"{quoted} in {half / 1e3:.2f} s" in readme
+    over = {
+        ratio: np.median(np.array(model["trial"][ratio]) / model["plain"])
+        for ratio in ("0.5", "0.35")
+    }
+    assert f"width {over['0.5']:.2f} of the time" in latency
+    assert f"takes {over['0.35']:.2f} times as long" in latency
+    ((table,),) = found["latency_model"]["tables"].values()
+    assert (
+        f"{table['checks']} random policies with a mean error of {100 * table['error']:.1f} %"
+        in latency
+    )
 
 
 def test_a_page_of_another_machine_is_in_the_last_part_of_the_overview(pages: Any) -> None:
