@@ -5,6 +5,7 @@
     EffllavaError                base class: a message and a hint
      +- ConfigError              a study file has an invalid key or value
      |   +- UserFunctionError    a function that it names failed or returned something invalid
+     |   +- UnreachableError     no policy is as fast as it asks
      +- PolicyError              a policy, gene or space does not match its model structure
      +- ModelError               a checkpoint cannot be loaded, inspected or pruned
      |   +- ExportError          a checkpoint cannot be written, or does not reload as written
@@ -48,6 +49,10 @@ class ConfigError(EffllavaError):
 
 class UserFunctionError(ConfigError):
     """A function that a study file names failed, or returned what cannot be used."""
+
+
+class UnreachableError(ConfigError):
+    """No policy is as fast as a study file asks."""
 
 
 class PolicyError(EffllavaError):

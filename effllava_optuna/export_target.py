@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -10,7 +11,7 @@ from effllava_optuna.errors import ExportError
 from effllava_optuna.files import expand_home, read_text, why_unwritable, write_errors_as
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 ExportForm = Literal["native", "portable", "onnx", "gguf", "gguf-q8_0", "gguf-f32"]
 """What an export is: a checkpoint, or files of another format, with the type of their matrices."""
@@ -20,6 +21,9 @@ EXPORT_FORMS: tuple[ExportForm, ...] = get_args(ExportForm)
 
 POLICY_FILE = "policy.json"
 """File of an export that says how it was pruned."""
+
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+"""Packages that ONNX exports need."""
 
 CHECKSUMS_FILE = "checksums.json"
 """File of an export with the SHA-256 of its other files."""
@@ -98,14 +102,35 @@ def check_onnx_file(path: str | Path, *, overwrite: bool) -> None:
         overwrite: Whether an existing file may be replaced.
 
     Raises:
-        ExportError: The file exists, or it cannot be created.
+        ExportError: The file exists, or it cannot be created, or a package is missing.
     """
+    require_packages("ONNX", "onnx", ONNX_PACKAGES)
     _check_file(path, onnx_weights_file, overwrite=overwrite)
 
 
 def check_gguf_file(path: str | Path, *, overwrite: bool) -> None:
     """Check that a GGUF export can be written to a file; as `check_onnx_file`."""
+    require_packages("GGUF", "gguf", ("gguf",))
     _check_file(path, pictures_file, overwrite=overwrite)
+
+
+def require_packages(form: str, extra: str, packages: Sequence[str]) -> None:
+    """Check that the packages of a form are installed.
+
+    Args:
+        form: The form, for the message.
+        extra: The extra of this package that installs them.
+        packages: Names of packages that are imported.
+
+    Raises:
+        ExportError: One of them is not installed.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise ExportError(
+                f"{form} needs {package}, which is not installed.",
+                hint=f"Run `pip install 'effllava-optuna[{extra}]'`.",
+            )
 
 
 def _check_file(path: str | Path, companion: Callable[[Path], Path], *, overwrite: bool) -> None:

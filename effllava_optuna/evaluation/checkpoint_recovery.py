@@ -17,6 +17,7 @@ from effllava_optuna.objectives import (
     groups_of,
     measure_of,
     score_batch,
+    tracked,
 )
 from effllava_optuna.policy import bootstrap_interval
 from effllava_optuna.surgery import VerifiedExport, export, load, load_pruned
@@ -32,7 +33,7 @@ from effllava_optuna.training import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from effllava_optuna.calibration.stage_callback import StageCallback
@@ -88,11 +89,21 @@ class RecoveryReport:
 
 @torch.no_grad()
 def measure_accuracy(
-    loaded: LoadedModel, samples: Sequence[Sample]
+    loaded: LoadedModel,
+    samples: Sequence[Sample],
+    progress: Callable[[float], None] = lambda _: None,
 ) -> tuple[float, tuple[float, float]]:
-    """Return the share of right answers, and its 95 % interval."""
+    """Return the share of right answers, and its 95 % interval.
+
+    Args:
+        loaded: The model.
+        samples: Questions with answers.
+        progress: Called with the finished share.
+    """
     encoded = encode_samples(loaded, samples, generate=True, device="cpu")
-    scores = Scores.concatenate([score_batch(loaded, batch) for batch in encoded])
+    scores = Scores.concatenate(
+        [score_batch(loaded, batch) for batch in tracked(encoded, progress)]
+    )
     return float(scores.hit.mean()), bootstrap_interval(scores.hit, groups_of(encoded))
 
 
@@ -179,18 +190,22 @@ def recover_checkpoint(
         ModelError: The checkpoint cannot be loaded, or was not pruned from the study's model.
         ExportError: ``out`` cannot be used, or the new checkpoint does not reload.
     """
+    report_stage("reading the rows", 0.0)
     samples = recovery_samples(config, options)
     model = config.model
     report_stage("loading the models", 0.0)
     pruned = load_pruned(checkpoint, device=model.device, dtype=model.dtype)
     dense = load(model.path, device=model.device, dtype=model.dtype)
     measure = config.quality.measure
+    report_stage("answering with the dense model", 0.0)
     labelled = all(sample.is_labelled for sample in samples)
     samples = graded_samples(dense, samples, measure if labelled else "agreement")
     validation = make_task(config).samples(Split.VALIDATION)
     validation_measure = measure_of(validation, measure)
     validation = graded_samples(dense, validation, measure)
-    before = measure_accuracy(pruned, validation)
+    before = measure_accuracy(
+        pruned, validation, lambda share: report_stage("measuring the pruned model", share)
+    )
     recovery = recover(
         pruned,
         dense,
@@ -199,8 +214,10 @@ def recover_checkpoint(
         DistillationOptions(steps=options.steps, seed=config.study.seed),
         lambda share: report_stage("recovering", share),
     )
+    after = measure_accuracy(
+        pruned, validation, lambda share: report_stage("measuring the recovered model", share)
+    )
     report_stage("exporting and verifying", 0.0)
-    after = measure_accuracy(pruned, validation)
     return RecoveryReport(
         before,
         after,

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from effllava_optuna.calibration.calibration import narrowest_policy
-from effllava_optuna.errors import ConfigError
+from effllava_optuna.errors import ConfigError, UnreachableError
 from effllava_optuna.policy import IMAGE_TOKENS, CostModel, latency_costs, parameter_costs
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _latency_budget(
     )
     if not budget.allows(calibration.narrowest):
         reach = dense_ms / latency.predict(calibration.narrowest, factor)
-        raise ConfigError(
+        raise UnreachableError(
             f"{speed_setting(config)}: the narrowest policy is {reach:.2f} times as fast as the "
             f"dense model, which takes {dense_ms:.1f} ms.",
             hint=f"Use {_reachable(config, dense_ms, reach)}, smaller pruning.width_ratios, or a "

@@ -25,7 +25,7 @@ from effllava_optuna.search.session import open_session
 from effllava_optuna.search.study_answers import published_answers
 from effllava_optuna.storage.artifact_store import ArtifactStore, artifact_backend_of
 from effllava_optuna.storage.connection import is_being_created, open_storage
-from effllava_optuna.storage.control_study import EpochPublication
+from effllava_optuna.storage.control_study import EpochPublication, load_control_study
 from effllava_optuna.storage.names import RESULTS
 from effllava_optuna.storage.storage_internals import storage_of
 from effllava_optuna.storage.studies import (
@@ -117,8 +117,11 @@ def begin(
 
 def _delete_unused(study: Study) -> None:
     """Delete a study that cannot begin, so that a corrected study file may use its name."""
-    if not study.get_trials(deepcopy=False):
-        delete_study(study_name=study.study_name, storage=storage_of(study))
+    if study.get_trials(deepcopy=False):
+        return
+    for unused in (study, load_control_study(study)):
+        if unused is not None:
+            delete_study(study_name=unused.study_name, storage=storage_of(study))
 
 
 @contextmanager

@@ -11,7 +11,6 @@ a text decoder has its token embeddings, and ``input_ids`` (batch, sequence) ins
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +18,13 @@ import torch
 from torch import nn
 
 from effllava_optuna.errors import ExportError, describe
-from effllava_optuna.export_target import check_onnx_file, onnx_weights_file, resolve_target
+from effllava_optuna.export_target import (
+    ONNX_PACKAGES,
+    check_onnx_file,
+    onnx_weights_file,
+    require_packages,
+    resolve_target,
+)
 from effllava_optuna.files import expand_home, scratch_beside, write_errors_as
 from effllava_optuna.surgery.apply.precision import in_float32
 from effllava_optuna.surgery.export.comparison import within_tolerance
@@ -30,7 +35,6 @@ from effllava_optuna.surgery.structure.inspection import language_model
 if TYPE_CHECKING:
     from effllava_optuna.surgery.structure.loaded_model import LoadedModel
 
-_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _MAX_EMBEDDED_BYTES = 2**30  # of weights in the file itself; a protobuf holds at most 2 GiB
 
 
@@ -66,7 +70,6 @@ def export_onnx(
         ExportError: A package is missing, the file exists or cannot be written, the language
             part cannot be traced, or onnxruntime computes other logits.
     """
-    _check_packages()
     check_onnx_file(path, overwrite=overwrite)
     target = resolve_target(path)
     weights = onnx_weights_file(target)
@@ -120,7 +123,7 @@ def verify_onnx(pruned: LoadedModel, path: str | Path) -> VerifiedOnnxExport:
         ExportError: A package is missing, onnxruntime cannot run the file, or its logits differ
             by more than rounding.
     """
-    _check_packages()
+    require_packages("ONNX", "onnx", ONNX_PACKAGES)
     import onnxruntime
 
     path = expand_home(path)
@@ -161,15 +164,6 @@ def verify_onnx(pruned: LoadedModel, path: str | Path) -> VerifiedOnnxExport:
     masks = [case_inputs["attention_mask"] for case_inputs, _ in cases]
     shapes = tuple((len(mask), mask.shape[1]) for mask in masks)
     return VerifiedOnnxExport(str(path), _count_parameters(path), largest, shapes)
-
-
-def _check_packages() -> None:
-    for package in _PACKAGES:
-        if find_spec(package) is None:
-            raise ExportError(
-                f"ONNX needs {package}, which is not installed.",
-                hint="Run `pip install 'effllava-optuna[onnx]'`.",
-            )
 
 
 class _Reference(NamedTuple):

@@ -8,7 +8,6 @@ block are written so, others padded to one width (see `architectures`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna import __version__
@@ -84,11 +83,6 @@ def export_gguf(
         ExportError: A package is missing, a file exists or cannot be written, llama.cpp has no
             such decoder, tokenizer or vision tower, or it generates something else.
     """
-    if find_spec("gguf") is None:
-        raise ExportError(
-            "GGUF needs gguf, which is not installed.",
-            hint="Run `pip install 'effllava-optuna[gguf]'`.",
-        )
     if kind not in TYPES:
         raise ExportError(f"kind is {kind!r}.", hint=f"Use {', '.join(TYPES)}.")
     check_gguf_file(path, overwrite=overwrite)

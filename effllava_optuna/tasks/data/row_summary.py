@@ -31,6 +31,7 @@ class RowSummary:
         pictures: Number of rows with an image.
         labelled: Number of rows with a correct answer.
         samples: Number of samples of each split.
+        sources: The split of the dataset that each split is drawn from; empty: all from one.
         unused: Number of rows in no split.
         notes: What makes a study of these rows less useful.
     """
@@ -40,6 +41,7 @@ class RowSummary:
     pictures: int
     labelled: int
     samples: Mapping[Split, int]
+    sources: Mapping[Split, str]
     unused: int
     notes: tuple[str, ...]
 
@@ -51,6 +53,7 @@ class RowSummary:
             "pictures": self.pictures,
             "labelled": self.labelled,
             "samples": {str(split): count for split, count in self.samples.items()},
+            "sources": {str(split): name for split, name in self.sources.items()},
             "unused": self.unused,
             "notes": list(self.notes),
         }
@@ -59,7 +62,10 @@ class RowSummary:
         """Return the summary as lines of text."""
         named = ", ".join(map(shorten, self.columns[:_LISTED]))
         more = len(self.columns) - _LISTED
-        splits = ", ".join(f"{count:,} {split}" for split, count in self.samples.items())
+        origins = {split: f" from {shorten(name)}" for split, name in self.sources.items()}
+        splits = ", ".join(
+            f"{count:,} {split}{origins.get(split, '')}" for split, count in self.samples.items()
+        )
         unused = (
             f"; {self.unused:,} of the rows are in no split, because the splits are full or the "
             "picture is in another split"
@@ -93,6 +99,7 @@ def summarise_rows(task: DataTask) -> RowSummary:
         pictures=sum(row.image is not None for row in parsed),
         labelled=count - task.unlabelled_rows[0],
         samples={split: len(task.samples(split)) for split in Split},
+        sources=task.drawn_from if len({*task.drawn_from.values()}) > 1 else {},
         unused=unused,
         notes=tuple(note for note in notes if note),
     )

@@ -177,7 +177,7 @@ class DataTask:
 
     def count_rows(self, split: Split) -> int:
         """Return the number of rows that ``split`` is drawn from."""
-        return len(self.rows[self._sources[split]])
+        return len(self.rows[self.drawn_from[split]])
 
     def all_rows(self, split: Split) -> tuple[Sample, ...]:
         """Return all rows of the dataset split that ``split`` is drawn from.
@@ -185,7 +185,7 @@ class DataTask:
         Official scores of benchmarks are computed on them. They include proxy samples if the
         proxy is drawn from the same dataset split.
         """
-        source = self._sources[split]
+        source = self.drawn_from[split]
         indices = range(len(self.rows[source]))
         return tuple(self._sample(source, row, Split.TEST) for row in indices)
 
@@ -208,8 +208,8 @@ class DataTask:
         return self.config or (self._schema.config if is_hub_dataset else None)
 
     @cached_property
-    def _sources(self) -> dict[Split, str]:
-        """The dataset split that each split of the task is drawn from."""
+    def drawn_from(self) -> dict[Split, str]:
+        """Return the split of the dataset that each split of the task is drawn from."""
         names = split_names(self._data, self._config)
         if names is None:
             return dict.fromkeys(Split, _UNNAMED)
@@ -223,7 +223,7 @@ class DataTask:
         Raises:
             TaskError: The dataset does not exist, or cannot be read.
         """
-        names = dict.fromkeys(self._sources.values())
+        names = dict.fromkeys(self.drawn_from.values())
         return {name: read_split(self._data, name, self._config) for name in names}
 
     @cached_property
@@ -247,9 +247,9 @@ class DataTask:
             ]
             for name, rows in self.parsed.items()
         }
-        assigned = split_rows(pools, self._sources, self.sizes, self.seed)
+        assigned = split_rows(pools, self.drawn_from, self.sizes, self.seed)
         return {
-            split: tuple(self._sample(self._sources[split], row, split) for row in rows)
+            split: tuple(self._sample(self.drawn_from[split], row, split) for row in rows)
             for split, rows in assigned.items()
         }
 

@@ -52,6 +52,20 @@ def test_check_counts_rows_pictures_answers_and_samples(
     assert [document["task"][name] for name in ("proxy", "validation", "test")] == [20, 10, 10]
 
 
+def test_check_names_the_splits_of_the_data_that_samples_come_from(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    parts = {"train": rows[:20], "validation": rows[20:30], "test": rows[30:]}
+    (tmp_path / "parts").mkdir()
+    for name, part in parts.items():
+        lines = [json.dumps(row | {"image": f"../{row['image']}"}) for row in part]
+        (tmp_path / "parts" / f"{name}.jsonl").write_text("\n".join(lines))
+    study = STUDY.replace('"mine.jsonl"', '"parts"')
+    code, printed = check(tmp_path, rows, study)
+    assert code == 0, printed
+    assert "20 proxy from 'train', 10 validation from 'validation', 10 test from 'test'" in printed
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

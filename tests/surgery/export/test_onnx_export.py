@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 
-from effllava_optuna import export_onnx
+from effllava_optuna import export_onnx, export_target
 from effllava_optuna.errors import ExportError
 from effllava_optuna.surgery import LoadedModel, VerifiedOnnxExport, verify_onnx
 from effllava_optuna.surgery.export import onnx_export as module
@@ -147,7 +147,7 @@ def test_bfloat16_is_refused_with_the_cure(
 def test_a_missing_package_is_named_with_its_extra(
     pruned: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PACKAGES", ("onnx", "no_such_runtime"))
+    monkeypatch.setattr(export_target, "ONNX_PACKAGES", ("onnx", "no_such_runtime"))
     message = r"no_such_runtime, which is not installed. .*'effllava-optuna\[onnx\]'"
     with pytest.raises(ExportError, match=message):
         export_onnx(pruned, tmp_path / "a.onnx")

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from effllava_optuna import export, export_gguf, sliced
+from effllava_optuna import export, export_gguf, export_target, sliced
 from effllava_optuna.errors import ExportError
 from effllava_optuna.policy import Policy, Ranking
 from effllava_optuna.surgery import FittedOutput, reduced_tokens
-from effllava_optuna.surgery.gguf import gguf_export
 from tests.study_fixtures import invoke
 from tests.surgery.gguf.pruned_decoders import KINDRED, Kindred, dense_decoder, pruned_decoder
 
@@ -221,7 +220,7 @@ def test_existing_files_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(gguf_export, "find_spec", lambda _: None)
+    monkeypatch.setattr(export_target, "find_spec", lambda _: None)
     message = refused(pruned_decoder(KINDRED["gpt-2"]), tmp_path)
     assert message == "GGUF needs gguf, which is not installed."
 
