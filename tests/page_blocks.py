@@ -161,7 +161,7 @@ def check_command(block: Block, words: list[str]) -> None:
     else:
         known = ("pytest", ".", "python3", "mkdocs", "vllm", "vllm/bin/pip", "npm", "llama-server")
         modules = ("lmms_eval", "vllm.entrypoints.openai.api_server")
-        is_module = words[:2] == ["python", "-m"] and words[2] in modules
+        is_module = words[0].endswith("python") and words[1] == "-m" and words[2] in modules
         assert words[0] in known or is_module, f"{block}: {words}"
 
 

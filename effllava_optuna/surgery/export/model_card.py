@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from effllava_optuna.checkpoint_format import is_directory
 from effllava_optuna.processors import takes_pictures
 from effllava_optuna.surgery.export.base_files import base_tags
 
@@ -76,7 +78,7 @@ def render_model_card(
         engines: What is known about it in vLLM; None: nothing.
     """
     record = pruned.pruning_record
-    base = pruned.source if record is None else record.base_model
+    base = _public_name(pruned.source if record is None else record.base_model)
     task = "image-text-to-text" if takes_pictures(pruned.processor) else None
     tags = ({"pipeline_tag": json.dumps(task)} if task else {}) | base_tags(pruned.source)
     dtype = str(pruned.export_dtype).removeprefix("torch.")
@@ -135,7 +137,14 @@ _LOADING: Mapping[str, Sequence[str]] = {
         "import effllava_optuna",
         "",
         'loaded = effllava_optuna.load_pruned("DIRECTORY")  # model and processor',
-        "# or, without effllava_optuna: from_pretrained(DIRECTORY, trust_remote_code=True)",
+        "",
+        "# or, without effllava_optuna:",
+        "from transformers import AutoModelForImageTextToText, AutoProcessor",
+        "",
+        "model = AutoModelForImageTextToText.from_pretrained(",
+        '    "DIRECTORY", trust_remote_code=True',
+        ")",
+        'processor = AutoProcessor.from_pretrained("DIRECTORY", trust_remote_code=True)',
     ),
     "portable": (
         "from transformers import AutoModelForImageTextToText, AutoProcessor",
@@ -162,12 +171,19 @@ def _serving(form: str, engines: EngineSupport) -> list[str]:
         return [f"vLLM cannot build it: {engines.obstacle}. {run}"]
     return [
         "```sh",
-        "vllm serve DIRECTORY --trust-remote-code",
+        "python -m vllm.entrypoints.openai.api_server --model DIRECTORY --trust-remote-code",
         "```",
         "",
+        "The build of vLLM for CPUs runs this command, too; it has no working `vllm serve`.",
         "It has what the Transformers backend of vLLM reads: a class for the part without the",
         f"output layer, and the attention heads of each layer. {run}",
     ]
+
+
+def _public_name(base: str) -> str:
+    """Return the name of a directory without the path to it; a hub id stays as it is."""
+    is_path = base.startswith(("/", "~", ".")) or is_directory(base)
+    return Path(base).resolve().name if is_path else base
 
 
 def _for_text_model(line: str) -> str:

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 PYTHON = os.environ.get(VARIABLE, "")
 HERE = "http://localhost:8000"  # of the page
-SMALL = (
-    "--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "4",
-)  # fmt: skip
+SMALL = ("--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "4")
 
 pytestmark = [
     pytest.mark.vllm,
@@ -49,18 +47,18 @@ def environment(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A directory with ``small.pruned`` and ``picture.png``, as a reader of the page has one."""
+    """A directory with ``mine.pruned`` and ``picture.png``, as a reader of the page has one."""
     (tmp_path / "python").mkdir()
     small = pruned_smollm(image_tokens=0.33)
-    write_checkpoint(small, tmp_path / "small.pruned", size_plan(small))
+    write_checkpoint(small, tmp_path / "mine.pruned", size_plan(small))
     shutil.copy(PICTURES[0], tmp_path / "picture.png")
     return tmp_path
 
 
 @pytest.fixture
 def server(place: Path) -> Iterator[str]:
-    """Start the server by the page's command for CPUs, on a free port; return its address."""
-    command = [PYTHON, *page_command("python", "-m")[1:], *SMALL]
+    """Start the server by the page's command, on a free port; return its address."""
+    command = [PYTHON, *page_command("vllm/bin/python", "-m")[1:], *SMALL]
     with serving(command, place, environment(place / "python")) as address:
         yield address
 
