@@ -4,6 +4,7 @@ from effllava_optuna.policy.component import IMAGE_TOKENS, UNRANKED, Component, 
 from effllava_optuna.policy.cost import CostModel, Costs, latency_costs, parameter_costs
 from effllava_optuna.policy.finalists import (
     best_and_spread,
+    finalist_merit,
     log_width_ratios,
     select_finalists,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "best_and_spread",
     "bootstrap_interval",
     "bootstrap_means",
+    "finalist_merit",
     "front_of",
     "hypervolume",
     "hypervolume_by_epoch",

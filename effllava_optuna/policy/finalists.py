@@ -19,7 +19,19 @@ if TYPE_CHECKING:
     from effllava_optuna.policy.structure import ModelStructure
 
 _DEVIATIONS = 1.96  # half the width of a 95 % interval
+_STORED_DIGITS = 6  # of the accuracies in stored results
 _DIGITS = 9  # differences below are rounding errors, which must not decide
+
+
+def finalist_merit(accuracy: float, quality: float) -> tuple[float, float]:
+    """Return the sort key by which a finalist is chosen; the largest one is the choice.
+
+    Args:
+        accuracy: Its accuracy on the samples that decide, which are those of validation. Values
+            that differ by rounding errors are equal.
+        quality: Its quality on the proxy, which counts among finalists of equal accuracy.
+    """
+    return round(accuracy, _STORED_DIGITS), quality
 
 
 def select_finalists(

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from effllava_optuna.errors import StudyError
+from effllava_optuna.policy import finalist_merit
 from effllava_optuna.report.document import study_document
 from effllava_optuna.report.pick_confidence import confidence_notes, pick_confidence
 from effllava_optuna.report.text_table import (
@@ -30,6 +31,7 @@ _MOST_OTHERS = 8  # rows of the table
 class PickRule:
     """Limits that a policy must satisfy; the most accurate policy within them is picked.
 
+    Among equally accurate ones, that of the better quality on the proxy is picked, as in a study.
     With ``accuracy_drop``, accuracy is a limit as well, and the fastest policy is picked.
 
     Attributes:
@@ -158,6 +160,7 @@ def _candidate(row: Mapping[str, Any], dense: Mapping[str, Any], split: str) -> 
         "accuracy": accuracy,
         "accuracy_drop": round(dense[f"accuracy_{split}"] - accuracy, 6),
         "accuracy_proxy": row["accuracy_proxy"],
+        "quality": row["quality"],
         "accuracy_test": row["accuracy_test"],
         "latency_ms": _first_value(row, "latency_ms_measured", "latency_ms"),
         "speedup": _first_value(row, "speedup_measured", "speedup_predicted"),
@@ -196,10 +199,11 @@ def _limits(rule: PickRule) -> list[_Limit]:
     ]
 
 
-def _rank_key(candidate: Mapping[str, Any], rule: PickRule) -> tuple[float, float]:
-    """Return the sort key of a candidate: accuracy before speed, or speed before accuracy."""
-    accuracy, speed = candidate["accuracy"], -candidate["latency_ms"]
-    return (accuracy, speed) if rule.accuracy_drop is None else (speed, accuracy)
+def _rank_key(candidate: Mapping[str, Any], rule: PickRule) -> tuple[float, ...]:
+    """Return the sort key of a candidate: the merit in a study before speed, or after it."""
+    merit = finalist_merit(candidate["accuracy"], candidate["quality"])
+    speed = -candidate["latency_ms"]
+    return (*merit, speed) if rule.accuracy_drop is None else (speed, *merit)
 
 
 def _closest(

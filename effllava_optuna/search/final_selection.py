@@ -27,6 +27,7 @@ from effllava_optuna.policy import (
     Policy,
     best_and_spread,
     bootstrap_interval,
+    finalist_merit,
     front_of,
     select_finalists,
     with_latest_correction,
@@ -300,7 +301,7 @@ class FinalSelection:
         def merit(finalist: Finalist) -> tuple[float, float]:
             scores = self.cache.scores(finalist, Split.VALIDATION)
             self.progress.step()
-            return float(scores.hit.mean()), finalist.measured.quality
+            return finalist_merit(float(scores.hit.mean()), finalist.measured.quality)
 
         return max(candidates, key=merit)
 

@@ -54,6 +54,20 @@ def test_the_best_policy_within_the_limits_is_picked(
     json.dumps(pick, allow_nan=False)
 
 
+@pytest.mark.parametrize(("limits", "expected"), [({}, 4), ({"speedup": 4.0}, 9)])
+def test_among_equally_accurate_policies_the_better_on_the_proxy_is_picked(
+    structure: ModelStructure, limits: dict[str, float], expected: int
+) -> None:
+    study = finished(structure, {"dense": [1] * 40} | dict.fromkeys(("4", "9", "7"), HITS["4"]))
+    if study.results is None:
+        raise AssertionError
+    qualities = zip(study.results["front"], (0.9, 0.8, 0.7), strict=True)
+    front = [row | {"quality": quality} for row, quality in qualities]
+    study = replace(study, results={**study.results, "front": front})
+    assert trial(pick_policy(study, PickRule(**limits))) == expected
+    assert trial(pick_policy(study, PickRule(accuracy_drop=0.1, **limits))) == 7  # the fastest
+
+
 @pytest.mark.parametrize(
     ("bound", "speedup", "admitted"),
     [(2.24, 2.2361, True), (2.24, 2.2349, False), (2.237, 2.2361, False), (2.236, 2.2361, True)],
