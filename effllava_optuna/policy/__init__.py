@@ -6,6 +6,7 @@ from effllava_optuna.policy.finalists import (
     best_and_spread,
     finalist_merit,
     log_width_ratios,
+    meets_budget,
     select_finalists,
 )
 from effllava_optuna.policy.front import hypervolume, pareto, spread
@@ -45,6 +46,7 @@ __all__ = [
     "hypervolume_by_epoch",
     "latency_costs",
     "log_width_ratios",
+    "meets_budget",
     "parameter_costs",
     "pareto",
     "select_finalists",

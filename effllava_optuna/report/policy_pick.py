@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from effllava_optuna.errors import StudyError
-from effllava_optuna.policy import finalist_merit
+from effllava_optuna.policy import finalist_merit, meets_budget
 from effllava_optuna.report.document import study_document
 from effllava_optuna.report.pick_confidence import confidence_notes, pick_confidence
 from effllava_optuna.report.text_table import (
@@ -31,7 +31,9 @@ _MOST_OTHERS = 8  # rows of the table
 class PickRule:
     """Limits that a policy must satisfy; the most accurate policy within them is picked.
 
-    Among equally accurate ones, that of the better quality on the proxy is picked, as in a study.
+    Equally accurate ones are ranked as in a study: those that meet its budget of latency come
+    first (without a limit on latency here), then the better quality on the proxy.
+
     With ``accuracy_drop``, accuracy is a limit as well, and the fastest policy is picked.
 
     Attributes:
@@ -116,7 +118,10 @@ def pick_policy(facts: StudyFacts, rule: PickRule, pool: Pool = "finalists") -> 
     if not admissible:
         message = _closest(facts.name, candidates, limits, _POOLS[split])
         raise StudyError(message, hint=_looser(_within(limits, others)))
-    admissible.sort(key=lambda candidate: _rank_key(candidate, rule), reverse=True)
+    budget = asdict(rule)
+    if rule.latency_ms is None and rule.speedup is None:
+        budget = facts.config.get("search", {})
+    admissible.sort(key=lambda candidate: _rank_key(candidate, rule, budget), reverse=True)
     trials = [candidate["trial"] for candidate in admissible]
     row = next(row for row in document["front"] if row["trial"] == trials[0])
     scores = _scores(facts) if facts.scores is None or split == "proxy" else facts.scores[split]
@@ -199,9 +204,14 @@ def _limits(rule: PickRule) -> list[_Limit]:
     ]
 
 
-def _rank_key(candidate: Mapping[str, Any], rule: PickRule) -> tuple[float, ...]:
+def _rank_key(
+    candidate: Mapping[str, Any], rule: PickRule, budget: Mapping[str, float | None]
+) -> tuple[float, ...]:
     """Return the sort key of a candidate: the merit in a study before speed, or after it."""
-    merit = finalist_merit(candidate["accuracy"], candidate["quality"])
+    within_budget = meets_budget(budget, candidate["latency_ms"], candidate["speedup"])
+    merit = finalist_merit(
+        candidate["accuracy"], candidate["quality"], within_budget=within_budget
+    )
     speed = -candidate["latency_ms"]
     return (*merit, speed) if rule.accuracy_drop is None else (speed, *merit)
 
