@@ -4,7 +4,9 @@ from effllava_optuna.policy.component import IMAGE_TOKENS, UNRANKED, Component, 
 from effllava_optuna.policy.cost import CostModel, Costs, latency_costs, parameter_costs
 from effllava_optuna.policy.finalists import (
     best_and_spread,
+    finalist_merit,
     log_width_ratios,
+    meets_budget,
     select_finalists,
 )
 from effllava_optuna.policy.front import hypervolume, pareto, spread
@@ -38,11 +40,13 @@ __all__ = [
     "best_and_spread",
     "bootstrap_interval",
     "bootstrap_means",
+    "finalist_merit",
     "front_of",
     "hypervolume",
     "hypervolume_by_epoch",
     "latency_costs",
     "log_width_ratios",
+    "meets_budget",
     "parameter_costs",
     "pareto",
     "select_finalists",

@@ -11,7 +11,7 @@ from effllava_optuna.policy.front import spread
 from effllava_optuna.policy.statistics import bootstrap_means
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -19,7 +19,37 @@ if TYPE_CHECKING:
     from effllava_optuna.policy.structure import ModelStructure
 
 _DEVIATIONS = 1.96  # half the width of a 95 % interval
+_STORED_DIGITS = 6  # of the accuracies in stored results
 _DIGITS = 9  # differences below are rounding errors, which must not decide
+
+
+def meets_budget(budget: Mapping[str, float | None], latency_ms: float, speedup: float) -> bool:
+    """Return whether a policy meets a budget of latency as it was timed as a whole.
+
+    Args:
+        budget: The largest ``latency_ms`` and the smallest ``speedup``; None: any is allowed.
+        latency_ms: The latency of the policy.
+        speedup: Its speed-up over the dense model, which was timed with it.
+    """
+    most_ms, least_speedup = budget.get("latency_ms"), budget.get("speedup")
+    return (most_ms is None or latency_ms <= most_ms) and (
+        least_speedup is None or speedup >= least_speedup
+    )
+
+
+def finalist_merit(
+    accuracy: float, quality: float, *, within_budget: bool
+) -> tuple[float, bool, float]:
+    """Return the sort key by which a finalist is chosen; the largest one is the choice.
+
+    Args:
+        accuracy: Its accuracy on the samples that decide, which are those of validation. Values
+            that differ by rounding errors are equal.
+        quality: Its quality on the proxy, which counts last.
+        within_budget: Whether it meets the budget as timed as a whole, see `meets_budget`; this
+            counts among finalists of equal accuracy.
+    """
+    return round(accuracy, _STORED_DIGITS), within_budget, quality
 
 
 def select_finalists(

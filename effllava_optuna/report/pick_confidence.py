@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _CONFIDENT = 0.95
+_DIGITS = 9  # differences below are rounding errors
 
 
 def pick_confidence(
@@ -29,9 +30,10 @@ def pick_confidence(
     Returns:
         The number of ``samples`` and the 95 % ``interval`` of the accuracy of the pick. If
         accuracy decided among several trials: ``best_fraction``, the fraction of the resamples in
-        which no other is more accurate, and the ``runner_up`` with its paired difference. If
-        there is a limit on the drop and the dense model was scored: the ``accuracy_drop``, its
-        ``interval``, and ``within_fraction``, the fraction of the resamples within the limit.
+        which no other is more accurate, ``only_best_fraction``, in which all others are less
+        accurate, and the ``runner_up`` with its paired difference. If there is a limit on the
+        drop and the dense model was scored: the ``accuracy_drop``, its ``interval``, and
+        ``within_fraction``, the fraction of the resamples within the limit.
     """
     groups, hits = scores["groups"], scores["hits"]
     names = [str(trial) for trial in trials]
@@ -40,13 +42,16 @@ def pick_confidence(
         "samples": len(groups),
         "interval": [round(low, 6), round(high, 6)],
         "best_fraction": None,
+        "only_best_fraction": None,
         "runner_up": None,
         "accuracy_drop": None,
     }
     if accuracy_drop is None and len(names) > 1:
         means = bootstrap_means([hits[name] for name in names], groups)
-        # Policies with equal answers tie: each of them counts as the best.
-        confidence["best_fraction"] = round(float((means[0] >= means.max(0)).mean()), 4)
+        # Policies with equal answers tie: each of them is among the best, and none the only one.
+        lead = np.round(means[0] - means[1:].max(0), _DIGITS)
+        confidence["best_fraction"] = round(float((lead >= 0).mean()), 4)
+        confidence["only_best_fraction"] = round(float((lead > 0).mean()), 4)
         confidence["runner_up"] = {
             "trial": trials[1],
             **paired_difference(scores, names[0], names[1]),
@@ -87,15 +92,16 @@ def confidence_notes(pick: Mapping[str, Any]) -> list[str]:
         unsure = ": not certain. Use a larger limit or a larger validation set."
         notes.append(note + ("." if within >= _CONFIDENT else unsure))
     if runner_up is not None:
-        best = confidence["best_fraction"]
+        best, only = confidence["best_fraction"], confidence["only_best_fraction"]
+        place = "second" if runner_up["difference"] else "as accurate"
         note = (
-            f"Trial {runner_up['trial']} is second: the difference is "
+            f"Trial {runner_up['trial']} is {place}: the difference is "
             f"{runner_up['difference']:.3f} {format_interval(runner_up['interval'], '+.3f')}; on "
-            f"resampled samples the pick is the best of these {len(pick['admissible'])} in "
-            f"{best:.0%} of cases"
+            f"resampled samples the pick is among the best of these {len(pick['admissible'])} in "
+            f"{best:.0%} of cases, and the only best in {only:.0%}"
         )
         unsure = ": others are about as accurate."
-        notes.append(note + ("." if best >= _CONFIDENT else unsure))
+        notes.append(note + ("." if only >= _CONFIDENT else unsure))
     if len(pick["admissible"]) == 1 and pick["rule"]:
         notes.append("No other policy is within the limits.")
     return notes

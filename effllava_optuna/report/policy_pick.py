@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from effllava_optuna.errors import StudyError
+from effllava_optuna.policy import finalist_merit, meets_budget
 from effllava_optuna.report.document import study_document
 from effllava_optuna.report.pick_confidence import confidence_notes, pick_confidence
 from effllava_optuna.report.text_table import (
@@ -29,6 +30,9 @@ _MOST_OTHERS = 8  # rows of the table
 @dataclass(frozen=True, slots=True)
 class PickRule:
     """Limits that a policy must satisfy; the most accurate policy within them is picked.
+
+    Equally accurate ones are ranked as in a study: those that meet its budget of latency come
+    first (without a limit on latency here), then the better quality on the proxy.
 
     With ``accuracy_drop``, accuracy is a limit as well, and the fastest policy is picked.
 
@@ -114,7 +118,10 @@ def pick_policy(facts: StudyFacts, rule: PickRule, pool: Pool = "finalists") -> 
     if not admissible:
         message = _closest(facts.name, candidates, limits, _POOLS[split])
         raise StudyError(message, hint=_looser(_within(limits, others)))
-    admissible.sort(key=lambda candidate: _rank_key(candidate, rule), reverse=True)
+    budget = asdict(rule)
+    if rule.latency_ms is None and rule.speedup is None:
+        budget = facts.config.get("search", {})
+    admissible.sort(key=lambda candidate: _rank_key(candidate, rule, budget), reverse=True)
     trials = [candidate["trial"] for candidate in admissible]
     row = next(row for row in document["front"] if row["trial"] == trials[0])
     scores = _scores(facts) if facts.scores is None or split == "proxy" else facts.scores[split]
@@ -158,6 +165,7 @@ def _candidate(row: Mapping[str, Any], dense: Mapping[str, Any], split: str) -> 
         "accuracy": accuracy,
         "accuracy_drop": round(dense[f"accuracy_{split}"] - accuracy, 6),
         "accuracy_proxy": row["accuracy_proxy"],
+        "quality": row["quality"],
         "accuracy_test": row["accuracy_test"],
         "latency_ms": _first_value(row, "latency_ms_measured", "latency_ms"),
         "speedup": _first_value(row, "speedup_measured", "speedup_predicted"),
@@ -196,10 +204,16 @@ def _limits(rule: PickRule) -> list[_Limit]:
     ]
 
 
-def _rank_key(candidate: Mapping[str, Any], rule: PickRule) -> tuple[float, float]:
-    """Return the sort key of a candidate: accuracy before speed, or speed before accuracy."""
-    accuracy, speed = candidate["accuracy"], -candidate["latency_ms"]
-    return (accuracy, speed) if rule.accuracy_drop is None else (speed, accuracy)
+def _rank_key(
+    candidate: Mapping[str, Any], rule: PickRule, budget: Mapping[str, float | None]
+) -> tuple[float, ...]:
+    """Return the sort key of a candidate: the merit in a study before speed, or after it."""
+    within_budget = meets_budget(budget, candidate["latency_ms"], candidate["speedup"])
+    merit = finalist_merit(
+        candidate["accuracy"], candidate["quality"], within_budget=within_budget
+    )
+    speed = -candidate["latency_ms"]
+    return (*merit, speed) if rule.accuracy_drop is None else (speed, *merit)
 
 
 def _closest(

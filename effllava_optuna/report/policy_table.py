@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from effllava_optuna.policy import IMAGE_TOKENS
+from effllava_optuna.policy import IMAGE_TOKENS, meets_budget
 from effllava_optuna.report.document import STATES
 from effllava_optuna.report.finalist_choices import agreement_notes
 from effllava_optuna.report.paired_differences import comparison_sentence
@@ -73,18 +73,18 @@ def _missed_budget(document: Mapping[str, Any]) -> str:
     """Return a sentence if the chosen policy, timed as a whole, misses the budget of the study."""
     search, chosen = document["config"].get("search", {}), document["chosen"]
     budget, speedup = search.get("latency_ms"), search.get("speedup")
-    if budget is not None and chosen["latency_ms_measured"] > budget:
+    if meets_budget(search, chosen["latency_ms_measured"], chosen["speedup_measured"]):
+        return ""
+    if budget is not None:
         missed = (
             f"it takes {chosen['latency_ms_measured']:.1f} ms, more than search.latency_ms = "
             f"{budget:g} (predicted: {chosen['latency_ms']:.1f})"
         )
-    elif speedup is not None and chosen["speedup_measured"] < speedup:
+    else:
         missed = (
             f"it is {chosen['speedup_measured']:.2f} times as fast, less than search.speedup = "
             f"{speedup:g} (predicted: {chosen['speedup_predicted']:.2f})"
         )
-    else:
-        return ""
     return f" Timed as a whole, {missed}: `pick` selects by what was measured."
 
 

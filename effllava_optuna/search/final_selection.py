@@ -1,10 +1,11 @@
 """The end of a study: finalists, the choice among them, and the report on test data.
 
 The order matters. Finalists come from the Pareto front, by proxy scores, and are stored.
-Validation chooses among them, and the choice is stored. Only then is the test split opened; it
-ranks nothing. The baselines are chosen in the same way, under the weight state of the choice: a
-grid by proxy scores (without the policies that another feasible one contains), the best of it by
-validation.
+Validation chooses among them, and the choice is stored. If several are equally accurate and the
+study limits latency, they are timed first, and those that meet the limit are preferred. Only then
+is the test split opened; it ranks nothing. The baselines are chosen in the same way but for the
+timing, under the weight state of the choice: a grid by proxy scores (without the policies that
+another feasible one contains), the best of it by validation.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.allocation import uniform_by_kind, uniform_policies
+from effllava_optuna.calibration.stage_callback import StepCounter
 from effllava_optuna.errors import StudyError, UserFunctionError
 from effllava_optuna.objectives import (
     constant_of,
@@ -27,7 +29,9 @@ from effllava_optuna.policy import (
     Policy,
     best_and_spread,
     bootstrap_interval,
+    finalist_merit,
     front_of,
+    meets_budget,
     select_finalists,
     with_latest_correction,
 )
@@ -67,22 +71,6 @@ class Finalist:
     measured: Measurement
     epoch: int
     trial: int | None = None
-
-
-class _StepCounter:
-    """Reports the share of a stage by the number of its steps."""
-
-    def __init__(self, session: SearchSession) -> None:
-        self.report_stage = session.report_stage
-        self.stage, self.steps, self.done = "", 1, 0
-
-    def begin(self, stage: str, steps: int) -> None:
-        self.stage, self.steps, self.done = stage, steps, 0
-        self.report_stage(stage, 0.0)
-
-    def step(self) -> None:
-        self.done += 1
-        self.report_stage(self.stage, min(1.0, self.done / self.steps))
 
 
 class _ScoreCache:
@@ -159,6 +147,61 @@ def _finalists_once(
     return selected
 
 
+class _Choice:
+    """The choice by validation, and the timing that decides between equals."""
+
+    def __init__(self, cache: _ScoreCache, progress: StepCounter) -> None:
+        self.cache, self.progress, self.session = cache, progress, cache.session
+        search = self.session.config.search
+        self.budget = {"latency_ms": search.latency_ms, "speedup": search.speedup}
+        self.latencies: dict[str, tuple[float, float]] = {}  # ms, and those of the dense model
+
+    def once(self, candidates: Sequence[Finalist], dense: Finalist) -> Finalist:
+        """Return the stored choice; if there is none, choose and store it.
+
+        Finalists that tie on validation are timed before the choice if the study limits latency.
+        """
+        best, study = self.best(candidates), self.session.study
+        for finalist in candidates:  # a study that is resumed keeps its choice
+            if finalist.trial == study.user_attrs.get(CHOSEN):
+                return finalist
+        tied = [each for each in candidates if self._merit(each)[0] == self._merit(best)[0]]
+        if len(tied) > 1 and any(self.budget.values()):
+            self.time([dense, *tied])
+            best = max(tied, key=self._merit)
+        study.set_user_attr(CHOSEN, best.trial)
+        return best
+
+    def best(self, candidates: Sequence[Finalist]) -> Finalist:
+        """Choose by accuracy on validation; among equals, by quality on the proxy."""
+        for finalist in candidates:
+            self.cache.scores(finalist, Split.VALIDATION)
+            self.progress.step()
+        return max(candidates, key=self._merit)
+
+    def _merit(self, finalist: Finalist) -> tuple[float, bool, float]:
+        """Return the sort key of a finalist; one that is not timed yet counts as fast enough."""
+        timed = self.latencies.get(finalist.name)
+        within = timed is None or meets_budget(self.budget, timed[0], timed[1] / timed[0])
+        accuracy = float(self.cache.scores(finalist, Split.VALIDATION).hit.mean())
+        return finalist_merit(accuracy, finalist.measured.quality, within_budget=within)
+
+    def time(self, finalists: Sequence[Finalist]) -> None:
+        """Time those that were not timed before, in turn with the dense model, the first one."""
+        dense, *others = finalists
+        networks = [dense, *(each for each in others if each.name not in self.latencies)]
+        if len(networks) == 1 and dense.name in self.latencies:
+            return
+        evaluator = self.session.evaluator
+        latencies = evaluator.time_networks(
+            [(each.weight_state, each.policy) for each in networks],
+            evaluator.config.latency.seconds,
+            lambda share: self.session.report_stage("timing the finalists", share),
+        )
+        for network, latency_ms in zip(networks, latencies, strict=True):
+            self.latencies.setdefault(network.name, (latency_ms, latencies[0]))
+
+
 class FinalSelection:
     """Chooses a finalist by validation, and measures all of them on test.
 
@@ -167,13 +210,13 @@ class FinalSelection:
     """
 
     def __init__(self, session: SearchSession) -> None:
-        self.session = session
-        self.evaluator = session.evaluator
+        self.session, self.evaluator = session, session.evaluator
         self.count = session.config.report.finalists
         self.latest = session.epochs.latest
         self.costs = session.schedule.view_of(self.latest).cost_model
-        self.progress = _StepCounter(session)
+        self.progress = StepCounter(session.report_stage)
         self.cache = _ScoreCache(session)
+        self.choice = _Choice(self.cache, self.progress)
 
     def run(self) -> dict[str, Any]:
         """Choose, open the test split, time all finalists, and store the results.
@@ -201,21 +244,16 @@ class FinalSelection:
         self.progress.begin("choosing by validation", steps)
         self.cache.open(Split.VALIDATION)
         candidates = [self._from_trial(trial) for trial in selected]
-        chosen = self._best(candidates)
-        study.set_user_attr(CHOSEN, chosen.trial)
-        baselines = [self._baseline(name, grid, chosen) for name, grid in grids.items()]
         dense = self._dense()
+        chosen = self.choice.once(candidates, dense)
+        baselines = [self._baseline(name, grid, chosen) for name, grid in grids.items()]
         everyone = [dense, *(b for b in baselines if b is not None), *candidates]
+        self.choice.time(everyone)
         self.cache.open(Split.TEST)
-        latencies = self.evaluator.time_networks(
-            [(finalist.weight_state, finalist.policy) for finalist in everyone],
-            self.evaluator.config.latency.seconds,
-            lambda share: self.session.report_stage("timing the finalists", share),
-        )
         rows = {}
         for number, finalist in enumerate(everyone):
             self.session.report_stage("opening the test split", number / len(everyone))
-            rows[finalist.name] = _row(self.cache, finalist, latencies[number], latencies[0])
+            rows[finalist.name] = _row(self.cache, finalist, *self.choice.latencies[finalist.name])
         self.session.report_stage("smoothing the quality of the finalists", 0.0)
         for trial, quality in smoothed_qualities(selected, records, structure).items():
             rows[str(trial)]["quality_smoothed"] = quality
@@ -292,17 +330,7 @@ class FinalSelection:
                     )
                 )
         tried.sort(key=lambda finalist: -finalist.measured.quality)
-        return self._best(tried[: self.count]) if tried else None
-
-    def _best(self, candidates: Sequence[Finalist]) -> Finalist:
-        """Choose by accuracy on validation; among equals, by quality on the proxy."""
-
-        def merit(finalist: Finalist) -> tuple[float, float]:
-            scores = self.cache.scores(finalist, Split.VALIDATION)
-            self.progress.step()
-            return float(scores.hit.mean()), finalist.measured.quality
-
-        return max(candidates, key=merit)
+        return self.choice.best(tried[: self.count]) if tried else None
 
 
 def _memory(evaluator: Evaluator) -> dict[str, Any]:

@@ -50,6 +50,13 @@ def test_policies_with_equal_answers_are_equally_good_picks(structure: ModelStru
     pick = pick_policy(finished(structure, HITS | {"9": HITS["4"]}), PickRule())
     assert pick["picked"]["trial"] == 9  # the faster one
     assert pick["confidence"]["best_fraction"] == pytest.approx(1.0)
+    assert pick["confidence"]["only_best_fraction"] == pytest.approx(0.0)
+    notes = "\n".join(confidence_notes(pick))
+    assert "Trial 4 is as accurate: the difference is 0.000 [" in notes
+    assert (
+        "the pick is among the best of these 3 in 100% of cases, and the only best in 0%: others "
+        "are about as accurate."
+    ) in notes
 
 
 def test_a_drop_at_its_limit_is_uncertain(structure: ModelStructure) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from effllava_optuna.errors import StudyError
 from effllava_optuna.report import PickRule, pick_policy, pick_table, policy_pick
-from tests.report.study_samples import CALIBRATION, facts, finished, record, width_of
+from tests.report.study_samples import CALIBRATION, CONFIG, facts, finished, record, width_of
 
 if TYPE_CHECKING:
     from effllava_optuna.policy import ModelStructure
@@ -52,6 +52,34 @@ def test_the_best_policy_within_the_limits_is_picked(
     assert trial(pick) == expected
     assert pick["split"] == "validation"
     json.dumps(pick, allow_nan=False)
+
+
+@pytest.mark.parametrize(("limits", "expected"), [({}, 4), ({"speedup": 4.0}, 9)])
+def test_among_equally_accurate_policies_the_better_on_the_proxy_is_picked(
+    structure: ModelStructure, limits: dict[str, float], expected: int
+) -> None:
+    study = finished(structure, {"dense": [1] * 40} | dict.fromkeys(("4", "9", "7"), HITS["4"]))
+    if study.results is None:
+        raise AssertionError
+    qualities = zip(study.results["front"], (0.9, 0.8, 0.7), strict=True)
+    front = [row | {"quality": quality} for row, quality in qualities]
+    study = replace(study, results={**study.results, "front": front})
+    assert trial(pick_policy(study, PickRule(**limits))) == expected
+    assert trial(pick_policy(study, PickRule(accuracy_drop=0.1, **limits))) == 7  # the fastest
+
+
+def test_among_equally_accurate_policies_one_that_meets_the_budget_of_the_study_is_picked(
+    structure: ModelStructure,
+) -> None:
+    config = CONFIG | {"search": {"speedup": 3}}
+    study = finished(structure, HITS | {"9": HITS["4"]}, config=config)
+    if study.results is None:
+        raise AssertionError
+    qualities = zip(study.results["front"], (0.9, 0.8, 0.7), strict=True)
+    front = [row | {"quality": quality} for row, quality in qualities]
+    study = replace(study, results={**study.results, "front": front})
+    assert trial(pick_policy(study, PickRule())) == 9
+    assert trial(pick_policy(study, PickRule(speedup=2.0))) == 4
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from effllava_optuna.policy import best_and_spread, front_of
+from effllava_optuna.policy import best_and_spread, finalist_merit, front_of
 from effllava_optuna.report import study_document
 from effllava_optuna.search import final_selection
+from effllava_optuna.search.evaluator import Evaluator
 from effllava_optuna.search.final_selection import FinalSelection, study_finalists
 from effllava_optuna.search.runner import search
 from effllava_optuna.storage.names import CHOSEN, FINALISTS
@@ -18,9 +19,9 @@ from effllava_optuna.tasks import Digits
 from tests.study_fixtures import StudyFactory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from effllava_optuna.policy import TrialRecord
+    from effllava_optuna.policy import Policy, TrialRecord
     from effllava_optuna.search.session import SearchSession
     from effllava_optuna.surgery import LoadedModel
 
@@ -76,3 +77,50 @@ def test_an_older_version_that_had_chosen_keeps_its_finalists(
     results = FinalSelection(session).run()
     assert [row["trial"] for row in results["front"]] == older
     assert len(older) == COUNT
+
+
+@pytest.fixture
+def tied(tiny: LoadedModel, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A study with a budget whose two finalists tie on validation; the better one is too slow."""
+    task = Digits(proxy=16, validation=8, test=8)
+    factory = StudyFactory(tiny, task, tmp_path, epochs=1, generations=3, population=8)
+    factory.finalists = COUNT
+    with factory(speedup=1.05) as session:
+        search(session)
+        best, other = study_finalists(session, front_of_study(session))
+
+        def time_networks(
+            _: Evaluator, networks: Any, seconds: float, progress: Callable[[float], None]
+        ) -> list[float]:
+            return [latency_of(policy) for _, policy in networks]
+
+        def latency_of(policy: Policy) -> float:
+            if policy.keep_ratio == 1:
+                return 100.0
+            return {best.widths: 99.0, other.widths: 50.0}.get(policy.widths, 75.0)
+
+        monkeypatch.setattr(Evaluator, "time_networks", time_networks)
+        monkeypatch.setattr(final_selection, "finalist_merit", merit_of_ties)
+        yield session, best.number, other.number
+
+
+def merit_of_ties(_: float, quality: float, *, within_budget: bool) -> Any:
+    """Return the merit of a finalist as if all of them were equally accurate."""
+    return finalist_merit(0.5, quality, within_budget=within_budget)
+
+
+def test_among_equals_the_finalist_that_meets_the_budget_as_timed_is_chosen(tied: Any) -> None:
+    session, best, other = tied
+    results = FinalSelection(session).run()
+    assert results["chosen"]["trial"] == session.study.user_attrs[CHOSEN] == other
+    assert results["chosen"]["speedup_measured"] == pytest.approx(2.0)
+    assert {row["trial"]: row["latency_ms_measured"] for row in results["front"]} == {
+        best: 99.0, other: 50.0,
+    }  # fmt: skip
+
+
+def test_a_stored_choice_stays_on_resume(tied: Any) -> None:
+    session, best, _ = tied
+    session.study.set_user_attr(FINALISTS, reported(session))
+    session.study.set_user_attr(CHOSEN, best)
+    assert FinalSelection(session).run()["chosen"]["trial"] == best

@@ -142,10 +142,10 @@ def pick(
     """Pick a policy by limits.
 
     Picks the most accurate finalist within all limits (with --accuracy-drop the fastest one), and
-    shows how certain the choice is. Accuracy is that on validation and latency is measured;
-    accuracy on test is only shown. The other policies of the front, which were not measured on
-    validation, are listed; they can be picked with --whole-front, and in a study that is not
-    finished. Nothing is written.
+    shows how certain the choice is. Among equally accurate ones the quality on the proxy decides.
+    Accuracy is that on validation and latency is measured; accuracy on test is only shown. The
+    other policies of the front, which were not measured on validation, are listed; they can be
+    picked with --whole-front, and in a study that is not finished. Nothing is written.
 
     \b
     Example:
