@@ -17,6 +17,7 @@ from effllava_optuna.policy.record import (
     front_of,
     hypervolume_by_epoch,
     with_latest_correction,
+    within_limit,
 )
 from effllava_optuna.policy.space import Decoded, Gene, Space
 from effllava_optuna.policy.statistics import bootstrap_interval, bootstrap_means
@@ -52,4 +53,5 @@ __all__ = [
     "select_finalists",
     "spread",
     "with_latest_correction",
+    "within_limit",
 ]

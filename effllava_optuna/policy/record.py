@@ -11,6 +11,8 @@ from effllava_optuna.policy.front import hypervolume, pareto
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_ROUNDING = 1e-6  # relative: latencies of policies that just meet a limit
+
 
 @dataclass(frozen=True, slots=True)
 class TrialRecord:
@@ -98,6 +100,35 @@ def with_latest_correction(
         replace(trial, latency_ms=dense_ms + ratios[trial.epoch] * (trial.latency_ms - dense_ms))
         if trial.epoch is not None and ratios[trial.epoch] != 1
         else trial
+        for trial in trials
+    ]
+
+
+def within_limit(
+    trials: Sequence[TrialRecord],
+    dense_ms: float,
+    latency_ms: float | None,
+    speedup: float | None,
+) -> list[TrialRecord]:
+    """Take trials off the front that the latest correction moves out of the budget.
+
+    If it moves all of them out, they stay: the search has found nothing that is faster.
+
+    Args:
+        trials: The trials, with the latest correction.
+        dense_ms: Latency of the dense model from the latency table, in ms.
+        latency_ms: The budget of the study as a latency in ms, or None.
+        speedup: The budget of the study as a speed-up, or None.
+    """
+    if speedup is not None:
+        latency_ms = dense_ms / speedup
+    if latency_ms is None:
+        return [*trials]
+    limit_ms = latency_ms * (1 + _ROUNDING)
+    if not any(trial.eligible and trial.latency_ms <= limit_ms for trial in trials):
+        return [*trials]
+    return [
+        replace(trial, feasible=trial.feasible and not trial.latency_ms > limit_ms)
         for trial in trials
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.config.loading import relative_document
-from effllava_optuna.policy import ModelStructure, with_latest_correction
+from effllava_optuna.policy import ModelStructure, with_latest_correction, within_limit
 from effllava_optuna.report import StudyFacts
 from effllava_optuna.storage.control_study import (
     latency_factor_of,
@@ -52,7 +52,9 @@ def read_study_facts(study: Study) -> StudyFacts:
     trials = effective_records(study)
     if calibration is not None:
         factors = [latency_factor_of(epoch) for epoch in epochs]
-        trials = with_latest_correction(trials, factors, calibration["dense"]["latency_ms"])
+        dense_ms = calibration["dense"]["latency_ms"]
+        trials = with_latest_correction(trials, factors, dense_ms)
+        trials = within_limit(trials, dense_ms, search.latency_ms, search.speedup)
     structure = ModelStructure.from_json(attrs[STRUCTURE]) if STRUCTURE in attrs else None
     return StudyFacts(
         name=study.study_name,
@@ -108,10 +110,7 @@ def _search_times(study: Study) -> tuple[str | None, str | None]:
 def _sensitivity(
     study: Study, structure: ModelStructure | None, calibration: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    """Return the sensitivity curves of the dense model, or those that calibration has estimated.
-
-    None if there are neither: older calibrations have none.
-    """
+    """Return measured or estimated sensitivity curves; None: neither, as in older studies."""
     measured = {} if structure is None else measured_curves(study, structure)
     if measured:
         return {"source": "measured", "curves": measured}

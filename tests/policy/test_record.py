@@ -16,6 +16,7 @@ from effllava_optuna.policy import (
     hypervolume,
     hypervolume_by_epoch,
     with_latest_correction,
+    within_limit,
 )
 
 TRIAL = TrialRecord(
@@ -99,3 +100,16 @@ def test_latencies_of_all_epochs_follow_the_latest_correction() -> None:
     assert isnan(corrected[4].latency_ms)
     assert [trial.number for trial in corrected] == [0, 1, 2, 3, 4]
     assert with_latest_correction(trials[:4], [1.0, 1.0, 1.0], 100.0) == trials[:4]
+
+
+def test_what_the_latest_correction_moves_out_of_the_budget_is_on_no_front() -> None:
+    trials = [
+        replace(TRIAL, number=number, latency_ms=latency_ms, quality=latency_ms)
+        for number, latency_ms in enumerate((40.0, 50.0, 50.1, nan))
+    ]
+    by_speed = within_limit(trials, 100.0, None, 2.0)
+    assert [trial.feasible for trial in by_speed] == [True, True, False, True]
+    assert [trial.number for trial in front_of(by_speed)] == [1, 0]
+    assert within_limit(trials, 100.0, 50.0, None) == by_speed
+    assert within_limit(trials, 100.0, None, None) == trials
+    assert within_limit(trials, 100.0, 30.0, None) == trials  # nothing is so fast
