@@ -334,6 +334,18 @@ def test_the_readme_quotes_the_speed_in_engines(monkeypatch: pytest.MonkeyPatch)
     assert "generated {}, {} and {} times".format(*decode) in text
 
 
+def test_the_page_of_recovery_quotes_the_durations(monkeypatch: pytest.MonkeyPatch) -> None:
+    recovered = _smollm("recovered", monkeypatch)
+    every = script("_records").read_records(recovered.RESULTS / "smollm_recovery.jsonl")
+    records = [record for (_, draw, _), record in every.items() if draw == 0]
+    seconds = [record["recovery"]["seconds"] for record in records]
+    text = " ".join((_FOLDER.parents[1] / "docs" / "recovery.md").read_text("utf-8").split())
+    assert {record["provenance"]["threads"] for record in records} == {1}
+    assert {record["recovery"]["held_out"][-1][0] for record in records} == {100}
+    assert f"took {min(seconds):.0f} to {max(seconds):.0f} s (`recovery.seconds` of draw 0" in text
+    assert f"{max(record['cpu_s'] for record in records):,.0f} s of CPU time in all" in text
+
+
 def test_the_page_of_serving_quotes_the_shares_of_the_ideal_speedup(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -131,9 +131,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (target / "README.md").write_text(card(), encoding="utf-8")
     write_rows(packages, options.folder / "easy-vqa")
     write_words(tokenizer, options.folder / "words.jsonl")
-    print(f"Built {options.folder} in {time.monotonic() - started:.0f} s.")
+    print(f"Built {options.folder} in {time.monotonic() - started:.0f} s.", flush=True)
     if options.no_evaluation:
         return
+    print(
+        f"Answering {options.questions:,} test questions (a few minutes for 2,000; "
+        "--no-evaluation leaves them out) ...",
+        flush=True,
+    )
     questions = questions_of(packages, "test")
     right = evaluate(model, processor.tokenizer, questions, options.questions)
     for kind, hits in right.items():
