@@ -6,8 +6,9 @@ import torch.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from effllava_optuna.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from effllava_optuna.policy import Policy as Policy
@@ -24,27 +25,22 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_PACKAGES = {
-    "LoadedModel": "surgery",
-    "Policy": "policy",
-    "export": "surgery",
-    "export_gguf": "surgery",
-    "export_onnx": "surgery",
-    "load": "surgery",
-    "load_pruned": "surgery",
-    "masked": "surgery",
-    "narrowed": "surgery",
-    "rank_units": "surgery",
-    "sliced": "surgery",
+_MODULES = {
+    "LoadedModel": ".surgery",
+    "Policy": ".policy",
+    "export": ".surgery",
+    "export_gguf": ".surgery",
+    "export_onnx": ".surgery",
+    "load": ".surgery",
+    "load_pruned": ".surgery",
+    "masked": ".surgery",
+    "narrowed": ".surgery",
+    "rank_units": ".surgery",
+    "sliced": ".surgery",
 }
 
-__all__ = [*_PACKAGES]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PACKAGES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_PACKAGES[name]}"), name)
+__all__ = [*_MODULES]
+__getattr__ = lazy_names(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

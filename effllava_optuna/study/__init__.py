@@ -6,8 +6,9 @@ used (PEP 562).
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from effllava_optuna.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from effllava_optuna.config.loading import load_config as load_config
@@ -18,18 +19,13 @@ if TYPE_CHECKING:
     from effllava_optuna.search.session import SearchSession as SearchSession
 
 _MODULES = {
-    "EpochCallback": "search.runner",
-    "PruningObjective": "search.objective",
-    "SearchSession": "search.session",
-    "StudyConfig": "config.schema",
-    "load_config": "config.loading",
-    "prepare": "search.preparation",
+    "EpochCallback": "..search.runner",
+    "PruningObjective": "..search.objective",
+    "SearchSession": "..search.session",
+    "StudyConfig": "..config.schema",
+    "load_config": "..config.loading",
+    "prepare": "..search.preparation",
 }
 
 __all__ = [*_MODULES]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"effllava_optuna.{_MODULES[name]}"), name)
+__getattr__ = lazy_names(__name__, _MODULES)

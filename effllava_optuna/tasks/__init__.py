@@ -5,8 +5,9 @@ Names are imported when they are first used (PEP 562): rows are read without tor
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from effllava_optuna.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from effllava_optuna.tasks.data.digits import Digits as Digits
@@ -50,51 +51,44 @@ if TYPE_CHECKING:
     from effllava_optuna.tasks.task import validate_task as validate_task
 
 _MODULES = {
-    "AGREEMENT": "dense_answers",
-    "AnsweredQuestion": "judging.benchmark_judges",
-    "Batch": "prompts",
-    "DataTask": "data.row_task",
-    "DenseAnswer": "sample",
-    "DenseAnswers": "dense_answers",
-    "DenseOutputs": "scoring.agreement",
-    "Digits": "data.digits",
-    "GradingRule": "sample",
-    "JudgedScore": "judging.judgements",
-    "OpenAIJudge": "judging.openai_judge",
-    "Sample": "sample",
-    "Scores": "scoring.scores",
-    "Split": "sample",
-    "Task": "task",
-    "TaskOptions": "schemas",
-    "UNLABELLED": "sample",
-    "answer_divergence": "scoring.scores",
-    "answer_loss": "scoring.scores",
-    "answers_from_json": "dense_answers",
-    "answers_to_json": "dense_answers",
-    "count_outputs": "scoring.agreement",
-    "dense_outputs": "scoring.agreement",
-    "digest_samples": "task",
-    "encode_prompts": "prompts",
-    "encode_with_answers": "prompts",
-    "grade_answer": "scoring.scores",
-    "grade_answers": "scoring.scores",
-    "judge_llava_bench": "judging.benchmark_judges",
-    "judge_mmvet": "judging.benchmark_judges",
-    "require_proxy": "task",
-    "score_agreement": "scoring.agreement",
-    "score_logits": "scoring.scores",
-    "score_on_device": "scoring.scores",
-    "target_logits": "scoring.scores",
-    "validate_task": "task",
-    "with_dense_answers": "dense_answers",
+    "AGREEMENT": ".dense_answers",
+    "AnsweredQuestion": ".judging.benchmark_judges",
+    "Batch": ".prompts",
+    "DataTask": ".data.row_task",
+    "DenseAnswer": ".sample",
+    "DenseAnswers": ".dense_answers",
+    "DenseOutputs": ".scoring.agreement",
+    "Digits": ".data.digits",
+    "GradingRule": ".sample",
+    "JudgedScore": ".judging.judgements",
+    "OpenAIJudge": ".judging.openai_judge",
+    "Sample": ".sample",
+    "Scores": ".scoring.scores",
+    "Split": ".sample",
+    "Task": ".task",
+    "TaskOptions": ".schemas",
+    "UNLABELLED": ".sample",
+    "answer_divergence": ".scoring.scores",
+    "answer_loss": ".scoring.scores",
+    "answers_from_json": ".dense_answers",
+    "answers_to_json": ".dense_answers",
+    "count_outputs": ".scoring.agreement",
+    "dense_outputs": ".scoring.agreement",
+    "digest_samples": ".task",
+    "encode_prompts": ".prompts",
+    "encode_with_answers": ".prompts",
+    "grade_answer": ".scoring.scores",
+    "grade_answers": ".scoring.scores",
+    "judge_llava_bench": ".judging.benchmark_judges",
+    "judge_mmvet": ".judging.benchmark_judges",
+    "require_proxy": ".task",
+    "score_agreement": ".scoring.agreement",
+    "score_logits": ".scoring.scores",
+    "score_on_device": ".scoring.scores",
+    "target_logits": ".scoring.scores",
+    "validate_task": ".task",
+    "with_dense_answers": ".dense_answers",
 }
 
 __all__ = [*_MODULES]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value  # found at once from now on
-    return value
+__getattr__ = lazy_names(__name__, _MODULES)
