@@ -65,7 +65,7 @@ def study_note(study: Study, document: Mapping[str, Any]) -> str:
         study: The study.
         document: Its document, see `effllava_optuna.report.study_document`.
     """
-    lines = [f"# {document['study']}", "", _state(document), "", *_facts(study, document)]
+    lines = [f"# {document['study']}", "", _state(study, document), "", *_facts(study, document)]
     warning = _WARNING.format(measure=measure_of_split(document, "proxy"))
     lines += ["", _FIGURES, "", warning, "", "## Dense, uniform, front", "", *_table(document), ""]
     if document["front"]:
@@ -74,12 +74,15 @@ def study_note(study: Study, document: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _state(document: Mapping[str, Any]) -> str:
+def _state(study: Study, document: Mapping[str, Any]) -> str:
     trials, epochs = document["trials"], document["epochs"]
     if document["chosen"] is not None:
         trial = document["chosen"]["trial"]
+        arguments = storage_arguments(shareable_url(study), study.study_name)
+        _, conclusion, *commands = status_lines(document, arguments)
+        listed = "".join(f"```sh\n{command}\n```\n\n" for command in commands)
         return (
-            f"**{status_lines(document)[-1]}**\n\n"
+            f"**{conclusion}**\n\n{listed}"
             f"**Finished**: trial {trial} was chosen on validation, before test was opened."
         )
     if trials["complete"] + trials["pruned"] + trials["fail"] < trials["planned"]:

@@ -112,7 +112,8 @@ def study_page(
         _provenance_section(document),
     ]
     title = f"Study {document['study']}"
-    lead = [*reversed(status_lines(document)), _INTRODUCTION]
+    progress, *conclusion = status_lines(document, study_arguments)
+    lead = [*conclusion, progress, _INTRODUCTION]
     return _render(title, lead, sections, with_plotly=bool(figures))
 
 

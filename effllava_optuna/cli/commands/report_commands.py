@@ -43,7 +43,7 @@ def status(location: StudyLocation, *, output_format: OutputFormat) -> None:
         return
     from effllava_optuna.cli.rendering import render_summary
 
-    console().print(render_summary(document))
+    console().print(render_summary(document, location.arguments))
 
 
 @click.command()
@@ -95,7 +95,7 @@ def report(
     document = study_document(facts)
     show_table = output_format == "table"
     if show_table:
-        console().print(*render_report(document))
+        console().print(*render_report(document, location.arguments))
         out = out or _default_page(location, ".html")
     else:
         print_json(document)
