@@ -234,7 +234,7 @@ def _risk_section(document: Mapping[str, Any]) -> PageSection | None:
 def _context_section(document: Mapping[str, Any]) -> PageSection | None:
     """Show the compensation tables that were fitted in context, and whether they are used."""
     rows = []
-    for epoch, update in enumerate(document["projector"], start=1):
+    for epoch, update in enumerate(document["projector"], start=2):
         compared = update["in_context"]
         if compared is None:
             continue
@@ -261,7 +261,7 @@ def _projector_section(document: Mapping[str, Any]) -> PageSection | None:
     """Show the effect of each projector update on held-out and on training samples."""
     keys = ("crossfit_accuracy", "crossfit_loss", "proxy_accuracy")
     rows = []
-    for epoch, update in enumerate(document["projector"], start=1):
+    for epoch, update in enumerate(document["projector"], start=2):
         if "seconds" not in update:  # nothing was trained
             continue
         changes = [

@@ -71,6 +71,8 @@ def test_the_page_of_a_finished_study_has_all_sections(structure: ModelStructure
     assert "trial 4 (chosen)" in text
     assert "torch from 9.8 to 9.9" in text
     assert "export a.toml --trial 4" in text
+    (update,) = re.findall(r"<tr><td>(.*?)</td><td>4</td><td>20</td>", text)
+    assert update == "2"  # the projector of the second epoch
     # accuracy = quality + eta * risk, and the risk of the rows is -0.5
     assert ">0.9400<" in text
     assert ">-0.0100<" in text

@@ -129,7 +129,7 @@ def _add_epoch(figure: go.Figure, facts: StudyFacts, epoch: int, dense_ms: float
         mode="lines+markers",
         line={"color": colour, "width": 2, "shape": "hv"},
         marker={"color": colour, "size": 6},
-        name=f"epoch {epoch}",
+        name=f"epoch {epoch + 1}",
         legendgroup=f"epoch {epoch}",
     )
 

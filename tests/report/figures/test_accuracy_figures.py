@@ -42,16 +42,16 @@ def test_the_front_of_each_epoch_has_a_colour_and_the_accuracy_of_the_quality(
     structure: ModelStructure,
 ) -> None:
     lines = legend_of(figures_of(two_epochs(structure))["front_by_epoch"])
-    assert lines["epoch 0"].line.color != lines["epoch 1"].line.color
-    assert list(lines["epoch 0"].y) == pytest.approx([0.45, 0.5, 0.55, 0.6])
+    assert lines["epoch 1"].line.color != lines["epoch 2"].line.color
+    assert list(lines["epoch 1"].y) == pytest.approx([0.45, 0.5, 0.55, 0.6])
     hard = legend_of(figures_of(two_epochs(structure, accuracy="hard"))["front_by_epoch"])
-    assert list(hard["epoch 0"].y) == pytest.approx([0.5, 0.55, 0.6, 0.65])
+    assert list(hard["epoch 1"].y) == pytest.approx([0.5, 0.55, 0.6, 0.65])
 
 
 def test_the_axis_is_the_speedup_predicted_or_measured(structure: ModelStructure) -> None:
     before = figures_of(two_epochs(structure))["front_by_epoch"]
     trials = sorted(two_epochs(structure).trials[:4], key=lambda trial: trial.latency_ms)
-    assert list(legend_of(before)["epoch 0"].x) == pytest.approx(
+    assert list(legend_of(before)["epoch 1"].x) == pytest.approx(
         [50.0 / trial.latency_ms for trial in trials], abs=1e-3
     )
     title = "times as fast as the dense model (50.0 ms, predicted)"
