@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -92,3 +93,14 @@ def test_accuracy_on_test_is_drawn_against_the_proxy(structure: ModelStructure) 
     assert (list(finalists.x), list(finalists.y)) == ([0.7], [0.6])
     assert list(finalists.error_x.arrayminus) == [0.1]
     assert diagonal.x == diagonal.y
+
+
+def test_the_axes_name_the_rule_of_the_metric(structure: ModelStructure) -> None:
+    rules = {"search": "likeliest option", "report": "token F1"}
+    figures = figures_of(replace(measured(structure), metric=rules, accuracy="hard"))
+    layout = figures["proxy_and_test"].layout
+    assert layout.yaxis.title.text == "accuracy on test (token F1)"
+    assert "(token F1)" in layout.xaxis.title.text
+    front = figures["front_by_epoch"].layout.title.text
+    assert "proxy, likeliest option; predicted" in front
+    assert "diamonds: test, token F1, with" in front
