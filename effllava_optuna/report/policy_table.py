@@ -44,6 +44,8 @@ def status_lines(document: Mapping[str, Any], study_arguments: str = "FILE") -> 
         f"study {document['study']}: epoch {max(epochs['opened'], 1)} of {epochs['planned']}, "
         f"{trials['planned']} trials planned"
     )
+    if document["dense"] is None:
+        progress += "; it is not calibrated yet"
     lines = [f"{progress} ({states})" if states else progress]
     if document["chosen"] is not None:
         missed, *command = _missed_budget(document, study_arguments) or [""]

@@ -137,6 +137,12 @@ def test_the_headings_name_the_measure_and_what_is_predicted(structure: ModelStr
     assert policy_table(mixed).columns[1:3] == ("agreement\non proxy", "accuracy\non validation")
 
 
+def test_the_status_says_that_a_study_is_not_calibrated(structure: ModelStructure) -> None:
+    for study, said in ((facts(structure), True), (two_epochs(structure), False)):
+        (line,) = status_lines(study_document(study))
+        assert ("; it is not calibrated yet" in line) == said
+
+
 def test_the_status_has_no_line_but_progress_and_conclusion(structure: ModelStructure) -> None:
     assert len(status_lines(study_document(two_epochs(structure)))) == 1
     assert len(status_lines(study_document(finished(structure, HITS)))) == 2
