@@ -65,13 +65,11 @@ def search_summary(session: SearchSession, finished: int) -> str:
     from effllava_optuna.storage.trial_records import effective_records
 
     records = effective_records(session.study)
-    failures = session.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-    failed = sum(REASON in trial.user_attrs for trial in failures)
+    trials = session.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    failed = sum(REASON in trial.user_attrs for trial in trials)
     best = max((record.quality for record in records if record.eligible), default=float("nan"))
-    return (
-        f"{finished}/{session.config.search.trials} trials, {failed} failed, best quality "
-        f"{best:.4f}"
-    )
+    failures = f", {failed} failed" if failed else ""
+    return f"{finished}/{session.config.search.trials} trials{failures}, best quality {best:.4f}"
 
 
 def form_summary(name: str, verified: VerifiedAnyForm) -> str:

@@ -48,7 +48,7 @@ class ProgressDisplay:
         self.trial_rate = TrialRate()
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=12),
+            BarColumn(bar_width=6),
             TextColumn(
                 "{task.fields[note]}",
                 markup=False,
@@ -105,7 +105,7 @@ class ProgressDisplay:
         passed = now - self._stage_started
         left = f"{format_duration(passed * (1 / share - 1))} left" if 0 < share < 1 else ""
         note = left if passed >= 1 else ""
-        self._bar.update(self._task, description=stage, completed=share, total=1.0, note=note)
+        self._show(stage, share, 1.0, note)
         if left and now >= self._next_line:
             self._log(f"{stage}: {share:.0%}, {left}")
 
@@ -129,14 +129,19 @@ class ProgressDisplay:
         elif finished % search.population and time.monotonic() < self._next_line:
             return
         self._next_refresh = time.monotonic() + _REFRESH_SECONDS
-        stage = f"searching, epoch {trial.epoch + 1} of {search.epochs}"
+        epoch = f"epoch {trial.epoch + 1}/{search.epochs}"
         note = search_summary(session, finished)
         note += self.trial_rate.remaining_time(search.trials - finished)
+        self._show(epoch, finished, search.trials, note)
+        self._log(f"searching, epoch {trial.epoch + 1} of {search.epochs}: {note}")
+        self._stage = epoch
+
+    def _show(self, description: str, completed: float, total: float, note: str) -> None:
+        """Show a line with a bar; the clock runs on, which rich stops when a bar is full."""
         self._bar.update(
-            self._task, description=stage, completed=finished, total=search.trials, note=note
+            self._task, description=description, completed=completed, total=total, note=note
         )
-        self._log(f"{stage}: {note}")
-        self._stage = stage
+        self._bar.tasks[0].finished_time = None
 
     def _log(self, line: str) -> None:
         """Log a line, and print it if there is neither a bar nor the log on the terminal."""
@@ -174,7 +179,7 @@ class TrialRate:
         seconds = self._seconds / self._trials
         rate = f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
         left = format_duration(seconds * max(0, trials))
-        return f", {rate} per trial, {left} left for trials"
+        return f", {rate} each, {left} left"
 
 
 def format_duration(seconds: float) -> str:

@@ -49,28 +49,30 @@ def _grid(table: TextTable) -> Table:
     return grid
 
 
-def render_summary(document: Mapping[str, Any]) -> Text:
+def render_summary(document: Mapping[str, Any], study_arguments: str) -> Text:
     """Return what `status` prints.
 
     Args:
         document: See `effllava_optuna.report.study_document`.
+        study_arguments: The study in a command.
     """
     from effllava_optuna.report import status_lines
 
-    return Text("\n".join(status_lines(document)))
+    return Text("\n".join(status_lines(document, study_arguments)))
 
 
-def render_report(document: Mapping[str, Any]) -> list[RenderableType]:
+def render_report(document: Mapping[str, Any], study_arguments: str) -> list[RenderableType]:
     """Return what `report` prints: its conclusion, and the tables that its policies have.
 
     Args:
         document: See `effllava_optuna.report.study_document`.
+        study_arguments: The study in a command.
     """
     from effllava_optuna.report import choice_table, policy_table, speedup_table, subset_table
 
     builders = (policy_table, speedup_table, choice_table, subset_table)
     shown = [table for table in (build(document) for build in builders) if table is not None]
-    return [render_summary(document), "", render_tables(*shown)]
+    return [render_summary(document, study_arguments), "", render_tables(*shown)]
 
 
 def render_checks(results: Sequence[CheckResult]) -> Table:

@@ -260,9 +260,9 @@ class SearchSettings(_Settings):
     ``failures`` of its trials fail; a trial fails after ``timeout`` seconds.
 
     With ``curves``, dynamic programming over sensitivity curves begins the search: over those that
-    calibration estimates (``residual``), or over ``measured`` ones: then the first policies of
-    epoch 0 narrow one component each, at ``curve_widths`` widths or as many as fit into half of
-    the epoch. With ``trust_region``, each later epoch measures curves around its best policy, up
+    calibration estimates (``residual``), or over ``measured`` ones: then the first policies of the
+    first epoch narrow one component each, at ``curve_widths`` widths or as many as fit into half
+    of it. With ``trust_region``, each later epoch measures curves around its best policy, up
     to as many levels down and up, fewer from epoch to epoch. With ``screening`` a model of
     all measured policies chooses which of many candidates of ``nsga2`` and ``cma`` are measured.
     """

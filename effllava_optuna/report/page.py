@@ -9,6 +9,7 @@ import tomli_w
 from jinja2 import Environment, PackageLoader
 from plotly.offline import get_plotlyjs
 
+from effllava_optuna.policy import IMAGE_TOKENS
 from effllava_optuna.report.figures.accuracy_figures import finalists_by_study
 from effllava_optuna.report.figures.sensitivity_figure import full_height
 from effllava_optuna.report.finalist_choices import choice_table
@@ -51,10 +52,9 @@ _FIGURE_SECTIONS = {
     ),
 }  # heading and explanation by the id of the figure
 _INTRODUCTION = (
-    "A policy states how many key/value groups and MLP channels each layer keeps, and how many "
-    "image tokens. Each trial of the search measures one policy on the proxy, a small set of "
-    "samples; at the end the finalists are measured on validation, the best of them is chosen, "
-    "and test is opened last."
+    "A policy states how many key/value groups and MLP channels each layer keeps{tokens}. Each "
+    "trial of the search measures one policy on the proxy, a small set of samples; at the end the "
+    "finalists are measured on validation, the best of them is chosen, and test is opened last."
 )
 
 
@@ -112,7 +112,10 @@ def study_page(
         _provenance_section(document),
     ]
     title = f"Study {document['study']}"
-    lead = [*reversed(status_lines(document)), _INTRODUCTION]
+    progress, *conclusion = status_lines(document, study_arguments)
+    searched = document["dense"] is not None and IMAGE_TOKENS.id in document["dense"]["policy"]
+    tokens = ", and how many image tokens are read" if searched else ""
+    lead = [*conclusion, progress, _INTRODUCTION.format(tokens=tokens)]
     return _render(title, lead, sections, with_plotly=bool(figures))
 
 
@@ -233,7 +236,7 @@ def _risk_section(document: Mapping[str, Any]) -> PageSection | None:
 def _context_section(document: Mapping[str, Any]) -> PageSection | None:
     """Show the compensation tables that were fitted in context, and whether they are used."""
     rows = []
-    for epoch, update in enumerate(document["projector"], start=1):
+    for epoch, update in enumerate(document["projector"], start=2):
         compared = update["in_context"]
         if compared is None:
             continue
@@ -260,7 +263,7 @@ def _projector_section(document: Mapping[str, Any]) -> PageSection | None:
     """Show the effect of each projector update on held-out and on training samples."""
     keys = ("crossfit_accuracy", "crossfit_loss", "proxy_accuracy")
     rows = []
-    for epoch, update in enumerate(document["projector"], start=1):
+    for epoch, update in enumerate(document["projector"], start=2):
         if "seconds" not in update:  # nothing was trained
             continue
         changes = [

@@ -28,17 +28,28 @@ _MOST_DRIFT = 0.15  # of the latency of the dense model, before it is mentioned
 _SPLITS = ("proxy", "validation", "test")
 
 
-def status_lines(document: Mapping[str, Any]) -> list[str]:
-    """Return the progress of a study and, after its end, the chosen policy."""
+def status_lines(document: Mapping[str, Any], study_arguments: str = "FILE") -> list[str]:
+    """Return the progress of a study and, after its end, the chosen policy.
+
+    If this policy misses the budget as timed, and another finalist meets it, the last line is a
+    command.
+
+    Args:
+        document: See `effllava_optuna.report.study_document`.
+        study_arguments: The study in a command: its file, or ``--storage`` and ``--study-name``.
+    """
     trials, epochs = document["trials"], document["epochs"]
     states = ", ".join(f"{trials[state]} {state}" for state in STATES if trials[state])
     progress = (
         f"study {document['study']}: epoch {max(epochs['opened'], 1)} of {epochs['planned']}, "
         f"{trials['planned']} trials planned"
     )
+    if document["dense"] is None:
+        progress += "; it is not calibrated yet"
     lines = [f"{progress} ({states})" if states else progress]
     if document["chosen"] is not None:
-        lines.append(_conclusion(document) + _missed_budget(document) + _drift(document))
+        missed, *command = _missed_budget(document, study_arguments) or [""]
+        lines += [_conclusion(document) + _drift(document) + missed, *command]
     return lines
 
 
@@ -69,23 +80,35 @@ def _conclusion(document: Mapping[str, Any]) -> str:
     )
 
 
-def _missed_budget(document: Mapping[str, Any]) -> str:
-    """Return a sentence if the chosen policy, timed as a whole, misses the budget of the study."""
+def _missed_budget(document: Mapping[str, Any], study_arguments: str) -> list[str]:
+    """Return what to say if the chosen policy, timed as a whole, misses the budget of the study.
+
+    This is a sentence, and a command if another finalist meets the budget.
+    """
     search, chosen = document["config"].get("search", {}), document["chosen"]
-    budget, speedup = search.get("latency_ms"), search.get("speedup")
-    if meets_budget(search, chosen["latency_ms_measured"], chosen["speedup_measured"]):
-        return ""
-    if budget is not None:
+    if _meets_budget(search, chosen):
+        return []
+    if search.get("latency_ms") is not None:
+        option, budget = "latency-ms", search["latency_ms"]
         missed = (
-            f"it takes {chosen['latency_ms_measured']:.1f} ms, more than search.latency_ms = "
-            f"{budget:g} (predicted: {chosen['latency_ms']:.1f})"
+            f" Timed as a whole, it takes {chosen['latency_ms_measured']:.1f} ms, more than "
+            f"search.latency_ms = {budget:g} (predicted: {chosen['latency_ms']:.1f})."
         )
     else:
+        option, budget = "speedup", search["speedup"]
         missed = (
-            f"it is {chosen['speedup_measured']:.2f} times as fast, less than search.speedup = "
-            f"{speedup:g} (predicted: {chosen['speedup_predicted']:.2f})"
+            f" The speed-up is less than search.speedup = {budget:g} (predicted: "
+            f"{chosen['speedup_predicted']:.2f})."
         )
-    return f" Timed as a whole, {missed}: `pick` selects by what was measured."
+    if not any(_meets_budget(search, row) for row in document["front"]):
+        return [f"{missed} No finalist meets it."]
+    command = f"effllava-optuna pick {study_arguments} --{option} {budget:g}"
+    return [f"{missed} The best finalist that meets it:", command]
+
+
+def _meets_budget(search: Mapping[str, float | None], row: Mapping[str, Any]) -> bool:
+    """Return whether a finalist meets the budget of its study as timed as a whole."""
+    return meets_budget(search, row["latency_ms_measured"], row["speedup_measured"])
 
 
 def _drift(document: Mapping[str, Any]) -> str:

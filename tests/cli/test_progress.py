@@ -127,8 +127,7 @@ def test_the_search_shows_trials_failures_quality_and_time(
         display.show_trial(session, effective_records(study)[-1])
     printed = capsys.readouterr().out
     assert re.fullmatch(
-        r"searching, epoch 2 of 2: 48/48 trials, 0 failed, best quality 0\.\d{4}, "
-        r"\d+ ms per trial, 0 s left for trials\n",
+        r"searching, epoch 2 of 2: 48/48 trials, best quality 0\.\d{4}, \d+ ms each, 0 s left\n",
         printed,
     ), printed
 
@@ -140,7 +139,7 @@ def test_the_rate_is_measured_between_finished_trials() -> None:
     rate.update(10)
     assert rate.remaining_time(90) == ""
     rate.update(12)
-    assert re.fullmatch(r", \d+ ms per trial, 0 s left for trials", rate.remaining_time(0))
+    assert re.fullmatch(r", \d+ ms each, 0 s left", rate.remaining_time(0))
 
 
 def test_the_rate_leaves_out_what_is_done_between_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,9 +153,46 @@ def test_the_rate_leaves_out_what_is_done_between_epochs(monkeypatch: pytest.Mon
     for now, finished in ((504, 4), (506, 5)):
         clock[0] = now
         rate.update(finished)
-    assert rate.remaining_time(10) == ", 2.0 s per trial, 20 s left for trials"
+    assert rate.remaining_time(10) == ", 2.0 s each, 20 s left"
 
 
 def test_durations_have_at_most_two_units() -> None:
     durations = [format_duration(seconds) for seconds in (0.2, 59.7, 3599.6)]
     assert durations == ["0 s", "1 min 0 s", "1 h 0 min"]
+
+
+@pytest.mark.parametrize(
+    ("epoch", "counts"),
+    [("epoch 2/2", "32/48 trials, 2 failed"), ("epoch 10/12", "1232/2400 trials")],
+)
+def test_the_line_of_the_search_fits_in_a_hundred_columns(
+    terminal: None, epoch: str, counts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ProgressDisplay("resume small.toml") as display:
+        rate = TrialRate()
+        rate._trials, rate._seconds = 2, 24.6
+        note = f"{counts}, best quality 0.9639{rate.remaining_time(60)}"
+        display._show(epoch, 32, 48, note)
+        display._bar.refresh()
+        capsys.readouterr()
+        display._bar.refresh()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out)
+    (line,) = [line for line in re.split(r"[\r\n]+", text) if counts in line][:1]
+    assert note in line
+
+
+def test_the_clock_runs_on_after_a_stage_is_complete(terminal: None) -> None:
+    with ProgressDisplay("resume small.toml") as display:
+        display.report_stage("timing the finalists", 1.0)
+        display.report_stage("opening the test split", 0.0)
+        (task,) = display._bar.tasks
+        assert not task.finished
+        display.report_stage("opening the test split", 1.0)
+        assert not task.finished
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal of a hundred columns."""
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", "100")):
+        monkeypatch.setenv(name, value)

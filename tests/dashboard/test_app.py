@@ -92,7 +92,7 @@ def test_a_finished_study_has_all_figures_and_a_note(client: Client) -> None:
     }
     assert set(figures) == FIGURES
     names = {trace.get("name") for trace in figures["front_by_epoch"]["data"]}
-    assert {"epoch 0", "epoch 1", "chosen, test"} <= names
+    assert {"epoch 1", "epoch 2", "chosen, test"} <= names
     assert re.search(r"\*\*Finished\*\*: trial \d+ was chosen on val", study["note"]["body"])
     assert "best trials mix epochs" in study["note"]["body"]
 

@@ -48,6 +48,13 @@ def test_the_note_opens_with_what_was_chosen(smoke: FinishedStudy) -> None:
     assert f"Trial {document['chosen']['trial']} was chosen: " in conclusion
 
 
+def test_the_note_counts_epochs_from_one(smoke: FinishedStudy) -> None:
+    rows = [line for line in get_note(open_study(open_storage(smoke.url), "smoke")).splitlines()
+            if line.startswith(("| trial", "| **trial"))]  # fmt: skip
+    epochs = [int(row.split("|")[2].strip(" *")) for row in rows]
+    assert epochs == [row["epoch"] + 1 for row in smoke.document()["front"]]
+
+
 def test_the_note_has_the_noise_beside_the_comparisons(smoke: FinishedStudy) -> None:
     study = open_study(open_storage(smoke.url), "smoke")
     lines = get_note(study).splitlines()

@@ -16,6 +16,7 @@ from effllava_optuna.policy import (
     TrialRecord,
     best_and_spread,
     front_of,
+    meets_budget,
     select_finalists,
 )
 from tests.policy.test_record import TRIAL, TRIALS
@@ -135,3 +136,14 @@ def test_the_best_policy_is_a_finalist_and_the_front_is_used_up(
     assert chosen[:1] == front[:1]
     assert chosen == select_finalists(front, count, STRUCTURE, groups, has_budget=has_budget)
     assert [front.index(each) for each in chosen] == sorted(front.index(each) for each in chosen)
+
+
+@pytest.mark.parametrize(
+    ("latency_ms", "speedup", "meets"),
+    [(60.04, 1.496, True), (60.06, 1.6, False), (50.0, 1.494, False), (50.0, 1.6, True)],
+)
+def test_a_budget_is_met_by_what_the_tables_show(
+    latency_ms: float, speedup: float, meets: bool
+) -> None:
+    assert meets_budget({"latency_ms": 60.0, "speedup": 1.5}, latency_ms, speedup) is meets
+    assert meets_budget({"latency_ms": None, "speedup": None}, latency_ms, speedup)

@@ -9,6 +9,7 @@ from html import unescape
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
+from effllava_optuna.policy import IMAGE_TOKENS, ModelStructure
 from effllava_optuna.report import study_document
 from effllava_optuna.report.figures.study_figures import study_figures
 from effllava_optuna.report.page import study_page
@@ -16,7 +17,6 @@ from effllava_optuna.report.policy_table import status_lines
 from tests.report.study_samples import CALIBRATION, CONFIG, facts, finished, record
 
 if TYPE_CHECKING:
-    from effllava_optuna.policy import ModelStructure
     from effllava_optuna.report import StudyFacts
 
 HITS = {"dense": [1] * 40, "uniform_by_kind": [1] * 20 + [0] * 20, "4": [1] * 38 + [0] * 2}
@@ -71,6 +71,8 @@ def test_the_page_of_a_finished_study_has_all_sections(structure: ModelStructure
     assert "trial 4 (chosen)" in text
     assert "torch from 9.8 to 9.9" in text
     assert "export a.toml --trial 4" in text
+    (update,) = re.findall(r"<tr><td>(.*?)</td><td>4</td><td>20</td>", text)
+    assert update == "2"  # the projector of the second epoch
     # accuracy = quality + eta * risk, and the risk of the rows is -0.5
     assert ">0.9400<" in text
     assert ">-0.0100<" in text
@@ -94,6 +96,16 @@ def test_the_page_opens_with_what_was_chosen_and_explains_its_words(
     assert {"policy", "trial", "proxy", "finalists", "validation", "test"} <= set(
         re.findall(r"\w+", words)
     )
+
+
+def test_the_page_mentions_image_tokens_only_where_they_are_searched(
+    structure: ModelStructure,
+) -> None:
+    with_tokens = ModelStructure((IMAGE_TOKENS, *structure.components))
+    for searched, expected in ((structure, 0), (with_tokens, 1)):
+        text, _ = read(finished(searched, HITS))
+        *_, words = re.findall(r'<p class="lead">(.*?)</p>', text)
+        assert words.count("how many image tokens") == expected
 
 
 def test_a_study_that_has_just_begun_has_a_page(structure: ModelStructure) -> None:

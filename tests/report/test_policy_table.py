@@ -62,11 +62,12 @@ def test_the_summary_says_what_was_gained(structure: ModelStructure) -> None:
     ("search", "missed"),
     [
         ({"speedup": 1.99}, ""),
-        ({"speedup": 2.25}, "it is 2.00 times as fast, less than search.speedup = 2.25 (pred"),
+        ({"speedup": 2.25}, " The speed-up is less than search.speedup = 2.25 (predicted: 2.00)."),
         ({"latency_ms": 5.0}, ""),
         (
             {"latency_ms": 4.5},
-            "it takes 5.0 ms, more than search.latency_ms = 4.5 (predicted: 5.0)",
+            " Timed as a whole, it takes 5.0 ms, more than search.latency_ms = 4.5 (predicted: "
+            "5.0).",
         ),
         ({"keep_ratio": 0.1}, ""),
     ],
@@ -76,9 +77,27 @@ def test_the_summary_says_that_a_budget_is_missed(
 ) -> None:
     document = study_document(finished(structure, HITS))
     chosen = document["chosen"] | {"latency_ms": 5.0, "latency_ms_measured": 5.0}
-    *_, line = status_lines(document | {"config": {"search": search}, "chosen": chosen})
-    assert ("Timed as a whole, " + missed in line) == bool(missed)
-    assert ("Timed as a whole" in line) == bool(missed)
+    document |= {"config": {"search": search}, "chosen": chosen, "front": [chosen]}
+    _, line = status_lines(document)
+    assert line.endswith(f"instead of 1.000.{missed}{' No finalist meets it.' if missed else ''}")
+    assert line.count("2.00 times as fast") == 1
+
+
+@pytest.mark.parametrize(
+    ("search", "option"),
+    [({"speedup": 2.25}, "--speedup 2.25"), ({"latency_ms": 4.5}, "--latency-ms 4.5")],
+)
+def test_a_missed_budget_ends_with_the_command_that_picks_by_it(
+    structure: ModelStructure, search: dict[str, float], option: str
+) -> None:
+    document = study_document(finished(structure, HITS))
+    chosen = document["chosen"] | {"latency_ms_measured": 5.0}
+    other = chosen | {"trial": 9, "latency_ms_measured": 4.0, "speedup_measured": 2.5}
+    document |= {"config": {"search": search}, "chosen": chosen, "front": [chosen, other]}
+    _, line, command = status_lines(document, "a.toml")
+    assert line.endswith(" The best finalist that meets it:")
+    assert "`" not in line
+    assert command == f"effllava-optuna pick a.toml {option}"
 
 
 @pytest.mark.parametrize(
@@ -116,6 +135,12 @@ def test_the_headings_name_the_measure_and_what_is_predicted(structure: ModelStr
     )  # fmt: skip
     mixed = study_document(finished(structure, HITS, measures={"proxy": "agreement"}))
     assert policy_table(mixed).columns[1:3] == ("agreement\non proxy", "accuracy\non validation")
+
+
+def test_the_status_says_that_a_study_is_not_calibrated(structure: ModelStructure) -> None:
+    for study, said in ((facts(structure), True), (two_epochs(structure), False)):
+        (line,) = status_lines(study_document(study))
+        assert ("; it is not calibrated yet" in line) == said
 
 
 def test_the_status_has_no_line_but_progress_and_conclusion(structure: ModelStructure) -> None:

@@ -73,7 +73,7 @@ def test_a_trial_that_somebody_else_ended_does_not_stop_the_search(
         repeated = 1 if state == TrialState.FAIL else 0
         assert [t.state for t in trials if t.number != 2] == [TrialState.COMPLETE] * (7 + repeated)
         conclude(session)
-        assert render_report(document_of(session.study))
+        assert render_report(document_of(session.study), "FILE")
 
 
 def test_an_interruption_is_not_hidden_by_a_trial_that_somebody_else_ended(

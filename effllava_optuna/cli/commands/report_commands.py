@@ -37,13 +37,38 @@ def status(location: StudyLocation, *, output_format: OutputFormat) -> None:
     Example:
       effllava-optuna status studies/quickstart.toml -f json
     """
-    document = document_of(location.open())
+    study = location.open()
+    document = document_of(study)
     if output_format == "json":
         print_json(document)
         return
     from effllava_optuna.cli.rendering import render_summary
 
-    console().print(render_summary(document))
+    console().print(render_summary(document, location.arguments))
+    if document["chosen"] is not None:
+        print_line(f"Results: {PROGRAM} report {location.arguments}")
+        return
+    trials, lost_trials, attempts, lost_attempts = _running_and_lost(study)
+    if lost_trials:
+        print_line(f"Of the running trials, {lost_trials} of {trials} belong to an ended process.")
+    if lost_trials + lost_attempts == trials + attempts > 0:
+        print_line(f"No process works on it: continue with {PROGRAM} resume {location.arguments}")
+
+
+def _running_and_lost(study: Study) -> tuple[int, int, int, int]:
+    """Return how many trials run, of how many the process has ended, and so for attempts."""
+    from optuna.trial import TrialState
+
+    from effllava_optuna.samplers import lost_trials
+    from effllava_optuna.storage.control_study import dead_attempts, load_control_study
+
+    states, control = (TrialState.RUNNING,), load_control_study(study)
+    trials = study.get_trials(deepcopy=False, states=states)
+    counts = len(trials), len(lost_trials(study, trials))
+    if control is None:
+        return (*counts, 0, 0)
+    attempts = control.get_trials(deepcopy=False, states=states)
+    return (*counts, len(attempts), len(dead_attempts(control)))
 
 
 @click.command()
@@ -95,7 +120,7 @@ def report(
     document = study_document(facts)
     show_table = output_format == "table"
     if show_table:
-        console().print(*render_report(document))
+        console().print(*render_report(document, location.arguments))
         out = out or _default_page(location, ".html")
     else:
         print_json(document)

@@ -281,6 +281,6 @@ def _finish(
                 ),
             )
     finally:  # the results are stored, whether they can be exported or not
-        display.print(*render_report(document))
+        display.print(*render_report(document, location.arguments))
     if exported is not None:
         display.print(export_summary(exported))

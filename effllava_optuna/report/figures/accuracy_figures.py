@@ -31,7 +31,7 @@ _EXPECTED = {
     "accuracy": "mean probability of the right answer",
     "agreement": "mean of exp(-divergence from the dense model)",
 }
-_SHARE = {"accuracy": "share right", "agreement": "share answered as by the dense model"}
+_AGREEMENT = "share answered as by the dense model"
 _MAX_TRIALS, _MAX_FRONT_POINTS = 500, 250  # per figure, all epochs together
 
 
@@ -72,7 +72,7 @@ def front_by_epoch(facts: StudyFacts, document: Mapping[str, Any]) -> go.Figure 
     )
     expected = quality_accuracy(facts) == "expected"
     measures = {s: measure_of_split(document, s) for s in ("proxy", split)}
-    metric = _EXPECTED[measures["proxy"]] if expected else _SHARE[measures["proxy"]]
+    metric = _EXPECTED[measures["proxy"]] if expected else _metric(document, "proxy", use="search")
     name = " and ".join(dict.fromkeys(measures.values()))
     apply_layout(
         figure,
@@ -82,7 +82,7 @@ def front_by_epoch(facts: StudyFacts, document: Mapping[str, Any]) -> go.Figure 
         + (
             ""
             if split == "proxy"
-            else f"<br>diamonds: test, {_SHARE[measures['test']]}, with "
+            else f"<br>diamonds: test, {_metric(document, 'test')}, with "
             "95 % bars; measured speed-up"
         ),
         f"times as fast as the dense model ({_dense_latency(dense)})",
@@ -90,6 +90,14 @@ def front_by_epoch(facts: StudyFacts, document: Mapping[str, Any]) -> go.Figure 
     )
     figure.update_layout(legend_y=-0.3)  # below the title of the axis, for up to three rows
     return figure
+
+
+def _metric(document: Mapping[str, Any], split: str, *, use: str = "report") -> str:
+    """Return the rule that scores a split, in the report or in the search, if it is known."""
+    if measure_of_split(document, split) == "agreement":
+        return _AGREEMENT
+    metric = document["metric"]
+    return "share right" if metric is None else str(metric[use])
 
 
 def _dense_latency(dense: Mapping[str, Any]) -> str:
@@ -129,7 +137,7 @@ def _add_epoch(figure: go.Figure, facts: StudyFacts, epoch: int, dense_ms: float
         mode="lines+markers",
         line={"color": colour, "width": 2, "shape": "hv"},
         marker={"color": colour, "size": 6},
-        name=f"epoch {epoch}",
+        name=f"epoch {epoch + 1}",
         legendgroup=f"epoch {epoch}",
     )
 
@@ -232,8 +240,8 @@ def proxy_and_test(document: Mapping[str, Any]) -> go.Figure | None:
         f"with 95 % intervals; below the line, {test} on test is lower than {proxy} on the proxy"
         if proxy != test
         else f"with 95 % intervals; below the line, {test} on test is lower than on the proxy",
-        f"{proxy} on the proxy, cross-fitted ({_SHARE[proxy]})",
-        f"{test} on test ({_SHARE[test]})",
+        f"{proxy} on the proxy, cross-fitted ({_metric(document, 'proxy')})",
+        f"{test} on test ({_metric(document, 'test')})",
     )
     figure.update_xaxes(range=ends)
     figure.update_yaxes(range=ends)

@@ -80,7 +80,7 @@ def hypervolume_by_trial(facts: StudyFacts) -> go.Figure | None:
             y=volumes,
             mode="lines",
             line={"color": COLOURS[epoch % len(COLOURS)], "width": 2, "shape": "hv"},
-            name=f"epoch {epoch}",
+            name=f"epoch {epoch + 1}",
         )
     if not figure.data:
         return None
@@ -175,8 +175,8 @@ def projector_loss(facts: StudyFacts) -> go.Figure | None:
     if not updates:
         return None
     figure = go.Figure()
-    for epoch, update in enumerate(updates, start=1):
-        colour = COLOURS[epoch % len(COLOURS)]  # that of the epoch which the update opens
+    for epoch, update in enumerate(updates, start=2):
+        colour = COLOURS[(epoch - 1) % len(COLOURS)]  # that of the epoch which the update opens
         curve = thin(update["crossfit_curve"], MAX_LINE_POINTS)
         figure.add_scatter(
             x=[point["steps"] for point in curve],

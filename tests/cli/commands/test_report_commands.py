@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState, create_trial
 
 from effllava_optuna.policy import Policy
+from effllava_optuna.samplers import this_process
 from effllava_optuna.storage.connection import open_storage
 from effllava_optuna.storage.studies import open_study
 from effllava_optuna.storage.study_facts import read_study_facts
-from tests.study_fixtures import FinishedStudy, copy_study, invoke, url_of_study
+from tests.study_fixtures import (
+    FinishedStudy,
+    copy_study,
+    ended_process,
+    invoke,
+    url_of_study,
+)
 
 
 @pytest.fixture
@@ -153,3 +161,24 @@ def test_predicted_parameters_are_those_of_the_measured_models(smoke: FinishedSt
         policy = Policy.of(facts.structure, row["policy"])
         removed = facts.structure.parameters - policy.parameters
         assert row["parameters"] == dense - removed
+
+
+def test_the_status_of_a_finished_study_names_the_next_step(study: Path) -> None:
+    assert invoke("status", study).stdout.endswith(f"Results: effllava-optuna report {study}\n")
+
+
+def test_the_status_says_that_no_process_is_at_work(calibrated: Path, tmp_path: Path) -> None:
+    file = copy_study(calibrated, tmp_path / "begun")
+    assert "resume" not in invoke("status", file).stdout
+    begun = open_study(open_storage(url_of_study(file)), "smoke")
+    begun.add_trial(
+        create_trial(state=TrialState.RUNNING, system_attrs={"owner": ended_process()})
+    )
+    printed = invoke("status", file).stdout
+    assert "Of the running trials, 1 of 1 belong to an ended process." in printed
+    assert printed.endswith(
+        f"No process works on it: continue with effllava-optuna resume {file}\n"
+    )
+    begun.add_trial(create_trial(state=TrialState.RUNNING, system_attrs={"owner": this_process()}))
+    printed = invoke("status", file).stdout
+    assert printed.endswith("Of the running trials, 1 of 2 belong to an ended process.\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,16 +43,16 @@ def test_the_front_of_each_epoch_has_a_colour_and_the_accuracy_of_the_quality(
     structure: ModelStructure,
 ) -> None:
     lines = legend_of(figures_of(two_epochs(structure))["front_by_epoch"])
-    assert lines["epoch 0"].line.color != lines["epoch 1"].line.color
-    assert list(lines["epoch 0"].y) == pytest.approx([0.45, 0.5, 0.55, 0.6])
+    assert lines["epoch 1"].line.color != lines["epoch 2"].line.color
+    assert list(lines["epoch 1"].y) == pytest.approx([0.45, 0.5, 0.55, 0.6])
     hard = legend_of(figures_of(two_epochs(structure, accuracy="hard"))["front_by_epoch"])
-    assert list(hard["epoch 0"].y) == pytest.approx([0.5, 0.55, 0.6, 0.65])
+    assert list(hard["epoch 1"].y) == pytest.approx([0.5, 0.55, 0.6, 0.65])
 
 
 def test_the_axis_is_the_speedup_predicted_or_measured(structure: ModelStructure) -> None:
     before = figures_of(two_epochs(structure))["front_by_epoch"]
     trials = sorted(two_epochs(structure).trials[:4], key=lambda trial: trial.latency_ms)
-    assert list(legend_of(before)["epoch 0"].x) == pytest.approx(
+    assert list(legend_of(before)["epoch 1"].x) == pytest.approx(
         [50.0 / trial.latency_ms for trial in trials], abs=1e-3
     )
     title = "times as fast as the dense model (50.0 ms, predicted)"
@@ -92,3 +93,14 @@ def test_accuracy_on_test_is_drawn_against_the_proxy(structure: ModelStructure) 
     assert (list(finalists.x), list(finalists.y)) == ([0.7], [0.6])
     assert list(finalists.error_x.arrayminus) == [0.1]
     assert diagonal.x == diagonal.y
+
+
+def test_the_axes_name_the_rule_of_the_metric(structure: ModelStructure) -> None:
+    rules = {"search": "likeliest option", "report": "token F1"}
+    figures = figures_of(replace(measured(structure), metric=rules, accuracy="hard"))
+    layout = figures["proxy_and_test"].layout
+    assert layout.yaxis.title.text == "accuracy on test (token F1)"
+    assert "(token F1)" in layout.xaxis.title.text
+    front = figures["front_by_epoch"].layout.title.text
+    assert "proxy, likeliest option; predicted" in front
+    assert "diamonds: test, token F1, with" in front

@@ -29,8 +29,8 @@ def test_a_study_under_way_has_no_figure_of_test(structure: ModelStructure) -> N
     figures = figures_of(two_epochs(structure))
     assert set(figures) == {"front_by_epoch", "hypervolume", "width_ratios", "projector"}
     assert set(legend_of(figures["front_by_epoch"])) == {
-        "epoch 0",
         "epoch 1",
+        "epoch 2",
         "dense, proxy",
     }
 
@@ -39,8 +39,8 @@ def test_the_hypervolume_of_an_epoch_ends_at_that_of_its_front(structure: ModelS
     study = two_epochs(structure)
     lines = legend_of(figures_of(study)["hypervolume"])
     points = [(trial.expected, trial.latency_ms) for trial in study.trials[:4]]
-    assert list(lines["epoch 0"].x) == [1, 2, 3, 4]
-    for trial, volume in enumerate(lines["epoch 0"].y, start=1):
+    assert list(lines["epoch 1"].x) == [1, 2, 3, 4]
+    for trial, volume in enumerate(lines["epoch 1"].y, start=1):
         assert volume == pytest.approx(hypervolume(points[:trial], (0.1, 52.5)), abs=1e-4)
 
 
@@ -48,7 +48,7 @@ def test_the_hypervolume_excludes_infeasible_trials(structure: ModelStructure) -
     study = two_epochs(structure)
     outside = record(structure, 9, 1.0, 1.0, epoch=1, feasible=False)
     more = dataclasses.replace(study, trials=[*study.trials, outside])
-    before, after = (legend_of(figures_of(s)["hypervolume"])["epoch 1"].y for s in (study, more))
+    before, after = (legend_of(figures_of(s)["hypervolume"])["epoch 2"].y for s in (study, more))
     assert after[-1] == before[-1]
 
 
@@ -77,8 +77,8 @@ def test_the_loss_of_an_update_is_drawn_on_held_out_and_training_samples(
     structure: ModelStructure,
 ) -> None:
     lines = legend_of(figures_of(two_epochs(structure))["projector"])
-    assert list(lines["epoch 1, held out"].y) == [0.8, 0.6]
-    trained = lines["epoch 1, training samples (4 steps)"]
+    assert list(lines["epoch 2, held out"].y) == [0.8, 0.6]
+    trained = lines["epoch 2, training samples (4 steps)"]
     assert (list(trained.x), list(trained.y)) == ([0, 4], [0.9, 0.4])
 
 
