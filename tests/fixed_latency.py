@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from effllava_optuna.objectives import LatencyTable, Stopwatch
     from effllava_optuna.policy import ComponentId, Policy, Ranking
+    from effllava_optuna.search.evaluator import Evaluator
 
 DENSE_MS = {"prefill": 100.0, "decode": 4.0}
 PRUNABLE = 0.9  # share of the dense time that the components take, by parameters
@@ -82,6 +83,17 @@ def fixed_correction(
     return CORRECTION
 
 
+def with_fixed_times(time_networks: Callable[..., list[float]]) -> Callable[..., list[float]]:
+    """Return a method that times networks, but returns what the table predicts of them."""
+
+    def timed(self: Evaluator, networks: Sequence[Any], *arguments: Any) -> list[float]:
+        assert all(ms > 0 for ms in time_networks(self, networks, *arguments))
+        table = self.calibration.latency
+        return [table.predict(policy, CORRECTION) for _, policy in networks]
+
+    return timed
+
+
 @pytest.fixture(scope="session", autouse=True)
 def latency_is_fixed() -> Iterator[None]:
     """Calibrate every study of this process with the fixed table."""
@@ -91,7 +103,10 @@ def latency_is_fixed() -> Iterator[None]:
 
 
 def fix_latency(patch: pytest.MonkeyPatch) -> None:
-    """Calibrate and correct every study of this process with fixed latencies."""
+    """Let every study of this process have fixed latencies, and so the same choice."""
+    from effllava_optuna.search.evaluator import Evaluator
+
+    patch.setattr(Evaluator, "time_networks", with_fixed_times(Evaluator.time_networks))
     patch.setattr("effllava_optuna.calibration.calibration_run.measure_table", fixed_table)
     patch.setattr("effllava_optuna.calibration.calibration_run.measure_token_ratios", fixed_ratios)
     patch.setattr("effllava_optuna.search.epochs.projector_round.fit_correction", fixed_correction)
