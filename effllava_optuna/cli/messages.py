@@ -43,7 +43,8 @@ def calibration_summary(session: SearchSession) -> str:
     if calibration.effective_tokens:
         tokens = sorted(calibration.effective_tokens.values())
         lines.append(
-            f"token weights: {tokens[0]:.0f} to {tokens[-1]:.0f} effective tokens per component"
+            f"token weights: each component is fitted as if to {tokens[0]:.0f} to "
+            f"{tokens[-1]:.0f} tokens of equal weight"
         )
     if calibration.damping:
         dampings = sorted(calibration.damping.values())

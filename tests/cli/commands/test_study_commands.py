@@ -40,6 +40,7 @@ KEYS_OF_POLICY = {
 
 def test_a_calibrated_study_is_resumed_to_a_verified_export(smoke: FinishedStudy) -> None:
     assert "dense model:" in smoke.output
+    assert re.search(r"fitted as if to \d+ to \d+ tokens of equal weight\n", smoke.output)
     assert "(chosen)" in smoke.output
     assert "reloaded in a fresh process" in smoke.output
     chosen = smoke.document()["chosen"]
