@@ -166,10 +166,20 @@ def publish(form: Form, title: str, text: str, origins: Sequence[Mapping[str, An
         origins: Provenance of its records.
     """
     commits = ", ".join(dict.fromkeys(str(origin["commit"]) for origin in origins))
-    section = f"{text.strip()}\n\n{form.caveat}\n\n{origin_line(origins[-1])} Commits: {commits}."
+    section = f"{text.strip()}\n\n{form.caveat}\n\n{_machines(origins)} Commits: {commits}."
     print(section)
     if form.published:
         put_page(title, section)
     elif form.name == "small":
         with (form.folder / "RESULTS.md").open("a", encoding="utf-8") as page:
             page.write(f"## {title}\n\n{section}\n\n")
+
+
+def _machines(origins: Sequence[Mapping[str, Any]]) -> str:
+    """Return a line with the last machine, and how many records are from a GPU."""
+    on_cpu = [origin for origin in origins if "gpu" not in origin]
+    if len(on_cpu) in (0, len(origins)):
+        return origin_line(origins[-1])
+    gpus = ", ".join(dict.fromkeys(origin["gpu"] for origin in origins if "gpu" in origin))
+    others = len(origins) - len(on_cpu)
+    return f"{origin_line(on_cpu[-1])} {others} of {len(origins)} records: {gpus}."

@@ -6,9 +6,8 @@ import torch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from effllava_optuna.lazy_names import lazy_names
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from effllava_optuna.policy import Policy as Policy
@@ -25,22 +24,27 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = {
-    "LoadedModel": ".surgery",
-    "Policy": ".policy",
-    "export": ".surgery",
-    "export_gguf": ".surgery",
-    "export_onnx": ".surgery",
-    "load": ".surgery",
-    "load_pruned": ".surgery",
-    "masked": ".surgery",
-    "narrowed": ".surgery",
-    "rank_units": ".surgery",
-    "sliced": ".surgery",
+_PACKAGES = {
+    "LoadedModel": "surgery",
+    "Policy": "policy",
+    "export": "surgery",
+    "export_gguf": "surgery",
+    "export_onnx": "surgery",
+    "load": "surgery",
+    "load_pruned": "surgery",
+    "masked": "surgery",
+    "narrowed": "surgery",
+    "rank_units": "surgery",
+    "sliced": "surgery",
 }
 
-__all__ = [*_MODULES]
-__getattr__ = lazy_names(__name__, _MODULES)
+__all__ = [*_PACKAGES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PACKAGES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PACKAGES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,7 @@
-"""Names of a package that are imported when they are first used (PEP 562)."""
+"""Names of a package that are imported when they are first used (PEP 562).
+
+``effllava_optuna`` itself has a function of its own, because samplers work without this module.
+"""
 
 from __future__ import annotations
 

@@ -132,6 +132,13 @@ class StudyFactory:
         return session
 
 
+def status_of(*arguments: object) -> list[str]:
+    """Return the lines of ``status`` of a finished study, but for the command that names it."""
+    *lines, command = invoke("status", *arguments).stdout.splitlines()
+    assert command.startswith("Results: effllava-optuna report ")
+    return lines
+
+
 @dataclass(frozen=True)
 class FinishedStudy:
     """A finished study: its study file, and what the command line printed."""

@@ -100,6 +100,24 @@ def test_the_readme_shows_figures_of_the_records(capsys: pytest.CaptureFixture[s
     assert all(by_method[method][-1] == "20" for method in methods)
 
 
+def test_a_page_says_how_many_of_its_records_are_from_a_gpu(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    evidence = script("_evidence")
+    form = evidence.Form(name="tiny", seeds=1, models={}, folder=Path(), published=False)
+    origin = {"cpu": "a CPU", "cores": 2, "torch": "2.13", "date": "today", "commit": "abc"}
+    on_gpu = origin | {"gpu": "a GPU", "commit": "def"}
+
+    def last_line(*origins: dict[str, Any]) -> str:
+        evidence.publish(form, "Title", "Text.", origins)
+        return capsys.readouterr().out.splitlines()[-1]
+
+    cpu = "a CPU, 2 shared cores; torch 2.13; today."
+    assert last_line(origin, on_gpu) == f"{cpu} 1 of 2 records: a GPU. Commits: abc, def."
+    assert last_line(origin) == f"{cpu} Commits: abc."
+    assert last_line(on_gpu).startswith("a GPU; ")
+
+
 def test_a_verdict_needs_enough_pairs_and_an_interval_without_0() -> None:
     module, mean = script("_claims"), script("_means").Mean
 

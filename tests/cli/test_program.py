@@ -17,7 +17,14 @@ from click.testing import CliRunner
 from effllava_optuna.cli import PROGRAM
 from effllava_optuna.cli.program import main
 from effllava_optuna.logging import get_verbosity
-from tests.study_fixtures import ROOT, FinishedStudy, command_line, invoke, subprocess_environment
+from tests.study_fixtures import (
+    ROOT,
+    FinishedStudy,
+    command_line,
+    invoke,
+    status_of,
+    subprocess_environment,
+)
 
 SLOW_IMPORTS = ("torch", "transformers", "optuna", "sqlalchemy", "scipy", "numpy", "pydantic",
                 "rich", "plotly", "datasets")  # fmt: skip
@@ -154,13 +161,12 @@ def test_json_output_is_parsed_by_programs(smoke: FinishedStudy) -> None:
 def test_the_storage_may_come_from_the_environment(
     smoke: FinishedStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = invoke("status", smoke.file).stdout
+    expected = status_of(smoke.file)
     monkeypatch.setenv("OPTUNA_STORAGE", smoke.url)
-    assert invoke("status", "--study-name", "smoke").stdout == expected
+    assert status_of("--study-name", "smoke") == expected
     monkeypatch.setenv("OPTUNA_STORAGE", "sqlite:////none.db")
-    assert invoke("status", smoke.file).stdout == expected
-    named = invoke("status", "--storage", smoke.url, "--study-name", "smoke")
-    assert named.stdout == expected
+    assert status_of(smoke.file) == expected
+    assert status_of("--storage", smoke.url, "--study-name", "smoke") == expected
     assert "No study is given" in invoke("status", check=False).stderr
 
 

@@ -20,7 +20,7 @@ from effllava_optuna.storage.location import locate, locate_file
 from effllava_optuna.storage.studies import first_difference, with_paths
 from effllava_optuna.storage.urls import check_url, file_of
 from effllava_optuna.surgery import LoadedModel
-from tests.study_fixtures import FinishedStudy, copy_study, invoke
+from tests.study_fixtures import FinishedStudy, copy_study, invoke, status_of
 
 STUDY = """
 [study]
@@ -127,12 +127,12 @@ def test_a_storage_on_the_command_line_is_relative_to_the_working_directory(
     file = copy_study(smoke.file, tmp_path / "study")
     monkeypatch.chdir(file.parent)
     assert file_of(locate("sqlite:///smoke.db", "smoke").url) == Path("smoke.db")
-    expected = invoke("status", "--storage", smoke.url, "--study-name", "smoke").stdout
+    expected = status_of("--storage", smoke.url, "--study-name", "smoke")
     for environment in ({}, {"OPTUNA_STORAGE": "sqlite:///smoke.db"}):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         option = [] if environment else ["--storage", "sqlite:///smoke.db"]
-        assert invoke("status", *option, "--study-name", "smoke").stdout == expected
+        assert status_of(*option, "--study-name", "smoke") == expected
 
 
 def test_a_uri_of_sqlite_is_refused() -> None:

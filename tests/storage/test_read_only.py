@@ -20,7 +20,7 @@ from effllava_optuna.storage.location import locate
 from effllava_optuna.storage.storage_internals import storage_is_read_only
 from effllava_optuna.storage.studies import open_study
 from tests.read_only import read_only
-from tests.study_fixtures import FinishedStudy, copy_study, invoke, write_tiny
+from tests.study_fixtures import FinishedStudy, copy_study, invoke, status_of, write_tiny
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,7 +101,7 @@ def test_every_verb_that_reads_works_in_a_read_only_place(
     study = open_study(open_storage(url), "smoke")
     assert study.user_attrs[LATE] == 1
     assert storage_is_read_only(study._storage)
-    assert invoke("status", file).stdout == invoke("status", smoke.file).stdout
+    assert status_of(file) == status_of(smoke.file)
     named = ("--storage", url, "--study-name", "smoke")
     assert invoke("pick", *named, "-f", "json").stdout == invoke("pick", smoke.file, "-f",
                                                                  "json").stdout  # fmt: skip
