@@ -181,13 +181,13 @@ def measure_parts(loaded: LoadedModel, options: argparse.Namespace, started: flo
     """Measure all parts and write the results of each; return the names of those that failed."""
     origin, failed, shape = provenance(options.device), [], options.shape
     for part, measure_part in zip(PARTS, measures_of(loaded, options), strict=True):
+        name = f"{part.file}-{shape}"
         try:
-            name = f"{part.file}-{shape}"
             figures = {"file": name, **measure_part(), "provenance": origin}
             text = section(shape, {part.file: figures})
         except Exception as error:  # the other parts are still useful
-            failed.append(part.file)
-            print(f"{part.file}: {type(error).__name__}: {error}", flush=True)
+            failed.append(name)
+            print(f"{name}: {type(error).__name__}: {error}", flush=True)
             continue
         finally:
             gc.collect()
@@ -195,7 +195,7 @@ def measure_parts(loaded: LoadedModel, options: argparse.Namespace, started: flo
         if not options.tiny:
             write_figures(name, figures)
             _put(shape)
-        print(f"{part.file}: done after {_since(started)}", flush=True)
+        print(f"{name}: done after {_since(started)}", flush=True)
     return failed
 
 
