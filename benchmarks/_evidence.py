@@ -101,6 +101,7 @@ def parse_form(
     *,
     two_models: bool = False,
     draws: int = SEEDS,
+    any_device: bool = False,
 ) -> Form:
     """Read the command line of a script that compares studies.
 
@@ -109,6 +110,7 @@ def parse_form(
         arguments: The command line; None: that of the process.
         two_models: Whether the full form also runs on the second model.
         draws: Number of draws and searches of each model in the full form.
+        any_device: Whether the models may run on another device than a CPU.
     """
     parser = argparse.ArgumentParser(description=description)
     size = parser.add_mutually_exclusive_group()
@@ -119,7 +121,9 @@ def parse_form(
     )
     parser.add_argument("--seeds", type=int, help=f"draws and searches (default: {draws})")
     parser.add_argument("--out", type=Path, help="folder of the records; nothing is published")
-    parser.add_argument("--device", default="cpu", help="device of the models (default: cpu)")
+    parser.set_defaults(device="cpu")
+    if any_device:
+        parser.add_argument("--device", help="device of the models (default: cpu)")
     options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     name = "tiny" if options.tiny else "small" if options.small else "full"

@@ -264,6 +264,17 @@ def test_every_finding_has_its_claim_about_the_digits_models() -> None:
         assert gain.count >= 5
 
 
+@pytest.mark.parametrize("name", ["engines", "exported_speed"])
+def test_speed_on_a_cpu_is_measured_on_no_other_device(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    searches = _smollm("searches", monkeypatch)
+    assert searches.pretrained_form("", ["--report", "--device", "cuda"]).device == "cuda"
+    with pytest.raises(SystemExit):
+        _smollm(name, monkeypatch).main(["--report", "--device", "cuda"])
+    assert "unrecognized arguments: --device cuda" in capsys.readouterr().err
+
+
 def test_the_readme_quotes_the_search_of_image_tokens_and_widths() -> None:
     records = script("_records").read_records(script("_results").RESULTS / "smollm_tokens.jsonl")
     both, widths, dense = (

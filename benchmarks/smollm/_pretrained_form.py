@@ -37,14 +37,24 @@ _FAST = (
 
 
 def pretrained_form(
-    description: str | None, arguments: Sequence[str] | None, draws: int = DRAWS
+    description: str | None,
+    arguments: Sequence[str] | None,
+    draws: int = DRAWS,
+    *,
+    any_device: bool = True,
 ) -> Form:
     """Read the command line of a script that measures ``smollm-vlm``.
+
+    Args:
+        description: The description of the script.
+        arguments: The command line; None: that of the process.
+        draws: Number of draws in the full form.
+        any_device: Whether the models may run on another device than a CPU.
 
     Raises:
         SystemExit: The model has not been built.
     """
-    form = parse_form(description, arguments, draws=draws)
+    form = parse_form(description, arguments, draws=draws, any_device=any_device)
     model = BUILT / MODEL
     if not form.report and not model.is_dir():
         raise SystemExit("Run `python benchmarks/smollm/build.py` first.")

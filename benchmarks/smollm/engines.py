@@ -250,7 +250,7 @@ def measure_model(runner: StudyRunner, model: str, ids: Sequence[RecordId]) -> N
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the rounds that have no record, and write the section."""
-    form = pretrained_form(__doc__, arguments, draws=ROUNDS)
+    form = pretrained_form(__doc__, arguments, draws=ROUNDS, any_device=False)
     torch.set_num_threads(1)
     runner = StudyRunner(form)
     models = (LANGUAGE_MODEL, MODEL)[: form.pick(2, 2, 1)]

@@ -148,7 +148,7 @@ one.
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what has no record, and write the section."""
-    form = pretrained_form(__doc__, arguments)
+    form = pretrained_form(__doc__, arguments, any_device=False)
     torch.set_num_threads(1)
     runner = StudyRunner(form)
     searched = {
