@@ -40,18 +40,22 @@ class NodePackage:
         self, files: Sequence[Path], prompts: Sequence[EnginePrompt], new_tokens: int, cache: str
     ) -> list[Answer]:
         """Generate greedily after each prompt (see `LlamaCpp`)."""
-        answers = self._ask(files, prompts, {"new_tokens": new_tokens, "cache": cache})
-        return [
-            Answer(tuple(each["prompt"]), each["text"], self._probabilities(files, prompt, cache))
-            for prompt, each in zip(prompts, answers, strict=True)
-        ]
+        return [self._answer(files, prompt, new_tokens, cache) for prompt in prompts]
+
+    def _answer(
+        self, files: Sequence[Path], prompt: EnginePrompt, new_tokens: int, cache: str
+    ) -> Answer:
+        """Return the greedy answer to a prompt, and the probabilities of its first token."""
+        answer = self._ask(files, prompt, {"new_tokens": new_tokens, "cache": cache})
+        probabilities = self._probabilities(files, prompt, cache)
+        return Answer(tuple(answer["prompt"]), answer["text"], probabilities)
 
     def _probabilities(
         self, files: Sequence[Path], prompt: EnginePrompt, cache: str
     ) -> tuple[float, ...]:
         """Return the largest probabilities of the token after a prompt."""
         for seed in range(1, _SEEDS + 1):
-            found = self._ask(files, [prompt], {"new_tokens": 1, "cache": cache, "seed": seed})
+            found = self._ask(files, prompt, {"new_tokens": 1, "cache": cache, "seed": seed})
             if found is not None:
                 return tuple(found)
         raise ExportError(
@@ -60,15 +64,13 @@ class NodePackage:
         )
 
     def _ask(
-        self, files: Sequence[Path], prompts: Sequence[EnginePrompt], settings: Mapping[str, Any]
+        self, files: Sequence[Path], prompt: EnginePrompt, settings: Mapping[str, Any]
     ) -> Any:
-        """Run the program on prompts, and return what it prints."""
+        """Run the program on a prompt, and return what it prints."""
         request = files[0].with_suffix(".json")
+        picture = prompt.picture and str(prompt.picture)
         document = {
-            "prompts": [
-                {"text": prompt.text, "picture": prompt.picture and str(prompt.picture)}
-                for prompt in prompts
-            ],
+            "prompt": {"text": prompt.text, "picture": picture},
             "context": CONTEXT, "seed": None, **settings,
         }  # fmt: skip
         request.write_text(json.dumps(document), encoding="utf-8")

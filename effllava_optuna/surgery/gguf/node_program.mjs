@@ -1,11 +1,13 @@
-// Answer prompts in llama.cpp: node node_program.mjs PACKAGE MODEL MMPROJ REQUEST
+// Answer a prompt in llama.cpp: node node_program.mjs PACKAGE MODEL MMPROJ REQUEST
 //
 // PACKAGE is a directory in whose node_modules @fugood/llama.node is; MMPROJ may be empty. REQUEST
-// is a JSON file: `prompts` (each `text`, and `picture`, a file, or null), `new_tokens`, `context`,
+// is a JSON file: `prompt` (`text`, and `picture`, a file, or null), `new_tokens`, `context`,
 // `cache`, the type of keys and values, and `seed`. The last line of the output is JSON. Without a
-// seed: by prompt, `prompt` (its tokens) and `text` (the greedy answer). With a seed, of the only
-// prompt: the five largest probabilities of the first token, or null if the seed draws one that is
-// not printed. (One sampled completion a process: the package loses count of unprinted ones.)
+// seed: `prompt` (its tokens) and `text` (the greedy answer). With a seed: the five largest
+// probabilities of the first token, or null if the seed draws one that is not printed.
+//
+// One completion a process: the package loses count of unprinted tokens, and sometimes the end of
+// a completion, after which it refuses the next one.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { availableParallelism } from "node:os";
@@ -13,7 +15,7 @@ import { join } from "node:path";
 
 const [directory, model, mmproj, request] = process.argv.slice(2);
 const { loadModel } = createRequire(join(directory, "index.js"))("@fugood/llama.node");
-const { prompts, new_tokens, context, cache, seed } = JSON.parse(readFileSync(request, "utf-8"));
+const { prompt, new_tokens, context, cache, seed } = JSON.parse(readFileSync(request, "utf-8"));
 
 const llama = await loadModel({
   model, n_ctx: context, n_gpu_layers: 0, n_parallel: 1, n_threads: availableParallelism(),
@@ -42,11 +44,6 @@ async function firstProbabilities({ text, picture }) {
   return all[0].probs.map(({ prob }) => prob).sort((a, b) => b - a).slice(0, 5);
 }
 
-let result = [];
-if (seed === null) {
-  for (const prompt of prompts) result.push(await greedy(prompt));
-} else {
-  result = await firstProbabilities(prompts[0]);
-}
+const result = await (seed === null ? greedy(prompt) : firstProbabilities(prompt));
 console.log(`\n${JSON.stringify(result)}`);
 process.exit(0);
