@@ -34,6 +34,7 @@ from effllava_optuna.policy import (
     meets_budget,
     select_finalists,
     with_latest_correction,
+    within_limit,
 )
 from effllava_optuna.report import accuracy_by_subset, result_row, smoothed_qualities
 from effllava_optuna.search.study_answers import final_samples
@@ -271,19 +272,15 @@ class FinalSelection:
         return results
 
     def _comparable_records(self) -> list[TrialRecord]:
-        """Return all trials with the latencies, and within the budget, of the latest epoch."""
-        session = self.session
+        """Return all trials as the latest epoch sees them: its latencies, and its budget."""
+        session, search = self.session, self.session.config.search
+        dense_ms = self.evaluator.calibration.dense.latency_ms
         records = with_latest_correction(
             effective_records(session.study),
             [session.epochs.epoch(number).latency_factor for number in range(self.latest + 1)],
-            self.evaluator.calibration.dense.latency_ms,
+            dense_ms,
         )
-        return [
-            record
-            for record in records
-            if not record.eligible
-            or self.costs.allows(Policy.of(self.evaluator.structure, record.widths))
-        ]
+        return within_limit(records, dense_ms, search.latency_ms, search.speedup)
 
     def _measure(self, policy: Policy, weight_state: WeightState) -> Measurement:
         factor = self.session.epochs.epoch(self.latest).latency_factor

@@ -79,6 +79,19 @@ def test_an_older_version_that_had_chosen_keeps_its_finalists(
     assert len(older) == COUNT
 
 
+def test_a_study_whose_trials_all_miss_the_latest_budget_concludes(
+    session: SearchSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the latest correction had moved all of them out of it."""
+    before = reported(session)
+    search = session.config.search.model_copy(update={"keep_ratio": None, "latency_ms": 1e-9})
+    config = session.config.model_copy(update={"search": search})
+    monkeypatch.setattr(type(session), "config", config)
+    results = FinalSelection(session).run()
+    assert [row["trial"] for row in results["front"]] == before
+    assert results["chosen"]["trial"] in before
+
+
 @pytest.fixture
 def tied(tiny: LoadedModel, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A study with a budget whose two finalists tie on validation; the better one is too slow."""
