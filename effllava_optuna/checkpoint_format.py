@@ -159,6 +159,12 @@ def is_directory(location: str | Path) -> bool:
     return _exists(Path(location)) and Path(location).is_dir()
 
 
+def public_name(location: str) -> str:
+    """Return the name of a directory without the path to it; a hub id stays as it is."""
+    is_path = location.startswith(("/", "~", ".")) or is_directory(location)
+    return Path(location).resolve().name if is_path else location
+
+
 def _exists(path: Path) -> bool:
     try:
         return path.exists()

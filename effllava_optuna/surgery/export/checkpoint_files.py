@@ -104,7 +104,7 @@ def write_description(
     record = pruned.pruning_record
     document: dict[str, Any] = {
         "form": form,
-        "base_model": pruned.source if record is None else record.base_model,
+        "base_model": pruned.base_name,
         "effllava_optuna": __version__,
         "transformers": transformers.__version__,
     }
@@ -125,5 +125,8 @@ def write_description(
     obstacle = "" if plan is None else find_engine_obstacle(pruned.model, plan)
     text = render_model_card(pruned, card, form, EngineSupport(obstacle, verified.engines))
     (directory / "README.md").write_text(text, encoding="utf-8")
-    verification = json.dumps(asdict(verified), indent=2)
-    (directory / "verified.json").write_text(verification + "\n", encoding="utf-8")
+    verification = asdict(verified)
+    del verification["directory"]  # of this machine
+    (directory / "verified.json").write_text(
+        json.dumps(verification, indent=2) + "\n", encoding="utf-8"
+    )

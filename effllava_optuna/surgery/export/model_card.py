@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from effllava_optuna.checkpoint_format import is_directory
 from effllava_optuna.processors import takes_pictures
 from effllava_optuna.surgery.export.base_files import base_tags
 
@@ -77,8 +75,7 @@ def render_model_card(
         form: ``native`` or ``portable``.
         engines: What is known about it in vLLM; None: nothing.
     """
-    record = pruned.pruning_record
-    base = _public_name(pruned.source if record is None else record.base_model)
+    base = pruned.base_name
     task = "image-text-to-text" if takes_pictures(pruned.processor) else None
     tags = ({"pipeline_tag": json.dumps(task)} if task else {}) | base_tags(pruned.source)
     dtype = str(pruned.export_dtype).removeprefix("torch.")
@@ -126,7 +123,7 @@ def render_model_card(
             lines += [f"Measured in {computed}, before the weights were rounded to {dtype}.", ""]
     if card.data:
         lines += ["## Data", "", card.data, ""]
-    if record is not None:
+    if (record := pruned.pruning_record) is not None:
         lines += ["## Policy", "", "Units kept in each block, of those in the base model.", ""]
         lines += _policy_table(record.kept)
     return "\n".join(lines)
@@ -178,12 +175,6 @@ def _serving(form: str, engines: EngineSupport) -> list[str]:
         "It has what the Transformers backend of vLLM reads: a class for the part without the",
         f"output layer, and the attention heads of each layer. {run}",
     ]
-
-
-def _public_name(base: str) -> str:
-    """Return the name of a directory without the path to it; a hub id stays as it is."""
-    is_path = base.startswith(("/", "~", ".")) or is_directory(base)
-    return Path(base).resolve().name if is_path else base
 
 
 def _for_text_model(line: str) -> str:

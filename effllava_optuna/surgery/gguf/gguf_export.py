@@ -150,12 +150,11 @@ def _write_decoder(
     import gguf
 
     writer = gguf.GGUFWriter(file, architecture.name)
-    record = written.pruning_record
     writer.add_name(file.stem)
     writer.add_description(f"Pruned by effllava_optuna {__version__}")
     writer.add_file_type(file_type(kind))
     writer.add_base_model_count(1)
-    writer.add_base_model_name(0, written.source if record is None else record.base_model)
+    writer.add_base_model_name(0, written.base_name)
     add_decoder(writer, written, architecture, kind)
     template = getattr(written.processor, "chat_template", None)
     add_tokenizer(

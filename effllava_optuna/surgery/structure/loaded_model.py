@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from effllava_optuna.checkpoint_format import public_name
 from effllava_optuna.errors import ModelError
 from effllava_optuna.surgery.structure.context_length import context_length
 from effllava_optuna.surgery.structure.inspection import inspect_model
@@ -106,6 +107,12 @@ class LoadedModel:
         """Return the dtype in which exports are written."""
         dtype: torch.dtype = self.stored_dtype or self.model.dtype
         return dtype
+
+    @property
+    def base_name(self) -> str:
+        """Return the name of the dense model for files that others read: without a local path."""
+        record = self.pruning_record
+        return public_name(self.source if record is None else record.base_model)
 
     @property
     def context(self) -> int | None:

@@ -77,8 +77,20 @@ def test_a_fresh_process_reloads_the_exported_model(
     assert verified.generation_equal
     assert verified.loader == ("load_pruned", "trust_remote_code")
     document = json.loads((directory / "verified.json").read_text())
-    assert document == asdict(verified) | {"loader": [*verified.loader], "engines": []}
+    lists: dict[str, object] = {"loader": [*verified.loader], "engines": []}
+    assert document | {"directory": str(directory)} == asdict(verified) | lists
     assert [path.name for path in directory.parent.iterdir()] == [directory.name]
+
+
+def test_an_export_names_no_path_of_this_machine(
+    exported: tuple[Path, VerifiedExport], pruned: LoadedModel
+) -> None:
+    directory, _ = exported
+    texts = [path for path in directory.rglob("*") if path.suffix in {".json", ".md", ".py"}]
+    assert len(texts) > 5
+    local = replace(pruned, source=str(directory.parent / "local"), pruning_record=None)
+    assert local.base_name == "local"
+    assert not [path for path in texts if str(directory.parent) in path.read_text()]
 
 
 def test_an_export_does_not_change_the_model(
@@ -308,7 +320,8 @@ def test_an_export_describes_itself(
 ) -> None:
     directory, _ = exported
     policy = json.loads((directory / "policy.json").read_text())
-    assert (policy["format"], policy["form"], policy["base_model"]) == (2, "native", pruned.source)
+    assert (policy["format"], policy["form"]) == (2, "native")
+    assert policy["base_model"] == pruned.base_name
     assert pruned.pruning_record is not None
     assert {
         s: (e["kept"], e["of"]) for s, e in policy["components"].items()
