@@ -242,8 +242,8 @@ class DataTask:
     def _samples(self) -> dict[Split, tuple[Sample, ...]]:
         pools = {
             name: [
-                CandidateRow(index, row.group, row.content.stratum)
-                for index, row in enumerate(rows)
+                CandidateRow(index, group, content.stratum, has_image=image is not None)
+                for index, (content, group, image) in enumerate(rows)
             ]
             for name, rows in self.parsed.items()
         }

@@ -22,11 +22,13 @@ class CandidateRow:
         row: Its index in its pool.
         group: Its image; all rows of a group go to one split.
         stratum: Kind of the row; all splits get the kinds in the same proportion.
+        has_image: Whether it asks about an image, as all rows of its group then do.
     """
 
     row: int
     group: str
     stratum: str
+    has_image: bool = True
 
 
 def split_rows(
@@ -67,7 +69,7 @@ def split_rows(
                 selected = _select_groups(groups, wanted[split], len(rows))[:most]
             split_of_group |= dict.fromkeys(selected, split)
             members = [groups.pop(group) for group in selected]
-            assigned[split] = sorted(_round_robin(members, wanted[split]))
+            assigned[split] = sorted(_select_rows(members, wanted[split]))
     return assigned
 
 
@@ -78,9 +80,9 @@ def _shuffle_groups(
     members: dict[str, list[CandidateRow]] = defaultdict(list)
     for index in rng.permutation(len(rows)):
         members[rows[index].group].append(rows[index])
-    strata: dict[str, list[str]] = defaultdict(list)
-    for group, group_rows in members.items():
-        strata[group_rows[0].stratum].append(group)
+    strata: dict[tuple[str, bool], list[str]] = defaultdict(list)
+    for group, (first, *_) in members.items():
+        strata[first.stratum, not first.has_image].append(group)
     keys = {
         group: ((index + 0.5) / len(groups), stratum)
         for stratum, groups in strata.items()
@@ -113,6 +115,20 @@ def _select_groups(
         selected.append(group)
         n_selected_rows += len(rows)
     return selected
+
+
+def _select_rows(groups: Sequence[Sequence[CandidateRow]], wanted: int) -> list[int]:
+    """Select rows, as many with an image and without one as in proportion, of different groups.
+
+    An image may have many rows, and a question without one is a group of its own: if only groups
+    counted, a small proxy set would have far fewer images than the dataset.
+    """
+    with_image = [group for group in groups if group[0].has_image]
+    without = [group for group in groups if not group[0].has_image]
+    n_with_image = sum(map(len, with_image))
+    n_rows = n_with_image + sum(map(len, without))
+    share = round(min(wanted, n_rows) * n_with_image / max(1, n_rows))
+    return _round_robin(with_image, share) + _round_robin(without, wanted - share)
 
 
 def _round_robin(groups: Sequence[Sequence[CandidateRow]], wanted: int) -> list[int]:

@@ -66,7 +66,7 @@ class ScienceQA(RowSchema):
             targets=tuple(LETTERS[: len(choices)]),
             answer=UNLABELLED if self.is_unlabelled(row) else read_index(row["answer"], choices),
             subsets=tuple(subset for subset in subsets if subset),
-            stratum=f"{subject} {'picture' if has_image else 'text'}",
+            stratum=subject,
         )
 
     def grading_rule(self, *, closed: bool) -> GradingRule:

@@ -90,6 +90,22 @@ def test_many_questions_about_one_image_do_not_fill_the_proxy() -> None:
     assert whole_pool[Split.PROXY] == list(range(400))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_images_with_many_rows_and_rows_without_an_image_are_in_proportion(seed: int) -> None:
+    """Thirty images with six questions each, and sixty questions without one."""
+    rows = [CandidateRow(row, f"image-{row // 6}", "") for row in range(180)]
+    rows += [CandidateRow(row, f"text-{row}", "", has_image=False) for row in range(180, 240)]
+    apart = split_rows(APART_POOLS | {"train": rows}, APART, sizes(64, 1, 1), seed)[Split.PROXY]
+    images = [rows[row].group for row in apart if rows[row].has_image]
+    assert (len(apart), len(images), len(set(images))) == (64, 48, 30)
+    assigned = split_rows({"all": rows}, SHARED, sizes(64, 60, 116), seed)
+    for split in Split:
+        n_images = sum(rows[row].has_image for row in assigned[split])
+        assert abs(n_images - 0.75 * len(assigned[split])) <= 4
+    whole = split_rows(APART_POOLS | {"train": rows}, APART, sizes(400, 1, 1), seed)
+    assert whole[Split.PROXY] == list(range(240))
+
+
 APART_POOLS = {"validation": [CandidateRow(0, "v", "")], "test": [CandidateRow(0, "t", "")]}
 
 
