@@ -29,7 +29,7 @@ from _means import difference, markdown, mean
 from _outcome import measure_choice, outcome
 from _records import RecordId
 from _results import HERE
-from _sentences import gains, paragraph, plural
+from _sentences import paragraph, plural
 from _studies import StudyRunner
 from draw_tasks import draw
 
@@ -152,14 +152,13 @@ def summary(of: Callable[[str, str, float], Choices]) -> str:
     sentences = []
     for model in _STUDIES:
         both = _tests(of(model, BOTH, _QUOTED))
-        others = {name: _tests(of(model, name, _QUOTED)) for name in (WIDTHS_ALONE, TOKENS_ALONE)}
-        if both:
+        alone = _tests(of(model, WIDTHS_ALONE, _QUOTED))
+        if both and alone:
             dense = mean([*_tests(of(model, DENSE, 1.0)).values()]).text()
-            compared = [(name, difference(tests, both)) for name, tests in others.items() if tests]
-            found = mean([*both.values()]).text()
             sentences.append(
-                f"`{model}` (dense: {dense}) has {found} if both are searched "
-                f"({plural(len(both), 'draw')}). Differences to it: {gains(compared)}."
+                f"`{model}` (dense: {dense}) has {mean([*both.values()]).text()} if both are "
+                f"searched ({plural(len(both), 'draw')}); widths alone change this by "
+                f"{difference(alone, both).text('+')}."
             )
     return paragraph(f"Test accuracy at a predicted speed-up of {_QUOTED}: {' '.join(sentences)}")
 
