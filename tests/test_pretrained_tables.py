@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from effllava_optuna.surgery import PruningOptions, rank_and_compensate, table_t
 from tests.conftest import rows, script
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from effllava_optuna.surgery import LoadedModel
     from effllava_optuna.tasks import Batch
 
@@ -376,3 +380,41 @@ def test_the_page_of_serving_quotes_the_shares_of_the_ideal_speedup(
     text = " ".join(page.split())
     assert f"{first} of the ideal speed-up of the prefill" in text
     assert f"{last} of that of decoding" in text
+
+
+def test_the_dense_model_answers_before_a_policy_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Policies are compared with its answers, also if the first thing measured is a policy."""
+    module = _smollm("_pretrained_search", monkeypatch)
+    running: list[str] = []
+    answered_while: list[list[str]] = []
+
+    @contextmanager
+    def policy_network(*_: Any) -> Iterator[None]:
+        running.append("a policy")
+        yield
+        running.clear()
+
+    class Measures:
+        def __init__(self, *_: Any) -> None:
+            answered_while.append([*running])
+
+        def figures(self, _: Any) -> dict[str, float]:
+            return {"agreement": float(len(running))}
+
+        def accuracy(self, *_: Any) -> float:
+            return float(len(running))
+
+    monkeypatch.setattr(module, "policy_network", policy_network)
+    monkeypatch.setattr(module, "NetworkMeasures", Measures)
+    monkeypatch.setattr(module, "load_once", lambda *_: None)
+    monkeypatch.setattr(module, "measured_speedup", lambda *_: 1.5)
+    latency = SimpleNamespace(dense_total_ms=3.0, predict=lambda _: 2.0)
+    evaluator = SimpleNamespace(loaded=None, calibration=SimpleNamespace(latency=latency))
+    monkeypatch.setattr(module, "evaluator_of", lambda _: evaluator)
+    policy = SimpleNamespace(widths=(1, 2), keep_ratio=0.5)
+    form = SimpleNamespace(models={module.MODEL: ""}, device="cpu", pick=max)
+    runner = SimpleNamespace(form=form)
+    first, second = (module.PretrainedDraw(runner, seed) for seed in range(2))
+    assert first.policy_figures(None, policy, None)["agreement"] == 1
+    assert second.validation(None, policy, None) == 1
+    assert answered_while == [[], []]

@@ -44,7 +44,7 @@ class PretrainedDraw:
 
     @cached_property
     def measures(self) -> NetworkMeasures:
-        """Draw the questions."""
+        """Draw the questions, some of which the dense model answers: no policy may run it now."""
         return NetworkMeasures(self._dense(), self.seed, self.runner.form.pick(PICTURES, 4, 2))
 
     def dense(self) -> dict[str, Any]:
@@ -69,8 +69,9 @@ class PretrainedDraw:
         latency = evaluator.calibration.latency
         timed = self.runner.form.device == "cpu"
         measured = measured_speedup(session, policy, weight_state) if timed else None
+        measures = self.measures
         with policy_network(evaluator.loaded, weight_state, policy) as network:
-            figures = self.measures.figures(network)
+            figures = measures.figures(network)
         return figures | {
             WIDTHS: list(policy.widths),
             KEEP_RATIO: round(policy.keep_ratio, 4),
@@ -82,9 +83,9 @@ class PretrainedDraw:
         self, session: SearchSession, policy: Policy, weight_state: WeightState
     ) -> float:
         """Measure the accuracy of a policy on validation questions."""
-        loaded = evaluator_of(session).loaded
+        loaded, measures = evaluator_of(session).loaded, self.measures
         with policy_network(loaded, weight_state, policy) as network:
-            return self.measures.accuracy(network, Split.VALIDATION)
+            return measures.accuracy(network, Split.VALIDATION)
 
     def searched(self, case: Case) -> dict[str, Any]:
         """Search; choose among the finalists by validation, and measure the choice."""

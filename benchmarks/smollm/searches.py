@@ -176,9 +176,9 @@ def dropped(draw: PretrainedDraw, session: SearchSession, speedup: float) -> dic
     """Remove as few blocks as have the measured speed-up, and measure the rest."""
     dropping = LayerDropping(session)
     removed, measured = dropping.fastest_enough(speedup)
-    policy = dropping.policy(removed)
+    policy, measures = dropping.policy(removed), draw.measures
     with dropping.network(policy) as network:
-        return draw.measures.figures(network) | {
+        return measures.figures(network) | {
             "removed": sorted(dropping.order[:removed]),
             KEEP_RATIO: round(policy.keep_ratio, 4),
             "predicted": None,

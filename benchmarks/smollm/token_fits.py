@@ -95,6 +95,7 @@ def measured(
     runner: StudyRunner, draw: PretrainedDraw, tokens: float, kept: float, fit: str
 ) -> dict[str, Any]:
     """Fit, narrow, and measure a network."""
+    measures = draw.measures
     with inputs_of(runner.config(MODEL, draw.seed, _CASE), _CASE) as inputs:
         whole = inputs.loaded
         with reduced_tokens(whole, tokens) if fit == READ else nullcontext(whole) as seen:
@@ -104,7 +105,7 @@ def measured(
             reduced_tokens(whole, tokens) as reduced,
             policy_network(reduced, state, policy) as network,
         ):
-            return draw.measures.figures(network)
+            return measures.figures(network)
 
 
 def summary(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
