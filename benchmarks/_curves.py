@@ -36,7 +36,7 @@ class Panel:
     Attributes:
         title: Above it.
         x: Label of the axis across, with its unit.
-        y: Label of the axis up, with its unit.
+        y: Label of the axis up, which has shares of 1.
         curves: The points of each curve, by its name in the legend.
         level: A name and a value that does not depend on ``x``.
     """
@@ -79,7 +79,7 @@ def _panel(panel: Panel, left: int, colours: Mapping[str, str]) -> list[str]:
     across = _scale([1.0, *(point.x for point in points)], left, left + _WIDTH - _MARGIN)
     values = [panel.level[1], *(end for point in points for end in (point.low, point.high))]
     bottom = _HEAD + _HEIGHT
-    up = _scale([0.0, *values], bottom, _HEAD + _MARGIN)
+    up = _scale([0.0, 1.0, *values], bottom, _HEAD + _MARGIN)
     parts = [svg_text(left, _HEAD - 16, panel.title)]
     for value in ticks(*across.ends):
         x = across(value)
