@@ -84,17 +84,14 @@ class TimedWidths:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(TimedWidths):
     """Ranking, compensation tables, latency and risk tables, and the values of the dense model.
 
     Attributes:
-        structure: The structure of the model.
         ranking: The ranking of the units.
         compensations: Compensation tables: fitted on the whole proxy, then without each fold.
             None if the study file asks for no compensation.
-        widths: Allowed widths of epoch 0, by component.
         risk: Contribution of each component to Omega, by width.
-        latency: The latency table.
         damping: Damping chosen for each component.
         effective_tokens: Effective number of tokens of each component, under its token weights.
         residuals: By component and allowed width, the estimated mean squared change of the answer
@@ -107,28 +104,15 @@ class Calibration:
         answers: Answers of the dense model to the proxy set; empty if correct ones are known.
     """
 
-    structure: ModelStructure
     ranking: Ranking
     compensations: tuple[CompensationTable | None, ...]
-    widths: Mapping[ComponentId, tuple[int, ...]]
     risk: Mapping[ComponentId, Mapping[int, float]]
-    latency: LatencyTable
     damping: Mapping[ComponentId, float]
     effective_tokens: Mapping[ComponentId, float]
     residuals: Mapping[ComponentId, Mapping[int, float]]
     dense: Dense
     reference: tuple[float, float]
     answers: Mapping[str, DenseAnswer] = field(default_factory=dict)
-
-    @property
-    def dense_ms(self) -> float:
-        """Return the latency of the dense model."""
-        return self.dense.latency_ms
-
-    @property
-    def narrowest(self) -> Policy:
-        """Return the policy with the narrowest allowed width everywhere."""
-        return narrowest_policy(self.structure, self.widths)
 
     def weight_state(self, digest: str) -> WeightState:
         """Return the weight state of epoch 0, with the projector of the model as it was loaded.

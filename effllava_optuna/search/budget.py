@@ -12,29 +12,27 @@ from effllava_optuna.policy import IMAGE_TOKENS, CostModel, latency_costs, param
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from effllava_optuna.calibration.calibration import Calibration, TimedWidths
+    from effllava_optuna.calibration.calibration import TimedWidths
     from effllava_optuna.config.schema import StudyConfig
     from effllava_optuna.objectives import LatencyTable
     from effllava_optuna.policy import ComponentId, Costs, ModelStructure
 
 
-def budget_of(
-    config: StudyConfig, calibration: Calibration | TimedWidths, latency_factor: float = 1.0
-) -> CostModel:
+def budget_of(config: StudyConfig, timed: TimedWidths, latency_factor: float = 1.0) -> CostModel:
     """Return the costs of policies, and their limit: a share of the weights, or of the latency.
 
     Args:
         config: The study file.
-        calibration: Has the latency table.
+        timed: Has the latency table.
         latency_factor: Share of the predicted savings that is expected in this epoch.
 
     Raises:
         ConfigError: No policy is within the limit.
     """
-    speedup = required_speedup(config, calibration)
+    speedup = required_speedup(config, timed)
     if speedup is not None:
-        return _latency_budget(config, calibration, speedup, latency_factor)
-    return weight_budget(config, calibration.structure, calibration.widths)
+        return _latency_budget(config, timed, speedup, latency_factor)
+    return weight_budget(config, timed.structure, timed.widths)
 
 
 def weight_budget(
@@ -70,27 +68,25 @@ def weight_budget(
     return budget
 
 
-def attainable_factor(
-    config: StudyConfig, calibration: Calibration | TimedWidths, factor: float
-) -> float:
+def attainable_factor(config: StudyConfig, timed: TimedWidths, factor: float) -> float:
     """Return ``factor``, or the smallest one with which a policy is as fast as the study asks."""
-    speedup = required_speedup(config, calibration)
+    speedup = required_speedup(config, timed)
     if speedup is None:
         return factor
-    budget = _latency_budget(config, calibration, speedup, 1.0)
-    most_saved = budget.cost(calibration.narrowest)
+    budget = _latency_budget(config, timed, speedup, 1.0)
+    most_saved = budget.cost(timed.narrowest)
     if budget.limit is None or most_saved == 0:
         return factor
     return max(factor, budget.limit / most_saved)
 
 
-def required_speedup(config: StudyConfig, calibration: Calibration | TimedWidths) -> float | None:
+def required_speedup(config: StudyConfig, timed: TimedWidths) -> float | None:
     """Return how many times as fast as the dense model a policy must be; None: any is allowed.
 
     Raises:
         ConfigError: The dense model is fast enough.
     """
-    limit_ms, dense_ms = config.search.latency_ms, calibration.dense_ms
+    limit_ms, dense_ms = config.search.latency_ms, timed.dense_ms
     if limit_ms is None:
         return config.search.speedup
     if dense_ms <= limit_ms:
@@ -117,9 +113,9 @@ def speed_setting(config: StudyConfig) -> str:
 
 
 def _latency_budget(
-    config: StudyConfig, calibration: Calibration | TimedWidths, speedup: float, factor: float
+    config: StudyConfig, timed: TimedWidths, speedup: float, factor: float
 ) -> CostModel:
-    latency, dense_ms = calibration.latency, calibration.dense_ms
+    latency, dense_ms = timed.latency, timed.dense_ms
 
     def costs_of(table: LatencyTable) -> Costs:
         # Image tokens and widths multiply: each number of tokens has costs of its own.
@@ -131,9 +127,9 @@ def _latency_budget(
                 else factor * table.saved(component, width)
                 for width in widths
             }
-            for component, widths in calibration.widths.items()
+            for component, widths in timed.widths.items()
         }
-        return latency_costs(calibration.structure, saved_ms)
+        return latency_costs(timed.structure, saved_ms)
 
     fewer = {percent: costs_of(table) for percent, table in latency.fewer.items()}
     budget = CostModel(
@@ -143,8 +139,8 @@ def _latency_budget(
         unit="ms",
         setting=speed_setting(config),
     )
-    if not budget.allows(calibration.narrowest):
-        reach = dense_ms / latency.predict(calibration.narrowest, factor)
+    if not budget.allows(timed.narrowest):
+        reach = dense_ms / latency.predict(timed.narrowest, factor)
         raise UnreachableError(
             f"{speed_setting(config)}: the narrowest policy is {reach:.2f} times as fast as the "
             f"dense model, which takes {dense_ms:.1f} ms.",
