@@ -51,8 +51,10 @@ def status(location: StudyLocation, *, output_format: OutputFormat) -> None:
     trials, lost_trials, attempts, lost_attempts = _running_and_lost(study)
     if lost_trials:
         print_line(f"Of the running trials, {lost_trials} of {trials} belong to an ended process.")
-    if lost_trials + lost_attempts == trials + attempts > 0:
-        print_line(f"No process works on it: continue with {PROGRAM} resume {location.arguments}")
+    running, lost = trials + attempts, lost_trials + lost_attempts
+    if lost == running:  # between two trials, a process at work leaves no trace
+        idle = "No process works on it:" if running else "If no process works on it,"
+        print_line(f"{idle} continue with {PROGRAM} resume {location.arguments}")
 
 
 def _running_and_lost(study: Study) -> tuple[int, int, int, int]:

@@ -169,7 +169,9 @@ def test_the_status_of_a_finished_study_names_the_next_step(study: Path) -> None
 
 def test_the_status_says_that_no_process_is_at_work(calibrated: Path, tmp_path: Path) -> None:
     file = copy_study(calibrated, tmp_path / "begun")
-    assert "resume" not in invoke("status", file).stdout
+    assert invoke("status", file).stdout.endswith(
+        f"If no process works on it, continue with effllava-optuna resume {file}\n"
+    )
     begun = open_study(open_storage(url_of_study(file)), "smoke")
     begun.add_trial(
         create_trial(state=TrialState.RUNNING, system_attrs={"owner": ended_process()})
