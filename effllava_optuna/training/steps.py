@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-
-    from torch import nn
 
 
 @contextmanager
@@ -35,6 +34,9 @@ def training_steps(
 ) -> Iterator[int]:
     """Train ``weights`` with AdamW at a constant learning rate, without weight decay.
 
+    Weights in half precision are copies of weights in float32, which the steps change: AdamW
+    divides by 0 in float16, and a step is less than the resolution of bfloat16.
+
     Yields the number of steps taken when held-out samples should be evaluated: after every
     ``every`` steps, and after the last one. Stop the iteration to end the training early.
 
@@ -46,11 +48,22 @@ def training_steps(
         learning_rate: Learning rate of AdamW.
         progress: Called after each step with the finished fraction of ``steps``.
     """
-    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
+    trained = [*weights]
+    masters = [
+        weight if weight.dtype.itemsize >= 4 else nn.Parameter(weight.detach().float())
+        for weight in trained
+    ]
+    copies = [each for each in zip(trained, masters, strict=True) if each[0] is not each[1]]
+    optimizer = torch.optim.AdamW(masters, lr=learning_rate, weight_decay=0.0)
     for step in range(1, steps + 1):
-        optimizer.zero_grad()
+        for weight in trained:
+            weight.grad = None
         backward(step)
+        for weight, master in copies:
+            master.grad = None if weight.grad is None else weight.grad.float()
         optimizer.step()
+        for weight, master in copies:
+            weight.data.copy_(master)
         if progress is not None:
             progress(step / steps)
         if step % every == 0 or step == steps:

@@ -49,3 +49,38 @@ def test_gradients_do_not_accumulate_over_steps_and_none_remain() -> None:
     assert gradients == [1.0, 2.0, 3.0]
     assert module.weight.grad is None
     assert not module.weight.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_small_gradients_and_steps_count_in_every_precision(dtype: torch.dtype) -> None:
+    """AdamW in float16 would divide by 0; in bfloat16 no step would change the weight."""
+    weight = nn.Parameter(torch.ones(4, dtype=dtype))
+
+    def backward(_: int) -> None:
+        torch.autograd.backward((weight * 1e-4).sum())
+
+    for _ in training_steps([weight], backward, steps=100, every=100, learning_rate=2e-4):
+        pass
+    assert weight.dtype == dtype
+    resolution = torch.finfo(dtype).eps
+    torch.testing.assert_close(
+        weight.detach().float(), torch.full((4,), 0.98), rtol=0.0, atol=1e-4 + resolution / 2
+    )
+
+
+def test_weights_in_float32_are_stepped_as_by_adamw() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, inputs = (torch.randn(rows, 5, generator=generator) for rows in (3, 7))
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+
+    def backward(weight: nn.Parameter) -> None:
+        torch.autograd.backward((inputs @ weight.T).pow(2).mean())
+
+    optimizer = torch.optim.AdamW([theirs], lr=0.01, weight_decay=0.0)
+    for _ in training_steps(
+        [ours], lambda _: backward(ours), steps=5, every=1, learning_rate=0.01
+    ):
+        optimizer.zero_grad()
+        backward(theirs)
+        optimizer.step()
+        assert torch.equal(ours, theirs)
