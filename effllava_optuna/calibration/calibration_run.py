@@ -31,7 +31,10 @@ from effllava_optuna.surgery import (
     rank_and_compensate,
     rank_units,
     reduced_tokens,
+    samples_per_backward,
+    split_by_memory,
 )
+from effllava_optuna.tasks import encode_with_answers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
     from effllava_optuna.config.schema import StudyConfig
     from effllava_optuna.objectives import LatencyTable, Stopwatch
     from effllava_optuna.policy import ComponentId
-    from effllava_optuna.surgery import CompensatedRanking
+    from effllava_optuna.surgery import CompensatedRanking, LoadedModel
     from effllava_optuna.tasks import Batch
 
 _logger = get_logger(__name__)
@@ -63,11 +66,16 @@ def calibrate(
         check_budget: Called when all widths are timed; raises if no policy is within the budget.
 
     Raises:
-        ModelError: The dense model answers a sample with NaN or inf.
+        ModelError: The dense model answers a sample with NaN or inf, or the compensation tables
+            do not fit into ``pruning.table_gb``.
         UnreachableError: No policy is fast enough, although the widths were timed twice.
     """
     config, loaded, structure = inputs.config, inputs.loaded, inputs.structure
     inputs.proxy.require_finite_answers(loaded)
+    # Before the widths are timed, which may take long; some of them may be left out then.
+    split_by_memory(
+        loaded.handles, config.pruning.folds, widths_of(loaded, config), pruning_options(config)
+    )
     timed = _timed_widths(inputs, stopwatch, report_stage, check_budget)
     widths, latency = timed.widths, timed.latency
     ranked = _rank_and_fit(inputs, widths, report_stage)
@@ -247,8 +255,23 @@ def pruning_options(config: StudyConfig) -> PruningOptions:
 def calibration_folds(inputs: StudyInputs) -> list[list[CalibrationBatch]]:
     """Return the proxy set, fold by fold, in the form that ranking and fitting expect."""
     return [
-        [calibration_batch(encoded.batch) for encoded in batches] for batches in inputs.proxy.folds
+        [
+            calibration_batch(batch)
+            for encoded in batches
+            for batch in _divided(inputs.loaded, encoded.batch)
+        ]
+        for batches in inputs.proxy.folds
     ]
+
+
+def _divided(loaded: LoadedModel, batch: Batch) -> Sequence[Batch]:
+    """Divide a batch if its backward pass would take too much memory."""
+    rows = samples_per_backward(loaded, batch.inputs["input_ids"].shape[1])
+    if len(batch) <= rows:
+        return (batch,)
+    return encode_with_answers(
+        loaded.processor, batch.samples, batch_size=rows, context=loaded.context
+    )
 
 
 def calibration_batch(batch: Batch) -> CalibrationBatch:

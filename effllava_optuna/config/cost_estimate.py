@@ -56,7 +56,7 @@ H200 = Hardware(
     calibration_seconds=600.0,
     fit_seconds=0.0,  # part of the guess
     number_bytes=2,
-    activation_bytes=8e9,  # for batches of 64
+    activation_bytes=8e9,  # as `samples_per_backward` allows
     is_gpu=True,
 )
 
@@ -70,7 +70,7 @@ def cpu(threads: int, *, large: bool = False) -> Hardware:
         calibration_seconds=15.0,
         fit_seconds=8e-10 / threads,  # benchmarks/results/importance_time.json
         number_bytes=4,
-        activation_bytes=1e9,
+        activation_bytes=1e9,  # as `samples_per_backward` allows
         trial_seconds=0.02,
     )
 

@@ -9,7 +9,7 @@ import torch
 
 from effllava_optuna.errors import TaskError
 from effllava_optuna.objectives.accuracy import EncodedBatch, encode_samples, split_folds
-from effllava_optuna.surgery import answer_logits, require_finite_logits
+from effllava_optuna.surgery import answer_logits, require_finite_logits, samples_per_backward
 from effllava_optuna.tasks import count_outputs, dense_outputs, require_proxy
 
 if TYPE_CHECKING:
@@ -130,8 +130,8 @@ class EncodedProxy:
             count: Parts of each fold.
 
         Returns:
-            Pairs of part and batch; parts are numbered through all folds. Batches have the fit
-            that scores them.
+            Pairs of part and batch, which a backward pass can read; parts are numbered through
+            all folds. Batches have the fit that scores them.
         """
         return [
             (fold * count + part, encoded)
@@ -150,8 +150,9 @@ def _select(
     selected: list[EncodedBatch] = []
     for encoded in batches:
         wanted = [sample for sample in samples if sample in encoded.batch.samples]
-        if not wanted:
-            continue
-        rows = encoded.rows(wanted)
-        selected += [rows] if rows is not None else encode_samples(loaded, wanted, fit=fit)
+        most = samples_per_backward(loaded, encoded.batch.inputs["input_ids"].shape[1])
+        for first in range(0, len(wanted), most):
+            some = wanted[first : first + most]
+            rows = encoded.rows(some)
+            selected += [rows] if rows is not None else encode_samples(loaded, some, fit=fit)
     return [replace(encoded, fit=fit) for encoded in selected]

@@ -14,7 +14,7 @@ from effllava_optuna.calibration.calibration import allowed_widths
 from effllava_optuna.calibration.inputs import study_inputs
 from effllava_optuna.calibration.latency_file import check_file
 from effllava_optuna.calibration.stage_callback import silent
-from effllava_optuna.errors import ConfigError, StudyError
+from effllava_optuna.errors import ConfigError, ModelError, StudyError
 from effllava_optuna.files import expand_home
 from effllava_optuna.samplers import fail_lost_trials, slot_of
 from effllava_optuna.search.budget import weight_budget
@@ -91,6 +91,7 @@ def begin(
     Raises:
         StudyError: A study of that name exists, or ``latency.table`` cannot be used.
         ConfigError: No policy is within the budget; the study is not kept.
+        ModelError: The model cannot be calibrated; the study is not kept.
     """
     file = file_of(url)
     if file is None or (file.is_file() and not is_being_created(file)):
@@ -108,7 +109,7 @@ def begin(
         artifact_store = ArtifactStore(artifact_backend_of(url, config))
         try:
             session = open_session(study, inputs, artifact_store, report_stage)
-        except ConfigError:
+        except (ConfigError, ModelError):
             _delete_unused(study)
             raise
         with session:

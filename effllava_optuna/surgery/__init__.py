@@ -2,6 +2,7 @@
 
 from effllava_optuna.surgery.any_form import VerifiedAnyForm, export_any_form
 from effllava_optuna.surgery.apply.arrangement import arranged
+from effllava_optuna.surgery.apply.backward_memory import samples_per_backward
 from effllava_optuna.surgery.apply.compensation_table import (
     CompensationTable,
     FittedOutput,
@@ -33,6 +34,7 @@ from effllava_optuna.surgery.compensation.least_squares import (
     least_squares,
     mean_biases,
 )
+from effllava_optuna.surgery.compensation.memory_limit import split_by_memory
 from effllava_optuna.surgery.compensation.sequential import (
     SequentialOptions,
     compensate_in_sequence,
@@ -147,7 +149,9 @@ __all__ = [
     "reduced_tokens",
     "require_finite_logits",
     "restrict_to_stock_sizes",
+    "samples_per_backward",
     "sliced",
+    "split_by_memory",
     "table_tensors",
     "tables_of",
     "use_projector",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from effllava_optuna.errors import ModelError, TaskError
-from effllava_optuna.surgery import answer_logits, encode_images
+from effllava_optuna.surgery import answer_logits, encode_images, samples_per_backward
 from effllava_optuna.tasks import encode_with_answers, require_proxy
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ _HELD_OUT_EVERY = 5  # groups
 
 @dataclass(frozen=True, slots=True)
 class DistillationBatch:
-    """A batch of samples.
+    """Samples of one step that a backward pass can read at once; tensors are on the CPU.
 
     Attributes:
-        batch: The samples and the tokens of their answers.
+        batch: The samples and the tokens of their answers, without inputs.
         inputs: What the pruned model reads of them.
         dense: Log-probabilities of the dense model, ``(samples, answer tokens, vocabulary)``.
     """
@@ -41,17 +41,17 @@ class DistillationSet:
     """What a model is recovered from; it serves any number of copies of the pruned model.
 
     Attributes:
-        train: Batches to train with.
+        train: The batches of each step.
         held_out: Batches that choose the number of steps, every fifth group of the samples.
     """
 
-    train: tuple[DistillationBatch, ...]
+    train: tuple[tuple[DistillationBatch, ...], ...]
     held_out: tuple[DistillationBatch, ...]
 
     @property
     def samples(self) -> int:
         """Return the number of samples to train with."""
-        return sum(len(batch.dense) for batch in self.train)
+        return sum(len(batch.dense) for step in self.train for batch in step)
 
 
 def distillation_set(
@@ -68,7 +68,7 @@ def distillation_set(
         pruned: A result of `sliced` or `load_pruned`.
         dense: The model that it was pruned from.
         samples: Samples of a proxy split.
-        batch_size: Samples in each batch.
+        batch_size: Samples of each step.
         seed: Seed of the split and of the order.
         progress: Called after each batch with the finished fraction.
 
@@ -87,9 +87,10 @@ def distillation_set(
             progress(finished / len(samples))
 
     with pruned.lock, dense.lock:
-        return DistillationSet(
-            *(_answered(pruned, dense, part, batch_size, count) for part in (train, held_out))
+        steps, others = (
+            _answered(pruned, dense, part, batch_size, count) for part in (train, held_out)
         )
+    return DistillationSet(steps, tuple(batch for step in others for batch in step))
 
 
 def _split(samples: Sequence[Sample], seed: int) -> tuple[list[Sample], list[Sample]]:
@@ -116,36 +117,52 @@ def _answered(
     samples: Sequence[Sample],
     batch_size: int,
     count: Callable[[int], None],
-) -> tuple[DistillationBatch, ...]:
-    """Encode ``samples`` for ``pruned``, and compute the outputs of ``dense``.
+) -> tuple[tuple[DistillationBatch, ...], ...]:
+    """Encode ``samples`` for ``pruned``, and compute the outputs of ``dense``, step by step."""
+    steps = []
+    for batch, whole in _encoded(pruned, dense, samples, batch_size):
+        most = samples_per_backward(pruned, batch.inputs["input_ids"].shape[1])
+        parts = [(batch, whole)]
+        if len(batch) > most:
+            parts = _encoded(pruned, dense, batch.samples, most)
+        steps.append(tuple(_answered_batch(pruned, dense, *part) for part in parts))
+        count(len(batch))
+    return tuple(steps)
 
-    Each reads prompts of its own: ``pruned`` may read fewer image tokens.
+
+def _encoded(
+    pruned: LoadedModel, dense: LoadedModel, samples: Sequence[Sample], batch_size: int
+) -> list[tuple[Batch, Batch]]:
+    """Encode samples for both models: ``pruned`` may read fewer image tokens."""
+    both = (
+        encode_with_answers(each.processor, samples, batch_size=batch_size, context=each.context)
+        for each in (pruned, dense)
+    )
+    return [*zip(*both, strict=True)]
+
+
+def _answered_batch(
+    pruned: LoadedModel, dense: LoadedModel, batch: Batch, whole: Batch
+) -> DistillationBatch:
+    """Compute the outputs of ``dense`` on a batch.
+
+    Args:
+        pruned: The pruned model.
+        dense: The dense model.
+        batch: The batch for ``pruned``.
+        whole: The same samples for ``dense``.
     """
     vocabulary = pruned.model.get_output_embeddings().weight.shape[0]
-    batches = []
-    for batch, whole in zip(
-        *(
-            encode_with_answers(
-                each.processor, samples, batch_size=batch_size, context=each.context
-            )
-            for each in (pruned, dense)
-        ),
-        strict=True,
-    ):
-        dense_inputs = encode_images(dense, whole.inputs, whole.positions)
-        logits = answer_logits(dense, dense_inputs).float()
-        if logits.shape[-1] != vocabulary:
-            raise ModelError(
-                f"{dense.source} has a vocabulary of {logits.shape[-1]} tokens, {pruned.source} "
-                f"one of {vocabulary}.",
-                hint="Use the dense model that the checkpoint was pruned from.",
-            )
-        batches.append(
-            DistillationBatch(
-                batch.to(pruned.device),
-                encode_images(pruned, batch.inputs, batch.positions),
-                logits.log_softmax(-1).to(pruned.device),
-            )
+    dense_inputs = encode_images(dense, whole.inputs, whole.positions)
+    logits = answer_logits(dense, dense_inputs).float()
+    if logits.shape[-1] != vocabulary:
+        raise ModelError(
+            f"{dense.source} has a vocabulary of {logits.shape[-1]} tokens, {pruned.source} "
+            f"one of {vocabulary}.",
+            hint="Use the dense model that the checkpoint was pruned from.",
         )
-        count(len(logits))
-    return tuple(batches)
+    return DistillationBatch(
+        replace(batch, inputs={}).to("cpu"),
+        encode_images(pruned, batch.inputs, batch.positions).to("cpu"),
+        logits.log_softmax(-1).to("cpu"),
+    )

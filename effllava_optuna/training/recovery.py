@@ -176,12 +176,12 @@ def distil(
 
 
 def _shuffle_forever(
-    batches: Sequence[DistillationBatch], seed: int
-) -> Iterator[DistillationBatch]:
-    """Yield all batches in random order, again and again."""
+    steps: Sequence[Sequence[DistillationBatch]], seed: int
+) -> Iterator[Sequence[DistillationBatch]]:
+    """Yield the batches of all steps in random order, again and again."""
     rng = np.random.default_rng(seed)
     while True:
-        yield from (batches[index] for index in reversed(rng.permutation(len(batches))))
+        yield from (steps[index] for index in reversed(rng.permutation(len(steps))))
 
 
 def _best_index(curve: Sequence[tuple[int, float]]) -> int:
@@ -192,13 +192,18 @@ def _best_index(curve: Sequence[tuple[int, float]]) -> int:
 
 def _divergences(pruned: LoadedModel, batch: DistillationBatch) -> torch.Tensor:
     """Compute the divergence from the dense model in nats, shape ``(samples,)``."""
-    return answer_divergence(answer_logits(pruned, batch.inputs), batch.dense, batch.batch)
+    device = pruned.device
+    logits = answer_logits(pruned, batch.inputs.to(device))
+    return answer_divergence(logits, batch.dense.to(device), batch.batch.to(device))
 
 
-def _backward(pruned: LoadedModel, batch: DistillationBatch) -> None:
-    loss = _divergences(pruned, batch).mean()
-    if loss.requires_grad:  # false for a projector if the batch has no pictures
-        torch.autograd.backward(loss)
+def _backward(pruned: LoadedModel, batches: Sequence[DistillationBatch]) -> None:
+    """Add the gradients of the mean divergence over the samples of a step."""
+    samples = sum(len(batch.dense) for batch in batches)
+    for batch in batches:
+        loss = _divergences(pruned, batch).mean() * (len(batch.dense) / samples)
+        if loss.requires_grad:  # false for a projector if the batch has no pictures
+            torch.autograd.backward(loss)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import pytest
 
 from effllava_optuna.calibration import calibration_run
 from effllava_optuna.config.loading import load_config
-from effllava_optuna.errors import ConfigError, UnreachableError
+from effllava_optuna.errors import ConfigError, ModelError, UnreachableError
 from effllava_optuna.search.runner import begin
 from tests.fixed_latency import fixed_table
 from tests.study_fixtures import url_of_study, write_tiny
@@ -91,3 +91,21 @@ def test_a_dense_model_that_is_fast_enough_is_not_timed_again(
     ):
         pass
     assert len(tables) == 1
+
+
+def test_tables_that_do_not_fit_are_refused_before_widths_are_timed(
+    timings: Callable[..., list[LatencyTable]], checkpoint: Path, tmp_path: Path
+) -> None:
+    """With a corrected study file the same name can be used: nothing is kept."""
+    tables = timings(1.0)
+    file = write_tiny(checkpoint, tmp_path)
+    url = url_of_study(file)
+    with (
+        pytest.raises(ModelError, match=r"pruning\.table_gb allows 1e-05"),
+        begin(load_config(file, ("pruning.table_gb=1e-5",)), url),
+    ):
+        pass
+    assert tables == []
+    assert optuna.get_all_study_names(url) == []
+    with begin(load_config(file), url) as session:
+        assert session.study.study_name == "tiny"

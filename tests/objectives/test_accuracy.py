@@ -12,6 +12,7 @@ from effllava_optuna.errors import LeakError
 from effllava_optuna.objectives import (
     EncodedProxy,
     encode_samples,
+    encoded_proxy,
     groups_of,
     samples_of,
     score_policy,
@@ -192,3 +193,18 @@ def test_open_questions_are_graded_by_generation_and_searched_as_the_study_says(
     generated = EncodedProxy.of(tiny, samples, 2, generate=True)
     assert generated.scored is generated.graded
     assert [encoded.fit for encoded in generated.scored] == [1, 2]
+
+
+def test_parts_are_divided_for_the_memory_of_a_backward_pass(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = EncodedProxy.of(tiny, Digits(proxy=16).samples(Split.PROXY), 2, generate=False)
+    whole = proxy.parts(tiny, 2)
+    monkeypatch.setattr(encoded_proxy, "samples_per_backward", lambda *_: 3)
+    divided = proxy.parts(tiny, 2)
+    assert max(len(encoded.batch) for _, encoded in divided) == 3
+    assert len(divided) > len(whole)
+    for part, encoded in whole:
+        some = [each for number, each in divided if number == part]
+        assert sum((each.batch.samples for each in some), ()) == encoded.batch.samples
+        assert {each.fit for each in some} == {encoded.fit}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -257,3 +258,29 @@ def test_a_language_model_has_no_projector_to_train(adaptation: Adaptation) -> N
     ):
         pass
     assert not changed(before, loaded)
+
+
+@pytest.mark.parametrize("adaptation", ADAPTATIONS)
+def test_a_step_in_parts_is_the_same_step(
+    pruned: LoadedModel,
+    tiny: LoadedModel,
+    samples: tuple[Sample, ...],
+    adaptation: Adaptation,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Within the memory of a backward pass, the gradients of the parts add up."""
+    other = sliced(tiny, Policy.uniform(tiny.structure, ratio=0.7), rank_units(tiny))
+    whole = distillation_set(pruned, tiny, samples, QUICK.batch_size, QUICK.seed)
+    module = importlib.import_module("effllava_optuna.training.distillation_set")
+    monkeypatch.setattr(module, "samples_per_backward", lambda *_: 5)
+    parts = distillation_set(other, tiny, samples, QUICK.batch_size, QUICK.seed)
+    assert [len(step) for step in whole.train] == [1] * len(whole.train)
+    assert max(len(part.dense) for step in parts.train for part in step) == 5
+    assert len(parts.train) == len(whole.train)
+    assert parts.samples == whole.samples
+    results = [
+        distil(each, answered, adaptation, QUICK)
+        for each, answered in ((pruned, whole), (other, parts))
+    ]
+    first, second = ([loss for _, loss in result.held_out] for result in results)
+    assert second == pytest.approx(first, rel=1e-3)
