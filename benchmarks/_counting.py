@@ -34,9 +34,11 @@ class CountingEvaluator(Evaluator):
         """Count the policies that were measured."""
         return len(self.scored)
 
-    def proxy_scores(self, policy: Policy, weight_state: WeightState) -> Scores:
+    def proxy_scores(
+        self, policy: Policy, weight_state: WeightState, timeout: float | None = None
+    ) -> Scores:
         """Return the proxy scores of a policy, and keep them."""
-        scores = super().proxy_scores(policy, weight_state)
+        scores = super().proxy_scores(policy, weight_state, timeout)
         self.scored.append((policy, scores))
         return scores
 

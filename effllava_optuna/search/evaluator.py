@@ -109,7 +109,11 @@ class Evaluator:
         return 0.0 if term is None else term(policy, self.loaded)
 
     def measure(
-        self, policy: Policy, weight_state: WeightState, latency_factor: float = 1.0
+        self,
+        policy: Policy,
+        weight_state: WeightState,
+        latency_factor: float = 1.0,
+        timeout: float | None = None,
     ) -> Measurement:
         """Measure ``policy`` on the proxy set, each sample by the fit that has not seen it.
 
@@ -117,14 +121,15 @@ class Evaluator:
             policy: The policy.
             weight_state: Ranking, compensation tables and projector that it runs with.
             latency_factor: Share of the savings in the latency table that is expected.
+            timeout: The most seconds; None: any.
 
         Raises:
-            TimeoutError: It takes longer than ``search.timeout``; checked after each batch.
+            TimeoutError: It takes longer than ``timeout``; checked after each batch.
         """
         quality = self.config.quality
         omega = self.risk(policy)
         penalty = quality.eta * omega + self.term(policy)
-        scores = self.proxy_scores(policy, weight_state)
+        scores = self.proxy_scores(policy, weight_state, timeout)
         scored = scores.probability if quality.accuracy == "expected" else scores.hit
         return Measurement(
             quality=float(scored.mean()) - penalty,
@@ -137,14 +142,16 @@ class Evaluator:
             quality_scores=tuple(round(float(score), 4) for score in scored),
         )
 
-    def proxy_scores(self, policy: Policy, weight_state: WeightState) -> Scores:
+    def proxy_scores(
+        self, policy: Policy, weight_state: WeightState, timeout: float | None = None
+    ) -> Scores:
         """Return the cross-fitted scores of ``policy`` on each sample of the proxy set.
 
         Raises:
             TimeoutError: See `measure`.
         """
         with self.loaded.lock:
-            batches = _until(self.config.search.timeout, self.proxy.scored)
+            batches = _until(timeout, self.proxy.scored)
             return score_policy(self.loaded, weight_state, policy, batches)
 
     def score(

@@ -94,7 +94,9 @@ class PruningObjective:
             with session.evaluator.loaded.lock:
                 weight_state = session.epochs.weight_state(trial.user_attrs["weight_state"])
                 factor = session.epochs.epoch(trial.user_attrs["epoch"]).latency_factor
-                measured = session.evaluator.measure(policy, weight_state, factor)
+                measured = session.evaluator.measure(
+                    policy, weight_state, factor, session.config.search.timeout
+                )
         except UserFunctionError as error:  # this policy alone may be the reason
             trial.set_user_attr(REASON, error.message[:_LONGEST_REASON])
             raise TrialFailed(error.message) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -137,3 +138,13 @@ def test_a_stored_choice_stays_on_resume(tied: Any) -> None:
     session.study.set_user_attr(FINALISTS, reported(session))
     session.study.set_user_attr(CHOSEN, best)
     assert FinalSelection(session).run()["chosen"]["trial"] == best
+
+
+def test_the_limit_of_a_trial_is_none_of_the_final_selection(session: SearchSession) -> None:
+    """The dense model and the finalists may take longer than a trial, which is not repeated."""
+    config = session.config
+    search_settings = config.search.model_copy(update={"timeout": 1e-9})
+    short = config.model_copy(update={"search": search_settings})
+    inputs = replace(session.evaluator.inputs, config=short)
+    limited = replace(session, evaluator=replace(session.evaluator, inputs=inputs))
+    assert FinalSelection(limited).run()["dense"]["accuracy_test"] >= 0
