@@ -33,6 +33,11 @@ def check_combinations(config: StudyConfig) -> None:
             f"pruning.in_context needs pruning.compensation = 'least-squares', which is "
             f"{pruning.compensation!r}; set pruning.in_context = false"
         )
+    if pruning.in_context and config.quality.risk == "compensated":
+        raise ValueError(
+            "quality.risk is 'compensated', which is computed once, but pruning.in_context fits "
+            "the output matrices again; use 'paper'"
+        )
     if pruning.compensation == "bias" and config.form == "portable":
         raise ValueError(
             "pruning.compensation is 'bias', but stock models have no such biases; use "

@@ -85,6 +85,11 @@ def test_a_study_is_named_after_its_file(tmp_path: Path) -> None:
             "pruning.width_ratios must contain 1.0, the dense width. Fix the study file.",
         ),
         (
+            GOOD + '[pruning]\nin_context = true\n[quality]\nrisk = "compensated"',
+            "quality.risk is 'compensated', which is computed once, but pruning.in_context fits "
+            "the output matrices again; use 'paper'. Fix the study file.",
+        ),
+        (
             GOOD + '[pruning]\nin_context = true\ncompensation = "none"',
             "pruning.in_context needs pruning.compensation = 'least-squares', which is 'none'; "
             "set pruning.in_context = false. Fix the study file.",

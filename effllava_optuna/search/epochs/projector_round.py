@@ -110,7 +110,11 @@ def train_next_epoch(
         )
         for trial in best_and_spread(front, max(1, config.search.population // 4))
     ]
-    known = {trial.widths for trial in trials if trial.weight_state == weight_state.digest}
+    known = {
+        trial.widths
+        for trial in trials
+        if trial.measured and trial.weight_state == weight_state.digest
+    }
     seeds, centre = seeds_in_context(space, again, known, config.search)
     epoch = Epoch(space, weight_state, seeds, centre, factor)
     accuracy = sum(trial.accuracy for trial in front) / len(front)

@@ -70,7 +70,11 @@ class CurveAllocation:
     def curves(self, trials: Sequence[FrozenTrial]) -> Sensitivity | None:
         """Return the curves around the centre; None if it was not measured."""
         losses = losses_by_widths(
-            (self.space.decode(trial.params).policy, -trial.user_attrs["log_probability"])
+            (
+                # Not its parameters: those of another epoch would move to widths of this one.
+                Policy.of(self.space.structure, trial.user_attrs["widths"]),
+                -trial.user_attrs["log_probability"],
+            )
             for trial in trials
             if "log_probability" in trial.user_attrs
         )

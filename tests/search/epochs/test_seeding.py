@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from effllava_optuna.allocation import residual_curves
 from effllava_optuna.policy import Policy
+from effllava_optuna.search.epochs.seeding import CurveAllocation
 from effllava_optuna.search.runner import search
 from effllava_optuna.storage.study_facts import read_study_facts
 from effllava_optuna.tasks import Digits
@@ -225,3 +227,30 @@ def test_genes_without_a_residual_stay_dense(factory: StudyFactory) -> None:
     assert curves[first.name] == {first.widths[-1]: 0.0}
     assert list(curves[space.genes[1].name]) == list(space.genes[1].widths)
     assert set(residual_curves(space, {})) == {gene.name for gene in space.genes}
+
+
+def test_a_narrower_policy_of_an_earlier_epoch_is_no_point_of_a_curve(
+    searched: SearchSession,
+) -> None:
+    """Its parameters would be moved to the narrowest width that the later epoch allows."""
+    first = searched.schedule.view_of(0).space
+    gene, dense = first.genes[0], first.policy([gene.widths[-1] for gene in first.genes])
+    space = replace(first, genes=(replace(gene, widths=gene.widths[1:]), *first.genes[1:]))
+    curves = CurveAllocation(space, dense, searched.costs, 1)
+
+    def trial(width: int, log_probability: float) -> FrozenTrial:
+        widths = [*dense.widths]
+        for index in gene.components:
+            widths[index] = width
+        return create_trial(
+            state=TrialState.COMPLETE,
+            values=[0.0, 1.0],
+            user_attrs={"widths": widths, "log_probability": log_probability},
+        )
+
+    trials = [trial(gene.widths[-1], -1.0), trial(gene.widths[0], -9.0)]
+    both = curves.curves([*trials, trial(gene.widths[1], -2.0)])
+    alone = curves.curves([trials[0], trial(gene.widths[1], -2.0)])
+    assert both is not None
+    assert both == alone
+    assert both[gene.name][gene.widths[1]] == pytest.approx(1.0)
