@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from _studies import StudyRunner
 
 
-def in_words(gain: Mean) -> str:
-    """Format a difference in words."""
+def in_words(gain: Mean, other: str = "it") -> str:
+    """Format a difference to something in words."""
     if max(abs(gain.low), abs(gain.high)) < SAME:
         return f"is no different ({gain.text('+')})"
     if not gain.decided:
-        return f"cannot be distinguished from it ({gain.text('+')})"
+        return f"cannot be distinguished from {other} ({gain.text('+')})"
     return f"is {points(gain.value)} {'better' if gain.value > 0 else 'worse'} ({gain.text('+')})"
 
 
@@ -67,7 +67,8 @@ def structural_risk(runner: StudyRunner) -> str:
     picks = (
         f"subtracted from the accuracy, these make the pick more accurate: {joined(helpful)}"
         if helpful
-        else f"none of {len(forms)} forms makes the pick more accurate, if it is subtracted"
+        else f"none of {len(forms)} forms, one of them a random number, makes the pick more "
+        "accurate when it is subtracted"
     )
     return f"""
         **{f"By {joined(helpful)}" if helpful else "No form of it does, here"}.** Among the tenth
@@ -85,8 +86,8 @@ def _risk_in_searches(runner: StudyRunner) -> str:
     tests = {name: by_pair(records, "chosen", "test") for name, records in rows.items()}
     gain = difference(tests[risk.REFERENCE], tests["0"])
     return (
-        f"In whole searches under today's defaults the term, against eta 0, {in_words(gain)} in "
-        f"test accuracy ({gain.count} pairs of model and draw)."
+        f"In whole searches under today's defaults, the term {in_words(gain, 'eta 0')} in test "
+        f"accuracy ({gain.count} pairs of model and draw)."
     )
 
 

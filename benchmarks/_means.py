@@ -48,6 +48,8 @@ class Mean:
             return "-"
         if self.count == 1:
             return f"{self.value:{sign}.3f} (one)"
+        if self.low == self.high:
+            return f"{self.value:{sign}.3f} (all {self.count})"
         return f"{self.value:{sign}.3f} [{self.low:{sign}.3f}, {self.high:{sign}.3f}]"
 
 

@@ -44,13 +44,13 @@ class Part(NamedTuple):
 INTRODUCTION = """# Results
 
 What came out of each benchmark, and the command that measures it. The headings link to the tables.
-All of it is generated from the records in [results](results); do not edit. Scripts that have the
-option `--report` write their page again without measuring. [What we learned](LEARNED.md) has the
-conclusions.
+All of it is generated from the records in [results](results); do not edit. [What we
+learned](LEARNED.md) has the conclusions.
 
 Accuracies are on test questions that neither calibration nor search has seen. Brackets are 95 %
 intervals; differences are paired, by picture or by draw. A draw is one choice of the samples and
-of the test questions: the interval of a single draw says nothing about other draws. These words
+of the test questions: the interval of a single draw says nothing about other draws. If no answer
+differs, the interval is the exact one for as many pictures ([-0.142, +0.142] for 24). These words
 occur in all tables ([more](../docs/index.md#words)):
 """
 WORDS = {
@@ -72,7 +72,8 @@ WORDS = {
     "alone": "a sampler that begins with uniform policies, without curves and Gaussian process",
     "compensation": "output matrices, fitted so that the kept units replace the removed ones",
     "perplexity, agreement": (
-        "of texts, and with the dense model's answers about words: what is kept besides the task"
+        "of a text; share of the tokens of the dense model's answers about words that a policy "
+        "predicts: what is kept besides the task"
     ),
 }
 
@@ -97,8 +98,7 @@ PARTS = (
         "Digits models",
         "The embedded model `digits-vlm` (1.3 million parameters) and, in some tables, a second "
         "one that was trained from other random weights. They answer four kinds of question about "
-        "images of digits, and support no claim about larger models. Many draws are affordable on "
-        "them.",
+        "images of digits, and support no claim about larger models.",
         (
             "Search against uniform by kind",
             "Search against other ways to spend a budget",

@@ -26,7 +26,7 @@ from _means import markdown, mean
 from _pages import put_page
 from _records import add_records, read_records
 from _results import HERE, RESULTS, provenance
-from _sentences import paragraph, plural
+from _sentences import paragraph, plural, value_range
 
 from effllava_optuna.objectives import groups_of
 from effllava_optuna.policy import Policy, bootstrap_interval
@@ -206,10 +206,14 @@ def comparisons(rows: Sequence[Record]) -> str:
 def _machine(rows: Sequence[Record]) -> str:
     origin = rows[0]["provenance"]
     versions = ", ".join(f"{name} {origin[name]}" for name in ("torch", "transformers", "optuna"))
-    seconds = sorted(row["seconds"] for row in rows)
+    seconds = ", ".join(
+        f"{value_range(times, '.0f')} s ({sampler})"
+        for sampler in SAMPLERS
+        if (times := [row["seconds"] for row in rows if row["sampler"] == sampler])
+    )
     return (
         f"{origin['cpu']}, threads: {rows[0]['model']['threads']}; {versions}; {origin['date']}; "
-        f"a study took {seconds[0]:.0f} to {seconds[-1]:.0f} s."
+        f"a study took {seconds}."
     )
 
 

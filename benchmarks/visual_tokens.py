@@ -25,7 +25,7 @@ from _means import markdown
 from _network_rows import accuracy_cell, gain_cell, gain_of
 from _records import RecordId
 from _results import HERE
-from _sentences import gains, paragraph
+from _sentences import joined, paragraph
 from _shapes import SHAPES
 from _studies import StudyRunner, load_once
 from draw_tasks import draw
@@ -170,18 +170,20 @@ def summary(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
         keys = {seed: ("answers", model, seed, *network) for seed in range(form.seeds)}
         return {seed: records[key] for seed, key in keys.items() if key in records}
 
-    sentences = []
+    fewest, parts = RATIOS[-1], []
     for model in [*form.models][::-1]:
-        for ratio in [each for each in RATIOS if of(model, (SELECTIONS[0], each))][-1:]:
-            others = [
-                (selection, gain)
-                for selection in ("diversity", "random")
-                if (gain := gain_of(of(model, (selection, ratio)), of(model, WHOLE))).count
-            ]
-            if others:
-                start = f"With {100 * ratio:.0f} % of the image tokens instead of all"
-                sentences.append(f"{start}, `{model}` changes by {gains(others)}.")
-    return paragraph(" ".join(sentences))
+        changes = [
+            f"{gain.text('+')} ({selection})"
+            for selection in ("diversity", "random")
+            if (gain := gain_of(of(model, (selection, fewest)), of(model, WHOLE))).count
+        ]
+        if changes:
+            subject = "that of `{}`" if parts else "the accuracy of `{}` changes"
+            parts.append(f"{subject.format(model)} by {' and '.join(changes)}")
+    if not parts:
+        return ""
+    start = f"With {100 * fewest:.0f} % of the image tokens"
+    return paragraph(f"{start}, {joined(parts, ',')}.")
 
 
 def section(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:

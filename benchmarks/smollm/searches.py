@@ -240,8 +240,9 @@ def summary(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
     return paragraph(f"""
         {dense} At a predicted speed-up of {fastest:g}, the default search keeps
         {accuracy_cell(rows)} ({plural(len(rows), "draw")}). Differences to it: {gains(others)}.
-        {_without_search(of)} What a policy was not pruned for is lost: that of the search
-        agrees with {_per_cent(rows)} % of the dense model's answers to questions about words.""")
+        {_measured(of, fastest)} {_moderate(of)} What a policy was not pruned for is lost: of the
+        tokens of the dense model's answers about words, the policy of the search predicts
+        {_per_cent(rows)} %{_floor(of)}.""")
 
 
 def _per_cent(rows: Mapping[int, Record]) -> str:
@@ -249,11 +250,40 @@ def _per_cent(rows: Mapping[int, Record]) -> str:
     return f"{100 * statistics.mean(row['agreement'] for row in rows.values()):.1f}"
 
 
-def _without_search(of: Callable[[str, float], Mapping[int, Record]]) -> str:
-    """Say what the best allocation keeps where accuracy hardly suffers."""
-    rows = of(PROGRAMMING, _MODERATE)
-    kept = f"At {_MODERATE:g}, {PROGRAMMING} keeps {accuracy_cell(rows)} without a search."
-    return kept if rows else ""
+def _floor(of: Callable[[str, float], Mapping[int, Record]]) -> str:
+    """Say in parentheses what a constant answer predicts."""
+    rows = of(CONSTANT, 1.0)
+    return f" (a constant: {_per_cent(rows)} %)" if rows else ""
+
+
+def _measured(of: Callable[[str, float], Mapping[int, Record]], speedup: float) -> str:
+    """Say how fast methods are measured to be that have the same predicted speed-up."""
+    (default, *_) = SEARCHES
+    searched, by_kind = (
+        [row["measured"] for row in of(name, speedup).values()] for name in (default, BY_KIND)
+    )
+    if not (searched and by_kind):
+        return ""
+    return (
+        f"Measured, the search is {statistics.mean(searched):.2f} times as fast, and {BY_KIND} "
+        f"{statistics.mean(by_kind):.2f} times."
+    )
+
+
+def _moderate(of: Callable[[str, float], Mapping[int, Record]]) -> str:
+    """Say how methods compare where accuracy hardly suffers."""
+    (default, *_) = SEARCHES
+    rows = of(default, _MODERATE)
+    others = [
+        (name, gain)
+        for name in (PROGRAMMING, BY_KIND)
+        if (gain := gain_of(of(name, _MODERATE), rows)).count
+    ]
+    if not others:
+        return ""
+    return (
+        f"At {_MODERATE:g} the search keeps {accuracy_cell(rows)}; differences: {gains(others)}."
+    )
 
 
 def section(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
