@@ -133,7 +133,7 @@ def _variant_result(
         "finished": len(chosen),
     }
     for key in ("accuracy_test", "gap", "speedup_measured"):
-        values = [row[key] for row in chosen]
+        values = [row[key] for row in chosen if row[key] is not None]
         result[key] = round(float(np.mean(values)), 6) if values else None
         deviation = round(float(np.std(values, ddof=1)), 6) if len(values) > 1 else None
         result[f"{key}_sd"] = deviation
@@ -218,12 +218,19 @@ def _shortened(value: Any) -> str:
     return text if len(text) <= _MAX_VALUE_LENGTH else f"{text[: _MAX_VALUE_LENGTH - 3]}..."
 
 
+def _gap(variant: Mapping[str, Any]) -> str:
+    """Format the gap; empty if the accuracies on proxy and test are not comparable."""
+    if variant["gap_sd"] is None:
+        return ""
+    return f"gap {variant['gap']:+.3f} (sd {variant['gap_sd']:.3f}), "
+
+
 def _notes(comparison: Mapping[str, Any]) -> list[str]:
     """Describe each variant of several finished studies, and its difference to the first."""
     notes = [
         f"Variant {variant['variant']}: {variant['finished']} studies, chosen on test "
-        f"{variant['accuracy_test']:.3f} (sd {variant['accuracy_test_sd']:.3f}), gap "
-        f"{variant['gap']:+.3f} (sd {variant['gap_sd']:.3f}), measured speed-up "
+        f"{variant['accuracy_test']:.3f} (sd {variant['accuracy_test_sd']:.3f}), "
+        f"{_gap(variant)}measured speed-up "
         f"{variant['speedup_measured']:.2f} (sd {variant['speedup_measured_sd']:.2f})."
         for variant in comparison["variants"]
         if variant["finished"] > 1

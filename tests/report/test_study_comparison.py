@@ -89,3 +89,17 @@ def test_the_page_has_a_row_per_study(structure: ModelStructure) -> None:
     assert "They differ in: study.seed." in text
     assert text.count("&lt;20&gt;") == 1
     assert "Finalists on test" in text
+
+
+def test_studies_whose_accuracies_are_not_comparable_have_no_gap(
+    structure: ModelStructure,
+) -> None:
+    """An agreement on the proxy, and an accuracy on test."""
+    documents = [study(structure, n, study_seed=n, study_name=f"s{n}") for n in (20, 24)]
+    for document in documents:
+        document["chosen"]["gap"] = None
+    comparison = compare_studies(documents)
+    (variant,) = comparison["variants"]
+    assert variant["gap"] is None
+    assert variant["gap_sd"] is None
+    assert "on test 0.550 (sd 0.071), measured speed-up " in printed(comparison)
