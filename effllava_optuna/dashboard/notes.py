@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from effllava_optuna.report import comparison_sentence, noise_notes
 from effllava_optuna.report.policy_table import is_chosen, labelled_rows, status_lines
 from effllava_optuna.report.text_table import measure_of_split, split_heading
+from effllava_optuna.samplers import is_enqueued_by_user
 from effllava_optuna.storage.location import storage_arguments
 from effllava_optuna.storage.studies import config_of
 from effllava_optuna.storage.urls import shareable_url
@@ -85,12 +86,19 @@ def _state(study: Study, document: Mapping[str, Any]) -> str:
             f"**{conclusion}**\n\n{listed}"
             f"**Finished**: trial {trial} was chosen on validation, before test was opened."
         )
-    if trials["complete"] + trials["pruned"] + trials["fail"] < trials["planned"]:
+    ended = trials["complete"] + trials["pruned"] + trials["fail"] - _enqueued(study)
+    if ended < trials["planned"]:
         return (
             f"**Searching**, epoch {max(epochs['opened'], 1)} of {epochs['planned']}. Nothing was "
             "measured on validation or test yet."
         )
     return "**The search is over**; its finalists are not measured on validation yet."
+
+
+def _enqueued(study: Study) -> int:
+    """Count the trials that users enqueued and that have ended; they are not planned ones."""
+    ended = (trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
+    return sum(map(is_enqueued_by_user, ended))
 
 
 def _facts(study: Study, document: Mapping[str, Any]) -> list[str]:

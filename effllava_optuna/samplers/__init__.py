@@ -61,7 +61,13 @@ from effllava_optuna.samplers._process import this_process
 from effllava_optuna.samplers._proposals._operators import Variation, repair, switch
 from effllava_optuna.samplers._proposals._screening import Screening
 from effllava_optuna.samplers._sampler import EpochSampler
-from effllava_optuna.samplers._slots import duplicate_of, effective_trials, epoch_finished, slot_of
+from effllava_optuna.samplers._slots import (
+    duplicate_of,
+    effective_trials,
+    epoch_finished,
+    is_enqueued_by_user,
+    slot_of,
+)
 from effllava_optuna.samplers._spdy import EpochSpdySampler
 from effllava_optuna.samplers._stock import EpochStockSampler, MakeSampler, Stock
 
@@ -88,6 +94,7 @@ __all__ = [
     "effective_trials",
     "epoch_finished",
     "fail_lost_trials",
+    "is_enqueued_by_user",
     "leases_of",
     "lost_trials",
     "owner_alive",

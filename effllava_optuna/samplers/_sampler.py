@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import zlib
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, RandomSampler
 
 from effllava_optuna.samplers._lease import write_owner
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial, TrialState
 
-    from effllava_optuna.samplers._level_grid import SpaceProvider
+    from effllava_optuna.samplers._level_grid import SpaceProvider, SpaceView
     from effllava_optuna.samplers._proposals._generation_strategy import GenerationStrategy
 
 
@@ -54,6 +57,10 @@ class EpochSampler(BaseSampler):
         space: Returns the space of the current epoch. None for a plain random sampler.
         strategy: Proposes generations.
 
+    Attributes:
+        user_space: Returns the space of a trial that a user enqueues. By default ``space``, which
+            may refuse when no more slots are due.
+
     Raises:
         ValueError: A number is out of its range.
     """
@@ -65,7 +72,7 @@ class EpochSampler(BaseSampler):
         if strategy.seed < 0:
             raise ValueError(f"seed must not be negative, not {strategy.seed}.")
         self.seed = strategy.seed
-        self._space = space
+        self.user_space = self._space = space
         self._strategy = strategy
         self._params: dict[int, dict[str, int]] = {}  # by trial id, of trials that run here
 
@@ -97,7 +104,7 @@ class EpochSampler(BaseSampler):
             return
         try:
             if is_enqueued_by_user(trial):
-                params = self._prepare_user_trial(study, trial, self._space)
+                params = self._prepare_user_trial(study, trial)
             else:
                 params = self._queue(self._space).assign_slot(study, trial)
         except BaseException:
@@ -106,15 +113,31 @@ class EpochSampler(BaseSampler):
             raise
         self._params[trial_id_of(trial)] = params
 
-    def _prepare_user_trial(
-        self, study: Study, trial: FrozenTrial, space: SpaceProvider
-    ) -> dict[str, int]:
-        """Describe a trial that a user enqueued, and return all of its parameters."""
-        view = space(study)
+    def _prepare_user_trial(self, study: Study, trial: FrozenTrial) -> dict[str, int]:
+        """Describe a trial that a user enqueued, and return all of its parameters.
+
+        Raises:
+            UpdateFinishedTrialError: It has a value that is not a number, and is failed.
+        """
+        view = self._space_of(study, trial)
         attrs = {**view.stamp, "kind": USER_KIND, "epoch": view.epoch}
         set_user_attrs(study, trial, attrs)
         fixed = trial.system_attrs.get(FIXED_PARAMS, {}) | trial.params
+        for name in view.distributions.keys() & fixed.keys():
+            if not _is_number(fixed[name]):
+                fail_trial(study, trial)
+                raise UpdateFinishedTrialError(
+                    f"Trial {trial.number} was enqueued with {name} = {fixed[name]!r}, which is "
+                    "not a number."
+                )
         return self._strategy.complete_user_genome(view, trial.number, fixed)
+
+    def _space_of(self, study: Study, trial: FrozenTrial) -> SpaceView:
+        """Return the space of a trial."""
+        provider = self.user_space if is_enqueued_by_user(trial) else self._space
+        if provider is None:
+            raise ValueError("A plain random sampler has no space.")
+        return provider(study)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -122,7 +145,7 @@ class EpochSampler(BaseSampler):
         """Return the genes with their distributions."""
         if self._space is None or trial_id_of(trial) not in self._params:
             return {}
-        return dict(self._space(study).distributions)
+        return dict(self._space_of(study, trial).distributions)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -148,3 +171,7 @@ class EpochSampler(BaseSampler):
     ) -> None:
         """Remove the genome of a trial that has ended from memory."""
         self._params.pop(trial_id_of(trial), None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)

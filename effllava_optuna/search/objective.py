@@ -149,8 +149,8 @@ def run_trial(study: Study, objective: PruningObjective) -> FrozenTrial | None:
     """
     try:
         trial = study.ask()
-    except UpdateFinishedTrialError:  # after it was taken from the queue
-        _logger.warning("A trial was ended by another process before it was measured.")
+    except UpdateFinishedTrialError as error:  # after it was taken from the queue
+        _logger.warning(str(error) or "A trial was ended before it was measured.")
         return None
     state, values = TrialState.FAIL, None
     try:

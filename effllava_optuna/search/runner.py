@@ -16,7 +16,7 @@ from effllava_optuna.calibration.latency_file import check_file
 from effllava_optuna.calibration.stage_callback import silent
 from effllava_optuna.errors import ConfigError, ModelError, StudyError
 from effllava_optuna.files import expand_home
-from effllava_optuna.samplers import fail_lost_trials, slot_of
+from effllava_optuna.samplers import fail_lost_trials, is_enqueued_by_user, slot_of
 from effllava_optuna.search.budget import weight_budget
 from effllava_optuna.search.epochs.schedule import SearchOver
 from effllava_optuna.search.final_selection import FinalSelection
@@ -215,6 +215,8 @@ def search(session: SearchSession, callbacks: Callbacks | None = None) -> None:
                 continue
             while after_trial(run_trial(study, objective)):
                 pass
+    while _user_waits(study) and after_trial(run_trial(study, objective)):
+        pass
     _fail_superseded_trials(study)
     storage_of(study).remove_session()
 
@@ -274,6 +276,12 @@ class _AfterTrial:
 
 def _waiting(study: Study) -> bool:
     return bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
+
+def _user_waits(study: Study) -> bool:
+    """Return whether a trial waits that a user enqueued: there is no slot left at the end."""
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    return any(map(is_enqueued_by_user, waiting))
 
 
 def _check_failures(study: Study, allowed: float) -> None:

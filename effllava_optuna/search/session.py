@@ -139,6 +139,7 @@ def open_session(
         endless=endless,
     )
     sampler = make_sampler(inputs, calibration, lambda _: schedule.view())
+    sampler.user_space = lambda _: schedule.view_of(epochs.latest)
     study.sampler = sampler
     return SearchSession(
         study=study,

@@ -9,11 +9,14 @@ from wsgiref.util import setup_testing_defaults
 import optuna
 import plotly.graph_objects as go
 import pytest
+from optuna.trial import TrialState, create_trial
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 
 from effllava_optuna.dashboard.app import application
+from effllava_optuna.dashboard.notes import study_note
 from effllava_optuna.dashboard.pages import attach_results, draw_pages
+from effllava_optuna.report import study_document
 from effllava_optuna.search.objective import PruningObjective
 from effllava_optuna.search.runner import Callbacks, conclude, resume
 from effllava_optuna.storage.connection import open_storage
@@ -23,6 +26,7 @@ from effllava_optuna.storage.storage_internals import (
     study_id_of,
 )
 from effllava_optuna.storage.studies import open_study
+from effllava_optuna.storage.study_facts import read_study_facts
 from tests.study_fixtures import FinishedStudy, copy_study
 
 if TYPE_CHECKING:
@@ -90,3 +94,20 @@ def test_batched_notes_and_figures_equal_those_of_the_dashboard(tmp_path: Path) 
             assert get_note(study) == "words" * 1000
             (stored,) = get_plotly_graph_objects(system_attrs(study)).values()
             assert stored == figure.to_json()
+
+
+def test_enqueued_trials_are_no_planned_ones(smoke: FinishedStudy, tmp_path: Path) -> None:
+    url = f"sqlite:///{copy_study(smoke.file, tmp_path / 'copy').with_suffix('.db')}"
+    study = open_study(open_storage(url), "smoke")
+    document = study_document(read_study_facts(study)) | {"chosen": None}
+    done = {"complete": document["trials"]["planned"] - 1, "pruned": 0, "fail": 0}
+    assert "**Searching**" in study_note(study, document | {"trials": document["trials"] | done})
+    study.add_trial(
+        create_trial(
+            state=TrialState.FAIL, system_attrs={"fixed_params": {}}, user_attrs={"kind": "user"}
+        )
+    )
+    trials = document["trials"] | done | {"fail": 1}
+    assert "**Searching**" in study_note(study, document | {"trials": trials})
+    trials |= {"complete": document["trials"]["planned"]}
+    assert "**The search is over**" in study_note(study, document | {"trials": trials})

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState, create_trial
 
 from effllava_optuna.samplers import (
     EpochNSGAIISampler,
@@ -256,3 +257,32 @@ def test_a_duplicate_is_known_before_it_is_evaluated() -> None:
 def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EpochNSGAIISampler(None, **options)
+
+
+@pytest.mark.parametrize("value", ["12", None, [3], float("nan")])
+def test_an_enqueued_value_that_is_not_a_number_fails_its_trial_alone(value: Any) -> None:
+    study = study_of(sampler_of(SPACE))
+    study.add_trial(
+        create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": {"g1": value}})
+    )
+    with pytest.raises(UpdateFinishedTrialError, match=r"g1 = .* is not a number"):
+        study.ask()
+    assert study.trials[0].state == TrialState.FAIL
+    study.optimize(objective_of(SPACE), n_trials=12)
+    assert digest(study) == digest(run(12))
+
+
+def test_a_trial_that_a_user_enqueues_has_a_space_after_the_last_slot() -> None:
+    def over(_: object) -> ToySpace:
+        raise RuntimeError("no slot is due")
+
+    sampler = sampler_of(SPACE)
+    study = study_of(sampler)
+    study.optimize(objective_of(SPACE), n_trials=6)
+    sampler.user_space, sampler._space = (lambda _: SPACE), over
+    study.enqueue_trial({"g1": 3})
+    study.optimize(objective_of(SPACE), n_trials=1)
+    last = study.trials[-1]
+    assert last.state == TrialState.COMPLETE
+    assert last.params["g1"] == 3
+    assert last.user_attrs["kind"] == "user"

@@ -20,7 +20,7 @@ from effllava_optuna.search.epochs.epoch_registry import EpochRegistry
 from effllava_optuna.search.epochs.schedule import EpochSchedule
 from effllava_optuna.search.evaluator import Evaluator
 from effllava_optuna.search.final_selection import FinalSelection
-from effllava_optuna.search.runner import search
+from effllava_optuna.search.runner import Callbacks, search
 from effllava_optuna.search.session import SearchSession
 from effllava_optuna.storage.study_facts import read_study_facts
 from effllava_optuna.storage.trial_records import effective_records
@@ -30,6 +30,7 @@ from tests.study_fixtures import StudyFactory
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from effllava_optuna.policy import TrialRecord
     from effllava_optuna.surgery import LoadedModel
 
 
@@ -381,3 +382,22 @@ def test_impossible_searches_are_refused(table: dict[str, Any], message: str) ->
     document = {"study": {"name": "s"}, "model": {"path": "m"}, "task": {"name": "digits"}}
     with pytest.raises(ConfigError, match=message):
         StudyConfig.of(document | {"search": table})
+
+
+def test_trials_that_users_enqueue_at_the_end_are_measured(factory: StudyFactory) -> None:
+    """In the last generation, whose slots are queued before them; and after the search."""
+    with factory() as session:
+        wide = {name: d.high for name, d in session.schedule.view().distributions.items()}
+        measured: list[int] = []
+
+        def enqueue(_: SearchSession, trial: TrialRecord) -> None:
+            measured.append(trial.number)
+            if len(measured) == 2 * 2 * 5 - 1:  # all slots are queued
+                session.study.enqueue_trial(wide)
+
+        search(session, Callbacks(on_trial=enqueue))
+        session.study.enqueue_trial(wide | {next(iter(wide)): 1})
+        search(session)
+        users = [t for t in session.study.trials if t.user_attrs.get("kind") == "user"]
+        assert [trial.state for trial in users] == [TrialState.COMPLETE] * 2
+        assert session.schedule.finished
