@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -46,8 +47,8 @@ def check_export_directory(directory: str | Path, *, overwrite: bool) -> None:
         overwrite: Whether an earlier export may be replaced.
 
     Raises:
-        ExportError: The directory is not empty, it has files that no export wrote, or it cannot
-            be created.
+        ExportError: The directory is not empty, it has files that no export wrote, it is where a
+            file system is mounted, or it cannot be created.
     """
     target = resolve_target(directory)
     with write_errors_as(ExportError, target, hint="Choose another directory."):
@@ -62,6 +63,10 @@ def check_export_directory(directory: str | Path, *, overwrite: bool) -> None:
         raise ExportError(
             f"{directory} cannot be overwritten: {added} is not of the earlier export.",
             hint="Move that file, or choose another directory.",
+        )
+    if os.path.ismount(target):  # it cannot be replaced by a finished export
+        raise ExportError(
+            f"{directory} is where a file system is mounted.", hint="Choose a directory in it."
         )
     _refuse_unwritable(directory, target)
 

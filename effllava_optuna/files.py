@@ -119,7 +119,7 @@ def write_atomically(path: Path, content: bytes | str, *, overwrite: bool = True
             file.flush()
             os.fsync(file.fileno())
         if not overwrite:
-            os.link(draft, target)  # fails atomically if another process has created the file
+            _move_new(draft, target)
             _flush_directory(target.parent)
             return
         if target.exists():
@@ -129,6 +129,21 @@ def write_atomically(path: Path, content: bytes | str, *, overwrite: bool = True
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def _move_new(draft: Path, target: Path) -> None:
+    """Rename a draft, unless there is a file of that name.
+
+    Raises:
+        FileExistsError: There is, perhaps since a moment ago.
+    """
+    try:
+        os.link(draft, target)
+    except FileExistsError:
+        raise
+    except OSError:  # exFAT and many network file systems have no links
+        target.touch(exist_ok=False)
+        draft.replace(target)
 
 
 def _flush_directory(directory: Path) -> None:
@@ -156,6 +171,11 @@ def scratch_beside(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         yield Path(scratch)
+
+
+def is_scratch(path: Path, target: Path) -> bool:
+    """Return whether `scratch_beside` may have created a directory for ``target``."""
+    return re.fullmatch(rf"\.{re.escape(target.name)}-[a-z0-9_]{{8}}", path.name) is not None
 
 
 @contextmanager

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import os
+from pathlib import Path
 
 import pytest
 
 from effllava_optuna.errors import ExportError
 from effllava_optuna.export_target import check_export_directory, check_onnx_file
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -59,3 +57,15 @@ def test_a_path_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
             with pytest.raises(ExportError, match="cannot be written") as caught:
                 check(path, overwrite=False)
             assert "\n" not in str(caught.value)
+
+
+def test_a_mounted_file_system_is_no_place_for_an_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end, a finished export takes the place of the directory."""
+    mounted = tmp_path / "volume"
+    mounted.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == mounted)
+    with pytest.raises(ExportError, match=r"volume is where a file system is mounted\. Choose"):
+        check_export_directory(mounted, overwrite=False)
+    check_export_directory(mounted / "inside", overwrite=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -13,7 +14,13 @@ from threading import Thread
 import pytest
 
 from effllava_optuna.errors import ExportError
-from effllava_optuna.files import DRAFT_SUFFIX, scratch_beside, write_atomically, write_errors_as
+from effllava_optuna.files import (
+    DRAFT_SUFFIX,
+    is_scratch,
+    scratch_beside,
+    write_atomically,
+    write_errors_as,
+)
 
 KILLED = """
 import os, signal, sys
@@ -158,3 +165,26 @@ def test_the_name_of_a_new_file_is_flushed_after_its_content(
     monkeypatch.setattr(os, "fsync", recorded)
     write_atomically(tmp_path / "a", "content", overwrite=overwrite)
     assert flushed == [False, True]
+
+
+def test_a_new_file_is_written_where_there_are_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on exFAT, and on many network file systems."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_atomically(tmp_path / "x", "old", overwrite=False)
+    with pytest.raises(FileExistsError):
+        write_atomically(tmp_path / "x", "new", overwrite=False)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("x", "old")]
+
+
+def test_only_drafts_of_a_directory_are_scratch(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with scratch_beside(target) as scratch:
+        assert is_scratch(scratch, target)
+    for name in (".out-backup", ".out-old", "out-abcdefgh", ".other-abcdefgh"):
+        assert not is_scratch(tmp_path / name, target)

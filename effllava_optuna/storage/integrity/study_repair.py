@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from effllava_optuna.errors import EffllavaError
-from effllava_optuna.files import DRAFT_SUFFIX, expand_home
+from effllava_optuna.files import DRAFT_SUFFIX, expand_home, is_scratch
 from effllava_optuna.samplers import fail_lost_trials
 from effllava_optuna.storage.artifact_store import DirectoryArtifactStore, artifact_backend_of
 from effllava_optuna.storage.connection import open_storage
@@ -74,7 +74,7 @@ def unfinished_files(location: StudyLocation, config: StudyConfig) -> list[Path]
     directory = location.export_directory(config)
     if directory is not None and directory.absolute().parent.is_dir():
         scratch = directory.absolute().parent.glob(f".{glob.escape(directory.name)}-*")
-        drafts += (path for path in scratch if path.is_dir())
+        drafts += (path for path in scratch if path.is_dir() and is_scratch(path, directory))
     files = [] if config.latency.table is None else [expand_home(config.latency.table)]
     files += [] if location.file is None else [location.file]
     for file in files:

@@ -196,13 +196,14 @@ def test_only_repair_fails_the_trials_of_ended_processes(study: Path) -> None:
 def test_repair_removes_only_abandoned_files(study: Path) -> None:
     directory, two_hours_ago = study.with_suffix(".artifacts"), time.time() - 7200
     abandoned = [directory / f".{'0' * 64}.abc.part", study.parent / f".{study.name}.abc.part"]
-    scratch = study.parent / ".smoke.pruned-x"
-    scratch.mkdir()
-    (scratch / "model").write_text("half")
+    scratch, own = (study.parent / f".smoke.pruned-{end}" for end in ("0a_b1c2d", "backup"))
+    for place in (scratch, own):
+        place.mkdir()
+        (place / "model").write_text("half")
     recent = [directory / f".{'1' * 64}.new.part", study.parent / f".{study.name}.new.part"]
     for path in (*abandoned, *recent):
         path.write_text("half")
-    for path in (*abandoned, scratch / "model", scratch):
+    for path in (*abandoned, scratch / "model", scratch, own / "model", own):
         os.utime(path, (two_hours_ago, two_hours_ago))
     code, results, _ = doctor(study)
     assert (code, results["unfinished files"]["state"]) == (0, "warning")
@@ -210,7 +211,7 @@ def test_repair_removes_only_abandoned_files(study: Path) -> None:
     code, results, repaired = doctor(study, "--repair")
     assert (code, results["unfinished files"]["state"], len(repaired)) == (0, "ok", 3)
     assert not any(path.exists() for path in (*abandoned, scratch))
-    assert all(path.exists() for path in recent)
+    assert all(path.exists() for path in (*recent, own))
     assert before - {path.name for path in directory.iterdir()} == {abandoned[0].name}
 
 

@@ -33,7 +33,7 @@ def test_the_name_of_a_study_is_no_pattern(tmp_path: Path, name: str, other: str
         for draft in drafts[-1]:
             draft.write_text("half")
             os.utime(draft, (0, 0))
-        exported = tmp_path / f".{study}.pruned-x"
+        exported = tmp_path / f".{study}.pruned-0a_b1c2d"
         exported.mkdir()
         os.utime(exported, (0, 0))
         drafts[-1].append(exported)
