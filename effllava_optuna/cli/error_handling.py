@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import click
 
@@ -61,7 +61,10 @@ def _database_message(error: Exception) -> str:
 
     if isinstance(error, KeyError):
         return "The study was deleted while this command worked on it. Start it again with `run`."
-    cause = getattr(error.__cause__ or error, "orig", None) or error
+    if _is_rpc_error(error):
+        cause = error.details()
+    else:
+        cause = getattr(error.__cause__ or error, "orig", None) or error
     return f"The database failed: {cause}. {cure_of(str(cause))}"
 
 
@@ -69,9 +72,17 @@ def _is_database_error(error: Exception) -> bool:
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
-    if isinstance(error, KeyError):  # every storage of Optuna raises it
-        return error.args == ("Record does not exist.",)
-    return isinstance(error, (StorageInternalError, SQLAlchemyError))
+    if isinstance(error, KeyError):
+        missing = error.args == ("Record does not exist.",)
+        return missing or _is_rpc_error(error.__cause__)  # the client of Optuna's proxy says less
+    return isinstance(error, (StorageInternalError, SQLAlchemyError)) or _is_rpc_error(error)
+
+
+def _is_rpc_error(error: object) -> TypeGuard[Any]:
+    """Return whether an error is one of gRPC, which need not be installed."""
+    return any(
+        (each.__module__, each.__name__) == ("grpc", "RpcError") for each in type(error).__mro__
+    )
 
 
 def _exit_with(message: str, error: Exception) -> None:

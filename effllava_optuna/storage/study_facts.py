@@ -46,10 +46,10 @@ def read_study_facts(study: Study) -> StudyFacts:
     """Read what a report needs of ``study``."""
     config = config_of(study)
     attrs, search = study.user_attrs, config.search
+    trials = effective_records(study)  # before the epochs, which are published before their trials
     control = load_control_study(study)
     epochs = [] if control is None else published_epochs(control)
     calibration = epochs[0].user_attrs["calibration"] if epochs else None
-    trials = effective_records(study)
     if calibration is not None:
         factors = [latency_factor_of(epoch) for epoch in epochs]
         dense_ms = calibration["dense"]["latency_ms"]

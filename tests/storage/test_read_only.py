@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 from wsgiref.util import setup_testing_defaults
@@ -14,7 +15,7 @@ import pytest
 
 from effllava_optuna.dashboard.app import application
 from effllava_optuna.errors import StudyError
-from effllava_optuna.storage.backends.read_only import ReadOnlySqlite
+from effllava_optuna.storage.backends.read_only import ReadOnlySqlite, _copied
 from effllava_optuna.storage.connection import open_storage
 from effllava_optuna.storage.location import locate
 from effllava_optuna.storage.storage_internals import storage_is_read_only
@@ -224,3 +225,19 @@ def test_a_copy_is_removed_and_the_original_untouched(
         assert connection.execute("select count(*) from studies").fetchone() == (2,)
         connection.close()
     assert {path.name: path.read_bytes() for path in file.parent.glob("smoke.db*")} == before
+
+
+def test_a_link_to_a_database_is_copied_with_the_logs_beside_its_target(tmp_path: Path) -> None:
+    archive, elsewhere, scratch = (tmp_path / name for name in ("archive", "elsewhere", "scratch"))
+    for directory in (archive, elsewhere, scratch):
+        directory.mkdir()
+    with closing(sqlite3.connect(tmp_path / "a.db", isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("create table t (x)")
+        connection.execute("insert into t values (1)")
+        for suffix in ("", "-wal"):  # as a process leaves them that is killed
+            shutil.copyfile(f"{tmp_path / 'a.db'}{suffix}", f"{archive / 'a.db'}{suffix}")
+    (elsewhere / "b.db").symlink_to(archive / "a.db")
+    copy = _copied(elsewhere / "b.db", scratch)
+    with closing(sqlite3.connect(copy)) as connection:
+        assert connection.execute("select x from t").fetchall() == [(1,)]

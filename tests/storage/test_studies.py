@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
@@ -13,6 +13,7 @@ from effllava_optuna.config.loading import load_config
 from effllava_optuna.config.schema import StudyConfig
 from effllava_optuna.errors import StudyError
 from effllava_optuna.storage import artifact_store as artifacts
+from effllava_optuna.storage import study_facts
 from effllava_optuna.storage.connection import open_storage
 from effllava_optuna.storage.integrity import check_study
 from effllava_optuna.storage.location import StudyLocation
@@ -256,3 +257,24 @@ def test_a_parameter_of_another_kind_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="different distribution kind"):
         study.add_trial(template)
+
+
+def test_trials_are_read_before_epochs(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch may be published meanwhile: its trials would have no epoch."""
+    read: list[str] = []
+
+    def recorded(name: str) -> Callable[[optuna.Study], Any]:
+        real = getattr(study_facts, name)
+
+        def call(study: optuna.Study) -> Any:
+            read.append(name)
+            return real(study)
+
+        return call
+
+    for name in ("load_control_study", "effective_records"):
+        monkeypatch.setattr(study_facts, name, recorded(name))
+    study_facts.read_study_facts(create_study(optuna.storages.InMemoryStorage(), config))
+    assert read == ["effective_records", "load_control_study"]

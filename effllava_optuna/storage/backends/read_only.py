@@ -95,6 +95,7 @@ def _read(connection: sqlite3.Connection) -> None:
 
 def _copied(file: Path, directory: Path) -> Path:
     """Copy a database with its logs, and apply the logs; return the copy."""
+    file = Path(os.path.realpath(file))  # the logs are beside the file, not beside a link to it
     for suffix in ("", *_LOGS):
         source = file.with_name(file.name + suffix)
         if source.exists():
