@@ -40,7 +40,7 @@ def manifest_of(inputs: StudyInputs) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return environment() | {
         "device": name,
-        "model": fingerprint(inputs.loaded.model),
+        "model": fingerprint(inputs.loaded),
         "task": inputs.task.digest,
         **inputs.functions.digests,
     }

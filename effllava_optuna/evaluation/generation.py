@@ -16,7 +16,12 @@ from transformers import GenerationConfig, StoppingCriteriaList
 from effllava_optuna.errors import ModelError, TaskError
 from effllava_optuna.processors import takes_pictures, tokenizer_of
 from effllava_optuna.surgery.apply.decoding import generate_tokens, special_tokens
-from effllava_optuna.tasks.prompts import append_answer, build_model_inputs, format_prompt
+from effllava_optuna.tasks.prompts import (
+    append_answer,
+    build_model_inputs,
+    format_prompt,
+    require_answers_last,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -158,6 +163,7 @@ class AnsweringModel:
                 for question, answer in batch
             ]
             inputs = self._encode([text for text, _ in completed], [pair[0] for pair in batch])
+            require_answers_last(inputs, [tokens for _, tokens in completed])
             longest = max(len(tokens) for _, tokens in completed)
             with self.loaded.lock, torch.no_grad():
                 logits = self.loaded.model(**inputs, logits_to_keep=longest + 1).logits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
@@ -65,8 +65,9 @@ def measure_perplexity(
 ) -> Perplexity:
     """Measure the perplexity of a text, in windows that do not overlap.
 
-    The first token of a window is not predicted, and sees nothing before it; pictures have no part
-    in it. Compare only figures of one tokenizer and one window.
+    A window begins with the token that begins every text of the tokenizer, such as the ``<bos>``
+    of Gemma; if there is none, its first token is not predicted. Pictures have no part in it.
+    Compare only figures of one tokenizer and one window.
 
     Args:
         loaded: The model; of a vision-language model, its language model alone matters.
@@ -77,11 +78,14 @@ def measure_perplexity(
     Raises:
         ConfigError: The text has fewer than two tokens.
     """
-    ids = tokenizer_of(loaded.processor)(
-        text, add_special_tokens=False, return_tensors="pt", verbose=False
-    ).input_ids[0]
-    window = min(window, loaded.context or window)
-    windows = [part for part in torch.split(ids, window) if len(part) > 1]
+    tokenizer = tokenizer_of(loaded.processor)
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False).input_ids[
+        0
+    ]
+    start = torch.tensor(_first_tokens(tokenizer), dtype=ids.dtype)
+    window = min(window, loaded.context or window) - len(start)
+    windows = [torch.cat([start, part]) for part in torch.split(ids, window)]
+    windows = [part for part in windows if len(part) > 1]
     if not windows:
         raise ConfigError(
             "The text has fewer than two tokens.", hint="Use a text of at least a sentence."
@@ -97,3 +101,9 @@ def measure_perplexity(
             total += functional.cross_entropy(logits.float(), part[0, 1:], reduction="sum").item()
             tokens += part.shape[1] - 1
     return Perplexity(math.exp(min(total / tokens, 700.0)), tokens)
+
+
+def _first_tokens(tokenizer: Any) -> list[int]:
+    """Return the token that begins every text, as a list; empty if there is none."""
+    begin = tokenizer.bos_token_id
+    return [begin] if begin is not None and tokenizer("a").input_ids[:1] == [begin] else []

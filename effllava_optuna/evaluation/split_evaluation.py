@@ -139,7 +139,7 @@ def open_network(
             report_stage,
         )
         loaded = loaded or _load(config, source)  # one model in memory at a time
-        yield EvaluatedNetwork(loaded, task, samples, source, fingerprint(loaded.model))
+        yield EvaluatedNetwork(loaded, task, samples, source, fingerprint(loaded))
         return
     study = location.open()
     number = study.user_attrs.get(CHOSEN) if model == CHOSEN_MODEL else int(model)

@@ -10,7 +10,7 @@ import torch
 from effllava_optuna.calibration.environment import check_environment
 from effllava_optuna.errors import StudyError
 from effllava_optuna.storage.names import CHANGES, MANIFEST
-from effllava_optuna.surgery import LoadedModel, fingerprint
+from effllava_optuna.surgery import LoadedModel, fingerprint, reduced_tokens
 
 
 @pytest.fixture
@@ -56,14 +56,23 @@ def test_what_an_older_version_did_not_record_has_not_changed(inputs: Any) -> No
 
 
 def test_any_training_changes_the_fingerprint(tiny: LoadedModel) -> None:
-    before = fingerprint(tiny.model)
+    before = fingerprint(tiny)
     weight = next(tiny.model.parameters())
     kept = weight.detach().clone()
     with torch.no_grad():
         weight.mul_(1.001)
     try:
-        assert fingerprint(tiny.model) != before
+        assert fingerprint(tiny) != before
     finally:
         with torch.no_grad():
             weight.copy_(kept)
-    assert fingerprint(tiny.model) == before
+    assert fingerprint(tiny) == before
+
+
+def test_fewer_image_tokens_have_a_fingerprint_of_their_own(tiny: LoadedModel) -> None:
+    """Weights are the same; stored answers of one are not those of another."""
+    found = {fingerprint(tiny)}
+    for ratio, selection in ((0.5, "diversity"), (0.25, "diversity"), (0.25, "random")):
+        with reduced_tokens(tiny, ratio, selection=selection) as reduced:
+            found.add(fingerprint(reduced))
+    assert len(found) == 4

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from transformers import BatchEncoding
 
 from effllava_optuna import Policy, load, narrowed, rank_units
 from effllava_optuna.errors import ConfigError
+from effllava_optuna.evaluation import perplexity
 from effllava_optuna.evaluation.perplexity import measure_perplexity, read_text
 
 if TYPE_CHECKING:
@@ -74,3 +76,34 @@ def test_a_file_without_text_is_refused(tmp_path: Path, content: bytes, message:
     (tmp_path / "text").write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         read_text(tmp_path / "text")
+
+
+def test_windows_begin_with_the_token_that_begins_every_text(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of Gemma, whose models were trained with it."""
+    tokenizer = loaded.processor.tokenizer
+    ids = tokenizer(_TEXT, add_special_tokens=False).input_ids
+    begin = ids[3]
+    monkeypatch.setattr(perplexity, "_first_tokens", lambda _: [begin])
+    windows = [[begin, *ids[start : start + 4]] for start in range(0, len(ids), 4)]
+    losses = [
+        math.log(value) * count
+        for value, count in (_by_definition(loaded, window, 5) for window in windows)
+    ]
+    measured = measure_perplexity(loaded, _TEXT, window=5)
+    assert measured.tokens == len(ids)
+    assert math.log(measured.value) == pytest.approx(sum(losses) / len(ids), rel=1e-5)
+
+
+@pytest.mark.parametrize(("added", "first"), [([7], [7]), ([], [])])
+def test_the_first_token_is_that_which_the_tokenizer_adds(
+    added: list[int], first: list[int]
+) -> None:
+    class Tokenizer:
+        bos_token_id = 7
+
+        def __call__(self, _: str) -> BatchEncoding:
+            return BatchEncoding({"input_ids": [*added, 3]})
+
+    assert perplexity._first_tokens(Tokenizer()) == first

@@ -255,18 +255,21 @@ def read_model(location: str | Path, source: str, **options: Any) -> Any:
     return model
 
 
-def fingerprint(model: Any) -> str:
+def fingerprint(loaded: LoadedModel) -> str:
     """Compute a hash that identifies the weights of a model without reading all of them.
 
     It covers names and shapes of all parameters, and up to 256 evenly spaced values of each:
-    another checkpoint, or the same one after any training, has another fingerprint.
+    another checkpoint, or the same one after any training, has another fingerprint. A model that
+    reads fewer image tokens has another one, too.
     """
     content = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
+    for name, weight in sorted(loaded.model.named_parameters()):
         flat = weight.detach().reshape(-1)
         sample = flat[:: max(1, len(flat) // 256)][:256]
         content.update(f"{name} {tuple(weight.shape)}".encode())
         content.update(sample.cpu().float().numpy().tobytes())
+    if loaded.visual_tokens is not None:
+        content.update(json.dumps(loaded.visual_tokens.to_json(), sort_keys=True).encode())
     return content.hexdigest()[:16]
 
 

@@ -127,7 +127,7 @@ def _common_answer(rows: Sequence[GroupedRow]) -> str:
     """Describe an answer that most rows have, which a model may give to any question."""
     answers = Counter(answer for row in rows if (answer := _answer(row.content)))
     ((answer, count),) = answers.most_common(1) or [("", 0)]
-    if len(rows) < 2 or count < _COMMON * answers.total():
+    if len(rows) < 2 or not count or count < _COMMON * answers.total():
         return ""
     return (
         f"{count:,} of {answers.total():,} answers are {shorten(answer)}: a model that ignores "

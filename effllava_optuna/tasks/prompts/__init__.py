@@ -5,6 +5,7 @@ from effllava_optuna.tasks.prompts.chat_prompt import (
     append_answer,
     build_model_inputs,
     format_prompt,
+    require_answers_last,
 )
 from effllava_optuna.tasks.prompts.sample_encoding import encode_prompts, encode_with_answers
 
@@ -16,4 +17,5 @@ __all__ = [
     "encode_prompts",
     "encode_with_answers",
     "format_prompt",
+    "require_answers_last",
 ]

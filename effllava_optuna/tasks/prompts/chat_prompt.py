@@ -9,7 +9,7 @@ from effllava_optuna.errors import TaskError, describe, shorten
 from effllava_optuna.processors import encode, takes_pictures, tokenizer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from PIL.Image import Image
 
@@ -76,6 +76,27 @@ def append_answer(tokenizer: Any, prompt: str, answer: str) -> tuple[str, list[i
         f"{prompt[-20:]!r}.",
         hint="End the chat template with a token that does not merge with an answer.",
     )
+
+
+def require_answers_last(inputs: Mapping[str, Any], answers: Sequence[Sequence[int]]) -> None:
+    """Check that prompts with answers end with them, so that the last positions predict them.
+
+    The processor of PaliGemma adds a line break, and lets every token see the answer.
+
+    Args:
+        inputs: A result of `build_model_inputs`.
+        answers: The tokens of each answer.
+
+    Raises:
+        TaskError: They do not.
+    """
+    for row, answer in zip(inputs["input_ids"].tolist(), answers, strict=True):
+        if row[len(row) - len(answer) :] != list(answer):
+            raise TaskError(
+                "The processor of this model adds tokens after an answer, so that its likelihood "
+                "cannot be computed.",
+                hint="Use questions with options, or task.measure = 'generation'.",
+            )
 
 
 def build_model_inputs(

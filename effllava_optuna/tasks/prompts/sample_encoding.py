@@ -21,6 +21,7 @@ from effllava_optuna.tasks.prompts.chat_prompt import (
     append_answer,
     build_model_inputs,
     format_prompt,
+    require_answers_last,
 )
 from effllava_optuna.tasks.prompts.prompt_length import require_context
 
@@ -185,18 +186,21 @@ def _encode_closed(processor: Any, samples: Sequence[Sample]) -> Batch:
 
 def _encode_open_ended(processor: Any, samples: Sequence[Sample]) -> Batch:
     tokenizer = tokenizer_of(processor)
-    texts, labels = [], []
+    texts, appended, labels = [], [], []
     for prompt, sample in zip(_prompts(processor, samples), samples, strict=True):
         answer = _answer_text(sample)
         whole, tokens = append_answer(tokenizer, prompt, answer) if answer else (prompt, [])
         texts.append(whole)
+        appended.append(tokens)
         labels.append(torch.tensor([*tokens, _end_label(tokenizer, sample)]))
     # The position before an answer predicts its first token; its last token predicts the end
     # token, or nothing.
     answers = torch.full((len(samples), max(map(len, labels))), IGNORE_INDEX)
     for row, label in enumerate(labels):
         answers[row, -len(label) :] = label
-    return Batch(_inputs(processor, samples, texts), None, answers, tuple(samples))
+    inputs = _inputs(processor, samples, texts)
+    require_answers_last(inputs, appended)
+    return Batch(inputs, None, answers, tuple(samples))
 
 
 def _end_label(tokenizer: Any, sample: Sample) -> int:

@@ -9,6 +9,7 @@ import pytest
 
 from effllava_optuna.errors import TaskError
 from effllava_optuna.tasks import UNLABELLED, DataTask, Sample, Split, TaskOptions
+from effllava_optuna.tasks.data.row_summary import summarise_rows
 from tests.tasks.row_tasks import rows_with_images, write_rows
 
 FREE = TaskOptions(labels=False)
@@ -92,3 +93,9 @@ def test_the_rows_of_every_benchmark_may_lack_answers(
     assert not any(sample.is_labelled for sample in samples)
     assert {sample.is_open_ended for sample in samples} == {name != "scienceqa"}
     assert task.unlabelled_rows == (20, 20)
+
+
+def test_rows_without_answers_have_no_common_one(tmp_path: Path) -> None:
+    data = write_rows(tmp_path, without_answers(rows_with_images(tmp_path, 20)))
+    task = DataTask("qa", data, options=FREE, proxy=8, validation=4, test=8)
+    assert not [note for note in summarise_rows(task).notes if "answers are" in note]

@@ -6,11 +6,12 @@ import copy
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from effllava_optuna.errors import TaskError
-from effllava_optuna.tasks.prompts import append_answer, format_prompt
+from effllava_optuna.tasks.prompts import append_answer, format_prompt, require_answers_last
 
 
 class MergingTokenizer:
@@ -87,3 +88,12 @@ def test_a_template_that_fails_is_an_error_of_one_line(processor: Any) -> None:
             format_prompt(other, "why?", system="be brief")
         assert "\n" not in str(caught.value)
         assert "chat template" in caught.value.hint
+
+
+def test_prompts_that_do_not_end_with_their_answers_are_refused() -> None:
+    """As those of PaliGemma, whose processor adds a line break."""
+    inputs = {"input_ids": torch.tensor([[0, 5, 6], [4, 5, 7]])}
+    require_answers_last(inputs, [[5, 6], [7]])
+    require_answers_last(inputs, [[], [4, 5, 7]])
+    with pytest.raises(TaskError, match="adds tokens after an answer"):
+        require_answers_last(inputs, [[5, 6], [5]])
