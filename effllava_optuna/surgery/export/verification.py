@@ -29,7 +29,7 @@ from effllava_optuna.surgery.structure.pruned_class import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 
 def main(directory: str, scratch: str, device: str, dtype: str) -> None:
@@ -53,13 +53,20 @@ def main(directory: str, scratch: str, device: str, dtype: str) -> None:
         own = read_model(directory, directory, dtype=DTYPES[dtype])
         loaded = {"load_pruned": own, **loaded}
     _check_processors(directory, model, Path(scratch))
-    models = [each.to(device).eval() for each in loaded.values()]
+    models = _one_by_one([*loaded.values()], device)
     document = {
         "parameters": model.num_parameters(),
         "loader": tuple(loaded),
         "difference": asdict(compare_with_expected(models, Path(scratch))),
     }
     sys.stdout.write(json.dumps(document) + "\n")
+
+
+def _one_by_one(models: Sequence[Any], device: str) -> Iterator[Any]:
+    """Move each model to the device and back, because the parent process has others on it."""
+    for model in models:
+        yield model.to(device).eval()
+        model.to("cpu")
 
 
 def _check_processors(directory: str, model: Any, scratch: Path) -> None:

@@ -35,6 +35,8 @@ ROUNDING = 0.01
 In float32, kernels of vLLM for CPUs differ by a tenth of this; a wrong head, by ten times as much.
 """
 
+_SHARE_OF_FREE = 0.9  # of the memory of a GPU
+
 _OPTIONS: dict[str, Any] = {"max_model_len": -1}  # as long as fits into memory
 
 
@@ -88,6 +90,10 @@ def verify_in_vllm(
         options: dict[str, Any] = _OPTIONS | {"skip_tokenizer_init": pruned.processor is None}
         if takes_pictures(pruned.processor):
             options |= {"limit_mm_per_prompt": {"image": 1}}
+        if pruned.device.type == "cuda":  # beside the models of this process
+            torch.cuda.empty_cache()
+            free, total = torch.cuda.mem_get_info(pruned.device)
+            options |= {"gpu_memory_utilization": round(_SHARE_OF_FREE * free / total, 3)}
         try:
             with vllm_process() as vllm:
                 answers = vllm.generate(
