@@ -170,7 +170,8 @@ def summary(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
         keys = {seed: ("answers", model, seed, *network) for seed in range(form.seeds)}
         return {seed: records[key] for seed, key in keys.items() if key in records}
 
-    fewest, parts = RATIOS[-1], []
+    fewest = RATIOS[-1]
+    parts: list[str] = []
     for model in [*form.models][::-1]:
         changes = [
             f"{gain.text('+')} ({selection})"
