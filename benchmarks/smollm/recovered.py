@@ -11,6 +11,7 @@ has one. ``--tiny`` recovers from a few questions, and publishes nothing.
 
 from __future__ import annotations
 
+import statistics
 import sys
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -133,18 +134,21 @@ def summary(of: Callable[[str], Mapping[int, Record]]) -> str:
     ]
     return paragraph(f"""
         Pruned to a predicted speed-up of {SPEEDUP}, the model has an accuracy of
-        {accuracy_cell(of(PRUNED))}, a perplexity of {mean_cell(of(PRUNED), "perplexity")} and an
-        agreement of {mean_cell(of(PRUNED), "agreement")} ({plural(len(of(PRUNED)), "draw")}).
+        {accuracy_cell(of(PRUNED))} and an agreement of {_agreement(of(PRUNED))}
+        ({plural(len(of(PRUNED)), "draw")}).
         Differences in accuracy after training, and of the dense model: {gains(compared)}.
         {_besides(of)}""")
 
 
 def _besides(of: Callable[[str], Mapping[int, Record]]) -> str:
     """Say what training brings back besides the task."""
-    agreements = [
-        f"{mean_cell(of(part), 'agreement')} ({part})" for part in ADAPTATIONS if of(part)
-    ]
+    agreements = [f"{_agreement(of(part))} ({part})" for part in ADAPTATIONS if of(part)]
     return f"Agreement after training: {joined(agreements, ',')}." if agreements else ""
+
+
+def _agreement(rows: Mapping[int, Record]) -> str:
+    """Format the mean agreement over draws."""
+    return f"{statistics.mean(row['agreement'] for row in rows.values()):.3f}"
 
 
 def section(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
