@@ -215,8 +215,9 @@ def search(session: SearchSession, callbacks: Callbacks | None = None) -> None:
                 continue
             while after_trial(run_trial(study, objective)):
                 pass
-    while _user_waits(study) and after_trial(run_trial(study, objective)):
-        pass
+    while _user_waits(study):
+        with suppress(SearchOver):  # another process may take it at any moment
+            after_trial(run_trial(study, objective))
     _fail_superseded_trials(study)
     storage_of(study).remove_session()
 

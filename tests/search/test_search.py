@@ -396,8 +396,11 @@ def test_trials_that_users_enqueue_at_the_end_are_measured(factory: StudyFactory
                 session.study.enqueue_trial(wide)
 
         search(session, Callbacks(on_trial=enqueue))
-        session.study.enqueue_trial(wide | {next(iter(wide)): 1})
+        name = next(iter(wide))
+        session.study.enqueue_trial(wide | {name: "narrow"})
+        session.study.enqueue_trial(wide | {name: 1})
         search(session)
         users = [t for t in session.study.trials if t.user_attrs.get("kind") == "user"]
-        assert [trial.state for trial in users] == [TrialState.COMPLETE] * 2
+        complete, failed = TrialState.COMPLETE, TrialState.FAIL
+        assert [trial.state for trial in users] == [complete, failed, complete]
         assert session.schedule.finished
