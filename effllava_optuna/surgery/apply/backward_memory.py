@@ -20,8 +20,7 @@ def samples_per_backward(loaded: LoadedModel, tokens: int) -> int:
 
     What the forward pass keeps for it may take 1 GB on a CPU, and 8 GB on a GPU. With frozen
     weights, linear layers keep nothing; what norms, activation functions and attention keep is
-    about twice what linear layers read and write (measured on SmolLM2-135M: 0.85 times this in
-    float32, 1.0 in bfloat16).
+    about twice what linear layers read and write.
 
     Args:
         loaded: A model, or a network of it.
