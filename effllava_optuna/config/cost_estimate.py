@@ -187,8 +187,9 @@ def _seconds(config: StudyConfig, size: ModelSize, hardware: Hardware) -> float:
     steps = (search.epochs - 1) * trainings * projector.steps
     updates = steps * 3 * keep_ratio * proxy_flops / hardware.flops
     if config.pruning.in_context:
-        # For each component and fit, half of a pass through the dense and the pruned model.
-        passes = 2 * size.layers * config.pruning.folds * (1 + keep_ratio) / 2
+        # Token weights; for each fit, every block runs twice in the dense and in the pruned model,
+        # and the moments take about as much.
+        passes = 3 + config.pruning.folds * 2 * (2 + keep_ratio)
         updates += (search.epochs - 1) * passes * proxy_flops / hardware.flops
     baselines = 2 * widths * keep_ratio * proxy_flops / hardware.flops
     held_out = validation + test

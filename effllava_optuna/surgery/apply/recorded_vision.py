@@ -8,17 +8,19 @@ placeholders of the right shapes at once, and the connector reads the stored fea
 from __future__ import annotations
 
 import inspect
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.utils import ModelOutput
 
+from effllava_optuna.surgery.apply.replaced_forward import replaced_forward
 from effllava_optuna.surgery.structure.inspection import connector, decoder_siblings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import nn
 
@@ -87,7 +89,8 @@ class RecordedVision:
         """
         with ExitStack() as undo:
             for path, output in self.towers.items():
-                undo.enter_context(_returning(model.get_submodule(path), self._filled(output)))
+                returned = partial(_returned, self._filled(output))
+                undo.enter_context(replaced_forward(model.get_submodule(path), returned))
             hook = model.get_submodule(self.joint).register_forward_pre_hook(
                 lambda _, arguments: (self.features, *arguments[1:])
             )
@@ -169,15 +172,5 @@ def _without_gaps(layers: tuple[Any, ...] | list[Any]) -> tuple[Any, ...] | list
     return [computed[0] if layer is None else layer for layer in layers]
 
 
-@contextmanager
-def _returning(module: nn.Module, output: Any) -> Iterator[None]:
-    """Replace the forward pass of a module: it returns ``output``, whatever it reads."""
-    before = vars(module).get("forward")
-    vars(module)["forward"] = lambda *_, **__: output
-    try:
-        yield
-    finally:
-        if before is None:
-            del vars(module)["forward"]
-        else:
-            vars(module)["forward"] = before
+def _returned(output: Any, *_: object, **__: object) -> Any:
+    return output

@@ -26,9 +26,10 @@ from effllava_optuna.surgery.apply.compensation_table import FittedOutput
 from effllava_optuna.surgery.apply.weight_state import policy_network
 from effllava_optuna.surgery.compensation.least_squares import cholesky_factor, fit_to_target
 from effllava_optuna.surgery.compensation.memory_limit import split_by_memory
+from effllava_optuna.surgery.compensation.resumed_runs import ResumedRuns
 from effllava_optuna.surgery.compensation.sequential import DAMPING
-from effllava_optuna.surgery.importance.moments import ridge_penalty
-from effllava_optuna.surgery.importance.unit_statistics import run_until, weighted_inputs
+from effllava_optuna.surgery.importance.moments import joint_weights, ridge_penalty
+from effllava_optuna.surgery.importance.unit_statistics import token_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery.importance.moments import Moments, TokenWeights
     from effllava_optuna.surgery.structure.component_handle import ComponentHandle
     from effllava_optuna.surgery.structure.loaded_model import LoadedModel
-
-    WeightedBatch = tuple[CalibrationBatch, TokenWeights]
 
 
 @dataclass(frozen=True)
@@ -101,25 +100,26 @@ def compensate_in_context(
     kept = dict(zip(ids, policy.widths, strict=True))
     # Components without an output matrix, such as whole blocks, are pruned from the beginning.
     pruned = {component: count for component, count in kept.items() if component not in widths}
+    batches = [batch for fold in folds for batch in fold]
+    fold_of = [number for number, fold in enumerate(folds, start=1) for _ in fold]
     done = 0
     with arranged(loaded, weight_state.ranking) as ready:
+        runs = ResumedRuns(ready, batches)
         for handles in split_by_memory(ready.handles, len(folds), widths, options.pruning):
             weights = [
-                [_token_weights(ready, handles, batch, options.pruning.tokens) for batch in fold]
-                for fold in folds
+                token_weights(ready, handles, batch, options.pruning.tokens) for batch in batches
             ]
             for handle in handles:
                 component = handle.component.id
                 partial = Policy.of(ready.structure, pruned)
                 for fit, table in enumerate(tables):
-                    batches = [
-                        (batch, tokens[component])
-                        for number, fold in enumerate(folds, start=1)
-                        for batch, tokens in zip(fold, weights[number - 1], strict=True)
-                        if number != fit and component in tokens
-                    ]
+                    own = {
+                        number: tokens[component]
+                        for number, tokens in enumerate(weights)
+                        if fold_of[number] != fit and component in tokens
+                    }
                     network = _Context(ready, state, partial, fit)
-                    moments = network.moments(handle, batches)
+                    moments = network.moments(handle, runs, own)
                     if moments is not None:
                         damping = options.damping.get(component, DAMPING)
                         fits = _fit(handle, *moments, widths[component], damping)
@@ -141,16 +141,6 @@ def _widths_of(
     return widths
 
 
-def _token_weights(
-    ready: LoadedModel, handles: Sequence[ComponentHandle], batch: CalibrationBatch, tokens: str
-) -> dict[ComponentId, TokenWeights]:
-    """Return the token weights of the components that a batch runs in the dense model."""
-    return {
-        handle.component.id: inputs.tokens
-        for handle, inputs in weighted_inputs(ready, handles, batch, tokens=tokens)
-    }
-
-
 @dataclass(frozen=True)
 class _Context:
     """The dense model, and the network in which the layers before a component are pruned."""
@@ -161,7 +151,7 @@ class _Context:
     fit: int
 
     def moments(
-        self, handle: ComponentHandle, batches: Sequence[WeightedBatch]
+        self, handle: ComponentHandle, runs: ResumedRuns, weights: Mapping[int, TokenWeights]
     ) -> tuple[Moments, Moments] | None:
         """Return the moments of the inputs, and those of the wanted outputs with the inputs.
 
@@ -169,10 +159,11 @@ class _Context:
         """
         weight = handle.linear(handle.output).weight.detach().double()
         total: tuple[Moments, Moments] | None = None
-        for batch, tokens in batches:
-            x = run_until(self.ready, handle, batch)
+        joint = joint_weights([*weights.values()])
+        for number, tokens in zip(weights, joint, strict=True):
+            x = runs.dense(handle, number)
             with policy_network(self.ready, self.weight_state, self.partial, self.fit) as network:
-                pruned_x = run_until(network, handle, batch)
+                pruned_x = runs.pruned(network, handle, number, self.fit)
             if x is None or pruned_x is None:
                 continue
             wanted = (x + pruned_x) / 2 @ weight.T

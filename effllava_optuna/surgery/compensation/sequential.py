@@ -21,8 +21,9 @@ from effllava_optuna.surgery.apply.arrangement import arranged
 from effllava_optuna.surgery.apply.compensation_table import FittedOutput
 from effllava_optuna.surgery.apply.narrowing import narrowed
 from effllava_optuna.surgery.compensation.least_squares import cholesky_factor, fit_to_target
-from effllava_optuna.surgery.importance.moments import ridge_penalty
-from effllava_optuna.surgery.importance.unit_statistics import run_until, weighted_inputs
+from effllava_optuna.surgery.compensation.resumed_runs import ResumedRuns
+from effllava_optuna.surgery.importance.moments import joint_weights, ridge_penalty
+from effllava_optuna.surgery.importance.unit_statistics import token_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from effllava_optuna.policy import ComponentId, Ranking
     from effllava_optuna.surgery.apply.compensation_table import CompensationTable
     from effllava_optuna.surgery.importance.calibration_batch import CalibrationBatch
-    from effllava_optuna.surgery.importance.moments import Moments
+    from effllava_optuna.surgery.importance.moments import Moments, TokenWeights
     from effllava_optuna.surgery.structure.component_handle import ComponentHandle
     from effllava_optuna.surgery.structure.loaded_model import LoadedModel
 
@@ -63,9 +64,8 @@ def compensate_in_sequence(
 ) -> CompensationTable:
     """Fit the components of ``policy`` in forward order, each to the pruned layers before it.
 
-    Token weights are those of the dense model. Each narrowed component takes one sweep over
-    ``batches``: forward and backward through the dense model, and forward through the pruned one.
-    Components of dense width are not fitted.
+    Token weights are those of the dense model, and take one sweep over ``batches``, forward and
+    backward. Components of dense width are not fitted.
 
     Args:
         loaded: The model.
@@ -93,12 +93,19 @@ def compensate_in_sequence(
     }
     compensation: dict[tuple[ComponentId, int], FittedOutput] = {}
     with arranged(loaded, ranking) as ready:
+        runs = ResumedRuns(ready, batches)
+        narrow = [h for h in ready.handles if kept[h.component.id] < h.component.width]
+        weights = [
+            token_weights(ready, narrow, batch, options.tokens) if narrow else {}
+            for batch in batches
+        ]
         for number, handle in enumerate(ready.handles):
             component = handle.component.id
             pruned[component] = kept[component]
             if kept[component] < handle.component.width:
                 partial = Policy.of(ready.structure, pruned)
-                moments = _moments(ready, handle, partial, compensation, batches, options.tokens)
+                own = {n: each[component] for n, each in enumerate(weights) if component in each}
+                moments = _moments(ready, handle, partial, compensation, runs, own)
                 if moments is not None:
                     weight = _fit(handle, *moments, options.damping.get(component, DAMPING))
                     compensation[component, kept[component]] = FittedOutput(weight)
@@ -112,8 +119,8 @@ def _moments(
     handle: ComponentHandle,
     partial: Policy,
     compensation: CompensationTable,
-    batches: Sequence[CalibrationBatch],
-    tokens: str,
+    runs: ResumedRuns,
+    weights: Mapping[int, TokenWeights],
 ) -> tuple[Moments, Moments, Moments] | None:
     """Return the moments of x (mean squares), of x with x', and of x'.
 
@@ -122,19 +129,17 @@ def _moments(
     if ready.ranking is None:
         raise ModelError(f"{ready.source} is not arranged.", hint="Use `with arranged(...)`.")
     total: tuple[Moments, Moments, Moments] | None = None
-    for batch in batches:
-        runs = [*weighted_inputs(ready, [handle], batch, tokens=tokens)]
-        if not runs:
-            continue
-        x, weights = runs[0][1].x, runs[0][1].tokens
+    joint = joint_weights([*weights.values()])
+    for number, tokens in zip(weights, joint, strict=True):
+        x = runs.dense(handle, number)
         with narrowed(ready, partial, ready.ranking, compensation) as network:
-            pruned_x = run_until(network, handle, batch)
-        if pruned_x is None:
+            pruned_x = runs.pruned(network, handle, number)
+        if x is None or pruned_x is None:
             return None
         moments = (
-            weights.moments(x, full=False),
-            weights.moments(x, pruned_x),
-            weights.moments(pruned_x),
+            tokens.moments(x, full=False),
+            tokens.moments(x, pruned_x),
+            tokens.moments(pruned_x),
         )
         if total is not None:
             moments = (total[0] + moments[0], total[1] + moments[1], total[2] + moments[2])

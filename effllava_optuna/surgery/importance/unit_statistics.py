@@ -172,6 +172,16 @@ def weighted_inputs(
         )
 
 
+def token_weights(
+    loaded: LoadedModel, handles: Sequence[ComponentHandle], batch: CalibrationBatch, tokens: str
+) -> dict[ComponentId, TokenWeights]:
+    """Return the token weights of the components that a batch runs; see `collect_statistics`."""
+    return {
+        handle.component.id: inputs.tokens
+        for handle, inputs in weighted_inputs(loaded, handles, batch, tokens=tokens)
+    }
+
+
 @contextmanager
 def capture_inputs(
     handles: Sequence[ComponentHandle],
@@ -198,35 +208,6 @@ def capture_inputs(
     finally:
         for hook in hooks:
             hook.remove()
-
-
-class _ComponentReached(Exception):
-    """The output matrix of the wanted component is about to run."""
-
-
-@torch.no_grad()
-def run_until(
-    loaded: LoadedModel, handle: ComponentHandle, batch: CalibrationBatch
-) -> torch.Tensor | None:
-    """Run a batch as far as one component, and return the inputs of its output matrix.
-
-    Returns:
-        Shape ``(tokens, columns)``, float64; None if the batch does not run the component.
-    """
-
-    def stop(*_: object) -> None:
-        raise _ComponentReached
-
-    inputs = {name: value.to(loaded.device) for name, value in batch.inputs.items()}
-    with capture_inputs([handle]) as captured:
-        hook = handle.linear(handle.output).register_forward_pre_hook(stop)
-        try:
-            loaded.model(**inputs, logits_to_keep=1)
-        except _ComponentReached:
-            return captured[handle.component.id].flatten(0, -2).double()
-        finally:
-            hook.remove()
-    return None
 
 
 def _finite_inputs(
