@@ -40,6 +40,7 @@ from effllava_optuna.surgery import (
     arranged,
     compensate_in_context,
     policy_network,
+    weigh_tokens,
 )
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ if TYPE_CHECKING:
     from _evidence import Form
     from _records import Record
 
-    from effllava_optuna.policy import ModelStructure
-    from effllava_optuna.surgery import LoadedModel
+    from effllava_optuna.policy import ComponentId, ModelStructure
+    from effllava_optuna.surgery import CalibrationBatch, LoadedModel
+    from effllava_optuna.surgery.importance.moments import TokenWeights
 
 TITLE = "A pretrained model: importance and compensation"
 QUESTION = "smollm_one_shot"
@@ -144,6 +146,17 @@ class OneShotDraw:
         }
         return SharedMoments(self.loaded, self.folds, widths)
 
+    @cached_property
+    def token_weights(self) -> Sequence[Mapping[ComponentId, TokenWeights]]:
+        """Compute the weights of the tokens, which all networks in context share."""
+        tokens = self.config.pruning.tokens
+        return weigh_tokens(self.loaded, [self.loaded.handles], self.everything, tokens)
+
+    @property
+    def everything(self) -> list[CalibrationBatch]:
+        """Return the calibration samples of all folds."""
+        return [batch for fold in self.folds for batch in fold]
+
     def _figures(self, pruning: Pruning) -> dict[str, Any]:
         policy = self.policies[pruning.ratio]
         state = self._weight_state(pruning)
@@ -170,10 +183,11 @@ class OneShotDraw:
         kept = {*zip(ids, policy.widths, strict=True)}
         own = {key: fit for key, fit in (table or {}).items() if key in kept}
         # One fold of all samples: the fit without it has no samples, and costs nothing.
-        everything = [batch for fold in self.folds for batch in fold]
         state = replace(state, compensations=(own, own), projectors=(None, None))
-        options = ContextOptions(pruning_options(self.config), self.moments.damping)
-        fits = compensate_in_context(self.loaded, state, policy, [everything], options)
+        options = ContextOptions(
+            pruning_options(self.config), self.moments.damping, self.token_weights
+        )
+        fits = compensate_in_context(self.loaded, state, policy, [self.everything], options)
         return replace(state, compensations=fits)
 
 

@@ -28,7 +28,11 @@ from effllava_optuna.surgery.compensation.fitting import (
     PruningOptions,
     rank_and_compensate,
 )
-from effllava_optuna.surgery.compensation.in_context import ContextOptions, compensate_in_context
+from effllava_optuna.surgery.compensation.in_context import (
+    ContextOptions,
+    compensate_in_context,
+    weigh_tokens,
+)
 from effllava_optuna.surgery.compensation.least_squares import (
     choose_damping,
     least_squares,
@@ -157,4 +161,5 @@ __all__ = [
     "use_projector",
     "verify_onnx",
     "verify_structure",
+    "weigh_tokens",
 ]

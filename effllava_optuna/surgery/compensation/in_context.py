@@ -51,10 +51,13 @@ class ContextOptions:
     Attributes:
         pruning: The options that the existing tables were fitted with.
         damping: By component, the damping of `SequentialOptions`.
+        weights: What `weigh_tokens` returns for the samples, for several contexts; None: it is
+            called.
     """
 
     pruning: PruningOptions
     damping: Mapping[ComponentId, float]
+    weights: Sequence[Mapping[ComponentId, TokenWeights]] | None = None
 
 
 def compensate_in_context(
@@ -102,33 +105,53 @@ def compensate_in_context(
     pruned = {component: count for component, count in kept.items() if component not in widths}
     batches = [batch for fold in folds for batch in fold]
     fold_of = [number for number, fold in enumerate(folds, start=1) for _ in fold]
-    done = 0
     with arranged(loaded, weight_state.ranking) as ready:
         runs = ResumedRuns(ready, batches)
-        for handles in split_by_memory(ready.handles, len(folds), widths, options.pruning):
-            weights = [
-                token_weights(ready, handles, batch, options.pruning.tokens) for batch in batches
-            ]
-            for handle in handles:
-                component = handle.component.id
-                partial = Policy.of(ready.structure, pruned)
-                for fit, table in enumerate(tables):
-                    own = {
-                        number: tokens[component]
-                        for number, tokens in enumerate(weights)
-                        if fold_of[number] != fit and component in tokens
-                    }
-                    network = _Context(ready, state, partial, fit)
-                    moments = network.moments(handle, runs, own)
-                    if moments is not None:
-                        damping = options.damping.get(component, DAMPING)
-                        fits = _fit(handle, *moments, widths[component], damping)
-                        table.update({(component, count): fits[count] for count in fits})
-                pruned[component] = kept[component]
-                done += 1
-                if progress is not None:
-                    progress(done / len(ready.handles))
+        groups = split_by_memory(ready.handles, len(folds), widths, options.pruning)
+        weights = options.weights or weigh_tokens(ready, groups, batches, options.pruning.tokens)
+        for done, handle in enumerate(ready.handles, start=1):
+            component = handle.component.id
+            partial = Policy.of(ready.structure, pruned)
+            for fit, table in enumerate(tables):
+                own = {
+                    number: tokens[component]
+                    for number, tokens in enumerate(weights)
+                    if fold_of[number] != fit and component in tokens
+                }
+                network = _Context(ready, state, partial, fit)
+                moments = network.moments(handle, runs, own)
+                if moments is not None:
+                    damping = options.damping.get(component, DAMPING)
+                    fits = _fit(handle, *moments, widths[component], damping)
+                    table.update({(component, count): fits[count] for count in fits})
+            pruned[component] = kept[component]
+            if progress is not None:
+                progress(done / len(ready.handles))
     return tuple(tables)
+
+
+def weigh_tokens(
+    loaded: LoadedModel,
+    groups: Iterable[Sequence[ComponentHandle]],
+    batches: Sequence[CalibrationBatch],
+    tokens: str,
+) -> tuple[dict[ComponentId, TokenWeights], ...]:
+    """Compute the weights of the tokens in the dense model, which no context changes.
+
+    Args:
+        loaded: The dense model.
+        groups: Its components; the gradients of one group at a time are in memory.
+        batches: Calibration samples.
+        tokens: See `collect_statistics`.
+
+    Returns:
+        For each batch, the weights by component; without those that it does not run.
+    """
+    weights: tuple[dict[ComponentId, TokenWeights], ...] = tuple({} for _ in batches)
+    for handles in groups:
+        for batch, by_component in zip(batches, weights, strict=True):
+            by_component |= token_weights(loaded, handles, batch, tokens)
+    return weights
 
 
 def _widths_of(

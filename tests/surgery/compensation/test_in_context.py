@@ -22,6 +22,7 @@ from effllava_optuna.surgery import (
     rank_and_compensate,
     sliced,
     table_tensors,
+    weigh_tokens,
 )
 from tests.surgery.compensation.test_fitting import least_table_gb, three_widths
 from tests.surgery.compensation.test_sequential import inputs_of, weights_of
@@ -183,6 +184,28 @@ def test_groups_of_components_and_repetition_change_nothing(
     assert progress == [pytest.approx(n / 6) for n in range(1, 7)]
     assert all(torch.equal(w, before[n]) for n, w in tiny.model.state_dict().items())
     assert not any(module._forward_pre_hooks for module in tiny.model.modules())
+
+
+def test_several_contexts_can_share_the_weights_of_the_tokens(
+    tiny: LoadedModel,
+    fitted: CompensatedRanking,
+    folds: list[list[CalibrationBatch]],
+    fit_again: Callable[..., tuple[CompensationTable, ...]],
+) -> None:
+    policy = incumbent(tiny.structure)
+    batches = [batch for fold in folds for batch in fold]
+    weights = weigh_tokens(tiny, [tiny.handles], batches, OPTIONS.tokens)
+    options = ContextOptions(OPTIONS, fitted.damping, weights)
+    tables = compensate_in_context(tiny, state_of(fitted), policy, folds, options)
+    for table, again in zip(tables, fit_again(policy), strict=True):
+        assert_equal(table, again, tolerance=1e-4)
+    # They decide: with others, the fits differ.
+    equal = weigh_tokens(tiny, [tiny.handles], batches, "all")
+    other = compensate_in_context(
+        tiny, state_of(fitted), policy, folds, replace(options, weights=equal)
+    )
+    with pytest.raises(AssertionError):
+        assert_equal(other[0], tables[0], tolerance=1e-4)
 
 
 def test_the_limit_of_memory_counts_every_set_of_tables(
