@@ -28,7 +28,6 @@ from _records import add_records, read_records
 from _results import HERE, RESULTS, provenance
 from _sentences import paragraph, plural, value_range
 
-from effllava_optuna.objectives import groups_of
 from effllava_optuna.policy import Policy, bootstrap_interval
 from effllava_optuna.report import study_document
 from effllava_optuna.search.allocation_study import sized_for, without_search
@@ -65,7 +64,7 @@ def measure(session: SearchSession) -> dict[str, Any]:
     evaluator, first = session.evaluator, session.epochs.epoch(0).weight_state
     results = session.study.user_attrs[names.RESULTS]
     chosen, baseline = results["chosen"], results["uniform_by_kind"]
-    test = evaluator.encode(evaluator.inputs.task.samples(Split.TEST))
+    test = evaluator.split(evaluator.inputs.task.samples(Split.TEST))
     uniform = Policy.of(evaluator.structure, baseline["policy"])
     table = session.config.projector
     options = ProjectorTrainingOptions(table.steps, table.every, table.learning_rate, table.kl)
@@ -76,7 +75,7 @@ def measure(session: SearchSession) -> dict[str, Any]:
     def hits(policy: Policy, weight_state: WeightState) -> Any:
         return evaluator.score(policy, weight_state, test).hit
 
-    groups = groups_of(test)
+    groups = test.groups
     weight_state = session.epochs.epoch(chosen["epoch"]).weight_state
     chosen_hits = hits(Policy.of(evaluator.structure, chosen["policy"]), weight_state)
     baselines = {

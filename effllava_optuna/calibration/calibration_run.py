@@ -18,6 +18,7 @@ from effllava_optuna.objectives import (
     origin_of,
     parameters,
     risk_table,
+    samples_of,
     score_policy,
     tracked,
 )
@@ -82,8 +83,11 @@ def calibrate(
     report_stage("measuring the dense model", 0.0)
     unfitted = (None,) * (config.pruning.folds + 1)
     plain = WeightState("dense", ranked.ranking, unfitted, unfitted)
+    scored = inputs.proxy.scored
     batches = tracked(
-        inputs.proxy.scored, lambda share: report_stage("measuring the dense model", share)
+        scored,
+        len(samples_of(scored)),
+        lambda share: report_stage("measuring the dense model", share),
     )
     scores = score_policy(loaded, plain, Policy.dense(structure), batches)
     return Calibration(

@@ -12,9 +12,8 @@ from effllava_optuna.config.schema import ROWS, StudyConfig, is_task_name
 from effllava_optuna.config.task_factory import make_task
 from effllava_optuna.errors import LeakError, TaskError, shorten
 from effllava_optuna.objectives import (
-    encode_samples,
+    ScoredSplit,
     graded_samples,
-    groups_of,
     measure_of,
     score_batch,
     tracked,
@@ -100,11 +99,11 @@ def measure_accuracy(
         samples: Questions with answers.
         progress: Called with the finished share.
     """
-    encoded = encode_samples(loaded, samples, generate=True, device="cpu")
+    split = ScoredSplit(loaded, samples, kept_bytes=0)
     scores = Scores.concatenate(
-        [score_batch(loaded, batch) for batch in tracked(encoded, progress)]
+        [score_batch(loaded, batch) for batch in tracked(split, len(samples), progress)]
     )
-    return float(scores.hit.mean()), bootstrap_interval(scores.hit, groups_of(encoded))
+    return float(scores.hit.mean()), bootstrap_interval(scores.hit, split.groups)
 
 
 def recovery_samples(config: StudyConfig, options: RecoveryOptions) -> tuple[Sample, ...]:

@@ -31,6 +31,7 @@ from effllava_optuna.objectives.latency_measurement import (
 )
 from effllava_optuna.objectives.latency_table import LatencyTable
 from effllava_optuna.objectives.risk import FORMS, risk, risk_table
+from effllava_optuna.objectives.scored_split import ScoredSplit
 from effllava_optuna.objectives.size import flops, parameters, peak_memory_mb
 from effllava_optuna.objectives.stopwatch import Stopwatch
 from effllava_optuna.objectives.timing import Workload
@@ -42,6 +43,7 @@ __all__ = [
     "EncodedProxy",
     "LatencyTable",
     "Measure",
+    "ScoredSplit",
     "Stopwatch",
     "Workload",
     "answer_questions",

@@ -18,6 +18,7 @@ from effllava_optuna.surgery import (
 )
 from effllava_optuna.tasks import (
     Scores,
+    divide_samples,
     encode_prompts,
     encode_with_answers,
     grade_answers,
@@ -48,6 +49,14 @@ class EncodedBatch:
     seen: EncodedInputs
     fit: int = FULL_FIT
     dense: DenseOutputs | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Count the bytes of the tensors; those that share memory are counted once."""
+        tensors = [*self.batch.inputs.values(), *self.seen.tensors]
+        return sum(
+            {tensor.data_ptr(): tensor.nbytes for tensor in tensors if tensor.numel()}.values()
+        )
 
     def rows(self, samples: Sequence[Sample]) -> EncodedBatch | None:
         """Select ``samples`` of the batch without encoding them again, for training.
@@ -96,43 +105,57 @@ def encode_samples(
     Raises:
         TaskError: A sample cannot be encoded, or does not fit into the context of the model.
     """
-    where = loaded.device if device is None else device
-    scored = [sample for sample in samples if not (generate and sample.is_open_ended)]
-    generated = [sample for sample in samples if generate and sample.is_open_ended]
-    context = loaded.context
-
-    def batches_for(processor: Any) -> list[Batch]:
-        batches: list[Batch] = []
-        if scored or not generated:
-            batches += encode_with_answers(
-                processor, scored, batch_size=batch_size, context=context
-            )
-        if generated:
-            batches += encode_prompts(processor, generated, batch_size=batch_size, context=context)
-        return batches
-
-    whole = batches_for(loaded.processor)
-    fewer = {r: batches_for(processor) for r, processor in reduced_processors(loaded).items()}
+    parts = divide_for_scoring(loaded.processor, samples, batch_size, generate=generate)
     return tuple(
-        EncodedBatch(
-            batch.to(where),
-            encode_images(
-                loaded,
-                batch.inputs,
-                batch.positions,
-                {ratio: batches[number].inputs for ratio, batches in fewer.items()},
-            ).to(where),
-            fit,
-        )
-        for number, batch in enumerate(whole)
+        encode_batch(loaded, members, fit=fit, generate=generate, device=device)
+        for members in parts
     )
 
 
+def divide_for_scoring(
+    processor: Any, samples: Sequence[Sample], batch_size: int = 64, *, generate: bool
+) -> list[list[Sample]]:
+    """Divide samples into the batches of `encode_samples`, without encoding them."""
+    generated = [sample for sample in samples if generate and sample.is_open_ended]
+    scored = [sample for sample in samples if not (generate and sample.is_open_ended)]
+    parts: list[list[Sample]] = []
+    if scored or not generated:
+        parts += divide_samples(processor, scored, batch_size=batch_size, answers=True)
+    if generated:
+        parts += divide_samples(processor, generated, batch_size=batch_size, answers=False)
+    return parts
+
+
+def encode_batch(
+    loaded: LoadedModel,
+    members: Sequence[Sample],
+    *,
+    fit: int = FULL_FIT,
+    generate: bool = False,
+    device: str | torch.device | None = None,
+) -> EncodedBatch:
+    """Encode one of the parts of `divide_for_scoring`; see `encode_samples`."""
+    where = loaded.device if device is None else device
+    encode = encode_prompts if generate and members[0].is_open_ended else encode_with_answers
+
+    def batch_for(processor: Any) -> Batch:
+        (batch,) = encode(processor, members, batch_size=len(members), context=loaded.context)
+        return batch
+
+    batch = batch_for(loaded.processor)
+    fewer = {
+        ratio: batch_for(processor).inputs
+        for ratio, processor in reduced_processors(loaded).items()
+    }
+    seen = encode_images(loaded, batch.inputs, batch.positions, fewer).to(where)
+    return EncodedBatch(batch.to(where), seen, fit)
+
+
 def tracked(
-    batches: Sequence[EncodedBatch], progress: Callable[[float], None]
+    batches: Iterable[EncodedBatch], total: int, progress: Callable[[float], None]
 ) -> Iterator[EncodedBatch]:
-    """Yield batches, and report the share of their samples that has been asked for before."""
-    total, done = sum(len(encoded.batch.samples) for encoded in batches), 0
+    """Yield batches of ``total`` samples, and report the share that has been asked for before."""
+    done = 0
     for encoded in batches:
         progress(done / total)
         yield encoded

@@ -11,6 +11,7 @@ from effllava_optuna.objectives.grading import measure_of
 from effllava_optuna.surgery import answer_logits, encode_images, generate
 from effllava_optuna.tasks import (
     DenseAnswer,
+    divide_samples,
     encode_prompts,
     encode_with_answers,
     target_logits,
@@ -77,7 +78,8 @@ def graded_samples(
 
 def _choose(loaded: LoadedModel, samples: Sequence[Sample]) -> Iterator[tuple[str, DenseAnswer]]:
     """Yield the most likely option of each closed question."""
-    for batch in encode_with_answers(loaded.processor, samples, context=loaded.context):
+    for members in divide_samples(loaded.processor, samples, answers=True):
+        (batch,) = encode_with_answers(loaded.processor, members, context=loaded.context)
         if batch.targets is None:
             continue
         logits = answer_logits(loaded, encode_images(loaded, batch.inputs, batch.positions))
@@ -88,7 +90,8 @@ def _choose(loaded: LoadedModel, samples: Sequence[Sample]) -> Iterator[tuple[st
 
 def _generate(loaded: LoadedModel, samples: Sequence[Sample]) -> Iterator[tuple[str, DenseAnswer]]:
     """Yield the generated answer to each open-ended question."""
-    for batch in encode_prompts(loaded.processor, samples, context=loaded.context):
+    for members in divide_samples(loaded.processor, samples, answers=False):
+        (batch,) = encode_prompts(loaded.processor, members, context=loaded.context)
         encoded = encode_images(loaded, batch.inputs, batch.positions)
         for sample_id, (text, complete) in zip(
             batch.ids, generate(loaded, encoded, batch.new_tokens), strict=True

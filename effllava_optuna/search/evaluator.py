@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from effllava_optuna.objectives import (
-    encode_samples,
+    ScoredSplit,
     flops,
     parameters,
     risk,
@@ -155,7 +155,7 @@ class Evaluator:
             return score_policy(self.loaded, weight_state, policy, batches)
 
     def score(
-        self, policy: Policy, weight_state: WeightState, batches: Sequence[EncodedBatch]
+        self, policy: Policy, weight_state: WeightState, batches: Iterable[EncodedBatch]
     ) -> Scores:
         """Score ``policy`` on batches of any split."""
         with self.loaded.lock:
@@ -191,9 +191,9 @@ class Evaluator:
         table = self.calibration.latency
         return [whole_ms(table, timings[0], timings[number]) for number in runs]
 
-    def encode(self, samples: Sequence[Sample]) -> tuple[EncodedBatch, ...]:
-        """Encode samples for the fit on the whole proxy; open questions are to be generated."""
-        return encode_samples(self.loaded, samples, generate=True, device="cpu")
+    def split(self, samples: Sequence[Sample]) -> ScoredSplit:
+        """Return samples to be scored by the fit on the whole proxy."""
+        return ScoredSplit(self.loaded, samples)
 
     def size(self, policy: Policy) -> tuple[int, float]:
         """Return the parameters of the network of ``policy``, and the GFLOPs of the workload."""

@@ -23,7 +23,6 @@ from effllava_optuna.objectives import (
     measure_of,
     number_groups,
     peak_memory_mb,
-    samples_of,
 )
 from effllava_optuna.policy import (
     Policy,
@@ -45,7 +44,7 @@ from effllava_optuna.tasks import Split
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from effllava_optuna.objectives import EncodedBatch, Measure
+    from effllava_optuna.objectives import Measure, ScoredSplit
     from effllava_optuna.policy import TrialRecord
     from effllava_optuna.search.evaluator import Evaluator, Measurement
     from effllava_optuna.search.session import SearchSession
@@ -80,18 +79,20 @@ class _ScoreCache:
     def __init__(self, session: SearchSession) -> None:
         self.session = session
         self.evaluator = session.evaluator
-        self.batches: dict[Split, tuple[EncodedBatch, ...]] = {}
+        self.splits: dict[Split, ScoredSplit] = {}
         self._scores: dict[tuple[str, Policy, Split], Scores] = {}
 
     def open(self, split: Split) -> None:
-        """Encode a split; before that, nothing can be scored on it."""
-        self.batches[split] = self.evaluator.encode(final_samples(self.session, split))
+        """Open a split; before that, nothing can be scored on it."""
+        self.splits[split] = self.evaluator.split(final_samples(self.session, split))
 
     def scores(self, finalist: Finalist, split: Split) -> Scores:
         key = (finalist.weight_state.digest, finalist.policy, split)
         if key not in self._scores:
+            proxy = self.evaluator.proxy
+            batches = proxy.graded if split is Split.PROXY else self.splits[split]
             self._scores[key] = self.evaluator.score(
-                finalist.policy, finalist.weight_state, self.batches[split]
+                finalist.policy, finalist.weight_state, batches
             )
         return self._scores[key]
 
@@ -102,7 +103,6 @@ class _ScoreCache:
             return [float(hit) for hit in self.scores(finalist, split).hit]
         if proxy.graded is proxy.scored:
             return list(finalist.measured.hits)
-        self.batches.setdefault(Split.PROXY, proxy.graded)
         return [float(hit) for hit in self.scores(finalist, split).hit]
 
     def measure(self, split: Split) -> Measure:
@@ -113,8 +113,9 @@ class _ScoreCache:
         return measure_of(self.evaluator.inputs.task.samples(split), measure)
 
     def groups(self, split: Split) -> list[str]:
-        batches = self.evaluator.proxy.graded if split is Split.PROXY else self.batches[split]
-        return groups_of(batches)
+        if split is Split.PROXY:
+            return groups_of(self.evaluator.proxy.graded)
+        return self.splits[split].groups
 
 
 def study_finalists(session: SearchSession, front: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -260,7 +261,7 @@ class FinalSelection:
             rows[str(trial)]["quality_smoothed"] = quality
         study.set_user_attr(SCORES, _scores_by_sample(self.cache, everyone))
         results = {
-            "constant": constant_of(samples_of(self.cache.batches[Split.TEST])),
+            "constant": constant_of(self.cache.splits[Split.TEST].samples),
             "memory": _memory(self.evaluator),
             "dense": rows[dense.name],
             "uniform": rows.get("uniform"),
@@ -354,7 +355,7 @@ def _row(
         accuracies[f"accuracy_{split}_interval"] = bootstrap_interval(scores.hit, groups)
     measures = [cache.measure(split) for split in (Split.PROXY, Split.TEST)]
     comparable = measures[0] == measures[1]
-    subsets = [sample.subsets for sample in samples_of(cache.batches[Split.TEST])]
+    subsets = [sample.subsets for sample in cache.splits[Split.TEST].samples]
     accuracies["subsets_test"] = accuracy_by_subset(
         cache.hits(finalist, Split.TEST), cache.groups(Split.TEST), subsets
     )

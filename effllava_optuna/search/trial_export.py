@@ -203,6 +203,6 @@ def _accuracy(session: SearchSession, policy: Policy, weight_state: WeightState)
     graded = [replace(encoded, fit=FULL_FIT) for encoded in evaluator.proxy.graded]
     proxy, validation = (
         float(evaluator.score(policy, weight_state, batches).hit.mean())
-        for batches in (graded, evaluator.encode(final_samples(session, Split.VALIDATION)))
+        for batches in (graded, evaluator.split(final_samples(session, Split.VALIDATION)))
     )
     return FitAccuracy(proxy, validation)

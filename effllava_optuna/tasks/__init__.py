@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from effllava_optuna.tasks.judging.judgements import JudgedScore as JudgedScore
     from effllava_optuna.tasks.judging.openai_judge import OpenAIJudge as OpenAIJudge
     from effllava_optuna.tasks.prompts import Batch as Batch
+    from effllava_optuna.tasks.prompts import divide_samples as divide_samples
     from effllava_optuna.tasks.prompts import encode_prompts as encode_prompts
     from effllava_optuna.tasks.prompts import encode_with_answers as encode_with_answers
     from effllava_optuna.tasks.sample import UNLABELLED as UNLABELLED
@@ -75,6 +76,7 @@ _MODULES = {
     "count_outputs": ".scoring.agreement",
     "dense_outputs": ".scoring.agreement",
     "digest_samples": ".task",
+    "divide_samples": ".prompts",
     "encode_prompts": ".prompts",
     "encode_with_answers": ".prompts",
     "grade_answer": ".scoring.scores",

@@ -57,6 +57,14 @@ class EncodedInputs:
         """Return whether there are images."""
         return self.vision is not None or "pixel_values" in self.inputs
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Return all tensors, also those of encoded images."""
+        vision = self.vision
+        images = () if vision is None else (vision.features, *vision.arguments.values())
+        fewer = (tensor for some in self.fewer.values() for tensor in some.values())
+        return [*self.inputs.values(), *fewer, *images]
+
     def select(self, index: torch.Tensor) -> EncodedInputs | None:
         """Select samples by row; None if the samples do not have one image each."""
         rows = {len(tensor) for tensor in self.inputs.values()}

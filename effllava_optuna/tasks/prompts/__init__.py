@@ -7,13 +7,18 @@ from effllava_optuna.tasks.prompts.chat_prompt import (
     format_prompt,
     require_answers_last,
 )
-from effllava_optuna.tasks.prompts.sample_encoding import encode_prompts, encode_with_answers
+from effllava_optuna.tasks.prompts.sample_encoding import (
+    divide_samples,
+    encode_prompts,
+    encode_with_answers,
+)
 
 __all__ = [
     "IGNORE_INDEX",
     "Batch",
     "append_answer",
     "build_model_inputs",
+    "divide_samples",
     "encode_prompts",
     "encode_with_answers",
     "format_prompt",

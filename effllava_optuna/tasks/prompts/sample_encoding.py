@@ -59,7 +59,7 @@ def encode_with_answers(
             ``context``.
     """
     batches = []
-    for members in _divide(processor, samples, batch_size, answers=True):
+    for members in divide_samples(processor, samples, batch_size=batch_size, answers=True):
         encode = _encode_open_ended if members[0].is_open_ended else _encode_closed
         batches.append(encode(processor, members))
         require_context(batches[-1], context)
@@ -83,17 +83,30 @@ def encode_prompts(
         TaskError: See `encode_with_answers`; answers are not checked.
     """
     batches = []
-    for members in _divide(processor, samples, batch_size, answers=False):
+    for members in divide_samples(processor, samples, batch_size=batch_size, answers=False):
         inputs = _inputs(processor, members, _prompts(processor, members))
         batches.append(Batch(inputs, None, None, tuple(members)))
         require_context(batches[-1], context)
     return tuple(batches)
 
 
-def _divide(
-    processor: Any, samples: Sequence[Sample], batch_size: int, *, answers: bool
+def divide_samples(
+    processor: Any, samples: Sequence[Sample], *, batch_size: int = 64, answers: bool
 ) -> list[list[Sample]]:
-    """Divide samples into batches of one kind."""
+    """Divide samples into batches of one kind, without encoding them.
+
+    Args:
+        processor: Processor of the model.
+        samples: The samples.
+        batch_size: Largest number of samples in a batch.
+        answers: As `encode_with_answers` divides them; if false, as `encode_prompts` does.
+
+    Returns:
+        The samples of each batch. Divided again, they are one batch.
+
+    Raises:
+        TaskError: There are no samples, or an open-ended question has no correct answer.
+    """
     if not samples:
         raise TaskError("There are no samples to encode.", hint="Check the task's split sizes.")
 
