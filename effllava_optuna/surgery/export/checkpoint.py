@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from effllava_optuna.checkpoint_format import is_directory
 from effllava_optuna.errors import ExportError
 from effllava_optuna.export_target import check_export_directory, is_export, resolve_target
 from effllava_optuna.files import expand_home, scratch_beside, write_errors_as
@@ -29,7 +30,7 @@ from effllava_optuna.surgery.export.stored_precision import in_stored_dtype
 from effllava_optuna.surgery.export.vllm_verification import verify_in_vllm
 from effllava_optuna.surgery.loading.checksums import write_checksums
 from effllava_optuna.surgery.loading.example_inputs import build_example_inputs
-from effllava_optuna.surgery.loading.loader import load
+from effllava_optuna.surgery.loading.loader import complete_export, load
 from effllava_optuna.surgery.structure.pruned_class import has_plan
 from effllava_optuna.vllm_package import vllm_python
 
@@ -178,20 +179,27 @@ def _replace(target: Path, draft: Path, scratch: Path) -> None:
 
 
 def load_pruned(
-    directory: str | Path, *, device: str = "auto", dtype: str = "auto"
+    path_or_id: str | Path, *, device: str = "auto", dtype: str = "auto"
 ) -> LoadedModel:
-    """Load a checkpoint that `export` wrote, without running code from the directory.
+    """Load a checkpoint that `export` wrote, without running code from there.
 
     A copy that ``save_pretrained`` of the loaded model wrote can be loaded, too; it has no record
     of the kept units.
 
+    Args:
+        path_or_id: A directory, or a hub id.
+        device: See `load`.
+        dtype: See `load`.
+
     Raises:
-        ModelError: The directory holds no such checkpoint, or a damaged one.
+        ModelError: There is no such checkpoint, or it is damaged.
     """
-    place = expand_home(directory)
+    place: str | Path = expand_home(path_or_id)
+    if isinstance(path_or_id, str) and not is_directory(place):
+        place = complete_export(path_or_id)
     if not (is_export(place) or has_plan(place)):
         raise ExportError(
-            f"{directory} holds no checkpoint that effllava_optuna wrote.",
+            f"{path_or_id} holds no checkpoint that effllava_optuna wrote.",
             hint="Use a directory that `export` wrote, or load() for other checkpoints.",
         )
-    return load(directory, device=device, dtype=dtype)
+    return load(path_or_id, device=device, dtype=dtype)

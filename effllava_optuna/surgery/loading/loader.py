@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -74,7 +75,7 @@ def load(
 
     Args:
         path_or_id: A directory, a hub id, or ``digits-vlm``, a model inside the package. The
-            directory may be one that `export` wrote.
+            checkpoint may be one that `export` wrote.
         device: ``cpu``, ``cuda``, ``cuda:1`` ...; ``auto``: cuda if available; ``device-map``:
             spread over all devices, as ``device_map="auto"`` does.
         dtype: ``float32``, ``bfloat16`` or ``float16``, for computing and for exports; ``auto``:
@@ -93,13 +94,13 @@ def load(
         >>> len(loaded.structure.components), loaded.structure.components[1].id
         (12, 'language.00.mlp')
     """
-    source, location = str(path_or_id), locate_checkpoint(path_or_id)
+    source, location = str(path_or_id), complete_export(path_or_id)
     spread = device == "device-map"
     torch_device = _device("auto" if spread else device)
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"dtype is {dtype!r}.", hint=f"Use auto or one of {', '.join(DTYPES)}.")
     torch_dtype: Any = DTYPES.get(dtype, torch.float32 if torch_device.type == "cpu" else "auto")
-    config = read_config(path_or_id)
+    config = _read_config(path_or_id, location)
     policy = None
     if is_export(location):
         policy = read_policy(location)
@@ -160,6 +161,31 @@ def load_without_weights(path_or_id: str | Path) -> tuple[Any, bool]:
     return model, takes_images(config)
 
 
+def complete_export(path_or_id: str | Path) -> str | Path:
+    """Return the location of a checkpoint; of an export on the hub, the directory of its download.
+
+    An export is downloaded whole, because transformers would run the code in it.
+
+    Raises:
+        ModelError: There is no such checkpoint, or the download failed.
+    """
+    source, location = str(path_or_id), locate_checkpoint(path_or_id)
+    if is_directory(location):
+        return location
+    with errors_in_one_line(source):
+        for name in DESCRIPTIONS:  # so that `check_format` finds them, too
+            cached_file(
+                location,
+                name,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
+        directory = local_directory(location)
+        if directory is None or not has_plan(directory):
+            return location
+        return Path(snapshot_download(str(location)))
+
+
 def read_config(path_or_id: str | Path) -> Any:
     """Read the configuration of a checkpoint, without running code from there.
 
@@ -167,16 +193,13 @@ def read_config(path_or_id: str | Path) -> Any:
         ModelError: There is no such checkpoint, it cannot be pruned (see `check_format`), or its
             configuration contradicts itself.
     """
-    source, location = str(path_or_id), locate_checkpoint(path_or_id)
+    return _read_config(path_or_id, complete_export(path_or_id))
+
+
+def _read_config(path_or_id: str | Path, location: str | Path) -> Any:
+    """Read the configuration at the location of a checkpoint; see `read_config`."""
+    source = str(path_or_id)
     with errors_in_one_line(source):
-        if not is_directory(location):
-            for name in DESCRIPTIONS:  # so that `check_format` finds them
-                cached_file(
-                    location,
-                    name,
-                    _raise_exceptions_for_missing_entries=False,
-                    _raise_exceptions_for_connection_errors=False,
-                )
         check_format(path_or_id)
         config = AutoConfig.from_pretrained(location, trust_remote_code=False)
         if not has_plan(location):

@@ -122,6 +122,39 @@ def test_the_loaded_model_has_the_same_weights_and_logits(
             assert torch.equal(weights[name], weight), name
 
 
+@pytest.mark.parametrize("complete", [True, False])
+def test_an_export_on_the_hub_is_loaded_without_running_its_code(
+    exported: tuple[Path, VerifiedExport],
+    pruned: LoadedModel,
+    batch: Batch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    complete: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # What the hub has, as its client stores it when it has downloaded it.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--pruned"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0123")
+    snapshot = repository / "snapshots" / "0123"
+    shutil.copytree(exported[0], snapshot)
+    for file in snapshot.glob("*.py"):
+        file.write_text("raise RuntimeError('this code was run')")
+    write_checksums(snapshot)
+    if not complete:
+        (snapshot / "model.safetensors").unlink()
+        with pytest.raises(ModelError, match=r"model\.safetensors is missing"):
+            load("someone/pruned", device="cpu")
+        return
+    for load_it in (load, load_pruned):
+        loaded = load_it("someone/pruned", device="cpu")
+        assert loaded.source == "someone/pruned"
+        assert loaded.pruning_record == load_pruned(exported[0], device="cpu").pruning_record
+        assert torch.equal(last_logits(loaded, batch), last_logits(pruned, batch))
+
+
 def test_an_export_is_a_stock_checkpoint_except_for_its_sizes(
     exported: tuple[Path, VerifiedExport], checkpoint: Path
 ) -> None:
