@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 USER_KIND = "user"  # kind of a trial that a user enqueued
 LOST, WITHDRAWN = "lost", "withdrawn"  # why a trial is void
 _LAST_ATTEMPT = 1
-_MAX_LOST_PROCESSES = 3  # that one attempt may cost
+MAX_LOST_PROCESSES = 3  # that one attempt may cost
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -98,7 +98,7 @@ def effective_trials(trials: Iterable[FrozenTrial]) -> dict[Slot, FrozenTrial]:
             continue
         if trial.state == TrialState.FAIL and VOID in trial.system_attrs:
             lost[attempt] += trial.system_attrs[VOID] == LOST
-            if lost[attempt] < _MAX_LOST_PROCESSES:
+            if lost[attempt] < MAX_LOST_PROCESSES:
                 continue
         precedence = (-attempt.number, trial.state == TrialState.FAIL, trial.number)
         if attempt.slot not in best or precedence < best[attempt.slot][0]:

@@ -17,6 +17,7 @@ from effllava_optuna.samplers import (
     leases_of,
     lost_trials,
     owner_alive,
+    release_trial,
     renew_lease,
     storage_of,
     study_id_of,
@@ -146,6 +147,38 @@ def test_only_trials_of_dead_processes_are_failed() -> None:
     assert fail_lost_trials(study) == [dead]
     assert study.trials[dead].user_attrs["void"] == "lost"  # shown on its page of the dashboard
     assert [t.state.name for t in study.trials] == ["FAIL", "RUNNING", "RUNNING", "RUNNING"]
+
+
+def test_a_lost_trial_that_a_user_enqueued_is_enqueued_again_twice() -> None:
+    study = optuna.create_study()
+    study.enqueue_trial({"x": 1}, user_attrs={"note": "mine"})
+    for number in range(3):
+        assert study.trials[-1].number == number
+        assert study.trials[-1].state == TrialState.WAITING
+        trial = study.ask()
+        storage_of(study).set_trial_system_attr(trial._trial_id, "owner", ended_process())
+        assert fail_lost_trials(study) == [number]
+        assert fail_lost_trials(study) == []
+    assert len(study.trials) == 3  # its parameters may be what ends the processes
+    assert all(trial.user_attrs["note"] == "mine" for trial in study.trials)
+    assert all(trial.system_attrs["fixed_params"] == {"x": 1} for trial in study.trials)
+
+
+def test_an_interrupted_trial_is_enqueued_again_once_if_a_user_enqueued_it() -> None:
+    study = optuna.create_study()
+    study.enqueue_trial({"x": 1})
+    for expected in ([TrialState.RUNNING, TrialState.WAITING], [TrialState.RUNNING] * 2):
+        trial = study.ask()
+        storage_of(study).set_trial_system_attr(trial._trial_id, "owner", ended_process())
+        if expected[1] == TrialState.WAITING:
+            release_trial(trial)
+        assert [each.state for each in study.trials] == expected
+    # Killed after it was released: it is not enqueued a second time.
+    assert fail_lost_trials(study) == [0, 1]
+    assert [each.number for each in study.trials if each.state == TrialState.WAITING] == [2]
+    study = optuna.create_study()
+    release_trial(study.ask())  # a trial of the sampler: its slot is due again
+    assert len(study.trials) == 1
 
 
 def test_a_trial_without_owner_is_failed_after_the_grace_period() -> None:

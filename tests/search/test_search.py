@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import torch
@@ -382,6 +382,28 @@ def test_impossible_searches_are_refused(table: dict[str, Any], message: str) ->
     document = {"study": {"name": "s"}, "model": {"path": "m"}, "task": {"name": "digits"}}
     with pytest.raises(ConfigError, match=message):
         StudyConfig.of(document | {"search": table})
+
+
+def test_a_trial_of_a_user_that_is_interrupted_is_measured_by_the_next_run(
+    factory: StudyFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with factory() as session:
+        wide = {name: d.high for name, d in session.schedule.view().distributions.items()}
+        session.study.enqueue_trial(wide, user_attrs={"note": "mine"})
+
+        def interrupt(*_: object) -> NoReturn:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Evaluator, "measure", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                search(session)
+        search(session)
+        users = [t for t in session.study.trials if t.user_attrs.get("note") == "mine"]
+        assert [trial.state for trial in users] == [TrialState.FAIL, TrialState.COMPLETE]
+        assert users[0].system_attrs["void"] == "withdrawn"
+        assert users[1].params == wide
+        assert session.schedule.finished
 
 
 def test_trials_that_users_enqueue_at_the_end_are_measured(factory: StudyFactory) -> None:
