@@ -26,7 +26,7 @@ from effllava_optuna.surgery.importance.unit_statistics import capture_inputs
 from effllava_optuna.surgery.structure.recognition import find_stacks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import nn
 
@@ -60,7 +60,8 @@ class ResumedRuns:
     """Runs calibration samples through networks of one model, component after component.
 
     Between the calls for two components, the weights of a network may change in the first one
-    and in those after it, not before. Memory: for each network and batch, one hidden state.
+    and in those after it, not before. Memory: for each network and batch, one hidden state; for
+    each batch, what the components of one block read in the dense model.
 
     Args:
         loaded: The dense model.
@@ -74,11 +75,13 @@ class ResumedRuns:
             for number, (_, stack) in enumerate(find_stacks(loaded.model))
             for block in stack
         }
+        self._together = _by_block(loaded.handles, self._stacks)
         self._starts: dict[tuple[int, int], _Start] = {}
+        self._dense: dict[ComponentId, dict[int, torch.Tensor | None]] = {}
         pictured = (n for n, batch in enumerate(batches) if "pixel_values" in batch.inputs)
         self._tested_batch = next(pictured, 0)
         self._checksums: Mapping[ComponentId, tuple[float, float]] | None = None
-        self._tested: ComponentId | None = None
+        self._tested: Sequence[ComponentHandle] = ()
         self._skipped: dict[str, int] = {}
 
     def dense(self, handle: ComponentHandle, number: int) -> torch.Tensor | None:
@@ -92,7 +95,15 @@ class ResumedRuns:
             The inputs of its output matrix, shape ``(tokens, columns)``, float64; None if the
             batch does not run the component.
         """
-        return self._inputs(self._loaded, handle, (_DENSE, number))
+        component, handles = handle.component.id, self._together[handle.component.id]
+        if component not in self._dense:
+            self._dense = {each.component.id: {} for each in handles}
+        if number not in self._dense[component]:
+            found = self._inputs(self._loaded, handles, (_DENSE, number))
+            for name, inputs in self._dense.items():
+                inputs[number] = found.get(name)
+        x = self._dense[component][number]
+        return None if x is None else _by_token(x)
 
     def pruned(
         self, network: LoadedModel, handle: ComponentHandle, number: int, fit: int = 0
@@ -108,34 +119,40 @@ class ResumedRuns:
         Returns:
             As `dense`.
         """
-        return self._inputs(network, handle, (fit, number))
+        x = self._inputs(network, [handle], (fit, number)).get(handle.component.id)
+        return None if x is None else _by_token(x)
 
     def _inputs(
-        self, network: LoadedModel, handle: ComponentHandle, key: tuple[int, int]
-    ) -> torch.Tensor | None:
-        if self._tested != handle.component.id:
-            self._test(handle)
-        x, start = self._run(network, handle, key)
-        if x is not None and start is not None:
+        self, network: LoadedModel, handles: Sequence[ComponentHandle], key: tuple[int, int]
+    ) -> dict[ComponentId, torch.Tensor]:
+        together = self._together[handles[0].component.id]
+        if self._tested is not together:
+            self._test(together)
+            self._tested = together
+        captured, start = self._run(network, handles, key)
+        if start is not None:
             self._starts[key] = start
-        return x
+        return captured
 
-    def _test(self, handle: ComponentHandle) -> None:
-        """Skip fewer blocks, until the inputs of a component are those of a whole run."""
+    def _test(self, handles: Sequence[ComponentHandle]) -> None:
+        """Skip fewer blocks, until the inputs of some components are those of a whole run."""
         if self._checksums is None:
             self._checksums = self._whole_run()
-        tower = handle.component.tower
-        expected = self._checksums.get(handle.component.id)
+        expected = {
+            handle.component.id: self._checksums[handle.component.id]
+            for handle in handles
+            if handle.component.id in self._checksums
+        }
+        tower = handles[0].component.tower
         while self._skipped.setdefault(tower, _ALL) != _NONE:
             try:
-                x, _ = self._run(self._loaded, handle, (_DENSE, self._tested_batch))
-                same = expected == (None if x is None else _checksum(x))
+                captured, _ = self._run(self._loaded, handles, (_DENSE, self._tested_batch))
+                found = {name: _checksum(_by_token(x)) for name, x in captured.items()}
             except Exception:  # blocks may raise anything for what they do not expect
-                same = False
-            if same:
+                found = None
+            if found == expected:
                 break
             self._skipped[tower] -= 1
-        self._tested = handle.component.id
 
     @torch.no_grad()
     def _whole_run(self) -> dict[ComponentId, tuple[float, float]]:
@@ -156,15 +173,25 @@ class ResumedRuns:
 
     @torch.no_grad()
     def _run(
-        self, network: LoadedModel, handle: ComponentHandle, key: tuple[int, int]
-    ) -> tuple[torch.Tensor | None, _Start | None]:
-        """Run a batch from where its last run ended, and return where the next one may start."""
-        skipped = self._skipped.get(handle.component.tower, _ALL)
+        self, network: LoadedModel, handles: Sequence[ComponentHandle], key: tuple[int, int]
+    ) -> tuple[dict[ComponentId, torch.Tensor], _Start | None]:
+        """Run a batch from where its last run ended, until components of one block have run.
+
+        Returns:
+            The inputs of the components that have run, and where the next run may start; None if
+            one of them has not.
+        """
+        skipped = self._skipped.get(handles[0].component.tower, _ALL)
         start = self._starts.get(key) if skipped != _NONE else None
         before = {} if start is None else dict(start.before)
         passage = _Passage(before)
         with network.lock, ExitStack() as undo:
-            captured = undo.enter_context(capture_inputs([handle]))
+            captured = undo.enter_context(capture_inputs(handles))
+
+            def stop(*_: object) -> None:
+                if len(captured) == len(handles):
+                    raise _ComponentsReached
+
             if start is not None:
                 for block, rest in before.items():
                     if skipped == _ALL or self._stacks[block] == self._stacks[start.block]:
@@ -179,13 +206,14 @@ class ResumedRuns:
                     entered = block.register_forward_pre_hook(passage.enter, with_kwargs=True)
                     undo.callback(entered.remove)
                     undo.callback(block.register_forward_hook(passage.leave).remove)
-            output = handle.linear(handle.output)
-            undo.callback(output.register_forward_pre_hook(_stop).remove)
+            for handle in handles:
+                output = handle.linear(handle.output)
+                undo.callback(output.register_forward_pre_hook(stop).remove)
             try:
                 self._forward(network, key[1])
-            except _ComponentReached:
-                return _by_token(captured[handle.component.id]), passage.start
-        return None, None
+            except _ComponentsReached:
+                return captured, passage.start
+        return captured, None
 
     def _forward(self, network: LoadedModel, number: int) -> None:
         inputs = self._batches[number].inputs
@@ -195,12 +223,19 @@ class ResumedRuns:
         )
 
 
-class _ComponentReached(Exception):
-    """The output matrix of the wanted component is about to run."""
+class _ComponentsReached(Exception):
+    """The output matrix of the last wanted component is about to run."""
 
 
-def _stop(*_: object) -> None:
-    raise _ComponentReached
+def _by_block(
+    handles: Sequence[ComponentHandle], blocks: Iterable[nn.Module]
+) -> dict[ComponentId, Sequence[ComponentHandle]]:
+    """Return, by component, the components of its block."""
+    block_of = {module: block for block in blocks for module in block.modules()}
+    groups: dict[nn.Module, list[ComponentHandle]] = {}
+    for handle in handles:
+        groups.setdefault(block_of.get(handle.module, handle.module), []).append(handle)
+    return {handle.component.id: group for group in groups.values() for handle in group}
 
 
 @dataclass

@@ -117,8 +117,8 @@ def first_block_runs(loaded: LoadedModel) -> int:
 
 
 def test_each_block_runs_a_few_times_however_deep_the_model() -> None:
-    # A whole run; two runs to each of its two components; two to the next block.
-    assert first_block_runs(deep_decoder()) == 1 + 2 * 2 + 2
+    # A whole run; a test and a run of its own, and of the next block.
+    assert first_block_runs(deep_decoder()) == 1 + 2 + 2
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -138,4 +138,4 @@ def test_blocks_that_read_what_others_leave_behind_run_from_the_beginning(*, fai
     layers[0].register_forward_hook(leave)
     layers[3].register_forward_hook(read_left)
     assert_all_equal(loaded, [text_inputs()])
-    assert first_block_runs(loaded) > len(loaded.handles) / 2
+    assert first_block_runs(loaded) >= 1 + DEPTH
