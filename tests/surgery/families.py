@@ -130,6 +130,32 @@ _IDEFICS = {
 }  # fmt: skip
 _TILED = {"image_grid_pinpoints": [[28, 28], [28, 56], [56, 28]]}
 
+
+def _gemma4(**more: Any) -> Family:
+    """Return a model of the form of Gemma 4; the smallest ones share keys between blocks."""
+    text = {
+        "head_dim": 16, "layer_types": _MIXED, "sliding_window": 8, "global_head_dim": 32,
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 64,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 12,
+        "patch_size": 4, "pooling_kernel_size": 2, "position_embedding_size": 64,
+    }  # fmt: skip
+    return Family(
+        "Gemma4Config",
+        {
+            "text_config": _TEXT | text | more, "vision_config": vision,
+            "audio_config": None, "image_token_id": _IMAGE,
+        },
+        _pixels(
+            1, 16, 3 * 16,
+            image_position_ids=torch.cartesian_prod(torch.arange(4), torch.arange(4))[None],
+        ),
+        4, masks=("mm_token_type_ids",),
+    )  # fmt: skip
+
+
 FAMILIES: Mapping[str, Family] = {
     "llava": Family(
         *_llava_like("LlavaConfig", _CLIP, _text("llama"), vision_feature_layer=-2), _ONE_IMAGE, 4
@@ -212,27 +238,10 @@ FAMILIES: Mapping[str, Family] = {
         ),
         _ONE_IMAGE, 4, masks=("token_type_ids",),
     ),
-    "gemma4": Family(
-        "Gemma4Config",
-        {
-            "text_config": _TEXT
-            | {
-                "head_dim": 16, "layer_types": _MIXED, "sliding_window": 8,
-                "global_head_dim": 32, "hidden_size_per_layer_input": 8,
-                "vocab_size_per_layer_input": 64,
-            },
-            "vision_config": {
-                "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
-                "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 12,
-                "patch_size": 4, "pooling_kernel_size": 2, "position_embedding_size": 64,
-            },
-            "audio_config": None, "image_token_id": _IMAGE,
-        },
-        _pixels(
-            1, 16, 3 * 16,
-            image_position_ids=torch.cartesian_prod(torch.arange(4), torch.arange(4))[None],
-        ),
-        4, masks=("mm_token_type_ids",),
+    "gemma4": _gemma4(),
+    "gemma4 (shared keys)": _gemma4(
+        num_hidden_layers=4, layer_types=["sliding_attention", "full_attention"] * 2,
+        num_kv_shared_layers=2,
     ),
     "mistral3": Family(
         *_llava_like(

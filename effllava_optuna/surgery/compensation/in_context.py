@@ -112,18 +112,20 @@ def compensate_in_context(
         for done, handle in enumerate(ready.handles, start=1):
             component = handle.component.id
             partial = Policy.of(ready.structure, pruned)
-            for fit, table in enumerate(tables):
+            # A component of a removed block does not run.
+            fits = enumerate(tables) if partial.active_widths[component] else ()
+            for fit, table in fits:
                 own = {
                     number: tokens[component]
-                    for number, tokens in enumerate(weights)
-                    if fold_of[number] != fit and component in tokens
+                    for number, (fold, tokens) in enumerate(zip(fold_of, weights, strict=True))
+                    if fold != fit and component in tokens
                 }
                 network = _Context(ready, state, partial, fit)
                 moments = network.moments(handle, runs, own)
                 if moments is not None:
                     damping = options.damping.get(component, DAMPING)
-                    fits = _fit(handle, *moments, widths[component], damping)
-                    table.update({(component, count): fits[count] for count in fits})
+                    fitted = _fit(handle, *moments, widths[component], damping)
+                    table.update({(component, count): fitted[count] for count in fitted})
             pruned[component] = kept[component]
             if progress is not None:
                 progress(done / len(ready.handles))

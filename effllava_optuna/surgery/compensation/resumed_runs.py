@@ -14,15 +14,17 @@ embeddings.
 
 from __future__ import annotations
 
+import logging
+import math
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from effllava_optuna.surgery.apply.replaced_forward import replaced_forward
-from effllava_optuna.surgery.importance.unit_statistics import capture_inputs
+from effllava_optuna.surgery.importance.unit_statistics import capture_inputs, last_positions
 from effllava_optuna.surgery.structure.recognition import find_stacks
 
 if TYPE_CHECKING:
@@ -37,7 +39,22 @@ if TYPE_CHECKING:
 
 # What is skipped: all blocks that ran, those of the same stack, or none.
 _ALL, _OWN_STACK, _NONE = 2, 1, 0
+_CONSEQUENCES = {
+    _OWN_STACK: "the vision tower runs for each component",
+    _NONE: "all blocks run for each component, which takes long",
+}
+_TOLERANCE = 1e-5  # of checksums: some kernels of a GPU add in any order
 _DENSE = -1  # in the place of the number of a fit
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A tensor in main memory, and the device that it is computed on."""
+
+    tensor: torch.Tensor
+    device: torch.device
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +69,7 @@ class _Start:
     """
 
     block: nn.Module
-    hidden: torch.Tensor
+    hidden: _Kept
     before: Mapping[nn.Module, tuple[None, ...] | None]
 
 
@@ -60,8 +77,8 @@ class ResumedRuns:
     """Runs calibration samples through networks of one model, component after component.
 
     Between the calls for two components, the weights of a network may change in the first one
-    and in those after it, not before. Memory: for each network and batch, one hidden state; for
-    each batch, what the components of one block read in the dense model.
+    and in those after it, not before. Main memory: for each network and batch, one hidden state;
+    for each batch, what the components of one block read in the dense model.
 
     Args:
         loaded: The dense model.
@@ -77,11 +94,10 @@ class ResumedRuns:
         }
         self._together = _by_block(loaded.handles, self._stacks)
         self._starts: dict[tuple[int, int], _Start] = {}
-        self._dense: dict[ComponentId, dict[int, torch.Tensor | None]] = {}
+        self._dense: dict[ComponentId, dict[int, _Kept | None]] = {}
         pictured = (n for n, batch in enumerate(batches) if "pixel_values" in batch.inputs)
         self._tested_batch = next(pictured, 0)
         self._checksums: Mapping[ComponentId, tuple[float, float]] | None = None
-        self._tested: Sequence[ComponentHandle] = ()
         self._skipped: dict[str, int] = {}
 
     def dense(self, handle: ComponentHandle, number: int) -> torch.Tensor | None:
@@ -98,12 +114,13 @@ class ResumedRuns:
         component, handles = handle.component.id, self._together[handle.component.id]
         if component not in self._dense:
             self._dense = {each.component.id: {} for each in handles}
+            self._test(handles)
         if number not in self._dense[component]:
             found = self._inputs(self._loaded, handles, (_DENSE, number))
             for name, inputs in self._dense.items():
-                inputs[number] = found.get(name)
-        x = self._dense[component][number]
-        return None if x is None else _by_token(x)
+                inputs[number] = _in_main_memory(found.get(name))
+        kept = self._dense[component][number]
+        return None if kept is None else _by_token(kept.tensor.to(kept.device))
 
     def pruned(
         self, network: LoadedModel, handle: ComponentHandle, number: int, fit: int = 0
@@ -112,7 +129,7 @@ class ResumedRuns:
 
         Args:
             network: The narrowed model.
-            handle: The component; in forward order.
+            handle: The component; in forward order, after its call of `dense`.
             number: Index of the batch.
             fit: Number that distinguishes networks with other weights.
 
@@ -125,10 +142,6 @@ class ResumedRuns:
     def _inputs(
         self, network: LoadedModel, handles: Sequence[ComponentHandle], key: tuple[int, int]
     ) -> dict[ComponentId, torch.Tensor]:
-        together = self._together[handles[0].component.id]
-        if self._tested is not together:
-            self._test(together)
-            self._tested = together
         captured, start = self._run(network, handles, key)
         if start is not None:
             self._starts[key] = start
@@ -147,24 +160,34 @@ class ResumedRuns:
         while self._skipped.setdefault(tower, _ALL) != _NONE:
             try:
                 captured, _ = self._run(self._loaded, handles, (_DENSE, self._tested_batch))
-                found = {name: _checksum(_by_token(x)) for name, x in captured.items()}
+                found = {name: _checksum(x) for name, x in captured.items()}
+            except torch.OutOfMemoryError:
+                raise
             except Exception:  # blocks may raise anything for what they do not expect
-                found = None
-            if found == expected:
+                found = {}
+            if found.keys() == expected.keys() and all(
+                math.isclose(one, other, rel_tol=_TOLERANCE)
+                for name, sums in expected.items()
+                for one, other in zip(found[name], sums, strict=True)
+            ):
                 break
             self._skipped[tower] -= 1
+            _logger.info(
+                f"{handles[0].component.id} reads more than the output of the block before it: "
+                f"{_CONSEQUENCES[self._skipped[tower]]}."
+            )
 
     @torch.no_grad()
     def _whole_run(self) -> dict[ComponentId, tuple[float, float]]:
         """Run a batch through the dense model, and return checksums by component."""
         sums: dict[ComponentId, tuple[float, float]] = {}
-        with ExitStack() as undo:
+        with self._loaded.lock, ExitStack() as undo:
             for handle in self._loaded.handles:
 
                 def add(
                     _: Any, read: tuple[torch.Tensor], component: ComponentId = handle.component.id
                 ) -> None:
-                    sums[component] = _checksum(_by_token(read[0]))
+                    sums[component] = _checksum(read[0])
 
                 hook = handle.linear(handle.output).register_forward_pre_hook(add)
                 undo.callback(hook.remove)
@@ -197,8 +220,9 @@ class ResumedRuns:
                     if skipped == _ALL or self._stacks[block] == self._stacks[start.block]:
                         forward = partial(_read, rest)
                         undo.enter_context(replaced_forward(block, forward))
+                hidden = start.hidden.tensor.to(start.hidden.device)
                 hook = start.block.register_forward_pre_hook(
-                    partial(_replace_hidden, start.hidden), with_kwargs=True
+                    partial(_replace_hidden, hidden), with_kwargs=True
                 )
                 undo.callback(hook.remove)
             for block in self._stacks:
@@ -212,15 +236,13 @@ class ResumedRuns:
             try:
                 self._forward(network, key[1])
             except _ComponentsReached:
-                return captured, passage.start
+                return captured, passage.start()
         return captured, None
 
     def _forward(self, network: LoadedModel, number: int) -> None:
-        inputs = self._batches[number].inputs
-        network.model(
-            **{name: value.to(network.device) for name, value in inputs.items()},
-            logits_to_keep=1,
-        )
+        batch = self._batches[number].inputs
+        inputs = {name: value.to(network.device) for name, value in batch.items()}
+        network.model(**inputs, logits_to_keep=last_positions(network, inputs, 1))
 
 
 class _ComponentsReached(Exception):
@@ -244,30 +266,36 @@ class _Passage:
 
     Attributes:
         before: The blocks that can be skipped next time; those that are left are added.
-        start: The last block that was entered, with its input.
+        entered: The last block that was entered, its input, and the blocks before it.
     """
 
     before: dict[nn.Module, tuple[None, ...] | None]
-    start: _Start | None = field(default=None, init=False)
+    entered: tuple[nn.Module, Any, dict[nn.Module, tuple[None, ...] | None]] | None = None
 
     def enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Remember the input of a block."""
-        hidden = _hidden_of(args, kwargs)
-        self.start = None
-        if isinstance(hidden, torch.Tensor):
-            self.start = _Start(block, hidden, dict(self.before))
+        self.entered = (block, _hidden_of(args, kwargs), dict(self.before))
 
     def leave(self, block: nn.Module, _: object, output: Any) -> None:
         """Remember a block that can be skipped: its output has the shape of its input."""
         hidden, *rest = output if isinstance(output, tuple) else (output,)
+        entered, read = (None, None) if self.entered is None else self.entered[:2]
         if (
-            self.start is not None
-            and self.start.block is block
+            entered is block
+            and isinstance(read, torch.Tensor)
             and isinstance(hidden, torch.Tensor)
-            and hidden.shape == self.start.hidden.shape
+            and hidden.shape == read.shape
             and all(part is None for part in rest)
         ):
             self.before[block] = tuple(rest) if isinstance(output, tuple) else None
+
+    def start(self) -> _Start | None:
+        """Return where the next run may start; None: at the embeddings."""
+        if self.entered is None:
+            return None
+        block, hidden, before = self.entered
+        kept = _in_main_memory(hidden) if isinstance(hidden, torch.Tensor) else None
+        return None if kept is None else _Start(block, kept, before)
 
 
 def _hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -294,4 +322,9 @@ def _by_token(x: torch.Tensor) -> torch.Tensor:
 
 
 def _checksum(x: torch.Tensor) -> tuple[float, float]:
-    return float(x.sum()), float(x.square().sum())
+    values = x.double()
+    return float(values.abs().sum()), float(values.square().sum())
+
+
+def _in_main_memory(x: torch.Tensor | None) -> _Kept | None:
+    return None if x is None else _Kept(x.to("cpu"), x.device)

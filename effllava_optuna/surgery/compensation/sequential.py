@@ -85,7 +85,7 @@ def compensate_in_sequence(
     options = options or SequentialOptions()
     policy.check(loaded.structure)
     ids = (component.id for component in loaded.structure.components)
-    kept = dict(zip(ids, policy.widths, strict=True))
+    kept, active = dict(zip(ids, policy.widths, strict=True)), policy.active_widths
     # Components without an output matrix, such as whole blocks, are pruned from the beginning.
     fitted = {handle.component.id for handle in loaded.handles}
     pruned: dict[str, int] = {
@@ -94,7 +94,7 @@ def compensate_in_sequence(
     compensation: dict[tuple[ComponentId, int], FittedOutput] = {}
     with arranged(loaded, ranking) as ready:
         runs = ResumedRuns(ready, batches)
-        narrow = [h for h in ready.handles if kept[h.component.id] < h.component.width]
+        narrow = [h for h in ready.handles if 0 < active[h.component.id] < h.component.width]
         weights = [
             token_weights(ready, narrow, batch, options.tokens) if narrow else {}
             for batch in batches
@@ -102,7 +102,7 @@ def compensate_in_sequence(
         for number, handle in enumerate(ready.handles):
             component = handle.component.id
             pruned[component] = kept[component]
-            if kept[component] < handle.component.width:
+            if 0 < active[component] < handle.component.width:
                 partial = Policy.of(ready.structure, pruned)
                 own = {n: each[component] for n, each in enumerate(weights) if component in each}
                 moments = _moments(ready, handle, partial, compensation, runs, own)

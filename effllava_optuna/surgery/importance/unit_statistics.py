@@ -19,7 +19,7 @@ from effllava_optuna.surgery.importance.moments import Moments, TokenWeights
 from effllava_optuna.surgery.structure.prunable_parts import LANGUAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from effllava_optuna.policy import ComponentId
     from effllava_optuna.surgery.importance.calibration_batch import CalibrationBatch
@@ -141,7 +141,8 @@ def weighted_inputs(
     inputs = {name: value.to(loaded.device) for name, value in batch.inputs.items()}
     with loaded.lock, torch.enable_grad(), capture_inputs(handles) as captured:
         count = batch.positions
-        logits = loaded.model(**inputs, logits_to_keep=count).logits[:, -count:].float()
+        kept = last_positions(loaded, inputs, count)
+        logits = loaded.model(**inputs, logits_to_keep=kept).logits[:, -count:].float()
         if "pixel_values" not in inputs:
             handles = [
                 handle
@@ -155,11 +156,10 @@ def weighted_inputs(
         goal_gradients = margin_gradients
         if goal != "margin":
             goal_gradients = _gradients(batch.goal(logits, goal), values)
-    for handle, value, margin_gradient, goal_gradient in zip(
-        handles, values, margin_gradients, goal_gradients, strict=True
-    ):
+    for handle, *tensors in zip(handles, values, margin_gradients, goal_gradients, strict=True):
+        value, margin_gradient, goal_gradient = _by_sample(handle, tensors, inputs)
         real, text = _token_masks(loaded, handle, value, inputs)
-        x = value.detach() * real[..., None].to(value.dtype)
+        x = value * real[..., None].to(value.dtype)
         effect = _squared_effect(x * goal_gradient, inputs, handle.columns)
         real, text = real.flatten(), text.flatten()
         squared_gradients = margin_gradient.flatten(0, -2).double().pow(2).sum(-1) * real
@@ -170,6 +170,25 @@ def weighted_inputs(
             handle,
             WeightedInputs(x.flatten(0, -2).double(), weighted, effect, squared_gradients),
         )
+
+
+def last_positions(
+    loaded: LoadedModel, inputs: Mapping[str, torch.Tensor], count: int
+) -> int | torch.Tensor:
+    """Return the argument ``logits_to_keep`` for which all blocks compute all positions.
+
+    Blocks that share the keys of others (Gemma 4 E2B) compute no others than those of the logits
+    if it is an integer.
+
+    Args:
+        loaded: The model.
+        inputs: Its keyword arguments.
+        count: Number of last positions whose logits are wanted.
+    """
+    if not getattr(loaded.model.config.get_text_config(), "num_kv_shared_layers", 0):
+        return count
+    tokens = inputs["input_ids"]
+    return torch.arange(tokens.shape[1] - count, tokens.shape[1], device=tokens.device)
 
 
 def token_weights(
@@ -240,6 +259,20 @@ def _gradients(
     return [
         torch.zeros_like(value) if gradient is None else gradient
         for value, gradient in zip(values, gradients, strict=True)
+    ]
+
+
+def _by_sample(
+    handle: ComponentHandle, tensors: Iterable[torch.Tensor], inputs: Inputs
+) -> list[torch.Tensor]:
+    """Return tensors of a decoder in the shape ``(samples, tokens, columns)``.
+
+    OPT computes its MLPs on the tokens of all samples in one row.
+    """
+    shape = inputs["attention_mask"].shape if handle.component.tower == LANGUAGE else None
+    return [
+        tensor.detach() if shape is None else tensor.detach().reshape(*shape, tensor.shape[-1])
+        for tensor in tensors
     ]
 
 

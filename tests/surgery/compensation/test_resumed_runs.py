@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from effllava_optuna.policy import Policy
-from effllava_optuna.surgery import CalibrationBatch, arranged, narrowed
+from effllava_optuna.surgery import CalibrationBatch, arranged, collect_statistics, narrowed
 from effllava_optuna.surgery.compensation.resumed_runs import ResumedRuns
 from tests.surgery.families import FAMILIES
 from tests.surgery.family_models import (
+    CLOSE,
     families,
     load_family,
     random_policy,
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     Found = tuple[torch.Tensor | None, torch.Tensor | None]
 
 DEPTH = 6
+
+
+def twice(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a batch of two equal samples."""
+    return {name: torch.cat([value, value]) for name, value in inputs.items()}
 
 
 def whole_run(
@@ -88,12 +94,38 @@ def changes_of(loaded: LoadedModel) -> list[tuple[int, int, bool]]:
     ]
 
 
+@pytest.mark.families
+@pytest.mark.parametrize("name", FAMILIES)
+def test_all_tokens_of_all_samples_are_collected(name: str) -> None:
+    loaded, inputs = load_family(name), twice(FAMILIES[name].inputs())
+    tokens = inputs["input_ids"].numel()
+    statistics = collect_statistics(loaded, loaded.handles, [CalibrationBatch(inputs)])
+    for handle in loaded.handles:
+        uniform = statistics[handle.component.id].moments.uniform
+        assert uniform is not None
+        if handle.component.tower == "language":
+            assert uniform.weights == tokens
+        x = whole_run(loaded, handle, inputs)
+        assert x is not None
+        torch.testing.assert_close(uniform.first, x.sum(0), **CLOSE)
+
+
 @pytest.mark.parametrize("name", families())
 def test_resumed_runs_compute_what_whole_runs_compute(name: str) -> None:
     loaded, inputs = load_family(name), FAMILIES[name].inputs()
     before = changes_of(loaded)
     assert_all_equal(loaded, [inputs])
     assert changes_of(loaded) == before
+
+
+def test_batches_without_pictures_do_not_run_the_tower() -> None:
+    loaded, pictured = load_family("llava"), FAMILIES["llava"].inputs()
+    words = pictured["input_ids"].clamp(min=7)  # without the image token
+    text = {"input_ids": words, "attention_mask": pictured["attention_mask"]}
+    assert_all_equal(loaded, [text, pictured])
+    tower = loaded.handles[0]
+    assert tower.component.tower == "vision"
+    assert whole_run(loaded, tower, text) is None
 
 
 def deep_decoder() -> LoadedModel:
