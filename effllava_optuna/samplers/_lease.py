@@ -27,13 +27,19 @@ from optuna.trial import FrozenTrial, TrialState
 from effllava_optuna.samplers import _optuna_internals
 from effllava_optuna.samplers._optuna_internals import (
     FIXED_PARAMS,
+    OWN_ATTRS,
     OWNER,
-    VOID,
     storage_of,
     study_id_of,
 )
 from effllava_optuna.samplers._process import process_exists, this_process
-from effllava_optuna.samplers._slots import LOST, MAX_LOST_PROCESSES, WITHDRAWN, attempt_of
+from effllava_optuna.samplers._slots import (
+    LOST,
+    REPEATED,
+    USER_KIND,
+    WITHDRAWN,
+    interrupted_user_trials,
+)
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -42,7 +48,6 @@ if TYPE_CHECKING:
 GRACE_SECONDS = 30.0
 LEASE_SECONDS = 120.0  # without a renewal
 _RENEWAL_SECONDS = 15.0
-_REPEATS = "repeats"  # user attribute: how often a trial of a user was enqueued again
 _LEASE = "lease:"  # prefix of a system attribute of the study, one for each process
 _MOST_SKEW = timedelta(days=2)  # between two clocks, in any two time zones
 
@@ -172,15 +177,12 @@ def owns_trial(trial: Trial) -> bool:
 
 
 def release_trial(trial: Trial) -> None:
-    """Mark the coming FAIL of a trial as an interruption: its slot is due again.
+    """Mark the coming FAIL of a trial as an interruption: it is due again.
 
-    A trial that a user enqueued has none, and is enqueued again. Does nothing if another process
-    has ended the trial.
+    Does nothing if another process has ended the trial.
     """
-    stored = storage_of(trial.study).get_trial(_optuna_internals.trial_id_of(trial))
     with suppress(UpdateFinishedTrialError):
         _optuna_internals.mark_void(trial.study, trial, WITHDRAWN)
-        _enqueue_again(trial.study, stored)
 
 
 def fail_lost_trials(
@@ -208,18 +210,22 @@ def fail_lost_trials(
             owner = trial.system_attrs.get(OWNER)
             _logger.warning(f"Trial {trial.number} is lost: its process ({owner}) has ended.")
             failed.append(trial.number)
-            if VOID not in trial.system_attrs:  # else it is enqueued again already
-                _enqueue_again(study, trial)
+    if failed or interrupted_user_trials(trials):
+        _enqueue_again(study)
     return failed
 
 
-def _enqueue_again(study: Study, trial: FrozenTrial) -> None:
-    """Enqueue a trial again that a user enqueued, unless it may be what kills its processes."""
-    fixed = trial.system_attrs.get(FIXED_PARAMS)
-    repeats = trial.user_attrs.get(_REPEATS, 0) + 1
-    if fixed is None or attempt_of(trial) is not None or repeats >= MAX_LOST_PROCESSES:
-        return
-    study.enqueue_trial(fixed, user_attrs={**trial.user_attrs, _REPEATS: repeats})
+def _enqueue_again(study: Study) -> None:
+    """Enqueue the trials of users again that were interrupted.
+
+    Two processes that start together may do it twice: then a policy is measured twice.
+    """
+    for trial in interrupted_user_trials(study.get_trials(deepcopy=False)):
+        own = trial.system_attrs.get(OWN_ATTRS, {})
+        if trial.user_attrs.get("kind") != USER_KIND:  # no sampler has seen it
+            own = trial.user_attrs
+        origin = trial.user_attrs.get(REPEATED, trial.number)
+        study.enqueue_trial(trial.system_attrs[FIXED_PARAMS], user_attrs={**own, REPEATED: origin})
 
 
 # By study and trial: when this process first read that the trial runs without an owner.

@@ -35,6 +35,7 @@ NSGAII_GENERATION = "NSGAIISampler:generation"  # NSGAIISampler takes no parents
 
 # System attributes of ours.
 GENOME = "genome"  # parameters of a trial that got its slot after its creation
+OWN_ATTRS = "own_attrs"  # the user attributes that a user enqueued a trial with
 OWNER = "owner"  # the process that evaluates a trial
 VOID = "void"  # why a FAIL does not count as a failure of the genome
 

@@ -15,7 +15,9 @@ from effllava_optuna.samplers._lease import write_owner
 from effllava_optuna.samplers._optuna_internals import (
     FIXED_PARAMS,
     GENOME,
+    OWN_ATTRS,
     fail_trial,
+    set_system_attrs,
     set_user_attrs,
     trial_id_of,
 )
@@ -121,6 +123,8 @@ class EpochSampler(BaseSampler):
         """
         view = self._space_of(study, trial)
         attrs = {**view.stamp, "kind": USER_KIND, "epoch": view.epoch}
+        if trial.user_attrs:
+            set_system_attrs(study, trial, {OWN_ATTRS: dict(trial.user_attrs)})
         set_user_attrs(study, trial, attrs)
         fixed = trial.system_attrs.get(FIXED_PARAMS, {}) | trial.params
         for name in view.distributions.keys() & fixed.keys():

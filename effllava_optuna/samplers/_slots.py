@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from optuna.study import Study
 
 USER_KIND = "user"  # kind of a trial that a user enqueued
+REPEATED = "repeated"  # number of the trial of a user that this one repeats
 LOST, WITHDRAWN = "lost", "withdrawn"  # why a trial is void
 _LAST_ATTEMPT = 1
-MAX_LOST_PROCESSES = 3  # that one attempt may cost
+_MAX_LOST_PROCESSES = 3  # that one attempt may cost
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -77,6 +78,21 @@ def is_enqueued_by_user(trial: FrozenTrial) -> bool:
     )
 
 
+def interrupted_user_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the trials of users that are due again: rule 4, for trials without a slot."""
+    repeats: dict[int, list[FrozenTrial]] = {}
+    for trial in trials:
+        if FIXED_PARAMS in trial.system_attrs and attempt_of(trial) is None:
+            repeats.setdefault(trial.user_attrs.get(REPEATED, trial.number), []).append(trial)
+    due = []
+    for same in repeats.values():
+        last = max(same, key=lambda trial: trial.number)
+        lost = sum(trial.system_attrs.get(VOID) == LOST for trial in same)
+        if last.state == TrialState.FAIL and VOID in last.system_attrs:
+            due += [last] if lost < _MAX_LOST_PROCESSES else []
+    return due
+
+
 def trials_without_slot(trials: Iterable[FrozenTrial]) -> list[int]:
     """Return the numbers of the RUNNING trials that need a slot, ascending."""
     return sorted(
@@ -98,7 +114,7 @@ def effective_trials(trials: Iterable[FrozenTrial]) -> dict[Slot, FrozenTrial]:
             continue
         if trial.state == TrialState.FAIL and VOID in trial.system_attrs:
             lost[attempt] += trial.system_attrs[VOID] == LOST
-            if lost[attempt] < MAX_LOST_PROCESSES:
+            if lost[attempt] < _MAX_LOST_PROCESSES:
                 continue
         precedence = (-attempt.number, trial.state == TrialState.FAIL, trial.number)
         if attempt.slot not in best or precedence < best[attempt.slot][0]:

@@ -164,21 +164,31 @@ def test_a_lost_trial_that_a_user_enqueued_is_enqueued_again_twice() -> None:
     assert all(trial.system_attrs["fixed_params"] == {"x": 1} for trial in study.trials)
 
 
-def test_an_interrupted_trial_is_enqueued_again_once_if_a_user_enqueued_it() -> None:
+def test_interrupted_trials_are_enqueued_again_if_users_enqueued_them() -> None:
     study = optuna.create_study()
     study.enqueue_trial({"x": 1})
-    for expected in ([TrialState.RUNNING, TrialState.WAITING], [TrialState.RUNNING] * 2):
+    for number in range(4):  # whatever interrupts it, its parameters are not the reason
         trial = study.ask()
-        storage_of(study).set_trial_system_attr(trial._trial_id, "owner", ended_process())
-        if expected[1] == TrialState.WAITING:
-            release_trial(trial)
-        assert [each.state for each in study.trials] == expected
-    # Killed after it was released: it is not enqueued a second time.
-    assert fail_lost_trials(study) == [0, 1]
-    assert [each.number for each in study.trials if each.state == TrialState.WAITING] == [2]
+        assert trial.number == number
+        assert fail_lost_trials(study) == []
+        release_trial(trial)
+        study.tell(trial, state=TrialState.FAIL)
+        assert fail_lost_trials(study) == []
+        states = [each.state for each in study.trials]
+        assert states == [TrialState.FAIL] * (number + 1) + [TrialState.WAITING]
+    assert [each.user_attrs.get("repeated") for each in study.trials] == [None, 0, 0, 0, 0]
+    study.tell(study.ask(), 1.0)
+    assert fail_lost_trials(study) == []
+    assert len(study.trials) == 5
+
+
+def test_an_interrupted_trial_of_the_sampler_is_not_enqueued() -> None:
     study = optuna.create_study()
-    release_trial(study.ask())  # a trial of the sampler: its slot is due again
-    assert len(study.trials) == 1
+    trial = study.ask()
+    release_trial(trial)
+    study.tell(trial, state=TrialState.FAIL)
+    assert fail_lost_trials(study) == []
+    assert len(study.trials) == 1  # its slot is due again
 
 
 def test_a_trial_without_owner_is_failed_after_the_grace_period() -> None:

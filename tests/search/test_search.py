@@ -403,6 +403,7 @@ def test_a_trial_of_a_user_that_is_interrupted_is_measured_by_the_next_run(
         assert [trial.state for trial in users] == [TrialState.FAIL, TrialState.COMPLETE]
         assert users[0].system_attrs["void"] == "withdrawn"
         assert users[1].params == wide
+        assert users[1].user_attrs["repeated"] == users[0].number
         assert session.schedule.finished
 
 
