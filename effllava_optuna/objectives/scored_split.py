@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from effllava_optuna.surgery import LoadedModel
     from effllava_optuna.tasks import Sample
 
-# Of main memory. A picture with its features takes 5 MB (CLIP-L at 336 pixels, float32) to 100 MB
-# (13 tiles of 448 pixels), and a split may have thousands.
-_KEPT_BYTES = 8e9
+# Of main memory, for each split. A picture with its features takes 5 MB (CLIP-L at 336 pixels,
+# float32) to 100 MB (13 tiles of 448 pixels), and a split may have thousands.
+_KEPT_BYTES = 4e9
 
 
 class ScoredSplit:
     """Batches of a split in main memory, for networks that are scored one after another.
 
-    A batch is encoded when it is read. The first ones are kept; those that do not fit into
-    memory are encoded again for each network. Open questions are to be generated.
+    A batch is encoded when it is read, and kept as long as there is memory; the others are
+    encoded again for each network. Open questions are to be generated.
 
     Args:
         loaded: The model.

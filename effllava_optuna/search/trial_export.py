@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from effllava_optuna.calibration.calibration_run import calibration_batch
+from effllava_optuna.calibration.calibration_run import calibration_folds
 from effllava_optuna.objectives import LIKELIEST, describe_task
 from effllava_optuna.policy import Policy
 from effllava_optuna.search.study_answers import final_samples
@@ -184,7 +184,7 @@ def _in_sequence(session: SearchSession, policy: Policy, own: WeightState) -> We
             loaded,
             policy.with_all_tokens(),  # as the samples are encoded
             own.ranking,
-            [calibration_batch(e.batch) for fold in evaluator.proxy.folds for e in fold],
+            [batch for fold in calibration_folds(evaluator.inputs) for batch in fold],
             options=SequentialOptions(
                 tokens=session.config.pruning.tokens, damping=evaluator.calibration.damping
             ),

@@ -94,13 +94,14 @@ def load(
         >>> len(loaded.structure.components), loaded.structure.components[1].id
         (12, 'language.00.mlp')
     """
-    source, location = str(path_or_id), complete_export(path_or_id)
+    source = str(path_or_id)
     spread = device == "device-map"
     torch_device = _device("auto" if spread else device)
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"dtype is {dtype!r}.", hint=f"Use auto or one of {', '.join(DTYPES)}.")
     torch_dtype: Any = DTYPES.get(dtype, torch.float32 if torch_device.type == "cpu" else "auto")
-    config = _read_config(path_or_id, location)
+    config = read_config(path_or_id)
+    location = complete_export(path_or_id)
     policy = None
     if is_export(location):
         policy = read_policy(location)
@@ -169,21 +170,30 @@ def complete_export(path_or_id: str | Path) -> str | Path:
     Raises:
         ModelError: There is no such checkpoint, or the download failed.
     """
-    source, location = str(path_or_id), locate_checkpoint(path_or_id)
+    location = locate_checkpoint(path_or_id)
     if is_directory(location):
         return location
-    with errors_in_one_line(source):
-        for name in DESCRIPTIONS:  # so that `check_format` finds them, too
-            cached_file(
-                location,
-                name,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-            )
-        directory = local_directory(location)
-        if directory is None or not has_plan(directory):
-            return location
-        return Path(snapshot_download(str(location)))
+    with errors_in_one_line(str(path_or_id)):
+        on_hub = has_plan(_described(location))
+        return Path(snapshot_download(str(location))) if on_hub else location
+
+
+def _described(location: str | Path) -> str | Path:
+    """Return the location of a checkpoint, or the directory of the downloaded description of one.
+
+    A hub id stays one, unless it is that of an export.
+    """
+    if is_directory(location):
+        return location
+    for name in DESCRIPTIONS:  # so that `check_format` finds them, too
+        cached_file(
+            location,
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    directory = local_directory(location)
+    return location if directory is None or not has_plan(directory) else directory
 
 
 def read_config(path_or_id: str | Path) -> Any:
@@ -193,13 +203,9 @@ def read_config(path_or_id: str | Path) -> Any:
         ModelError: There is no such checkpoint, it cannot be pruned (see `check_format`), or its
             configuration contradicts itself.
     """
-    return _read_config(path_or_id, complete_export(path_or_id))
-
-
-def _read_config(path_or_id: str | Path, location: str | Path) -> Any:
-    """Read the configuration at the location of a checkpoint; see `read_config`."""
-    source = str(path_or_id)
+    source, location = str(path_or_id), locate_checkpoint(path_or_id)
     with errors_in_one_line(source):
+        location = _described(location)
         check_format(path_or_id)
         config = AutoConfig.from_pretrained(location, trust_remote_code=False)
         if not has_plan(location):
