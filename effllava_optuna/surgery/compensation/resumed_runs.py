@@ -157,7 +157,8 @@ class ResumedRuns:
             if handle.component.id in self._checksums
         }
         tower = handles[0].component.tower
-        while self._skipped.setdefault(tower, _ALL) != _NONE:
+        before = self._skipped.setdefault(tower, _ALL)
+        while self._skipped[tower] != _NONE:
             try:
                 captured, _ = self._run(self._loaded, handles, (_DENSE, self._tested_batch))
                 found = {name: _checksum(x) for name, x in captured.items()}
@@ -172,6 +173,7 @@ class ResumedRuns:
             ):
                 break
             self._skipped[tower] -= 1
+        if self._skipped[tower] < before:
             _logger.info(
                 f"{handles[0].component.id} reads more than the output of the block before it: "
                 f"{_CONSEQUENCES[self._skipped[tower]]}."
