@@ -19,6 +19,7 @@ from effllava_optuna.checkpoint_format import check_format
 from effllava_optuna.errors import ModelError
 from effllava_optuna.surgery import inspect_checkpoint
 from effllava_optuna.surgery.loading.loader import read_config
+from tests.hub_cache import downloaded
 from tests.study_fixtures import invoke
 
 if TYPE_CHECKING:
@@ -427,13 +428,7 @@ def test_a_link_to_weights_that_are_gone_is_left_to_the_loader(model: Path) -> N
 def test_a_hub_id_is_refused_by_its_downloaded_files(
     file: str, content: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    repository = tmp_path / "models--someone--model"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0123")
-    (repository / "snapshots" / "0123").mkdir(parents=True)
-    (repository / "snapshots" / "0123" / file).write_text(content)
+    (downloaded("model", tmp_path, monkeypatch) / file).write_text(content)
     checked = invoke("check", write_study(Path("someone/model")), check=False)
     assert checked.returncode == 2
     assert message in checked.stderr

@@ -28,11 +28,7 @@ from effllava_optuna.surgery.compensation.fitting import (
     PruningOptions,
     rank_and_compensate,
 )
-from effllava_optuna.surgery.compensation.in_context import (
-    ContextOptions,
-    compensate_in_context,
-    weigh_tokens,
-)
+from effllava_optuna.surgery.compensation.in_context import ContextOptions, compensate_in_context
 from effllava_optuna.surgery.compensation.least_squares import (
     choose_damping,
     least_squares,
@@ -61,7 +57,11 @@ from effllava_optuna.surgery.gguf.tensors import GgufType
 from effllava_optuna.surgery.importance.calibration_batch import CalibrationBatch
 from effllava_optuna.surgery.importance.criteria import IMPORTANCES, rank_units
 from effllava_optuna.surgery.importance.moments import Moments, WeightedSums
-from effllava_optuna.surgery.importance.unit_statistics import UnitStatistics, collect_statistics
+from effllava_optuna.surgery.importance.unit_statistics import (
+    UnitStatistics,
+    collect_statistics,
+    weigh_tokens,
+)
 from effllava_optuna.surgery.loading.checkpoint_outline import (
     CheckpointOutline,
     outline_checkpoint,

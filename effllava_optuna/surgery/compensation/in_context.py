@@ -29,7 +29,7 @@ from effllava_optuna.surgery.compensation.memory_limit import split_by_memory
 from effllava_optuna.surgery.compensation.resumed_runs import ResumedRuns
 from effllava_optuna.surgery.compensation.sequential import DAMPING
 from effllava_optuna.surgery.importance.moments import joint_weights, ridge_penalty
-from effllava_optuna.surgery.importance.unit_statistics import token_weights
+from effllava_optuna.surgery.importance.unit_statistics import weigh_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -130,30 +130,6 @@ def compensate_in_context(
             if progress is not None:
                 progress(done / len(ready.handles))
     return tuple(tables)
-
-
-def weigh_tokens(
-    loaded: LoadedModel,
-    groups: Iterable[Sequence[ComponentHandle]],
-    batches: Sequence[CalibrationBatch],
-    tokens: str,
-) -> tuple[dict[ComponentId, TokenWeights], ...]:
-    """Compute the weights of the tokens in the dense model, which no context changes.
-
-    Args:
-        loaded: The dense model.
-        groups: Its components; the gradients of one group at a time are in memory.
-        batches: Calibration samples.
-        tokens: See `collect_statistics`.
-
-    Returns:
-        For each batch, the weights by component; without those that it does not run.
-    """
-    weights: tuple[dict[ComponentId, TokenWeights], ...] = tuple({} for _ in batches)
-    for handles in groups:
-        for batch, by_component in zip(batches, weights, strict=True):
-            by_component |= token_weights(loaded, handles, batch, tokens)
-    return weights
 
 
 def _widths_of(

@@ -23,7 +23,7 @@ from effllava_optuna.surgery.apply.narrowing import narrowed
 from effllava_optuna.surgery.compensation.least_squares import cholesky_factor, fit_to_target
 from effllava_optuna.surgery.compensation.resumed_runs import ResumedRuns
 from effllava_optuna.surgery.importance.moments import joint_weights, ridge_penalty
-from effllava_optuna.surgery.importance.unit_statistics import token_weights
+from effllava_optuna.surgery.importance.unit_statistics import weigh_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -95,10 +95,7 @@ def compensate_in_sequence(
     with arranged(loaded, ranking) as ready:
         runs = ResumedRuns(ready, batches)
         narrow = [h for h in ready.handles if 0 < active[h.component.id] < h.component.width]
-        weights = [
-            token_weights(ready, narrow, batch, options.tokens) if narrow else {}
-            for batch in batches
-        ]
+        weights = weigh_tokens(ready, [narrow] if narrow else [], batches, options.tokens)
         for number, handle in enumerate(ready.handles):
             component = handle.component.id
             pruned[component] = kept[component]

@@ -191,14 +191,29 @@ def last_positions(
     return torch.arange(tokens.shape[1] - count, tokens.shape[1], device=tokens.device)
 
 
-def token_weights(
-    loaded: LoadedModel, handles: Sequence[ComponentHandle], batch: CalibrationBatch, tokens: str
-) -> dict[ComponentId, TokenWeights]:
-    """Return the token weights of the components that a batch runs; see `collect_statistics`."""
-    return {
-        handle.component.id: inputs.tokens
-        for handle, inputs in weighted_inputs(loaded, handles, batch, tokens=tokens)
-    }
+def weigh_tokens(
+    loaded: LoadedModel,
+    groups: Iterable[Sequence[ComponentHandle]],
+    batches: Sequence[CalibrationBatch],
+    tokens: str,
+) -> tuple[dict[ComponentId, TokenWeights], ...]:
+    """Compute the weights of the tokens in the dense model, which no context changes.
+
+    Args:
+        loaded: The dense model.
+        groups: Its components; the gradients of one group at a time are in memory.
+        batches: Calibration samples.
+        tokens: See `collect_statistics`.
+
+    Returns:
+        For each batch, the weights by component; without those that it does not run.
+    """
+    weights: tuple[dict[ComponentId, TokenWeights], ...] = tuple({} for _ in batches)
+    for handles in groups:
+        for batch, by_component in zip(batches, weights, strict=True):
+            for handle, inputs in weighted_inputs(loaded, handles, batch, tokens=tokens):
+                by_component[handle.component.id] = inputs.tokens
+    return weights
 
 
 @contextmanager

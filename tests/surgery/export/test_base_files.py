@@ -17,6 +17,7 @@ from effllava_optuna.surgery import build_example_inputs
 from effllava_optuna.surgery.export.base_files import base_tags, copy_base_files
 from effllava_optuna.surgery.export.comparison import write_expected
 from effllava_optuna.surgery.export.verification import main
+from tests.hub_cache import downloaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,14 +130,10 @@ def test_a_base_without_readable_tags_has_none(tmp_path: Path, readme: str | Non
 def test_a_download_of_the_hub_is_a_base_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    snapshot = tmp_path / "models--us--vlm" / "snapshots" / "1"
-    snapshot.mkdir(parents=True)
-    (snapshot.parents[1] / "refs").mkdir()
-    (snapshot.parents[1] / "refs" / "main").write_text("1")
+    snapshot = downloaded("vlm", tmp_path, monkeypatch)
     (snapshot / "config.json").write_text("{}")
     (snapshot / "LICENSE").write_text("Do good.")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    copy_base_files("us/vlm", None, tmp_path)
+    copy_base_files("someone/vlm", None, tmp_path)
     assert (tmp_path / "LICENSE").read_text() == "Do good."
 
 

@@ -21,6 +21,7 @@ from effllava_optuna.policy import Policy, Ranking
 from effllava_optuna.surgery import LoadedModel, VerifiedExport
 from effllava_optuna.surgery.export.comparison import ReloadDifference
 from effllava_optuna.surgery.loading.checksums import write_checksums
+from tests.hub_cache import downloaded
 from tests.surgery.export.conftest import SETTINGS
 from tests.surgery.export.pruned_models import last_logits, prune, state_of
 
@@ -132,14 +133,8 @@ def test_an_export_on_the_hub_is_loaded_without_running_its_code(
     *,
     complete: bool,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    # What the hub has, as its client stores it when it has downloaded it.
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    repository = tmp_path / "models--someone--pruned"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0123")
-    snapshot = repository / "snapshots" / "0123"
-    shutil.copytree(exported[0], snapshot)
+    snapshot = downloaded("pruned", tmp_path, monkeypatch)
+    shutil.copytree(exported[0], snapshot, dirs_exist_ok=True)
     for file in snapshot.glob("*.py"):
         file.write_text("raise RuntimeError('this code was run')")
     write_checksums(snapshot)
