@@ -146,12 +146,12 @@ class ProjectorTrainer:
         """Take ``steps`` steps, each with the next elite and all batches; see `training_steps`."""
         samples = count_samples(batches)
 
-        def backward(step: int) -> None:
+        def backward(step: int, scale: float) -> None:
             elite = self.elites[(step - 1) % len(self.elites)]
             with self._network(elite, fit) as network:
                 for distilled in batches:
                     weight = len(distilled.source.batch) / samples
-                    torch.autograd.backward(self._loss(network, distilled) * weight)
+                    torch.autograd.backward(self._loss(network, distilled) * (weight * scale))
             self.advance()
 
         return training_steps(
@@ -160,6 +160,7 @@ class ProjectorTrainer:
             steps=steps,
             every=self.options.every,
             learning_rate=self.options.learning_rate,
+            dtype=self.loaded.model.dtype,
         )
 
     @torch.no_grad()

@@ -145,15 +145,22 @@ def distil(
     with pruned.lock:
         curve = [(0, _mean_divergence(pruned, held_out))]
         shuffled = _shuffle_forever(answered.train, options.seed)
+        dtype = pruned.model.dtype  # adapters are in float32
+
+        def backward(step: int, scale: float) -> None:
+            _backward(pruned, next(shuffled), scale)
+            if progress is not None:
+                progress(step / options.steps)
+
         with adaptation.trainable_weights(pruned, options.seed) as weights, torch.enable_grad():
             best = [weight.detach().clone() for weight in weights]
             for step in training_steps(
                 weights,
-                lambda _: _backward(pruned, next(shuffled)),
+                backward,
                 steps=options.steps,
                 every=options.every,
                 learning_rate=options.learning_rate,
-                progress=progress,
+                dtype=dtype,
             ):
                 curve.append((step, _mean_divergence(pruned, held_out)))
                 evaluations_since_best = len(curve) - 1 - _best_index(curve)
@@ -197,11 +204,11 @@ def _divergences(pruned: LoadedModel, batch: DistillationBatch) -> torch.Tensor:
     return answer_divergence(logits, batch.dense.to(device), batch.batch.to(device))
 
 
-def _backward(pruned: LoadedModel, batches: Sequence[DistillationBatch]) -> None:
-    """Add the gradients of the mean divergence over the samples of a step."""
+def _backward(pruned: LoadedModel, batches: Sequence[DistillationBatch], scale: float) -> None:
+    """Add the scaled gradients of the mean divergence over the samples of a step."""
     samples = sum(len(batch.dense) for batch in batches)
     for batch in batches:
-        loss = _divergences(pruned, batch).mean() * (len(batch.dense) / samples)
+        loss = _divergences(pruned, batch).mean() * (scale * len(batch.dense) / samples)
         if loss.requires_grad:  # false for a projector if the batch has no pictures
             torch.autograd.backward(loss)
 

@@ -233,15 +233,16 @@ def test_a_missing_peft_is_named_with_its_extra(
         recover(pruned, tiny, samples, LoraAdaptation())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_recovers_through_adapters_in_single(
-    tiny: LoadedModel, samples: tuple[Sample, ...]
+    tiny: LoadedModel, samples: tuple[Sample, ...], dtype: torch.dtype
 ) -> None:
     policy = Policy.uniform(tiny.structure, ratio=0.7)
     small = sliced(tiny, policy, rank_units(tiny))
-    small.model.to(torch.bfloat16)
+    small.model.to(dtype)
     done = recover(small, tiny, samples, LoraAdaptation(rank=4), QUICK)
     assert done.after < done.before
-    assert {weight.dtype for weight in small.model.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in small.model.parameters()} == {dtype}
 
 
 @pytest.mark.parametrize("adaptation", [ProjectorAdaptation(), JointAdaptation()])
