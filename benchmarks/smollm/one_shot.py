@@ -12,6 +12,7 @@ has one. ``--tiny`` measures two networks, and publishes nothing.
 
 from __future__ import annotations
 
+import statistics
 import sys
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -64,7 +65,7 @@ WIDTHS = {0.9: (3, 1312), 0.8: (3, 1120), 0.7: (3, 896), 0.5: (2, 672)}
 DENSE = "dense"
 _SAMPLES = 64
 _QUOTED = 0.5  # keep ratio in the summary
-_SECONDS = 30.0  # of one core, for a record
+_SECONDS = {False: 30.0, True: 120.0}  # of one core, for a record; True: in context
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,10 +241,25 @@ samples, and of the pictures, words and glosses that networks are measured on: {
 words. All importances of a draw share the moments, and the damping that is chosen under the
 ranking of obs. "In context": tables of least squares, fitted again around the policy. Accuracies
 have 95 % intervals (bootstrap over pictures), differences are paired by picture; other figures are
-means over draws.
+means over draws. {_minutes(rows)}
 
 {text}
 """
+
+
+def _minutes(rows: Mapping[tuple[Any, ...], Record]) -> str:
+    """Say how long networks in context took, by model."""
+    times: dict[str, list[float]] = {}
+    for key, record in rows.items():
+        if IN_CONTEXT in key:
+            times.setdefault(key[0], []).append(record["cpu_s"] / 60)
+    if not times:
+        return ""
+    medians = [f"{statistics.median(each):.1f} (`{model}`)" for model, each in times.items()]
+    return (
+        "A network in context took so many minutes of one core, with its measurement (median): "
+        f"{', '.join(medians)}."
+    )
 
 
 def _tables(model: str, rows: Mapping[tuple[Any, ...], Record], seeds: Sequence[int]) -> str:
@@ -274,7 +290,7 @@ def _tables(model: str, rows: Mapping[tuple[Any, ...], Record], seeds: Sequence[
     compared = [
         *((i, "least-squares", i, "none") for i in IMPORTANCES),
         *((i, "least-squares", "obs", "least-squares") for i in IMPORTANCES if i != "obs"),
-        ("obs", IN_CONTEXT, "obs", "least-squares"),
+        *((i, IN_CONTEXT, i, "least-squares") for i in IMPORTANCES),
     ]
     lines = [
         [
@@ -305,7 +321,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for draw in draws
         for each in (dense_id(*draw), *(pruning.record_id(*draw) for pruning in prunings))
     ]
-    announce(runner.missing(ids), _SECONDS)
+    slow = runner.missing([each for each in ids if IN_CONTEXT in each.key])
+    missing = runner.missing(ids)
+    seconds = (missing - slow) * _SECONDS[False] + slow * _SECONDS[True]
+    announce(missing, seconds / max(1, missing))
     for names, (model, seed) in product(_PASSES, draws) if not form.report else ():
         waiting = [
             pruning
