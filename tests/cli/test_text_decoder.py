@@ -19,6 +19,8 @@ from tests.study_fixtures import invoke
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.studies
+
 _WORDS = ("what", "is", "the", "sum", "of", "digit", "at", "top", "left", "right", "how", "many")
 # As those of language models are: the content of a turn is a text.
 _TEMPLATE = (

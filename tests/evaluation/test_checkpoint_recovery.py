@@ -103,6 +103,7 @@ def test_a_study_of_rows_is_recovered_on_rows_with_its_columns(tmp_path: Path) -
     assert sorted(sample.question for sample in samples) == sorted(row["ask"] for row in more)
 
 
+@pytest.mark.exports
 def test_a_checkpoint_is_recovered_on_rows(smoke: FinishedStudy, tmp_path: Path) -> None:
     data = write_rows(tmp_path, rows_with_images(tmp_path, 20), "more.jsonl")
     words = ("--out", tmp_path / "new", "--part", "projector", "--steps", 2, "--data", data)

@@ -84,6 +84,7 @@ def test_threads_measure_every_slot_once(expected: str, n_jobs: int) -> None:
     check(study, expected)
 
 
+@pytest.mark.kill
 @WITH_PROCESSES
 def test_processes_measure_every_slot_once(
     expected: str, storage_url: str, tmp_path: Path
@@ -101,6 +102,7 @@ def test_processes_measure_every_slot_once(
     check(study, expected)
 
 
+@pytest.mark.kill
 @WITH_PROCESSES
 def test_a_killed_and_resumed_search_equals_an_uninterrupted_one(
     expected: str, storage_url: str, tmp_path: Path

@@ -173,6 +173,7 @@ def test_stored_answers_to_test_are_not_computed_again(
     assert [sample.dense for sample in again] == [sample.dense for sample in first]
 
 
+@pytest.mark.studies
 def test_the_commands_name_the_measure_of_each_split(checkpoint: Path, tmp_path: Path) -> None:
     """The digits task has labels: the search does not use them, validation and test do."""
     file = write_tiny(checkpoint, tmp_path)

@@ -13,6 +13,8 @@ from effllava_optuna.policy import Kind, Policy
 from effllava_optuna.storage.trial_records import record_of
 from tests.study_fixtures import SMOKE, invoke, url_of_study
 
+pytestmark = pytest.mark.studies
+
 KEYS = (
     "pruning.mode=vllm-safe", "pruning.depth=true", "pruning.width_ratios=[0.7, 1.0]",
     "export.directory=engine.pruned", "task.proxy=16", "task.validation=8", "task.test=8",

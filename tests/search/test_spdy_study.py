@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from effllava_optuna.search.session import SearchSession
     from effllava_optuna.surgery import LoadedModel
 
+pytestmark = pytest.mark.studies
+
 TASK = Digits(proxy=16, validation=8, test=8)
 POPULATION = 8
 

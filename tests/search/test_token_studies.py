@@ -26,6 +26,8 @@ from tests.study_fixtures import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.studies
+
 
 def write_study(checkpoint: Path, directory: Path, pruning: str) -> Path:
     """Write a study file with a latency budget and further keys of ``[pruning]``."""

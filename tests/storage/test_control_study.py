@@ -130,6 +130,7 @@ def test_a_leader_that_was_taken_over_publishes_nothing(storage: BaseStorage) ->
     assert states == [TrialState.FAIL, TrialState.COMPLETE]
 
 
+@pytest.mark.kill
 def test_processes_publish_each_epoch_once_although_some_are_killed(tmp_path: Path) -> None:
     """The test of `tests/search/test_faults.py` with fewer processes and epochs."""
     url, workers, epochs = f"sqlite:///{tmp_path / 'a.db'}", 3, 8

@@ -161,6 +161,7 @@ def _pop(url: str, rounds: int, won: multiprocessing.Queue[int]) -> None:
                 continue
 
 
+@pytest.mark.kill
 def test_two_processes_never_take_the_same_trial(tmp_path: Path) -> None:
     opened = open_storage(url(tmp_path), create=True)
     study = optuna.create_study(storage=opened, study_name="race")

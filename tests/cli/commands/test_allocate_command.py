@@ -17,6 +17,8 @@ from tests.study_fixtures import copy_study, invoke, start_command, url_of_study
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.studies
+
 POINTS = 1 + 3 * 2 + 3 * 3  # the dense policy, attention and MLPs of three blocks
 POPULATION = 6
 

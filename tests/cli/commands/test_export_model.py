@@ -14,6 +14,8 @@ from tests.study_fixtures import invoke
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.exports
+
 
 def test_a_model_is_exported_with_fewer_image_tokens(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "reduced"

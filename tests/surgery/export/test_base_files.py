@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from effllava_optuna.surgery import LoadedModel
 
+pytestmark = pytest.mark.exports
+
 README = """---
 license: other
 license_name: llama3

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.exports
+
 
 def prune_two_blocks(dense: LoadedModel) -> LoadedModel:
     return slice_reversed(dense, [1, 7, 3, 20])

@@ -31,6 +31,8 @@ from tests.surgery.visual_tokens.pictured_families import (
     pictured_inputs,
 )
 
+pytestmark = pytest.mark.exports
+
 
 @pytest.fixture(scope="module")
 def small(tiny: LoadedModel, ranking: Ranking) -> LoadedModel:

@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from effllava_optuna.policy import Ranking
     from effllava_optuna.surgery import LoadedModel
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+pytestmark = [
+    pytest.mark.exports,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning"),
+]
 LOADERS = ("own", "coded")
 GREEDY: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": -1}
 

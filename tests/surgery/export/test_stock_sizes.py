@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from effllava_optuna.tasks import Batch
 
+pytestmark = pytest.mark.exports
+
 
 @pytest.fixture(scope="module")
 def small(make_llava: Callable[..., LoadedModel]) -> LoadedModel:

@@ -44,7 +44,10 @@ if TYPE_CHECKING:
     from effllava_optuna.policy import ComponentId, ModelStructure
 
 few = settings(max_examples=3, deadline=None)
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+pytestmark = [
+    pytest.mark.exports,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning"),
+]
 
 # Decoders with a hidden size of 64 and eight groups of two query heads, and the numbers of groups
 # that their configurations can express.

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.exports
+
 
 @pytest.fixture(scope="module")
 def half(make_llava: Callable[..., LoadedModel], tmp_path_factory: pytest.TempPathFactory) -> Path:

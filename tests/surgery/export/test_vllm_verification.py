@@ -63,6 +63,7 @@ def test_a_file_for_onnxruntime_is_not_verified_in_vllm(tmp_path: Path) -> None:
     assert "--format onnx, which vLLM does not load. Use native or portable" in done.stderr
 
 
+@pytest.mark.exports
 def test_an_export_says_that_no_engine_has_run_it(pruned: LoadedModel, tmp_path: Path) -> None:
     assert export(pruned, tmp_path / "small").engines == ()
     assert json.loads((tmp_path / "small" / "verified.json").read_text())["engines"] == []

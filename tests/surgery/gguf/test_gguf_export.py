@@ -225,6 +225,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert message == "GGUF needs gguf, which is not installed."
 
 
+@pytest.mark.exports
 def test_an_earlier_export_is_written_by_the_command_line(tmp_path: Path) -> None:
     small = pruned_decoder(KINDRED["gpt-2"])
     export(small, tmp_path / "small.pruned")
