@@ -418,3 +418,29 @@ def test_the_dense_model_answers_before_a_policy_runs_it(monkeypatch: pytest.Mon
     assert first.policy_figures(None, policy, None)["agreement"] == 1
     assert second.validation(None, policy, None) == 1
     assert answered_while == [[], []]
+
+
+def test_the_gain_in_context_is_what_the_page_about_the_method_says() -> None:
+    """With half of the weights: agreement with the dense answers about words."""
+    records = script("_records").read_records(_FOLDER.parent / "results/smollm_one_shot.jsonl")
+
+    def agreement(*network: str) -> float:
+        return float(
+            np.mean(
+                [
+                    records["pruned", "smollm2", seed, *network, 0.5]["agreement"]
+                    for seed in range(3)
+                ]
+            )
+        )
+
+    def gain(importance: str) -> int:
+        fitted = agreement(importance, "in context") - agreement(importance, "least-squares")
+        return round(100 * fitted)
+
+    gains = sorted(map(gain, ("wanda", "flap", "taylor", "obs")))
+    page = " ".join((_FOLDER.parents[1] / "docs/method.md").read_text(encoding="utf-8").split())
+    assert (
+        f"dense answers about words is {gains[0]} to {gains[-1]} points higher, and "
+        f"{gain('magnitude')} under the bad ranking by magnitude" in page
+    )
