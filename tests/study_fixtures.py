@@ -9,7 +9,7 @@ import shutil
 import signal
 import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -94,11 +94,20 @@ class StudyFactory:
         loaded: The model.
         task: The samples.
         directory: Directory of the artifacts.
+        pruning: Keys of ``[pruning]`` in all studies.
         search: Keys of ``[search]`` in all studies.
     """
 
-    def __init__(self, loaded: LoadedModel, task: Digits, directory: Path, **search: Any) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        task: Digits,
+        directory: Path,
+        pruning: Mapping[str, Any] | None = None,
+        **search: Any,
+    ) -> None:
         self.loaded, self.task, self.directory, self.search = loaded, task, directory, search
+        self.pruning = dict(pruning or {})
         self.latency: dict[str, Any] = {}  # more keys of ``[latency]``
         self.finalists = 8
         with study_inputs(self.config(), loaded, task) as inputs:
@@ -111,6 +120,7 @@ class StudyFactory:
                 "study": {"name": "tiny"},
                 "model": {"path": "tiny", "device": "cpu"},
                 "task": {"name": "digits", "proxy": self.task.proxy},
+                "pruning": self.pruning,
                 "latency": {"batch": 16, "repeats": 3, "seconds": 0.0, "checks": 4} | self.latency,
                 "search": self.search | search,
                 "projector": {"parts": 2, "steps": 0},

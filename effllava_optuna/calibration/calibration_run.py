@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from effllava_optuna.calibration.calibration import Calibration, Dense, TimedWidths, widths_of
 from effllava_optuna.calibration.latency_file import find_table, store_table
@@ -177,20 +177,25 @@ def _latency_tables(
     if choice is None:
         return _latency_table(inputs, stopwatch, widths, report_stage)
     parts = len(choice.widths) + 1
-    whole = stopwatch.on(inputs.loaded, 1 / parts)
+    origin = origin_of(stopwatch, widths, inputs.config.latency.checks)
+    origin["token_choice"] = {"widths": [*choice.widths], "selection": choice.selection}
 
     def part(number: int) -> StageCallback:
         return lambda stage, share: report_stage(stage, (number + share) / parts)
 
-    table = _latency_table(inputs, whole, widths, part(0))
-    ratios = measure_token_ratios(whole, lambda share: part(1)("timing widths", share))
-    fewer = {}
-    for number, (percent, ratio) in enumerate(zip(choice.widths, choice.ratios, strict=False)):
-        with reduced_tokens(inputs.loaded, ratio, selection=choice.selection) as reduced:
-            own = replace(inputs, loaded=reduced)
-            alone = _latency_table(own, whole.on(reduced), widths, part(2 + number))
-        fewer[percent] = alone.relative_to(table, ratios[percent])
-    return replace(table, fewer=fewer)
+    def measure() -> LatencyTable:
+        whole = stopwatch.on(inputs.loaded, 1 / parts)
+        table = _latency_table(inputs, whole, widths, part(0))
+        ratios = measure_token_ratios(whole, lambda share: part(1)("timing widths", share))
+        fewer = {}
+        for number, (percent, ratio) in enumerate(zip(choice.widths, choice.ratios, strict=False)):
+            with reduced_tokens(inputs.loaded, ratio, selection=choice.selection) as reduced:
+                own = replace(inputs, loaded=reduced)
+                alone = _latency_table(own, whole.on(reduced), widths, part(2 + number))
+            fewer[percent] = alone.relative_to(table, ratios[percent])
+        return replace(table, origin=origin, fewer=fewer)
+
+    return _stored_or_measured(inputs, origin, widths, report_stage, measure)
 
 
 def _latency_table(
@@ -199,31 +204,47 @@ def _latency_table(
     widths: Mapping[ComponentId, Sequence[int]],
     report_stage: StageCallback,
 ) -> LatencyTable:
-    """Time every width, unless this was done before on the same machine."""
+    """Time every width of a model."""
     config = inputs.config
-    file = None if config.latency.table is None else expand_home(config.latency.table)
-    if file is not None:
-        stored = find_table(file, origin_of(stopwatch, widths, config.latency.checks), widths)
-        if stored is not None:
-            report_stage("reading latencies from latency.table", 1.0)
-            return stored
-    report_stage("timing widths", 0.0)
-    # The latency of a width does not depend on which units are kept: any ranking is good enough.
-    ranking = rank_units(inputs.loaded)
-    with arranged(inputs.loaded, ranking) as loaded:
-        table = measure_table(
-            stopwatch.on(loaded),
-            ranking,
-            widths,
-            checks=config.latency.checks,
-            seed=config.study.seed,
-            progress=lambda share: report_stage("timing widths", share),
-        )
-    if file is not None:
-        try:
-            store_table(file, table)
-        except StudyError as error:  # the study has its table nevertheless
-            _logger.warning(str(error))
+
+    def measure() -> LatencyTable:
+        report_stage("timing widths", 0.0)
+        # The latency of a width does not depend on which units are kept: any ranking will do.
+        ranking = rank_units(inputs.loaded)
+        with arranged(inputs.loaded, ranking) as loaded:
+            return measure_table(
+                stopwatch.on(loaded),
+                ranking,
+                widths,
+                checks=config.latency.checks,
+                seed=config.study.seed,
+                progress=lambda share: report_stage("timing widths", share),
+            )
+
+    origin = origin_of(stopwatch, widths, config.latency.checks)
+    return _stored_or_measured(inputs, origin, widths, report_stage, measure)
+
+
+def _stored_or_measured(
+    inputs: StudyInputs,
+    origin: Mapping[str, Any],
+    widths: Mapping[ComponentId, Sequence[int]],
+    report_stage: StageCallback,
+    measure: Callable[[], LatencyTable],
+) -> LatencyTable:
+    """Return the table of an origin from ``latency.table``, or measure it and store it there."""
+    if inputs.config.latency.table is None:
+        return measure()
+    file = expand_home(inputs.config.latency.table)
+    stored = find_table(file, origin, widths)
+    if stored is not None:
+        report_stage("reading latencies from latency.table", 1.0)
+        return stored
+    table = measure()
+    try:
+        store_table(file, table)
+    except StudyError as error:  # the study has its table nevertheless
+        _logger.warning(str(error))
     return table
 
 

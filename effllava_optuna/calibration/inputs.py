@@ -23,9 +23,8 @@ from effllava_optuna.objectives import (
 from effllava_optuna.surgery import (
     TokenChoice,
     load,
-    reduced_processors,
-    reduced_tokens,
     restrict_to_stock_sizes,
+    verify_reduction,
 )
 from effllava_optuna.tasks import Split, with_dense_answers
 from effllava_optuna.tasks.sample_check import check_final_samples
@@ -140,11 +139,8 @@ def _with_token_choice(config: StudyConfig, loaded: LoadedModel) -> LoadedModel:
     widths, selection = config.pruning.token_widths, config.pruning.token_selection
     if len(widths) == 1:
         return loaded
-    loaded = loaded.with_token_choice(TokenChoice(widths, selection))
-    for ratio in reduced_processors(loaded):
-        with reduced_tokens(loaded, ratio, selection=selection):
-            pass  # refused here, before anything is measured
-    return loaded
+    verify_reduction(loaded, selection)  # before anything is measured
+    return loaded.with_token_choice(TokenChoice(widths, selection))
 
 
 @contextmanager

@@ -86,9 +86,12 @@ def find_table(
 def _is_complete(table: LatencyTable, widths: Mapping[ComponentId, Sequence[int]]) -> bool:
     """Return whether a table has finite times for exactly these widths."""
     rows = [row for components in table.saved_ms.values() for row in components.values()]
+    percents = table.origin.get("token_choice", {"widths": [100]})["widths"]
     times = [*table.dense_ms.values(), *(ms for row in rows for ms in row.values())]
     return (
         table.new_tokens == table.origin["new_tokens"]
+        and sorted(table.fewer) == percents[:-1]
+        and all(_is_complete(fewer, widths) for fewer in table.fewer.values())
         and {"prefill"} <= set(table.dense_ms) == set(table.saved_ms)
         and all(math.isfinite(ms) for ms in (*times, *table.errors, table.vision_ms))
         and min(table.dense_ms.values()) > 0 <= table.vision_ms

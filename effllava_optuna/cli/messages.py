@@ -78,10 +78,12 @@ def form_summary(name: str, verified: VerifiedAnyForm) -> str:
     from effllava_optuna.surgery import VerifiedGgufExport, VerifiedOnnxExport
 
     if isinstance(verified, VerifiedOnnxExport):
+        kept = verified.visual_tokens
+        selected = "" if kept == 1 else f"; not in it: the selection of {kept:.0%} of image tokens"
         return (
             f"language part of {name} exported to {verified.path}: "
             f"{verified.parameters:,} parameters; in onnxruntime logits differ by "
-            f"{verified.logit_difference:.1e}"
+            f"{verified.logit_difference:.1e}{selected}"
         )
     if isinstance(verified, VerifiedGgufExport):
         files = " and ".join(filter(None, (verified.path, verified.pictures)))

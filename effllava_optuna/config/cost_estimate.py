@@ -231,6 +231,8 @@ def _timing_seconds(config: StudyConfig, sample_flops: float, hardware: Hardware
     # 1.25: the dense model is timed around every four runs.
     seconds_of_run = 1.25 * latency.batch * sample_flops / hardware.flops
     table = (2 * len(config.pruning.width_ratios) + latency.checks) * seconds_of_run
+    # One table for each share of the image tokens, which are most of a prompt.
+    table *= sum(config.pruning.token_widths) / 100
     front = latency.rechecks * seconds_of_run
     finalists = (config.report.finalists + 3) * seconds_of_run
     rechecks = (config.search.epochs - 1) * max(front, latency.recheck_seconds)

@@ -40,7 +40,8 @@ def speedup_table(document: Mapping[str, Any]) -> TextTable | None:
         return None
     notes = [
         "Each phase is as many times as fast as the product of its two factors, by the latency "
-        "tables of each number of image tokens; speed-up: of the whole workload."
+        "tables of each number of image tokens; speed-up: of the whole workload, with the vision "
+        "tower."
     ]
     headings = (f"{phase},\n{part}" for phase in phases for part in _PARTS)
     columns = ("policy", "image\ntokens", *headings, "speed-up", "speed-up\nmeasured")

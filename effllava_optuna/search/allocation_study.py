@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from effllava_optuna.allocation import curve_policies
-from effllava_optuna.calibration.calibration import widths_of
+from effllava_optuna.calibration.calibration import allowed_widths
 from effllava_optuna.config.schema import StudyConfig
 from effllava_optuna.policy import Space
 
@@ -40,7 +40,7 @@ def sized_for(config: StudyConfig, loaded: LoadedModel) -> StudyConfig:
     """
     search, sizes = config.search, {"generations": 1}
     if search.curves == "measured":
-        widths = widths_of(loaded, config)
+        widths = allowed_widths(loaded, config)
         space = Space.of(loaded.structure, widths, tied=config.pruning.tied)
         points = len(curve_policies(space, search.curve_widths))
         generations = -(-points // search.population)

@@ -69,6 +69,7 @@ from effllava_optuna.surgery.loading.checkpoint_outline import (
 from effllava_optuna.surgery.loading.example_inputs import (
     build_example_inputs,
     describe_image_tokens,
+    verify_reduction,
 )
 from effllava_optuna.surgery.loading.finite_values import require_finite_logits
 from effllava_optuna.surgery.loading.loader import fingerprint, inspect_checkpoint, load
@@ -160,6 +161,7 @@ __all__ = [
     "tables_of",
     "use_projector",
     "verify_onnx",
+    "verify_reduction",
     "verify_structure",
     "weigh_tokens",
 ]

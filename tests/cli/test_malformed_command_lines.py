@@ -108,6 +108,7 @@ LINES = (
     "export digits-vlm --visual-tokens 0.5 --out x --study-name y",
     "export digits-vlm --visual-tokens 0.5 --out x --storage sqlite:///none.db",
     "export good.toml --token-selection random --out x",
+    "export digits-vlm --token-selection random --out x",
     "recover good.toml",
     "recover good.toml --out x --part head",
     "recover good.toml --out x --steps 0",

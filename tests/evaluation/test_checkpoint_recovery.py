@@ -112,6 +112,21 @@ def test_a_checkpoint_is_recovered_on_rows(smoke: FinishedStudy, tmp_path: Path)
     assert "reloaded in a fresh process" in printed
 
 
+@pytest.mark.exports
+def test_a_checkpoint_that_reads_fewer_image_tokens_is_recovered(
+    smoke: FinishedStudy, tmp_path: Path
+) -> None:
+    invoke("export", "digits-vlm", "--visual-tokens", 0.5, "--out", tmp_path / "reduced")
+    data = write_rows(tmp_path, rows_with_images(tmp_path, 20), "more.jsonl")
+    words = ("--checkpoint", tmp_path / "reduced", "--out", tmp_path / "new", "--steps", 2)
+    printed = invoke("recover", smoke.file, *words, "--data", data).stdout
+    assert "reloaded in a fresh process" in printed
+    old, new = (load_pruned(tmp_path / name, device="cpu") for name in ("reduced", "new"))
+    assert new.visual_tokens == old.visual_tokens
+    assert new.visual_tokens is not None
+    assert new.visual_tokens.ratio == 0.5
+
+
 def test_a_directory_without_an_export_is_refused(smoke: FinishedStudy, tmp_path: Path) -> None:
     words = ("--checkpoint", tmp_path, "--out", tmp_path / "new")
     done = invoke("recover", smoke.file, *words, check=False)

@@ -51,6 +51,14 @@ def test_tokens_and_widths_multiply() -> None:
     assert TABLE.dense_total_ms == pytest.approx(109)
 
 
+def test_a_speedup_is_that_of_the_tokens_times_that_of_the_widths() -> None:
+    parts = TABLE.speedup_parts(policy(25, 2))
+    assert parts["prefill"] == pytest.approx((100 / 40, 40 / 20))
+    assert parts["decode"] == pytest.approx((1 / 0.9, 0.9 / 0.45))
+    assert TABLE.speedup_parts(policy(25, 4))["prefill"] == pytest.approx((100 / 40, 1))
+    assert TABLE.speedup_parts(policy(100, 2))["prefill"] == pytest.approx((1, 100 / 60))
+
+
 def test_a_table_is_restored_with_those_of_fewer_tokens() -> None:
     assert restored_table(facts_of(TABLE)) == TABLE
     old = facts_of(WHOLE)

@@ -54,6 +54,13 @@ def test_a_switch_of_the_tokens_keeps_the_cost_as_near_as_possible() -> None:
         seen.add(tuple(child.tolist()))
         assert (child >= 0).all()
         assert (child <= grid.top_levels).all()
+        (lowered,), (raised,) = np.flatnonzero(child < genome), np.flatnonzero(child > genome)
+        assert child[lowered] == genome[lowered] - 1
+        others = [child.copy() for _ in range(genome[raised] + 1, grid.top_levels[raised] + 1)]
+        for level, other in enumerate(others, genome[raised] + 1):
+            other[raised] = level
+        least = min(abs(grid.cost(other) - grid.cost(genome)) for other in others)
+        assert abs(grid.cost(child) - grid.cost(genome)) == pytest.approx(least)
     assert any(child[0] == 1 for child in seen)
 
 

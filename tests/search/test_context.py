@@ -58,7 +58,7 @@ class ContextFactory(StudyFactory):
     """
 
     def __init__(self, loaded: LoadedModel, directory: Path) -> None:
-        sizes = {"epochs": 3, "generations": 1, "population": 5, "keep_ratio": 0.5}
+        sizes: dict[str, Any] = {"epochs": 3, "generations": 1, "population": 5, "keep_ratio": 0.5}
         super().__init__(loaded, Digits(proxy=16, validation=8, test=8), directory, **sizes)
         tensors = table_tensors(self.calibration.compensations)
         zeros = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}

@@ -147,6 +147,10 @@ def export_(
             f"--verify-with vllm is given with --format {form}, which vLLM does not load.",
             hint="Use native or portable, or leave out --verify-with.",
         )
+    if token_selection is not None and visual_tokens is None:
+        raise ConfigError(
+            "--token-selection is given without --visual-tokens.", hint="Use both, or neither."
+        )
     if engine is not None:
         vllm_python()  # before anything is computed
     if location is None:
@@ -171,10 +175,6 @@ def export_(
         check(out, overwrite=overwrite)  # before the model is loaded
         _export_model(model, out, form or "native", reduction, engine=engine, overwrite=overwrite)
         return
-    if token_selection is not None:
-        raise ConfigError(
-            "--token-selection is given without --visual-tokens.", hint="Use both, or neither."
-        )
     from effllava_optuna.storage.names import CHOSEN
 
     study = location.open()

@@ -252,6 +252,7 @@ def _check_deep(
     from effllava_optuna.search.allocation_study import sized_for, without_search
     from effllava_optuna.search.budget import weight_budget
     from effllava_optuna.tasks import DataTask, Split, answers_to_json
+    from effllava_optuna.tasks.data.row_summary import WHY_UNUSED
     from effllava_optuna.tasks.sample_check import check_samples
 
     functions = user_functions(config)
@@ -285,10 +286,7 @@ def _check_deep(
     ]
     if rows is None and isinstance(task, DataTask):
         unused, count = task.unused_rows
-        lines.append(
-            f"{unused:,} of {count:,} rows are in no split, because the splits are full or the "
-            "picture is in another split"
-        )
+        lines.append(f"{unused:,} of {count:,} rows are in no split, {WHY_UNUSED}")
     answers: dict[str, Any] = {}
     if agreement:
         answers = answers_to_json(answer_proxy(loaded, task, display.report_stage))

@@ -85,12 +85,20 @@ class EncodedInputs:
         )
 
     def to(self, device: torch.device | str) -> EncodedInputs:
-        """Copy the tensors to ``device``."""
+        """Copy the tensors to ``device``; what several inputs share, such as pictures, once."""
+        moved: dict[int, torch.Tensor] = {}
+
+        def shared(inputs: Mapping[str, Any]) -> dict[str, Any]:
+            for value in inputs.values():
+                if id(value) not in moved:
+                    moved[id(value)] = value.to(device)
+            return {name: moved[id(value)] for name, value in inputs.items()}
+
         return replace(
             self,
-            inputs=_moved(self.inputs, device),
+            inputs=shared(self.inputs),
             vision=None if self.vision is None else self.vision.to(device),
-            fewer={ratio: _moved(inputs, device) for ratio, inputs in self.fewer.items()},
+            fewer={ratio: shared(inputs) for ratio, inputs in self.fewer.items()},
         )
 
 

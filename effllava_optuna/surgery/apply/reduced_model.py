@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from effllava_optuna.policy import Policy
     from effllava_optuna.surgery.structure.loaded_model import LoadedModel
 
+KEEP_ALL = "Keep all of them (a ratio of 1)."
+
 
 @contextmanager
 def reduced_tokens(
@@ -56,28 +58,11 @@ def reduced_tokens(
         ...     build_example_inputs(reduced.processor)["input_ids"].shape[1]
         16
     """
-    obstacle = find_obstacle(loaded.model, loaded.processor)
-    if obstacle:
-        raise ModelError(
-            f"The image tokens of {loaded.source} cannot be reduced: {obstacle}.",
-            hint="Keep all of them (a ratio of 1).",
-        )
-    if loaded.visual_tokens is not None:
-        raise ModelError(
-            f"{loaded.source} already keeps {loaded.visual_tokens.ratio:g} of its image tokens.",
-            hint="Use the model that it was made from.",
-        )
-    reduction = TokenReduction.of(loaded.model, loaded.processor, ratio, selection, seed)
-    if selection == "pooling" and any(
-        hasattr(child, "get_rope_index") for child in loaded.model.children()
-    ):
-        raise ModelError(
-            f"{loaded.source} places image tokens in a grid, in which an average has no place.",
-            hint="Use diversity or random.",
-        )
     if ratio == 1:
         yield loaded
         return
+    _refuse_irreducible(loaded, selection)
+    reduction = TokenReduction.of(loaded.model, loaded.processor, ratio, selection, seed)
     with loaded.lock:
         owner, names = reduce_model(loaded.model, reduction.to_json())
         try:
@@ -89,6 +74,28 @@ def reduced_tokens(
         finally:
             for name in names:
                 delattr(owner, name)
+
+
+def _refuse_irreducible(loaded: LoadedModel, selection: str) -> None:
+    """Refuse a model whose image tokens cannot be reduced, or not in this way."""
+    obstacle = find_obstacle(loaded.model, loaded.processor)
+    if obstacle:
+        raise ModelError(
+            f"The image tokens of {loaded.source} cannot be reduced: {obstacle}.",
+            hint=KEEP_ALL,
+        )
+    if loaded.visual_tokens is not None:
+        raise ModelError(
+            f"{loaded.source} already keeps {loaded.visual_tokens.ratio:g} of its image tokens.",
+            hint="Use the model that it was made from.",
+        )
+    if selection == "pooling" and any(
+        hasattr(child, "get_rope_index") for child in loaded.model.children()
+    ):
+        raise ModelError(
+            f"{loaded.source} places image tokens in a grid, in which an average has no place.",
+            hint="Use diversity or random.",
+        )
 
 
 def with_tokens_of(loaded: LoadedModel, policy: Policy) -> AbstractContextManager[LoadedModel]:
@@ -122,6 +129,10 @@ def reduced_processor(processor: Any, reduction: TokenReduction) -> Any:
     def replace_image_token(self: Any, *arguments: Any, **options: Any) -> str:
         return reduction.shortened(base.replace_image_token(self, *arguments, **options))
 
+    def replace_video_token(self: Any, *arguments: Any, **options: Any) -> str:
+        # Some families write the frames of a video as image tokens.
+        return reduction.shortened(base.replace_video_token(self, *arguments, **options))
+
     def save_pretrained(self: Any, save_directory: Any, *arguments: Any, **options: Any) -> Any:
         files = base.save_pretrained(self, save_directory, *arguments, **options)
         complete_processor_files(base.__name__, reduction, Path(save_directory))
@@ -134,6 +145,7 @@ def reduced_processor(processor: Any, reduction: TokenReduction) -> Any:
     # The name stays: `save_pretrained` writes it.
     members = {
         "replace_image_token": replace_image_token,
+        "replace_video_token": replace_video_token,
         "save_pretrained": save_pretrained,
         "__reduce_ex__": reduce,
         "__module__": base.__module__,

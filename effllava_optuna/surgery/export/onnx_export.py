@@ -10,7 +10,7 @@ a text decoder has its token embeddings, and ``input_ids`` (batch, sequence) ins
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,12 +47,15 @@ class VerifiedOnnxExport:
         parameters: Numbers in its initializers.
         logit_difference: Largest absolute difference of logits to the exported model.
         shapes: Rows and tokens of the inputs that were compared.
+        visual_tokens: Share of the image tokens that are selected before the graph, which reads
+            the embeddings of those alone.
     """
 
     path: str
     parameters: int
     logit_difference: float
     shapes: tuple[tuple[int, int], ...]
+    visual_tokens: float = 1.0
 
 
 def export_onnx(
@@ -97,9 +100,7 @@ def export_onnx(
         if draft_weights.exists():
             draft_weights.rename(weights)
         draft.rename(target)
-    return VerifiedOnnxExport(
-        str(path), verified.parameters, verified.logit_difference, verified.shapes
-    )
+    return replace(verified, path=str(path))
 
 
 def _describe(pruned: LoadedModel) -> str:
@@ -107,7 +108,14 @@ def _describe(pruned: LoadedModel) -> str:
     text = f"The decoder of {pruned.source}, pruned: its prefill, without a key-value cache."
     if input_name(pruned) == "input_ids":
         return text
-    return f"{text} Token embeddings, vision tower and projector are not in the file."
+    text = f"{text} Token embeddings, vision tower and projector are not in the file."
+    reduction = pruned.visual_tokens
+    if reduction is None:
+        return text
+    return (
+        f"{text} Nor is the selection of {reduction.ratio:.0%} of the image tokens by "
+        f"{reduction.selection}: it reads the embeddings of those alone."
+    )
 
 
 @torch.no_grad()
@@ -163,7 +171,8 @@ def verify_onnx(pruned: LoadedModel, path: str | Path) -> VerifiedOnnxExport:
         )
     masks = [case_inputs["attention_mask"] for case_inputs, _ in cases]
     shapes = tuple((len(mask), mask.shape[1]) for mask in masks)
-    return VerifiedOnnxExport(str(path), _count_parameters(path), largest, shapes)
+    kept = 1.0 if pruned.visual_tokens is None else pruned.visual_tokens.ratio
+    return VerifiedOnnxExport(str(path), _count_parameters(path), largest, shapes, kept)
 
 
 class _Reference(NamedTuple):

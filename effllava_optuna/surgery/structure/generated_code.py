@@ -35,6 +35,8 @@ _OF_FEATURES = (
     token_selection.kept_tokens,
     token_selection.is_tiled,
     token_selection.diverse_tokens,
+    token_selection.distant_tokens,
+    token_selection.random_index,
     token_selection.random_tokens,
     token_selection.pooled_tokens,
     token_selection.kept_index,
@@ -42,6 +44,7 @@ _OF_FEATURES = (
     token_selection.reduced_features,
     token_selection.read_reduced,
     token_selection.read_placed,
+    token_selection.read_whole,
     token_selection.read_positions,
     token_selection.reduce_model,
 )

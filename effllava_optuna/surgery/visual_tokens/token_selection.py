@@ -42,26 +42,44 @@ def diverse_tokens(features: torch.Tensor, kept: int) -> torch.Tensor:
     Returns:
         Indices in ascending order, shape ``(pictures, kept)``.
     """
-    points = torch.nn.functional.normalize(features.detach().float(), dim=-1)
-    distances = ((1 - points @ points.transpose(1, 2)) * 4096).round().nan_to_num()
-    pictures = torch.arange(len(distances), device=distances.device)
-    others = ~torch.eye(distances.shape[1], dtype=torch.bool, device=distances.device)
-    nearest = distances.masked_fill(~others, float("inf")).amin(-1)
+    at_once = max(1, 2**26 // features.shape[1] ** 2)  # at most 256 MB of distances, or a picture
+    parts = [distant_tokens(part, kept) for part in torch.split(features.detach(), at_once)]
+    return torch.cat(parts)
+
+
+def distant_tokens(features: torch.Tensor, kept: int) -> torch.Tensor:
+    """Select tokens of a few pictures; see `diverse_tokens`.
+
+    Nothing is copied between host and device, so that a CUDA graph can capture it.
+    """
+    points = torch.nn.functional.normalize(features.float(), dim=-1)
+    with torch.autocast(features.device.type, enabled=False):  # which would round the cosines
+        cosines = points @ points.transpose(1, 2)
+    distances = ((1 - cosines) * 4096).round().nan_to_num()
+    itself = torch.eye(distances.shape[1], dtype=torch.bool, device=distances.device)
+    nearest = distances.masked_fill(itself, float("inf")).amin(-1)
     selected: list[torch.Tensor] = []
     for _ in range(kept):
-        index = nearest.argmax(-1)
-        to_index = distances[pictures, index]
-        nearest = torch.minimum(nearest, to_index) if selected else to_index.clone()
-        nearest[pictures, index] = -float("inf")
+        index = nearest.argmax(-1, keepdim=True)
+        to_index = distances.gather(1, index[..., None].expand(-1, -1, distances.shape[1]))[:, 0]
+        nearest = torch.minimum(nearest, to_index) if selected else to_index
+        nearest = nearest.scatter(1, index, -float("inf"))
         selected.append(index)
-    return torch.stack(selected, 1).sort(1).values
+    return torch.cat(selected, 1).sort(1).values
+
+
+@functools.cache
+def random_index(count: int, kept: int, seed: int, device: torch.device) -> torch.Tensor:
+    """Draw ``kept`` of ``count`` positions, ascending; they are copied to the device once."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.inference_mode(mode=False):  # usable in training, too
+        return torch.randperm(count, generator=generator)[:kept].sort().values.to(device)
 
 
 def random_tokens(features: torch.Tensor, kept: int, seed: int) -> torch.Tensor:
     """Select the same positions of all pictures at random; see `diverse_tokens`."""
-    generator = torch.Generator().manual_seed(seed)
-    index = torch.randperm(features.shape[1], generator=generator)[:kept].sort().values
-    return index.to(features.device).expand(len(features), kept)
+    index = random_index(features.shape[1], kept, seed, features.device)
+    return index.expand(len(features), kept)
 
 
 def pooled_tokens(features: torch.Tensor, kept: int) -> torch.Tensor:
@@ -117,8 +135,9 @@ def reduced_features(features: Any, settings: dict[str, Any]) -> Any:
         return reduced_pictures(features, settings)
     tile, parts = settings["tile"], []
     for picture in features:
-        tokens, channels = picture.shape
-        parts.append(picture.reshape(-1, tile if is_tiled(tokens, tile) else tokens, channels))
+        tokens, channels = picture.shape  # no tokens: padding of a row with fewer pictures
+        size = tile if is_tiled(tokens, tile) else max(1, tokens)
+        parts.append(picture.reshape(-1, size, channels))
     if len({part.shape for part in parts}) > 1:
         return [reduced_pictures(part, settings).flatten(0, 1) for part in parts]
     together = reduced_pictures(torch.cat(parts), settings)
@@ -164,6 +183,8 @@ def read_placed(
     The model's ``image_places`` are what `read_positions` needs: for each picture, the number of
     its tokens and the indices of those that stay.
     """
+    if owner.reads_video:
+        return original(pixel_values, *rest, **more)
     ahead, owner.image_ahead = owner.image_ahead, None
     if ahead is not None and ahead[0] is pixel_values:
         return ahead[1]
@@ -182,13 +203,22 @@ def read_placed(
     return output
 
 
+def read_whole(original: Any, owner: Any, *arguments: Any, **options: Any) -> Any:
+    """Call ``get_video_features`` of a model, which may read frames as it reads pictures."""
+    owner.reads_video = True
+    try:
+        return original(*arguments, **options)
+    finally:
+        owner.reads_video = False
+
+
 def read_positions(
     original: Any, owner: Any, input_ids: torch.Tensor, **options: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Call ``get_rope_index`` of a model for whole pictures, and keep the positions that stay.
 
     ``generate`` computes positions before features: then the features are computed here, and the
-    next call of `read_placed` returns them.
+    next call of `read_placed` returns them. The tokens of videos all stay.
     """
     pixels, grids = options.get("pixel_values"), options.get("image_grid_thw")
     if grids is None:
@@ -197,12 +227,13 @@ def read_positions(
     if pixels is not None:
         owner.image_ahead = (pixels, owner.get_image_features(pixels, grids))
     kinds, mask = options["mm_token_type_ids"], options.get("attention_mask")
-    positions = input_ids.new_zeros(3, *input_ids.shape)
-    deltas, picture = [], 0
+    videos, seconds = options.get("video_grid_thw"), options.get("second_per_grid_ts")
+    rows: list[tuple[torch.Tensor, torch.Tensor]] = []
+    deltas, picture, video = [], 0, 0
     for row, ids in enumerate(input_ids):
         seen = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[row].bool()
         ids, kind = ids[seen], kinds[row][seen]
-        whole, stays, first = [], [], picture
+        whole, stays, first, shown = [], [], picture, video
         runs = torch.nn.functional.pad(kind, (1, 0)).diff().nonzero().flatten().tolist()
         starts = sorted({0, *runs})
         for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
@@ -215,18 +246,29 @@ def read_positions(
                     raise ValueError(f"{end - start} image tokens for {len(index)} features")
                 places = places[:1].expand(count)
                 stay = torch.zeros_like(places, dtype=torch.bool)
-                stay[index] = True
+                stay[index.to(stay.device)] = True
             whole.append(places)
             stays.append(stay)
         taken, kept = torch.cat(whole), torch.cat(stays)
-        own = {"image_grid_thw": grids[first:picture] if picture > first else None}
-        own |= {"mm_token_type_ids": kind[taken].unsqueeze(0), "attention_mask": None}
-        if own["image_grid_thw"] is None:
-            full = torch.arange(len(taken), device=ids.device).expand(3, -1)
-        else:
+        own = {"mm_token_type_ids": kind[taken].unsqueeze(0), "attention_mask": None}
+        own["image_grid_thw"] = grids[first:picture] if picture > first else None
+        if videos is not None:
+            merged, left = owner.config.vision_config.spatial_merge_size**2, int((kind == 2).sum())
+            while left > 0:  # tokens of videos
+                left -= int(videos[video].prod()) // merged
+                video += 1
+            own["video_grid_thw"] = videos[shown:video] if video > shown else None
+            own |= {} if seconds is None else {"second_per_grid_ts": seconds[shown:video]}
+        if picture > first or video > shown:
             full = original(ids[taken].unsqueeze(0), **own)[0][:, 0]
-        positions[:, row, seen] = full[:, kept].to(positions.dtype)
+        else:
+            full = torch.arange(len(taken), device=ids.device).unsqueeze(0)
+        rows.append((seen, full[:, kept]))
         deltas.append(full.max() + 1 - len(ids))
+    axes = max(len(full) for _, full in rows)
+    positions = input_ids.new_zeros(axes, *input_ids.shape)
+    for row, (seen, full) in enumerate(rows):
+        positions[:, row, seen] = full.to(positions.dtype)
     return positions, torch.stack(deltas).unsqueeze(1)
 
 
@@ -244,7 +286,12 @@ def reduce_model(model: Any, settings: dict[str, Any]) -> tuple[Any, tuple[str, 
         read = functools.partial(read_placed, original, owner, settings)
         place = functools.partial(read_positions, owner.get_rope_index, owner)
         changed["get_rope_index"] = functools.update_wrapper(place, owner.get_rope_index)
-        changed |= {"image_places": [], "image_ahead": None}
+        changed |= {"image_places": [], "image_ahead": None, "reads_video": False}
+        if hasattr(owner, "get_video_features"):
+            watch = functools.partial(read_whole, owner.get_video_features, owner)
+            changed["get_video_features"] = functools.update_wrapper(
+                watch, owner.get_video_features
+            )
     else:
         read = functools.partial(read_reduced, original, settings)
     changed["get_image_features"] = functools.update_wrapper(read, original)

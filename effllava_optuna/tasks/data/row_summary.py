@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from effllava_optuna.tasks.data.row_task import DataTask
     from effllava_optuna.tasks.schemas import ParsedRow
 
+WHY_UNUSED = "because the splits are full, or another split has their picture or question"
 _COMMON = 0.9  # share of one answer, from which it is named
 _LISTED = 12  # columns
 _ENOUGH = 200  # rows, see docs/data.md
@@ -66,16 +67,12 @@ class RowSummary:
         splits = ", ".join(
             f"{count:,} {split}{origins.get(split, '')}" for split, count in self.samples.items()
         )
-        unused = (
-            f"; {self.unused:,} of the rows are in no split, because the splits are full or the "
-            "picture is in another split"
-        )
-        unused = unused if self.unused else ""
+        unused = f"; {self.unused:,} of the rows are in no split, {WHY_UNUSED}"
         return [
             f"rows: {self.rows:,}, {self.pictures:,} of them with a picture and "
             f"{self.labelled:,} with an answer; columns: {named}"
             f"{f' and {more} more' if more > 0 else ''}",
-            f"samples: {splits}{unused}",
+            f"samples: {splits}{unused if self.unused else ''}",
             *(f"note: {note}" for note in self.notes),
         ]
 

@@ -162,7 +162,7 @@ class DataTask:
     def unused_rows(self) -> tuple[int, int]:
         """Return the number of rows in no split, and the number of all rows.
 
-        A row is unused if the sizes are reached, or if its image is in another split.
+        A row is unused if the sizes are reached, or if another split has its group.
         """
         n_rows = sum(len(rows) for rows in self.rows.values())
         return n_rows - sum(len(self.samples(split)) for split in Split), n_rows

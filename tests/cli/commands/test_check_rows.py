@@ -52,6 +52,15 @@ def test_check_counts_rows_pictures_answers_and_samples(
     assert [document["task"][name] for name in ("proxy", "validation", "test")] == [20, 10, 10]
 
 
+def test_check_says_why_rows_are_in_no_split(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    code, printed = check(tmp_path, rows, f"{STUDY}proxy = 8\nvalidation = 8\ntest = 8\n")
+    assert code == 0, printed
+    assert (
+        "samples: 8 proxy, 8 validation, 8 test; 16 of the rows are in no split, because the "
+        "splits are full, or another split has their picture or question\n"
+    ) in printed
+
+
 def test_check_names_the_splits_of_the_data_that_samples_come_from(
     tmp_path: Path, rows: list[dict[str, Any]]
 ) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from effllava_optuna.errors import ModelError
 from effllava_optuna.objectives import encode_samples
@@ -18,6 +19,7 @@ from effllava_optuna.surgery import (
     TokenChoice,
     answer_logits,
     build_example_inputs,
+    describe_image_tokens,
     encode_images,
     masked,
     narrowed,
@@ -26,17 +28,22 @@ from effllava_optuna.surgery import (
     sliced,
 )
 from effllava_optuna.surgery.apply.reduced_model import find_obstacle
+from effllava_optuna.surgery.structure.generated_code import PROCESSING
+from effllava_optuna.surgery.structure.native_files import complete_processor_files
 from effllava_optuna.surgery.visual_tokens.token_selection import diverse_tokens, kept_tokens
 from effllava_optuna.tasks import Digits, Split
+from effllava_optuna.tasks.prompts import build_model_inputs
 from tests.surgery.families import FAMILIES
 from tests.surgery.visual_tokens.pictured_families import (
     PICTURED,
     load_pictured,
     pictured_inputs,
+    random_pictures,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 GREEDY: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
@@ -59,6 +66,9 @@ def attributes(loaded: LoadedModel) -> dict[str, set[str]]:
 def test_a_ratio_of_one_changes_nothing(tiny: LoadedModel) -> None:
     with reduced_tokens(tiny, 1.0) as same:
         assert same is tiny
+    text = replace(tiny, processor=tiny.processor.tokenizer)  # which has nothing to reduce
+    with reduced_tokens(text, 1.0) as same:
+        assert same is text
 
 
 def test_everything_is_restored(tiny: LoadedModel) -> None:
@@ -174,6 +184,47 @@ def test_every_family_reads_fewer_tokens(name: str) -> None:
     assert torch.equal(last_logits(loaded.model, whole), dense)
 
 
+@pytest.mark.families
+@pytest.mark.parametrize("name", PICTURED)
+@torch.no_grad()
+def test_rows_of_a_batch_may_have_unlike_numbers_of_pictures(name: str) -> None:
+    loaded, shown = load_pictured(name), random_pictures()
+    token = PICTURED[name].asked or PICTURED[name].token
+    rows = [[shown[1]], [shown[1], shown[0]], [shown[0]]]
+    if name != "paligemma":  # whose processor refuses a prompt without a picture
+        rows.insert(1, [])
+    prompts = [f"{f'{token} user ' * len(pictures)}what" for pictures in rows]
+    with reduced_tokens(loaded, 0.5) as reduced:
+        inputs = build_model_inputs(reduced.processor, prompts, rows)
+        logits = last_logits(reduced.model, inputs)
+        tokens = reduced.model.generate(**inputs, **GREEDY)[:, -5:]
+        for row, (prompt, pictures) in enumerate(zip(prompts, rows, strict=True)):
+            alone = build_model_inputs(reduced.processor, [prompt], [pictures])
+            torch.testing.assert_close(last_logits(reduced.model, alone)[0], logits[row], **CLOSE)
+            generated = reduced.model.generate(**alone, **GREEDY)[0, -5:]
+            assert torch.equal(generated, tokens[row])
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("name", PICTURED)
+def test_the_code_of_a_processor_inserts_as_many_tokens(name: str, tmp_path: Path) -> None:
+    """The module that an export has, loaded as transformers loads it."""
+    loaded = load_pictured(name)
+    stock = type(loaded.processor).__name__
+    with reduced_tokens(loaded, 0.5) as reduced:
+        assert reduced.visual_tokens is not None
+        expected = pictured_inputs(name, reduced.processor)
+        (tmp_path / "processor_config.json").write_text("{}")
+        complete_processor_files(stock, reduced.visual_tokens, tmp_path)
+    coded = get_class_from_dynamic_module(f"{PROCESSING}.{stock}", str(tmp_path))
+    assert coded is not type(reduced.processor)
+    processor = object.__new__(coded)  # as `__init__` demands what videos need
+    vars(processor).update(vars(loaded.processor))
+    inputs = pictured_inputs(name, processor)
+    assert inputs.keys() == expected.keys()
+    assert all(torch.equal(inputs[key], expected[key]) for key in inputs)
+
+
 @pytest.mark.parametrize("name", PICTURED)
 def test_stored_pictures_serve_networks_that_read_fewer_tokens(name: str) -> None:
     model = load_pictured(name)
@@ -215,10 +266,13 @@ def test_prompts_without_pictures_stay_as_they_are(tiny: LoadedModel) -> None:
         assert torch.equal(logits(reduced), expected)
 
 
-def test_the_projector_can_be_trained_through_the_selection(tiny: LoadedModel) -> None:
+@pytest.mark.parametrize("selection", ["diversity", "pooling", "random"])
+def test_the_projector_can_be_trained_through_the_selection(
+    tiny: LoadedModel, selection: str
+) -> None:
     module = projector(tiny.model).requires_grad_(requires_grad=True)
     try:
-        with reduced_tokens(tiny, 0.25) as reduced:
+        with reduced_tokens(tiny, 0.25, selection=selection) as reduced:
             encoded = encode_images(reduced, build_example_inputs(reduced.processor))
             torch.autograd.backward(answer_logits(reduced, encoded).square().sum())
         gradients = [weight.grad for weight in module.parameters()]
@@ -348,6 +402,9 @@ def test_families_that_cannot_do_it_are_refused_with_the_reason(
         reduced_tokens(qwen, 0.5, selection="pooling"),
     ):
         pass
+    assert describe_image_tokens(replace(tiny, processor=tiny.processor.tokenizer)) == (
+        "cannot be reduced: it takes no pictures"
+    )
     text = FAMILIES["llama"].build()
     assert find_obstacle(text, tiny.processor.tokenizer) == "it takes no pictures"
     assert "does not read pictures" in find_obstacle(text, tiny.processor)

@@ -203,7 +203,5 @@ def prune_in_every_way(dense: LoadedModel, image_tokens: float = 1.0) -> LoadedM
     scores = {c.id: rng.random(c.width) for c in loaded.structure.components}
     ranking = Ranking.from_scores(loaded.structure, "random", scores)
     policy = Policy.of(loaded.structure, widths)
-    if image_tokens == 1:
-        return sliced(loaded, policy, ranking, compensation)
     with reduced_tokens(loaded, image_tokens) as network:
         return sliced(network, policy, ranking, compensation)

@@ -12,8 +12,14 @@ import pytest
 import torch
 
 from effllava_optuna import export_onnx, export_target
+from effllava_optuna.cli.messages import form_summary
 from effllava_optuna.errors import ExportError
-from effllava_optuna.surgery import LoadedModel, VerifiedOnnxExport, verify_onnx
+from effllava_optuna.surgery import (
+    LoadedModel,
+    VerifiedOnnxExport,
+    reduced_tokens,
+    verify_onnx,
+)
 from effllava_optuna.surgery.export import onnx_export as module
 from tests.surgery.export.pruned_models import slice_reversed, state_of
 from tests.surgery.family_models import text_decoder
@@ -65,6 +71,21 @@ def test_the_file_says_what_is_not_in_it(exported: tuple[Path, VerifiedOnnxExpor
     description = session.get_modelmeta().description
     assert "without a key-value cache" in description
     assert "Token embeddings, vision tower and projector are not in the file" in description
+
+
+def test_the_file_and_its_result_say_that_image_tokens_are_selected_before_it(
+    make_llava: Callable[..., LoadedModel], tmp_path: Path
+) -> None:
+    with reduced_tokens(make_llava(), 0.25) as reduced:
+        verified = export_onnx(reduced, tmp_path / "a.onnx")
+    assert verified.visual_tokens == 0.25
+    assert form_summary("m", verified).endswith("not in it: the selection of 25% of image tokens")
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
+    description = session.get_modelmeta().description
+    assert description.endswith(
+        "Nor is the selection of 25% of the image tokens by diversity: it reads the embeddings of "
+        "those alone."
+    )
 
 
 @pytest.mark.parametrize(("rows", "tokens", "padding"), [(1, 1, 0), (1, 70, 0), (5, 12, 4)])

@@ -53,6 +53,30 @@ def test_diverse_tokens_are_those_of_the_twin(seed: int, kept: int) -> None:
     assert diverse_tokens(pictures, kept).tolist() == expected
 
 
+def test_many_large_pictures_are_selected_from_one_by_one() -> None:
+    """Their distances would not fit into memory at once."""
+    pictures = torch.stack([picture(6000, seed, channels=3) for seed in range(2)])
+    expected = torch.cat([diverse_tokens(each[None], 3) for each in pictures])
+    assert torch.equal(diverse_tokens(pictures, 3), expected)
+    assert 2 * 6000**2 > 2**26
+
+
+def test_autocast_does_not_change_the_selection() -> None:
+    alike = picture(1, seed=1, channels=64) + 0.3 * picture(48, channels=64)
+    expected = diverse_tokens(alike[None], 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(diverse_tokens(alike[None], 16), expected)
+
+
+def test_positions_that_were_drawn_without_gradients_can_be_trained_through() -> None:
+    settings = SETTINGS | {"selection": "random", "seed": 77}
+    with torch.inference_mode():
+        reduced_pictures(picture()[None], settings)
+    features = picture()[None].requires_grad_()
+    torch.autograd.backward(reduced_pictures(features, settings).square().sum())
+    assert features.grad is not None
+
+
 def test_two_tokens_alike_are_kept_last() -> None:
     features = torch.eye(4)[[0, 0, 1, 2]] * torch.tensor([[1.0], [9.0], [1.0], [1.0]])
     (index,) = diverse_tokens(features[None], 3).tolist()
