@@ -136,15 +136,16 @@ def times_id(model: str) -> RecordId:
     return RecordId(QUESTION, ("times", model, 0, "all", 0.0))
 
 
-def by_count(ratio: float) -> tuple[float, float]:
+def by_count(ratio: float) -> tuple[float, float, float]:
     """Count the operations of LLaVA-1.5-7B for one picture and one question.
 
     Args:
         ratio: Share of the image tokens that is read.
 
     Returns:
-        Operations of tower, projector and prefill as a share of those with all tokens; and the
-        largest keep ratio of the decoder's blocks with which they are 1.8 times fewer.
+        Floating-point operations of tower, projector and prefill; they as a share of those with
+        all tokens; and the largest keep ratio of the decoder's blocks with which they are 1.8
+        times fewer.
     """
     shape = SHAPES["7b"]
     width, inner, blocks, _ = shape.vision
@@ -160,7 +161,8 @@ def by_count(ratio: float) -> tuple[float, float]:
 
     dense = fixed + prunable(1.0)
     kept = (dense / _SPEEDUP - fixed) / prunable(ratio)
-    return (fixed + prunable(ratio)) / dense, min(1.0, kept)
+    operations = fixed + prunable(ratio)
+    return operations, operations / dense, min(1.0, kept)
 
 
 def summary(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
@@ -215,12 +217,13 @@ def section(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
         draws = len(of(WHOLE))
         parts.append(f"`{model}` (draws: {draws}):\n\n{markdown(head, lines)}")
     counted = [
-        [f"{ratio:.2f}", str(round(ratio * SHAPES["7b"].picture_tokens)), f"{share:.2f}",
-         f"{keep:.2f}"]
+        [f"{ratio:.2f}", str(round(ratio * SHAPES["7b"].picture_tokens)),
+         f"{operations / 1e12:.2f}", f"{share:.2f}", f"{keep:.2f}"]
         for ratio in (1.0, *RATIOS)
-        for share, keep in [by_count(ratio)]
+        for operations, share, keep in [by_count(ratio)]
     ]  # fmt: skip
-    head = ["kept", "image tokens", "operations", f"keep ratio for {_SPEEDUP} times fewer"]
+    fewer = f"keep ratio for {_SPEEDUP} times fewer"
+    head = ["kept", "image tokens", "TFLOPs", "share", fewer]
     text = "\n\n".join(parts)
     return f"""{summary(records, form)}
 
@@ -235,9 +238,10 @@ core.
 
 {text}
 
-LLaVA-1.5-7B by count, one picture and {_TEXT_TOKENS} tokens of text: operations of vision tower,
-projector and prefill as a share of those with all image tokens, and the largest share of the
-decoder's blocks that may stay for {_SPEEDUP} times fewer operations.
+LLaVA-1.5-7B by count, one picture and {_TEXT_TOKENS} tokens of text: floating-point operations of
+vision tower, projector and prefill (a multiplication and an addition are two), their share of
+those with all image tokens, and the largest share of the decoder's blocks that may stay for
+{_SPEEDUP} times fewer operations.
 
 {markdown(head, counted)}
 """

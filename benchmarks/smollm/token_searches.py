@@ -45,10 +45,11 @@ SHARES = (1.0, 0.5, 0.33, 0.22, 0.11)
 BOTH, WIDTHS_ALONE, TOKENS_ALONE = METHODS = ("both", "widths alone", "image tokens alone")
 DENSE = "dense"
 _UNREACHABLE = "unreachable"  # the field of a record: no policy is so fast
-_TOKENS = "image_tokens"
+_TOKENS, _MEASURED = "image_tokens", "measured"
 _FIXED = ("projector.steps=0",)
 _WITH_TOKENS = (f"pruning.visual_tokens={[*SHARES]}",)
-_SECONDS = 500.0  # of one core, for a record
+_DRAWS = 5
+_SECONDS = 250.0  # of one core, for a record
 
 
 def record_id(seed: int, method: str, speedup: float) -> RecordId:
@@ -133,12 +134,20 @@ def summary(rows: Mapping[str, Mapping[int, Record]], dense: Mapping[int, Record
 
     def figures(method: str) -> str:
         of_method = rows[method]
-        tokens = 100 if method == WIDTHS_ALONE else mean_cell(of_method, _TOKENS)
-        weights = 100 * statistics.mean(row[KEEP_RATIO] for row in of_method.values())
+        mean = {
+            field: statistics.mean(row[field] for row in of_method.values())
+            for field in (_MEASURED, KEEP_RATIO, "perplexity")
+        }
+        tokens = "" if method == WIDTHS_ALONE else (
+            f"{statistics.mean(row[_TOKENS] for row in of_method.values()):.0f} % of the image "
+            "tokens, "
+        )  # fmt: skip
+        draws = "" if len(of_method) == len(dense) else f", {plural(len(of_method), 'draw')}"
+        gain = gain_cell(of_method, rows[BOTH]).replace("*", "")
         return (
-            f"{accuracy_cell(of_method)} (measured {mean_cell(of_method, 'measured')}, with "
-            f"{tokens} % of the image tokens and {weights:.0f} % of the weights; perplexity "
-            f"{mean_cell(of_method, 'perplexity')})"
+            f"{accuracy_cell(of_method)} ({f'{gain} to both, ' * (method != BOTH)}measured "
+            f"{mean[_MEASURED]:.2f}, {tokens}{100 * mean[KEEP_RATIO]:.0f} % of the weights, "
+            f"perplexity {mean['perplexity']:,.0f}{draws})"
         )
 
     names = {
@@ -149,8 +158,9 @@ def summary(rows: Mapping[str, Mapping[int, Record]], dense: Mapping[int, Record
     reached = [f"{name} {figures(each)}" for each, name in names.items() if rows[each]]
     start = f"At a predicted speed-up of {SPEEDUPS[0]:g}, {joined(reached)}." if reached else ""
     return paragraph(f"""
-        {start} The dense model has {accuracy_cell(dense)} and a perplexity of
-        {mean_cell(dense, "perplexity")} ({plural(len(dense), "draw")}).""")
+        {start} Dense: {accuracy_cell(dense)}, perplexity
+        {statistics.mean(row["perplexity"] for row in dense.values()):.0f}
+        ({plural(len(dense), "draw")}).""")
 
 
 def section(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
@@ -164,7 +174,7 @@ def section(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
         rows = of(method, speedup)
         return {seed: row for seed, row in rows.items() if not row.get(_UNREACHABLE)}
 
-    fields = ("measured", _TOKENS, KEEP_RATIO, "perplexity", "agreement")
+    fields = (_MEASURED, _TOKENS, KEEP_RATIO, "perplexity", "agreement")
     head = [
         "method", "draws", "accuracy", "minus both", "measured speed-up", "image tokens, %",
         "weights kept", "perplexity", "agreement",
@@ -213,7 +223,7 @@ words: the search has seen only questions about pictures.
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what has no record, and write the section."""
-    tables = TokenTables(pretrained_form(__doc__, arguments))
+    tables = TokenTables(pretrained_form(__doc__, arguments, _DRAWS))
     measure_and_publish(tables, TITLE, _SECONDS, section)
 
 
