@@ -79,7 +79,7 @@ class TokenDraw:
         self.loaded: LoadedModel = load_once(str(config.model.path))
         samples = make_task(config).samples(Split.TEST)
         self.samples: Sequence[Sample] = [each for each in samples if each.image is not None]
-        self.rounds = form.pick(7, 3, 1)
+        self.seconds = form.pick(90.0, 3.0, 0.0)
 
     def _rows(self, model: str, seed: int) -> tuple[str, ...]:
         """Draw the rows of a model whose study does not ship with them."""
@@ -105,7 +105,7 @@ class TokenDraw:
 
     def times(self) -> dict[str, Any]:
         """Time all networks in turn; return their speed-up by phase over all tokens."""
-        workload = Workload(batch=8, new_tokens=8, repeats=self.rounds, seconds=0.0)
+        workload = Workload(batch=8, new_tokens=8, seconds=self.seconds)
         runs: dict[str, Callable[[], Mapping[str, float]]] = {}
         whole: Stopwatch | None = None
         for selection, ratio in (WHOLE, *product(SELECTIONS, RATIOS)):
