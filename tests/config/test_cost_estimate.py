@@ -66,3 +66,13 @@ def test_tables_in_context_take_memory_and_time() -> None:
     assert costs[3].table_gb - costs[2].table_gb == pytest.approx(one_set, abs=0.1)
     assert costs[4].table_gb == costs[3].table_gb
     assert costs[3].hours > plain.hours
+
+
+def test_each_share_of_the_image_tokens_has_a_table_of_its_own() -> None:
+    tables = ("latency.checks=500", "latency.seconds=0")  # which take most of the time
+    hours = [
+        estimate_cost(load_config(QUICKSTART, (*tables, *more)), LARGE).hours
+        for more in ((), ("pruning.visual_tokens=[0.5]",), ("pruning.visual_tokens=[0.5, 0.25]",))
+    ]
+    assert hours[1] - hours[0] == pytest.approx(2 * (hours[2] - hours[1]))
+    assert hours[2] > 1.2 * hours[0]

@@ -11,6 +11,7 @@ import torch
 from effllava_optuna.errors import ModelError
 from effllava_optuna.policy import Policy, Ranking
 from effllava_optuna.surgery import (
+    EncodedInputs,
     LoadedModel,
     answer_logits,
     encode_images,
@@ -47,6 +48,19 @@ def plain_logits(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
     with torch.no_grad():
         logits: torch.Tensor = loaded.model(**batch.inputs, logits_to_keep=1).logits
     return logits
+
+
+def test_a_picture_that_several_inputs_share_is_moved_once() -> None:
+    picture, rows = torch.zeros(2, 3, 4, 4), {"input_ids": torch.zeros(2, 9)}
+    encoded = EncodedInputs(
+        rows | {"pixel_values": picture},
+        None,
+        fewer={0.5: {"input_ids": torch.zeros(2, 5), "pixel_values": picture}},
+    )
+    moved = encoded.to("meta")
+    assert moved.inputs["pixel_values"] is moved.fewer[0.5]["pixel_values"]
+    assert [moved.inputs["input_ids"].shape[1], moved.fewer[0.5]["input_ids"].shape[1]] == [9, 5]
+    assert all(tensor.is_meta for tensor in moved.tensors)
 
 
 def test_logits_from_features_equal_the_plain_forward_pass(
