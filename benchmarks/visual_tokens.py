@@ -79,7 +79,7 @@ class TokenDraw:
         self.loaded: LoadedModel = load_once(str(config.model.path))
         samples = make_task(config).samples(Split.TEST)
         self.samples: Sequence[Sample] = [each for each in samples if each.image is not None]
-        self.seconds = form.pick(90.0, 3.0, 0.0)
+        self.seconds = float(form.pick(90, 3, 0))
 
     def _rows(self, model: str, seed: int) -> tuple[str, ...]:
         """Draw the rows of a model whose study does not ship with them."""

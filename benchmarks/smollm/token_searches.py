@@ -47,7 +47,6 @@ DENSE = "dense"
 _UNREACHABLE = "unreachable"  # the field of a record: no policy is so fast
 _TOKENS, _MEASURED = "image_tokens", "measured"
 _FIXED = ("projector.steps=0",)
-_WITH_TOKENS = (f"pruning.visual_tokens={[*SHARES]}",)
 _DRAWS = 5
 _SECONDS = 250.0  # of one core, for a record
 
@@ -57,9 +56,9 @@ def record_id(seed: int, method: str, speedup: float) -> RecordId:
     return RecordId(QUESTION, ("network", seed, method, speedup))
 
 
-def case_of(speedup: float, method: str) -> Case:
+def case_of(speedup: float, method: str, shares: Sequence[float] = SHARES) -> Case:
     """Return the study of a method at a speed-up."""
-    tokens = () if method == WIDTHS_ALONE else _WITH_TOKENS
+    tokens = () if method == WIDTHS_ALONE else (f"pruning.visual_tokens={[*shares]}",)
     return Case(f"{speedup:g}", (*_FIXED, f"search.speedup={speedup}", *tokens), QUESTION)
 
 
@@ -73,6 +72,7 @@ class TokenTables:
     def __init__(self, form: Form) -> None:
         self.form, self.runner = form, StudyRunner(form)
         self.speedups = SPEEDUPS[: form.pick(len(SPEEDUPS), 1, 1)]
+        self.shares = SHARES[:: form.pick(1, 1, len(SHARES) - 1)]
 
     def ids(self) -> list[RecordId]:
         """Return the ids of all records of the form."""
@@ -100,7 +100,7 @@ class TokenTables:
     def _searched(self, draw: PretrainedDraw, speedup: float, method: str) -> dict[str, Any]:
         """Search within the speed-up, and measure the choice."""
         try:
-            figures = draw.searched(case_of(speedup, method))
+            figures = draw.searched(case_of(speedup, method, self.shares))
         except ConfigError:  # the narrowest policy is slower
             return {_UNREACHABLE: True}
         if method == WIDTHS_ALONE:
@@ -109,8 +109,9 @@ class TokenTables:
 
     def _tokens_alone(self, draw: PretrainedDraw, speedup: float, method: str) -> dict[str, Any]:
         """Measure the dense widths with the most image tokens that are fast enough."""
+        case = case_of(speedup, method, self.shares)
         try:
-            with self.runner.open(MODEL, draw.seed, case_of(speedup, method)) as session:
+            with self.runner.open(MODEL, draw.seed, case) as session:
                 structure = evaluator_of(session).structure
                 allowed = evaluator_of(session).calibration.widths[IMAGE_TOKENS.id]
                 policies = [Policy.of(structure, {IMAGE_TOKENS.id: width}) for width in allowed]
