@@ -121,11 +121,11 @@ def summary(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
             for fit in FITS
         )
         if (gain := gain_of(read, all_tokens)).count:
-            name = f"{100 * tokens:.0f} % of them and {100 * kept:.0f} % of the MLP channels"
+            name = f"{100 * tokens:.0f} % of them and {100 * kept:.0f} % of the channels"
             differences.append((name, gain))
     return paragraph(f"""
-        A study ranks units and fits output matrices once, on all image tokens. If this is done on
-        those that a network reads, its accuracy changes by
+        A study ranks units and fits output matrices once, on all image tokens. On those
+        that a network reads, its accuracy changes by
         {gains(differences)}.""")
 
 
