@@ -103,13 +103,9 @@ def _best_tokens(
     space: Space, sensitivity: Sensitivity, costs: CostModel, limits: Sequence[float], cells: int
 ) -> list[Policy]:
     """Solve for each number of image tokens, and take the best solution within each limit."""
-    index = space.structure.tokens
-    gene = next(gene for gene in space.genes if index in gene.components)
     best: list[tuple[float, Policy] | None] = [None] * len(limits)
-    for width, loss in sensitivity[gene.name].items():
-        curves = {**sensitivity, gene.name: {width: loss}}
-        additive = costs.at(width)
-        narrowest = space.policy([min(curves[each.name]) for each in space.genes])
+    for curves, additive in _problems(space, sensitivity, costs):
+        narrowest = space.policy([min(curves[gene.name]) for gene in space.genes])
         within = [
             number
             for number, limit in enumerate(limits)
@@ -121,7 +117,7 @@ def _best_tokens(
         policies = allocation_front(space, curves, additive, some, cells=cells)
         for number, policy in zip(within, policies, strict=True):
             total = sum(
-                curves[each.name][policy.widths[each.components[0]]] for each in space.genes
+                curves[gene.name][policy.widths[gene.components[0]]] for gene in space.genes
             )
             known = best[number]
             if known is None or total < known[0]:
@@ -137,6 +133,10 @@ def allocation_range(
 ) -> list[Policy]:
     """Minimise the sum of the sensitivities within limits from that of ``costs`` downwards.
 
+    If costs depend on the image tokens that are kept, each number of them that can be within the
+    limit gets its part of the policies, also where another number has a smaller sum: how the loss
+    of tokens compares with that of widths is known less well than how widths compare.
+
     Args:
         space: The genes.
         sensitivity: As in `allocation_front`.
@@ -144,19 +144,41 @@ def allocation_range(
         count: The most policies.
 
     Returns:
-        Distinct policies, the most expensive first, down to the narrowest one; more of them near
-        the largest limit, where the choice is made. Nothing if no policy is within that limit.
+        Distinct policies, the most expensive first; for each number of image tokens down to the
+        narrowest one, and more of them near the largest limit, where the choice is made. Nothing
+        if no policy is within that limit.
     """
-    extent = cost_range(space, sensitivity, costs)
-    if extent is None:
-        return []
-    largest, narrowest = extent
-    steps = np.linspace(0, 1, _LIMITS_PER_POLICY * count) ** 2
-    limits = (largest - (largest - narrowest) * steps).tolist()
-    policies = [*dict.fromkeys(allocation_front(space, sensitivity, costs, limits))]
-    if len(policies) <= count:
-        return policies
-    return [policies[round(position)] for position in np.linspace(0, len(policies) - 1, count)]
+    problems = [
+        (curves, additive, extent)
+        for curves, additive in _problems(space, sensitivity, costs)
+        if (extent := cost_range(space, curves, additive)) is not None
+    ]
+    if len(problems) > count:
+        problems = problems[:: -(-len(problems) // count)]
+    policies: list[Policy] = []
+    for number, (curves, additive, (largest, narrowest)) in enumerate(problems):
+        most = len(range(number, count, len(problems)))  # its part of the policies
+        steps = np.linspace(0, 1, _LIMITS_PER_POLICY * most) ** 2
+        limits = (largest - (largest - narrowest) * steps).tolist()
+        found = [*dict.fromkeys(allocation_front(space, curves, additive, limits))]
+        if len(found) > most:
+            found = [found[round(place)] for place in np.linspace(0, len(found) - 1, most)]
+        policies += found
+    return sorted(policies, key=costs.cost, reverse=True)
+
+
+def _problems(
+    space: Space, sensitivity: Sensitivity, costs: CostModel
+) -> list[tuple[Sensitivity, CostModel]]:
+    """Return the curves and costs for each number of image tokens, the largest number first."""
+    if not costs.by_tokens:
+        return [(sensitivity, costs)]
+    index = space.structure.tokens
+    tokens = next(gene.name for gene in space.genes if index in gene.components)
+    return [
+        ({**sensitivity, tokens: {width: loss}}, costs.at(width))
+        for width, loss in sorted(sensitivity[tokens].items(), reverse=True)
+    ]
 
 
 def cost_range(

@@ -50,8 +50,8 @@ class EpochSpdySampler(EpochSampler):
     Optuna's GPSampler proposes vectors: the logarithm of the weight of each group of genes, and
     the position of the limit. The `Programme` of the epoch computes a genome from each. The
     sampler learns from the trials of the epoch that were proposed in this way, and from the
-    allocated genomes, whose coefficients are 0. An epoch without a programme is searched as by
-    `EpochNSGAIISampler`.
+    allocated genomes that the programme computes from coefficients of 0. An epoch without a
+    programme is searched as by `EpochNSGAIISampler`.
 
     GPSampler is created anew for each generation, and proposes all of the generation before any of
     it is measured. A vector whose genome is known is moved until it gives a new one; if there is
@@ -168,7 +168,10 @@ class _Vectors:
         proposed = proposed_genome_of(trial)
         if proposed.kind != "allocated":
             return proposed.vector
-        return [0.0] * len(self.programme.groups) + [self.programme.position(proposed.params)]
+        params = proposed.params
+        plain = [0.0] * len(self.programme.groups) + [self.programme.position(params)]
+        # The best policy of a number of image tokens need not be the best one of all.
+        return plain if np.array_equal(self.genome(plain), self.grid.genome(params)) else None
 
     def unknown_neighbour(
         self, vector: Sequence[float], genome: Genome, known: set[bytes], rng: np.random.Generator

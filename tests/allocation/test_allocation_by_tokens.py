@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -89,12 +90,58 @@ def test_a_limit_that_only_few_tokens_reach_is_met_by_them() -> None:
         allocation_front(SPACE, curves, costs, [least - 0.1])
 
 
-def test_a_range_of_limits_uses_several_numbers_of_tokens() -> None:
-    curves, costs = problem(1)
+def by_tokens(policies: list[Policy]) -> dict[int, list[Policy]]:
+    """Group policies by the width of their image tokens, their order kept."""
+    groups: dict[int, list[Policy]] = {}
+    for policy in policies:
+        groups.setdefault(policy.widths[0], []).append(policy)
+    return groups
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("limit", [None, -2.5])
+def test_a_range_unites_the_fronts_of_all_numbers_of_tokens(
+    seed: int, limit: float | None
+) -> None:
+    curves, unlimited = problem(seed)
+    costs = replace(unlimited, limit=limit)
     policies = allocation_range(SPACE, curves, costs, 12)
     spent = [costs.cost(policy) for policy in policies]
     assert spent == sorted(spent, reverse=True)
-    assert len({policy.visual_tokens for policy in policies}) > 1
+    assert len(set(policies)) == len(policies) <= 12
+    found, feasible = by_tokens(policies), [p for p in all_policies() if costs.allows(p)]
+    assert set(found) == {policy.widths[0] for policy in feasible}
+    for tokens, front in found.items():
+        same = [policy for policy in feasible if policy.widths[0] == tokens]
+        assert loss_of(front[0], curves) == pytest.approx(min(loss_of(p, curves) for p in same))
+        if len(front) > 1:
+            assert costs.cost(front[-1]) == min(map(costs.cost, same))
+        for policy in front:
+            cheaper = [p for p in same if costs.cost(p) <= costs.cost(policy) + 1e-9]
+            best = min(loss_of(p, curves) for p in cheaper)
+            assert loss_of(policy, curves) == pytest.approx(best)
+
+
+def test_a_range_gives_each_number_of_tokens_the_same_part() -> None:
+    curves, costs = problem(1)
+    for count in range(3, 12):
+        found = by_tokens(allocation_range(SPACE, curves, costs, count))
+        parts = [len(found[tokens]) for tokens in (100, 50, 25)]
+        assert sum(parts) == count
+        assert parts[0] - parts[-1] <= 1
+        assert parts == sorted(parts, reverse=True)
+
+
+@pytest.mark.parametrize(("count", "tokens"), [(1, {100}), (2, {100, 25})])
+def test_a_range_of_few_policies_has_different_numbers_of_tokens(
+    count: int, tokens: set[int]
+) -> None:
+    curves, costs = problem(1)
+    assert set(by_tokens(allocation_range(SPACE, curves, costs, count))) == tokens
+
+
+def test_a_programme_with_weights_reaches_the_fewest_tokens() -> None:
+    curves, costs = problem(1)
     programme = WeightedProgramme.of(SPACE, curves, costs)
     assert programme is not None
     params = programme.solve([0.0] * len(programme.groups), 1.0)

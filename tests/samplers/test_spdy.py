@@ -273,3 +273,21 @@ def test_the_vector_of_an_allocated_genome_has_the_position_of_its_cost(
     grid = LevelGrid.of(SPACE)
     losses = [measure(grid.params(grid.genome(trial.params))) for trial in searched.trials[:12]]
     assert [trial.values for trial in added] == [[-quality, size] for quality, size in losses]
+
+
+def test_an_allocated_genome_that_the_programme_does_not_compute_has_no_vector(
+    searched: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the best genome of a number of image tokens, if another number is better."""
+    added: list[FrozenTrial] = []
+    monkeypatch.setattr(optuna.Study, "add_trial", lambda study, trial: added.append(trial))
+    past = copy.deepcopy([*effective_trials(searched.trials).values()][:6])
+    other = PLAIN[1] | {"g0": PLAIN[1]["g5"], "g5": PLAIN[1]["g0"]}
+    assert other != PLAIN[1]
+    assert sum(other.values()) == sum(PLAIN[1].values())
+    past[1].params = other
+    generation(1, past)
+    vectors = [[*trial.params.values()] for trial in added]
+    positions = [PROGRAMME.position(params) for params in (PLAIN[0], PLAIN[2])]
+    assert vectors[:2] == [[0.0] * 3 + [position] for position in positions]
+    assert len(vectors) == 5
