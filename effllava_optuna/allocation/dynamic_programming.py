@@ -11,12 +11,15 @@ from effllava_optuna.allocation.feasible import feasible_policy
 from effllava_optuna.policy import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import TypeAlias
 
     from numpy.typing import NDArray
 
     from effllava_optuna.allocation.sensitivity import Sensitivity
     from effllava_optuna.policy import CostModel, Space
+
+    _Problem: TypeAlias = tuple[Sensitivity, CostModel]
 
 _LIMITS_PER_POLICY = 4  # neighbouring limits often have the same policy
 
@@ -40,6 +43,7 @@ def allocation_front(
     costs: CostModel,
     limits: Sequence[float],
     *,
+    fewer: Mapping[int, Sensitivity] | None = None,
     cells: int = 10_000,
 ) -> list[Policy]:
     """Minimise the sum of the sensitivities within each of several limits.
@@ -55,6 +59,8 @@ def allocation_front(
             that it contains.
         costs: What policies cost; its own limit does not count.
         limits: The largest cost of each policy.
+        fewer: By number of image tokens, the sensitivities of networks that read so many, where
+            they differ; those of the image tokens themselves are in ``sensitivity``.
         cells: Cells of the grid, which spans what is left of the largest limit when all genes are
             at their narrowest; costs are rounded to whole cells.
 
@@ -65,7 +71,7 @@ def allocation_front(
         PolicyError: No policy is within a limit.
     """
     if costs.by_tokens:
-        return _best_tokens(space, sensitivity, costs, limits, cells)
+        return _best_tokens(space, _problems(space, sensitivity, costs, fewer), limits, cells)
     widths = [sorted(sensitivity[gene.name]) for gene in space.genes]
     table = space.gene_costs(costs.costs)
     narrowest = space.policy([allowed[0] for allowed in widths])
@@ -100,11 +106,11 @@ def allocation_front(
 
 
 def _best_tokens(
-    space: Space, sensitivity: Sensitivity, costs: CostModel, limits: Sequence[float], cells: int
+    space: Space, problems: Sequence[_Problem], limits: Sequence[float], cells: int
 ) -> list[Policy]:
     """Solve for each number of image tokens, and take the best solution within each limit."""
     best: list[tuple[float, Policy] | None] = [None] * len(limits)
-    for curves, additive in _problems(space, sensitivity, costs):
+    for curves, additive in problems:
         narrowest = space.policy([min(curves[gene.name]) for gene in space.genes])
         within = [
             number
@@ -123,13 +129,19 @@ def _best_tokens(
             if known is None or total < known[0]:
                 best[number] = total, policy
     if None in best:
-        missing = limits[best.index(None)]
-        feasible_policy(space.narrowest, costs, missing)
+        curves, additive = problems[-1]
+        narrowest = space.policy([min(curves[gene.name]) for gene in space.genes])
+        feasible_policy(narrowest, additive, limits[best.index(None)])
     return [found[1] for found in best if found is not None]
 
 
 def allocation_range(
-    space: Space, sensitivity: Sensitivity, costs: CostModel, count: int
+    space: Space,
+    sensitivity: Sensitivity,
+    costs: CostModel,
+    count: int,
+    *,
+    fewer: Mapping[int, Sensitivity] | None = None,
 ) -> list[Policy]:
     """Minimise the sum of the sensitivities within limits from that of ``costs`` downwards.
 
@@ -142,6 +154,7 @@ def allocation_range(
         sensitivity: As in `allocation_front`.
         costs: What policies cost, and the largest limit; None: that of the widest policy.
         count: The most policies.
+        fewer: As in `allocation_front`.
 
     Returns:
         Distinct policies, the most expensive first; for each number of image tokens down to the
@@ -150,7 +163,7 @@ def allocation_range(
     """
     problems = [
         (curves, additive, extent)
-        for curves, additive in _problems(space, sensitivity, costs)
+        for curves, additive in _problems(space, sensitivity, costs, fewer)
         if (extent := cost_range(space, curves, additive)) is not None
     ]
     if len(problems) > count:
@@ -168,15 +181,18 @@ def allocation_range(
 
 
 def _problems(
-    space: Space, sensitivity: Sensitivity, costs: CostModel
-) -> list[tuple[Sensitivity, CostModel]]:
+    space: Space,
+    sensitivity: Sensitivity,
+    costs: CostModel,
+    fewer: Mapping[int, Sensitivity] | None,
+) -> list[_Problem]:
     """Return the curves and costs for each number of image tokens, the largest number first."""
     if not costs.by_tokens:
         return [(sensitivity, costs)]
     index = space.structure.tokens
     tokens = next(gene.name for gene in space.genes if index in gene.components)
     return [
-        ({**sensitivity, tokens: {width: loss}}, costs.at(width))
+        ({**sensitivity, **(fewer or {}).get(width, {}), tokens: {width: loss}}, costs.at(width))
         for width, loss in sorted(sensitivity[tokens].items(), reverse=True)
     ]
 

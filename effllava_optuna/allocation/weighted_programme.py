@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +35,7 @@ class WeightedProgramme:
         groups: Names of the genes that share a weight.
         largest: The largest limit.
         narrowest: The cost of the narrowest policy, the smallest limit.
+        fewer: Their curves with fewer image tokens, as in `allocation_front`.
     """
 
     space: Space
@@ -43,9 +44,15 @@ class WeightedProgramme:
     groups: tuple[tuple[str, ...], ...]
     largest: float
     narrowest: float
+    fewer: Mapping[int, Sensitivity] = field(default_factory=dict)
 
     @staticmethod
-    def of(space: Space, sensitivity: Sensitivity, costs: CostModel) -> WeightedProgramme | None:
+    def of(
+        space: Space,
+        sensitivity: Sensitivity,
+        costs: CostModel,
+        fewer: Mapping[int, Sensitivity] | None = None,
+    ) -> WeightedProgramme | None:
         """Create the programme of some curves, up to the limit of ``costs``.
 
         Returns:
@@ -55,7 +62,7 @@ class WeightedProgramme:
         extent = cost_range(space, sensitivity, costs)
         if not groups or extent is None:
             return None
-        return WeightedProgramme(space, sensitivity, costs, groups, *extent)
+        return WeightedProgramme(space, sensitivity, costs, groups, *extent, fewer or {})
 
     def solve(self, coefficients: Sequence[float], position: float) -> dict[str, int]:
         """Minimise the weighted sum of the sensitivities within a limit.
@@ -73,14 +80,24 @@ class WeightedProgramme:
             for names, coefficient in zip(self.groups, coefficients, strict=True)
             for name in names
         }
-        weighted = {
-            name: {width: weights.get(name, 1.0) * loss for width, loss in curve.items()}
-            for name, curve in self.sensitivity.items()
-        }
+
+        def weighted(curves: Sensitivity) -> Sensitivity:
+            return {
+                name: {width: weights.get(name, 1.0) * loss for width, loss in curve.items()}
+                for name, curve in curves.items()
+            }
+
         limit = self.largest - (self.largest - self.narrowest) * position**2
         # The largest limit sets the grid of costs: it is the same for every position.
         limits = [self.largest, limit]
-        return self.space.encode(allocation_front(self.space, weighted, self.costs, limits)[1])
+        policies = allocation_front(
+            self.space,
+            weighted(self.sensitivity),
+            self.costs,
+            limits,
+            fewer={tokens: weighted(curves) for tokens, curves in self.fewer.items()},
+        )
+        return self.space.encode(policies[1])
 
     def position(self, params: Mapping[str, int]) -> float:
         """Return the position of the limit that the cost of a policy is."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from effllava_optuna.config.schema import StudyConfig
     from effllava_optuna.objectives import LatencyTable
-    from effllava_optuna.policy import ModelStructure
+    from effllava_optuna.policy import Costs, ModelStructure
     from effllava_optuna.surgery import CompensationTable, LoadedModel
     from effllava_optuna.tasks import DenseAnswer
 
@@ -98,6 +98,8 @@ class Calibration(TimedWidths):
             margin if the component alone has this width, in squared logits; 0 at the dense width,
             non-decreasing as the width falls. Missing for a block of which attention or MLP
             cannot be pruned; empty if neither ranking nor compensation uses samples.
+        reduced_residuals: The same of networks that read fewer image tokens, by their width;
+            empty if policies do not decide it.
         dense: Values of the dense model.
         reference: Reference point of the hypervolume: chance accuracy, and 1.05 times the dense
             latency.
@@ -109,10 +111,11 @@ class Calibration(TimedWidths):
     risk: Mapping[ComponentId, Mapping[int, float]]
     damping: Mapping[ComponentId, float]
     effective_tokens: Mapping[ComponentId, float]
-    residuals: Mapping[ComponentId, Mapping[int, float]]
+    residuals: Costs
     dense: Dense
     reference: tuple[float, float]
     answers: Mapping[str, DenseAnswer] = field(default_factory=dict)
+    reduced_residuals: Mapping[int, Costs] = field(default_factory=dict)
 
     def weight_state(self, digest: str) -> WeightState:
         """Return the weight state of epoch 0, with the projector of the model as it was loaded.
@@ -144,6 +147,7 @@ class Calibration(TimedWidths):
             "damping": self.damping,
             "effective_tokens": self.effective_tokens,
             "residuals": self.residuals,
+            "reduced_residuals": self.reduced_residuals,
             "dense": asdict(self.dense),
             "reference": list(self.reference),
             "answers": answers_to_json(self.answers),
@@ -186,6 +190,10 @@ class Calibration(TimedWidths):
             damping=facts["damping"],
             effective_tokens=facts["effective_tokens"],
             residuals=by_width(facts["residuals"]),
+            reduced_residuals={
+                int(tokens): by_width(residuals)
+                for tokens, residuals in facts.get("reduced_residuals", {}).items()
+            },
             dense=Dense(**facts["dense"]),
             reference=(facts["reference"][0], facts["reference"][1]),
             answers=answers_from_json(facts.get("answers", {})),

@@ -29,6 +29,7 @@ from effllava_optuna.surgery import (
     PruningOptions,
     WeightState,
     arranged,
+    estimate_residuals,
     rank_and_compensate,
     rank_units,
     reduced_tokens,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from effllava_optuna.calibration.stage_callback import StageCallback
     from effllava_optuna.config.schema import StudyConfig
     from effllava_optuna.objectives import LatencyTable, Stopwatch
-    from effllava_optuna.policy import ComponentId
+    from effllava_optuna.policy import ComponentId, Costs
     from effllava_optuna.surgery import CompensatedRanking, LoadedModel
     from effllava_optuna.tasks import Batch
 
@@ -79,7 +80,11 @@ def calibrate(
     )
     timed = _timed_widths(inputs, stopwatch, report_stage, check_budget)
     widths, latency = timed.widths, timed.latency
+    if loaded.parts.tokens is not None:
+        report_stage("measuring the dense model with fewer image tokens", 0.0)
+    of_tokens = token_residuals(loaded, inputs.proxy.likelihood)
     ranked = _rank_and_fit(inputs, widths, report_stage)
+    reduced = _reduced_residuals(inputs, widths, ranked, report_stage)
     report_stage("measuring the dense model", 0.0)
     unfitted = (None,) * (config.pruning.folds + 1)
     plain = WeightState("dense", ranked.ranking, unfitted, unfitted)
@@ -105,7 +110,8 @@ def calibrate(
         latency=latency,
         damping=ranked.damping,
         effective_tokens=ranked.effective_tokens,
-        residuals=dict(ranked.residuals) | token_residuals(loaded, inputs.proxy.likelihood),
+        residuals=dict(ranked.residuals) | of_tokens,
+        reduced_residuals=reduced,
         dense=Dense(
             accuracy=float(scores.hit.mean()),
             expected=float(scores.probability.mean()),
@@ -264,6 +270,36 @@ def _rank_and_fit(
     )
 
 
+def _reduced_residuals(
+    inputs: StudyInputs,
+    widths: Mapping[ComponentId, Sequence[int]],
+    ranked: CompensatedRanking,
+    report_stage: StageCallback,
+) -> Mapping[int, Costs]:
+    """Estimate what each width costs a network that reads a share of the image tokens."""
+    loaded, choice = inputs.loaded, inputs.loaded.parts.tokens
+    if choice is None or not ranked.residuals:
+        return {}
+    residuals = {}
+    for number, (width, ratio) in enumerate(zip(choice.widths, choice.ratios, strict=False)):
+        report_stage("estimating residuals with fewer image tokens", number / len(choice.ratios))
+        with reduced_tokens(loaded, ratio, selection=choice.selection) as reduced:
+            batches = [
+                calibration_batch(batch)
+                for encoded in inputs.proxy.likelihood
+                for batch in encode_with_answers(
+                    reduced.processor,
+                    encoded.batch.samples,
+                    batch_size=_rows(loaded, encoded.batch),
+                    context=loaded.context,
+                )
+            ]
+            residuals[width] = estimate_residuals(
+                reduced, batches, widths, ranked, pruning_options(inputs.config)
+            )
+    return residuals
+
+
 def pruning_options(config: StudyConfig) -> PruningOptions:
     """Return how the study file ranks units and fits output matrices."""
     table = config.pruning
@@ -291,12 +327,16 @@ def calibration_folds(inputs: StudyInputs) -> list[list[CalibrationBatch]]:
 
 def _divided(loaded: LoadedModel, batch: Batch) -> Sequence[Batch]:
     """Divide a batch if its backward pass would take too much memory."""
-    rows = samples_per_backward(loaded, batch.inputs["input_ids"].shape[1])
+    rows = _rows(loaded, batch)
     if len(batch) <= rows:
         return (batch,)
     return encode_with_answers(
         loaded.processor, batch.samples, batch_size=rows, context=loaded.context
     )
+
+
+def _rows(loaded: LoadedModel, batch: Batch) -> int:
+    return samples_per_backward(loaded, batch.inputs["input_ids"].shape[1])
 
 
 def calibration_batch(batch: Batch) -> CalibrationBatch:

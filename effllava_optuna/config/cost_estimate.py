@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 ANSWER_TOKENS = 16  # of an open question; a guess
+_RESIDUALS = 0.25  # of the time of ranking and fitting; 36 of 143 s on smollm-vlm
 _GENERATED_TOKENS = 32  # that pruned models write: they stop later than they should; a guess
 
 
@@ -216,7 +217,9 @@ def _calibration_seconds(config: StudyConfig, size: ModelSize, hardware: Hardwar
     # Forward and backward, through the dense model.
     proxy = config.task.sizes[Split.PROXY]
     pass_seconds = 3 * proxy * 2 * size.prunable * size.prompt_tokens / hardware.flops
-    return hardware.calibration_seconds + work * hardware.fit_seconds + passes * pass_seconds
+    seconds = work * hardware.fit_seconds + passes * pass_seconds
+    shares = len(config.pruning.token_widths) - 1  # their residuals are estimated without a fit
+    return hardware.calibration_seconds + (1 + _RESIDUALS * shares) * seconds
 
 
 def _moment_bytes(config: StudyConfig, size: ModelSize) -> float:

@@ -26,6 +26,7 @@ from effllava_optuna.surgery.apply.weight_state import FULL_FIT, WeightState, po
 from effllava_optuna.surgery.compensation.fitting import (
     CompensatedRanking,
     PruningOptions,
+    estimate_residuals,
     rank_and_compensate,
 )
 from effllava_optuna.surgery.compensation.in_context import ContextOptions, compensate_in_context
@@ -126,6 +127,7 @@ __all__ = [
     "compensate_in_sequence",
     "describe_image_tokens",
     "encode_images",
+    "estimate_residuals",
     "export",
     "export_any_form",
     "export_gguf",

@@ -122,6 +122,47 @@ def test_a_range_unites_the_fronts_of_all_numbers_of_tokens(
             assert loss_of(policy, curves) == pytest.approx(best)
 
 
+def fewer_curves(seed: int) -> dict[int, dict[str, dict[int, float]]]:
+    """Draw curves of networks that read fewer tokens; those of the tokens do not count."""
+    return {tokens: problem(10 * seed + tokens)[0] for tokens in (25, 50)}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_each_number_of_tokens_has_curves_of_its_own(seed: int) -> None:
+    curves, costs = problem(seed)
+    fewer = fewer_curves(seed)
+    least = min(costs.cost(policy) for policy in all_policies())
+    own = {
+        tokens: {**curves, **fewer.get(tokens, {}), IMAGE_TOKENS.id: curves[IMAGE_TOKENS.id]}
+        for tokens in (25, 50, 100)
+    }
+
+    def best_of(policies: list[Policy]) -> float:
+        return min(loss_of(policy, own[policy.widths[0]]) for policy in policies)
+
+    limits = np.linspace(0, least, 9).tolist()
+    found = allocation_front(SPACE, curves, costs, limits, fewer=fewer)
+    for limit, policy in zip(limits, found, strict=True):
+        within = [p for p in all_policies() if costs.cost(p) <= limit + 1e-9]
+        assert best_of([policy]) == pytest.approx(best_of(within))
+    for policy in allocation_range(SPACE, curves, costs, 12, fewer=fewer):
+        cheaper = [
+            p
+            for p in all_policies()
+            if p.widths[0] == policy.widths[0] and costs.cost(p) <= costs.cost(policy) + 1e-9
+        ]
+        assert best_of([policy]) == pytest.approx(best_of(cheaper))
+    programme = WeightedProgramme.of(SPACE, curves, costs, fewer)
+    assert programme is not None
+    for position in (0.3, 0.7):
+        limit = programme.largest + (programme.narrowest - programme.largest) * position**2
+        (plain,) = allocation_front(SPACE, curves, costs, [limit], fewer=fewer)
+        for shift in (0.0, 1.0):  # the same weight for all curves changes nothing
+            params = programme.solve([shift] * len(programme.groups), position)
+            solved = SPACE.decode(params).policy
+            assert best_of([solved]) == pytest.approx(best_of([plain]))
+
+
 def test_a_range_gives_each_number_of_tokens_the_same_part() -> None:
     curves, costs = problem(1)
     for count in range(3, 12):

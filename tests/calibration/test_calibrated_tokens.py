@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from effllava_optuna.calibration.calibration_run import calibrate
+from effllava_optuna.calibration.calibration import Calibration
+from effllava_optuna.calibration.calibration_run import calibrate, pruning_options
 from effllava_optuna.calibration.inputs import study_inputs
 from effllava_optuna.config.loading import load_config
 from effllava_optuna.errors import ModelError
 from effllava_optuna.objectives import encode_samples
 from effllava_optuna.policy import IMAGE_TOKENS
 from effllava_optuna.surgery import (
+    CalibrationBatch,
+    CompensatedRanking,
     EncodedInputs,
     LoadedModel,
     answer_logits,
     describe_image_tokens,
+    estimate_residuals,
     reduced_tokens,
 )
 from effllava_optuna.surgery.visual_tokens import token_selection
@@ -30,7 +34,6 @@ from tests.surgery.family_models import text_decoder
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from effllava_optuna.calibration.calibration import Calibration
     from effllava_optuna.config.schema import StudyConfig
 
 
@@ -118,6 +121,53 @@ def test_what_a_share_costs_is_the_mean_squared_change_of_the_margin(
         most = max(most, sum(changes) / len(changes))
         assert residuals[percent] == pytest.approx(most, rel=1e-3)
     assert most > 0
+
+
+def test_each_share_has_residuals_of_the_widths(config: StudyConfig, tiny: LoadedModel) -> None:
+    """Those of a model that reads so many tokens, under the ranking and dampings of the study."""
+    found, stages = calibrated(config, tiny)
+    assert "estimating residuals with fewer image tokens" in stages
+    assert sorted(found.reduced_residuals) == [25, 50]
+    restored = Calibration.restored(tiny.structure, found.facts(), found.tensors())
+    assert restored.reduced_residuals == found.reduced_residuals
+    ranked = CompensatedRanking(
+        found.ranking,
+        found.compensations,
+        found.damping,
+        found.effective_tokens,
+        {each: curve for each, curve in found.residuals.items() if each != IMAGE_TOKENS.id},
+    )
+    for percent, curves in found.reduced_residuals.items():
+        assert curves.keys() == ranked.residuals.keys()
+        with (
+            study_inputs(config, tiny) as inputs,
+            reduced_tokens(tiny, percent / 100) as reduced,
+        ):
+            batches = []
+            for sample in inputs.task.samples(Split.PROXY):  # one by one
+                (encoded,) = encode_samples(reduced, [sample], batch_size=1)
+                batch = encoded.batch
+                batches.append(CalibrationBatch(batch.inputs, batch.targets, batch.answers))
+            options = pruning_options(config)
+            expected = estimate_residuals(reduced, batches, found.widths, ranked, options)
+        for component, curve in curves.items():
+            assert dict(curve) == pytest.approx(dict(expected[component]), rel=1e-3)
+    changed = [
+        component
+        for component, curve in found.reduced_residuals[25].items()
+        if dict(curve) != pytest.approx(dict(found.residuals[component]), rel=0.02)
+    ]
+    assert changed
+
+
+def test_without_shares_there_are_no_other_residuals(
+    tiny: LoadedModel, checkpoint: Path, tmp_path: Path
+) -> None:
+    found, stages = calibrated(load_config(write_tiny(checkpoint, tmp_path)), tiny)
+    assert found.reduced_residuals == {}
+    assert not any("fewer image tokens" in stage for stage in stages)
+    before = {name: fact for name, fact in found.facts().items() if name != "reduced_residuals"}
+    assert Calibration.restored(tiny.structure, before, found.tensors()).reduced_residuals == {}
 
 
 def test_a_share_without_finite_answers_is_refused(

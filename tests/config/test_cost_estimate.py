@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -68,11 +69,19 @@ def test_tables_in_context_take_memory_and_time() -> None:
     assert costs[3].hours > plain.hours
 
 
-def test_each_share_of_the_image_tokens_has_a_table_of_its_own() -> None:
-    tables = ("latency.checks=500", "latency.seconds=0")  # which take most of the time
-    hours = [
-        estimate_cost(load_config(QUICKSTART, (*tables, *more)), LARGE).hours
-        for more in ((), ("pruning.visual_tokens=[0.5]",), ("pruning.visual_tokens=[0.5, 0.25]",))
-    ]
-    assert hours[1] - hours[0] == pytest.approx(2 * (hours[2] - hours[1]))
-    assert hours[2] > 1.2 * hours[0]
+def test_each_share_of_the_image_tokens_has_a_table_and_residuals_of_its_own() -> None:
+    shares = ((), ("pruning.visual_tokens=[0.5]",), ("pruning.visual_tokens=[0.5, 0.25]",))
+    # Either the time limit or the number of checks determines how long the tables take.
+    limited, counted = (
+        [estimate_cost(load_config(QUICKSTART, (*table, *more)), LARGE).hours for more in shares]
+        for table in (
+            ("latency.checks=1", "latency.seconds=1e6"),
+            ("latency.checks=500", "latency.seconds=0"),
+        )
+    )
+    residuals = limited[1] - limited[0]
+    assert residuals == pytest.approx(limited[2] - limited[1])
+    assert residuals > 0
+    half, quarter = (after - before - residuals for before, after in pairwise(counted))
+    assert half == pytest.approx(2 * quarter)
+    assert counted[2] > 1.2 * counted[0]

@@ -97,7 +97,7 @@ class EpochSchedule:
                 cost_model=costs,
                 seeds=epoch.seeds,
                 allocation=allocation,
-                programme=CurveProgramme(epoch.space, costs, calibration.residuals, allocation),
+                programme=CurveProgramme(epoch.space, costs, calibration, allocation),
                 weight_state=epoch.weight_state.digest,
                 predict_latency=partial(calibration.latency.predict, factor=factor),
                 describe_policy=partial(self.describe, costs=costs),

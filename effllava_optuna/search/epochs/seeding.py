@@ -26,13 +26,14 @@ from effllava_optuna.policy import Policy
 from effllava_optuna.samplers import Seed
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from optuna.trial import FrozenTrial
 
     from effllava_optuna.allocation import Sensitivity
+    from effllava_optuna.calibration.calibration import Calibration
     from effllava_optuna.config.schema import SearchSettings
-    from effllava_optuna.policy import CostModel, Costs, Space
+    from effllava_optuna.policy import CostModel, Space
     from effllava_optuna.search.epochs.epoch_registry import Epoch
     from effllava_optuna.search.evaluator import Evaluator
 
@@ -90,23 +91,22 @@ class CurveProgramme:
     Attributes:
         space: The space of the epoch.
         costs: What policies cost, and the limit.
-        residuals: What narrowing a component alone is estimated to cost.
+        calibration: Has residuals: what narrowing a component alone is estimated to cost.
         allocation: Has the curves that the epoch measures; None: those of the residuals are used.
     """
 
     space: Space
     costs: CostModel
-    residuals: Costs
+    calibration: Calibration
     allocation: CurveAllocation | None
 
     def __call__(self, trials: Sequence[FrozenTrial]) -> WeightedProgramme | None:
         """Return the programme; None if the curves are not measured, or have no second width."""
-        curves: Sensitivity | None
         if self.allocation is None:
-            curves = residual_curves(self.space, self.residuals)
-        else:
-            curves = self.allocation.curves(trials)
-        return None if curves is None else WeightedProgramme.of(self.space, curves, self.costs)
+            curves, fewer = _estimated_curves(self.space, self.calibration)
+            return WeightedProgramme.of(self.space, curves, self.costs, fewer)
+        measured = self.allocation.curves(trials)
+        return None if measured is None else WeightedProgramme.of(self.space, measured, self.costs)
 
 
 def allocation_of(
@@ -149,8 +149,9 @@ def first_seeds(evaluator: Evaluator, costs: CostModel) -> tuple[tuple[Seed, ...
         return _seeds(space, points, "curve") + _seeds(space, anchors, "anchor"), points[0]
     allocated: Sequence[Policy] = ()
     if search.curves != "none":
-        curves = residual_curves(space, evaluator.calibration.residuals)
-        allocated = allocation_range(space, curves, costs, _allocated(search, search.generations))
+        curves, fewer = _estimated_curves(space, evaluator.calibration)
+        count = _allocated(search, search.generations)
+        allocated = allocation_range(space, curves, costs, count, fewer=fewer)
     if search.sampler in ("allocation", "spdy"):
         anchors = ()
         if not allocated:
@@ -187,6 +188,17 @@ def seeds_in_context(
     measured = {policy.widths for policy in (space.decode(e.params).policy for e in elites)}
     new = [policy for policy in new if policy.widths not in measured]
     return (*elites, *_seeds(space, new, "curve")), centre
+
+
+def _estimated_curves(
+    space: Space, calibration: Calibration
+) -> tuple[Sensitivity, Mapping[int, Sensitivity]]:
+    """Return the residual curves, and by their number those of fewer image tokens."""
+    fewer = {
+        tokens: residual_curves(space, residuals)
+        for tokens, residuals in calibration.reduced_residuals.items()
+    }
+    return residual_curves(space, calibration.residuals), fewer
 
 
 def _curve_points(space: Space, search: SearchSettings) -> list[Policy]:

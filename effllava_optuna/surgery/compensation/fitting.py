@@ -216,6 +216,70 @@ def rank_and_compensate(
     )
 
 
+def estimate_residuals(
+    loaded: LoadedModel,
+    batches: Sequence[CalibrationBatch],
+    widths: Mapping[ComponentId, Sequence[int]],
+    fitted: CompensatedRanking,
+    options: PruningOptions,
+) -> dict[ComponentId, Mapping[int, float]]:
+    """Estimate what narrowing each component alone costs, on other inputs than those of the fits.
+
+    Under the ranking and the dampings of the fits, each component is factored once; nothing is
+    fitted.
+
+    Args:
+        loaded: The model, not arranged; for example one that reads fewer image tokens.
+        batches: Calibration samples, in the form that it reads.
+        widths: By component, the numbers of units kept.
+        fitted: What `rank_and_compensate` has returned for ``options``.
+        options: Importance, compensation and limit of memory.
+
+    Returns:
+        As `CompensatedRanking.residuals`.
+
+    Raises:
+        ModelError: As `rank_and_compensate`.
+    """
+    if not fitted.residuals:
+        return {}
+    residuals: dict[ComponentId, Mapping[int, float]] = {}
+    lost: dict[ComponentId, float] = {}
+    samples = sum(len(batch.inputs["input_ids"]) for batch in batches)
+    for handles in split_by_memory(loaded.handles, 1, widths, options):
+        statistics = _collect(loaded, handles, batches, options)
+        for handle in handles:
+            component, kept = handle.component.id, widths[handle.component.id]
+            units = torch.from_numpy(fitted.ranking.units[component])
+            found = statistics.pop(component)
+            errors = OutputErrors.of(handle, found, samples, units, kept, options.compensation)
+            damped: Mapping[int, float] = {}
+            if options.compensation == "least-squares":
+                damped = _damped_errors(
+                    handle, found.moments, units, kept, fitted.damping.get(component)
+                )
+            residuals[component] = errors.residuals(damped)
+            lost[component] = errors.scale * errors.lost
+    return residuals | block_residuals(loaded.structure, residuals, lost)
+
+
+def _damped_errors(
+    handle: ComponentHandle,
+    moments: Moments,
+    units: torch.Tensor,
+    widths: Sequence[int],
+    damping: float | None,
+) -> dict[int, float]:
+    """Return the damped residual of a fit by number of units kept; None: all units are kept."""
+    if damping is None:
+        return dict.fromkeys(widths, 0.0)
+    output = handle.linear(handle.output)
+    ranking = element_indices(units, handle.columns).to(output.weight.device)
+    matrix = moments.matrix[ranking[:, None], ranking]
+    fit = least_squares(output.weight.detach()[:, ranking], matrix, [], damping)
+    return {width: float(fit.residuals[width * handle.columns]) for width in widths}
+
+
 def _collect(
     loaded: LoadedModel,
     handles: Sequence[ComponentHandle],

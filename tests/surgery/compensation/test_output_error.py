@@ -14,9 +14,11 @@ from effllava_optuna.surgery import (
     Moments,
     PruningOptions,
     WeightedSums,
+    estimate_residuals,
     least_squares,
     rank_and_compensate,
 )
+from effllava_optuna.surgery.compensation.least_squares import COMPENSATIONS
 from effllava_optuna.surgery.compensation.output_error import (
     OutputErrors,
     block_residuals,
@@ -180,6 +182,39 @@ def test_residuals_are_squared_errors_times_squared_gradients(
         computed = [result.residuals[component][width] for width in widths[component]]
         assert computed == pytest.approx(expected, rel=1e-3, abs=1e-12)
         assert computed[0] > 0
+
+
+@pytest.mark.parametrize("importance", ["obs", "taylor-loss", "flap"])
+@pytest.mark.parametrize("compensation", COMPENSATIONS)
+@pytest.mark.parametrize("depth", [False, True])
+def test_without_another_fit_the_residuals_of_the_same_samples_are_the_same(
+    make_llava: Callable[..., LoadedModel],
+    folds: list[list[CalibrationBatch]],
+    importance: str,
+    compensation: str,
+    depth: bool,
+) -> None:
+    small = make_llava()
+    loaded = LoadedModel.of(small.model, small.processor, "small", depth=depth)
+    options, widths = PruningOptions(importance, compensation), dict(widths_of(loaded))
+    mlp = next(c for c in loaded.structure.components if c.kind is Kind.MLP)
+    widths[mlp.id] = (mlp.width,)  # it has no fit, and no damping
+    fitted = rank_and_compensate(loaded, folds, widths, options)
+    batches = [batch for fold in folds for batch in fold]
+    again = estimate_residuals(loaded, batches, widths, fitted, options)
+    assert again.keys() == fitted.residuals.keys()
+    for component, curve in fitted.residuals.items():
+        assert dict(again[component]) == pytest.approx(dict(curve), rel=1e-6)
+    other = estimate_residuals(loaded, folds[0], widths, fitted, options)
+    assert any(dict(other[c]) != pytest.approx(dict(again[c]), rel=0.01) for c in again)
+
+
+def test_a_ranking_without_samples_has_no_residuals(
+    tiny: LoadedModel, folds: list[list[CalibrationBatch]]
+) -> None:
+    options = PruningOptions("magnitude", "none")
+    fitted = rank_and_compensate(tiny, folds, widths_of(tiny), options)
+    assert estimate_residuals(tiny, folds[0], widths_of(tiny), fitted, options) == {}
 
 
 def test_residuals_do_not_depend_on_how_a_weight_is_divided_between_two_matrices(
