@@ -1,11 +1,12 @@
-"""May rankings see all image tokens? ``python benchmarks/smollm/token_fits.py``.
+"""May rankings and curves see all image tokens? ``python benchmarks/smollm/token_fits.py``.
 
 ``smollm-vlm`` with fewer image tokens and narrowed by the same ratio everywhere: units are ranked
 and output matrices fitted on all image tokens, as a study does once for all policies, or on those
-that the network reads.
+that the network reads. And the policies that dynamic programming allocates over the residual
+curves of all image tokens, or over those of the share that they read, as a study does.
 
 Every measurement leaves a record in ``results/smollm_token_fits.jsonl``, and is not repeated if it
-has one. ``--tiny`` measures one network, and publishes nothing.
+has one. ``--tiny`` measures one network of each kind, and publishes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 import torch
 from _cases import Case
+from _counting import evaluator_of
 from _evidence import announce
+from _fields import KEEP_RATIO
 from _means import markdown
 from _network_rows import accuracy_cell, gain_cell, gain_of, mean_cell
 from _pretrained_form import MODEL, pretrained_form, publish_tables
@@ -30,10 +33,11 @@ from _records import RecordId
 from _sentences import gains, paragraph
 from _studies import StudyRunner, inputs_of
 
+from effllava_optuna.allocation import allocation_front, residual_curves
 from effllava_optuna.calibration.calibration import widths_of
 from effllava_optuna.calibration.calibration_run import calibration_folds, pruning_options
 from effllava_optuna.objectives.encoded_proxy import EncodedProxy
-from effllava_optuna.policy import Policy
+from effllava_optuna.policy import IMAGE_TOKENS, Policy
 from effllava_optuna.surgery import (
     WeightState,
     policy_network,
@@ -43,7 +47,7 @@ from effllava_optuna.surgery import (
 from effllava_optuna.tasks import Split
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from _evidence import Form
     from _records import Record
@@ -55,6 +59,9 @@ TITLE = "A pretrained model: image tokens of the fit"
 QUESTION = "smollm_token_fits"
 NETWORKS = tuple(product((0.33, 0.11), (0.5, 0.7)))  # image tokens, and MLP channels
 ALL, READ = FITS = ("all image tokens", "those that are read")
+SHARES = (0.22, 0.11, 0.33)  # in the order in which they are measured
+SPEEDUP = 2.5  # predicted, of the policies that are allocated
+_ESTIMATED = "estimated"
 _CASE = Case("fits", ("search.speedup=1.5", "projector.steps=0"), QUESTION)
 _SECONDS = 200.0  # of one core, for a record
 
@@ -108,53 +115,84 @@ def measured(
             return measures.figures(network)
 
 
+def allocation_case(form: Form) -> Case:
+    """Return the study whose policies are allocated."""
+    speedup = 1.2 if form.name == "tiny" else SPEEDUP
+    changes = (f"search.speedup={speedup}", f"pruning.visual_tokens={[1.0, *SHARES]}")
+    return Case("curves", (*changes, "projector.steps=0"), QUESTION)
+
+
+def policy_id(seed: int, tokens: float, curves: str) -> RecordId:
+    """Return the id of the record of an allocated policy."""
+    return RecordId(QUESTION, ("policy", seed, tokens, curves))
+
+
+def allocated(
+    runner: StudyRunner, draw: PretrainedDraw, tokens: float, seen: str
+) -> dict[str, Any]:
+    """Allocate widths over the curves of some image tokens, and measure the policy."""
+    width = round(100 * tokens)
+    with runner.open(MODEL, draw.seed, allocation_case(runner.form)) as session:
+        calibration, epoch = evaluator_of(session).calibration, session.epochs.epoch(0)
+        space, costs = epoch.space, session.costs.at(width)
+        own, whole = (
+            residual_curves(space, residuals) | {IMAGE_TOKENS.id: {width: 0.0}}
+            for residuals in (calibration.reduced_residuals[width], calibration.residuals)
+        )
+        curves = whole if seen == ALL else own
+        (policy,) = allocation_front(space, curves, costs, [session.costs.limit or 0.0])
+        estimated = sum(own[gene.name][policy.widths[gene.components[0]]] for gene in space.genes)
+        figures = draw.policy_figures(session, policy, epoch.weight_state)
+    return figures | {_ESTIMATED: round(estimated, 6)}
+
+
 def summary(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
     """Return the main figures."""
-    differences = []
-    for tokens, kept in NETWORKS:
-        all_tokens, read = (
-            {
-                seed: records[seed, tokens, kept, fit]
-                for seed in range(form.seeds)
-                if (seed, tokens, kept, fit) in records
-            }
-            for fit in FITS
+
+    def changes(cases: Iterable[tuple[str, tuple[float, ...]]]) -> str:
+        of_cases = (
+            (name, gain_of(*(_rows(records, form, *case, seen) for seen in (READ, ALL))))
+            for name, case in cases
         )
-        if (gain := gain_of(read, all_tokens)).count:
-            name = f"{100 * tokens:.0f} % of them and {100 * kept:.0f} % of the channels"
-            differences.append((name, gain))
+        return gains((name, gain) for name, gain in of_cases if gain.count)
+
+    fits = changes(
+        (f"{100 * tokens:.0f} % of them and {100 * kept:.0f} % of the channels", (tokens, kept))
+        for tokens, kept in NETWORKS
+    )
+    policies = changes((f"{100 * tokens:.0f} %", (tokens,)) for tokens in sorted(SHARES))
     return paragraph(f"""
-        A study ranks units and fits output matrices once, on all image tokens. On those
-        that a network reads, its accuracy changes by
-        {gains(differences)}.""")
+        A study ranks units and fits output matrices once, on all image tokens. On those that a
+        network reads, its accuracy changes by {fits}. Each share has residual curves of its own,
+        which change the accuracy of an allocated policy by {policies}.""")
 
 
 def section(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
     """Format the page of the benchmark."""
-
-    def of(tokens: float, kept: float, fit: str) -> dict[int, Record]:
-        keys = {seed: (seed, tokens, kept, fit) for seed in range(form.seeds)}
-        return {seed: records[key] for seed, key in keys.items() if key in records}
-
     lines = [
         [
             f"{tokens:.2f}",
             f"{kept:.1f}",
-            fit,
-            str(len(rows)),
-            accuracy_cell(rows),
-            "" if fit == ALL else gain_cell(rows, of(tokens, kept, ALL)),
-            mean_cell(rows, "perplexity"),
-            mean_cell(rows, "agreement"),
+            seen,
+            *_cells(records, form, (tokens, kept), seen),
         ]
-        for (tokens, kept), fit in product(NETWORKS, FITS)
-        for rows in [of(tokens, kept, fit)]
-        if rows
+        for (tokens, kept), seen in product(NETWORKS, FITS)
+        if _rows(records, form, tokens, kept, seen)
     ]
-    head = [
-        "image tokens", "MLP channels", "fitted on", "draws", "accuracy", "minus all",
-        "perplexity", "agreement",
-    ]  # fmt: skip
+    measured = ["draws", "accuracy", "minus all", "perplexity", "agreement"]
+    head = ["image tokens", "MLP channels", "fitted on", *measured]
+    policies = [
+        [
+            f"{tokens:.2f}",
+            seen,
+            *_cells(records, form, (tokens,), seen),
+            mean_cell(rows, KEEP_RATIO),
+            mean_cell(rows, _ESTIMATED),
+        ]
+        for tokens, seen in product(sorted(SHARES, reverse=True), FITS)
+        if (rows := _rows(records, form, tokens, seen))
+    ]
+    policy_head = ["image tokens", "curves of", *measured, "weights kept", "estimated loss"]
     return f"""{summary(records, form)}
 
 Generated by `python benchmarks/smollm/token_fits.py`; do not edit. Figures:
@@ -167,7 +205,34 @@ intervals (bootstrap over pictures), differences are paired by picture, in bold 
 Text has no image tokens: perplexity and agreement say how much of it the fit preserves.
 
 {markdown(head, lines)}
+
+Policies that read a share of the image tokens, at a predicted speed-up of {SPEEDUP:g}. Dynamic
+programming allocates their widths over the residual curves of all image tokens, or over those of
+the share, as a study does. The estimated loss is the sum of the latter, in squared logits. Ranking
+and fits are those of all image tokens.
+
+{markdown(policy_head, policies)}
 """
+
+
+def _rows(
+    records: Mapping[tuple[Any, ...], Record], form: Form, *case: float | str
+) -> dict[int, Record]:
+    keys = {seed: (seed, *case) for seed in range(form.seeds)}
+    return {seed: records[key] for seed, key in keys.items() if key in records}
+
+
+def _cells(
+    records: Mapping[tuple[Any, ...], Record], form: Form, case: tuple[float, ...], seen: str
+) -> list[str]:
+    rows = _rows(records, form, *case, seen)
+    return [
+        str(len(rows)),
+        accuracy_cell(rows),
+        "" if seen == ALL else gain_cell(rows, _rows(records, form, *case, ALL)),
+        mean_cell(rows, "perplexity"),
+        mean_cell(rows, "agreement"),
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -176,9 +241,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     runner = StudyRunner(form)
     networks = NETWORKS[: form.pick(len(NETWORKS), 1, 1)]
+    shares = SHARES[: form.pick(len(SHARES), 1, 1)]
     ids = [
-        record_id(seed, *network, fit)
-        for seed, network, fit in product(range(form.seeds), networks, FITS)
+        *(
+            record_id(seed, *network, fit)
+            for seed, network, fit in product(range(form.seeds), networks, FITS)
+        ),
+        *(policy_id(*each) for each in product(range(form.seeds), shares, FITS)),
     ]
     announce(runner.missing(ids), _SECONDS)
     for seed in () if form.report else range(form.seeds):
@@ -186,6 +255,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for network, fit in product(networks, FITS):
             runner.record(
                 record_id(seed, *network, fit), partial(measured, runner, draw, *network, fit)
+            )
+        for tokens, seen in product(shares, FITS):
+            runner.record(
+                policy_id(seed, tokens, seen), partial(allocated, runner, draw, tokens, seen)
             )
     publish_tables(runner, TITLE, ids, lambda records: section(records, form))
 

@@ -157,9 +157,9 @@ def allocation_range(
         fewer: As in `allocation_front`.
 
     Returns:
-        Distinct policies, the most expensive first; for each number of image tokens down to the
-        narrowest one, and more of them near the largest limit, where the choice is made. Nothing
-        if no policy is within that limit.
+        Distinct policies, the most expensive first, down to the narrowest one with the fewest
+        image tokens; more of them near the largest limit, where the choice is made. Nothing if no
+        policy is within that limit.
     """
     problems = [
         (curves, additive, extent)
@@ -175,7 +175,9 @@ def allocation_range(
         limits = (largest - (largest - narrowest) * steps).tolist()
         found = [*dict.fromkeys(allocation_front(space, curves, additive, limits))]
         if len(found) > most:
-            found = [found[round(place)] for place in np.linspace(0, len(found) - 1, most)]
+            last = number == len(problems) - 1  # only this one needs its narrowest policy
+            places = np.linspace(0, len(found) - 1, most, endpoint=last)
+            found = [found[round(place)] for place in places]
         policies += found
     return sorted(policies, key=costs.cost, reverse=True)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from optuna.trial import TrialState
 
@@ -84,6 +87,53 @@ def test_every_sampler_chooses_image_tokens_within_the_budget(
     assert tokens <= SHARES
     assert len(tokens) > 1
     assert len({policy.widths[1:] for policy in policies}) > 1
+
+
+def test_the_first_policies_are_the_best_of_each_share(factory: StudyFactory) -> None:
+    """By the residuals of the share; compared with policies that are drawn."""
+    with factory(population=12) as session:
+        before, measured = session.epochs.epoch(0), session.evaluator.calibration
+    # Of this small model they are nearly the same for all shares; one component gets others.
+    changed = measured.structure.components[-2].id
+    curve = {width: 1e3 * loss for width, loss in measured.residuals[changed].items()}
+    reduced = {
+        tokens: {**residuals, changed: curve}
+        for tokens, residuals in measured.reduced_residuals.items()
+    }
+    calibration = factory.calibration = replace(measured, reduced_residuals=reduced)
+    with factory(population=12) as session:
+        epoch, costs = session.epochs.epoch(0), session.costs
+    factory.calibration = measured
+    space = epoch.space
+    rng = np.random.default_rng(0)
+    drawn = [
+        space.policy([int(rng.choice(gene.widths)) for gene in space.genes]) for _ in range(3000)
+    ]
+    residuals = {**calibration.reduced_residuals, 100: calibration.residuals}
+
+    def loss(policy: Policy) -> float:
+        tokens, *_ = policy.widths
+        pairs = zip(policy.structure.components, policy.widths, strict=True)
+        return sum(residuals[tokens][each.id][width] for each, width in [*pairs][1:])
+
+    found = set()
+    for seed in epoch.seeds:
+        policy = space.decode(seed.params).policy
+        if seed.kind == "allocated":
+            found.add(policy.widths[0])
+            assert costs.allows(policy)
+            assert loss(policy) <= 1e-9 + min(
+                (
+                    loss(other)
+                    for other in drawn
+                    if other.widths[0] == policy.widths[0]
+                    and costs.cost(other) <= costs.cost(policy)
+                ),
+                default=math.inf,
+            )
+    assert found == {policy.widths[0] for policy in drawn if costs.allows(policy)}
+    assert len(found) > 1
+    assert epoch.seeds != before.seeds
 
 
 def test_tables_in_context_and_a_trust_region_keep_the_choice_of_tokens(
