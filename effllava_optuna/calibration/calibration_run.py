@@ -280,9 +280,10 @@ def _reduced_residuals(
     loaded, choice = inputs.loaded, inputs.loaded.parts.tokens
     if choice is None or not ranked.residuals:
         return {}
-    residuals = {}
-    for number, (width, ratio) in enumerate(zip(choice.widths, choice.ratios, strict=False)):
-        report_stage("estimating residuals with fewer image tokens", number / len(choice.ratios))
+    stage = "estimating residuals with fewer image tokens"
+    residuals: dict[int, Costs] = {}
+    for width, ratio in zip(choice.widths, choice.ratios, strict=False):
+        report_stage(stage, len(residuals) / len(choice.ratios))
         with reduced_tokens(loaded, ratio, selection=choice.selection) as reduced:
             batches = [
                 calibration_batch(batch)
@@ -295,7 +296,12 @@ def _reduced_residuals(
                 )
             ]
             residuals[width] = estimate_residuals(
-                reduced, batches, widths, ranked, pruning_options(inputs.config)
+                reduced,
+                batches,
+                widths,
+                ranked,
+                pruning_options(inputs.config),
+                lambda share: report_stage(stage, (len(residuals) + share) / len(choice.ratios)),
             )
     return residuals
 

@@ -222,6 +222,7 @@ def estimate_residuals(
     widths: Mapping[ComponentId, Sequence[int]],
     fitted: CompensatedRanking,
     options: PruningOptions,
+    progress: Callable[[float], None] | None = None,
 ) -> dict[ComponentId, Mapping[int, float]]:
     """Estimate what narrowing each component alone costs, on other inputs than those of the fits.
 
@@ -234,6 +235,7 @@ def estimate_residuals(
         widths: By component, the numbers of units kept.
         fitted: What `rank_and_compensate` has returned for ``options``.
         options: Importance, compensation and limit of memory.
+        progress: Called with the finished fraction.
 
     Returns:
         As `CompensatedRanking.residuals`.
@@ -246,7 +248,8 @@ def estimate_residuals(
     residuals: dict[ComponentId, Mapping[int, float]] = {}
     lost: dict[ComponentId, float] = {}
     samples = sum(len(batch.inputs["input_ids"]) for batch in batches)
-    for handles in split_by_memory(loaded.handles, 1, widths, options):
+    folds = len(fitted.compensations) - 1  # their tables are in memory
+    for handles in split_by_memory(loaded.handles, folds, widths, options):
         statistics = _collect(loaded, handles, batches, options)
         for handle in handles:
             component, kept = handle.component.id, widths[handle.component.id]
@@ -260,6 +263,8 @@ def estimate_residuals(
                 )
             residuals[component] = errors.residuals(damped)
             lost[component] = errors.scale * errors.lost
+            if progress is not None:
+                progress(len(lost) / len(loaded.handles))
     return residuals | block_residuals(loaded.structure, residuals, lost)
 
 

@@ -201,7 +201,9 @@ def test_without_another_fit_the_residuals_of_the_same_samples_are_the_same(
     widths[mlp.id] = (mlp.width,)  # it has no fit, and no damping
     fitted = rank_and_compensate(loaded, folds, widths, options)
     batches = [batch for fold in folds for batch in fold]
-    again = estimate_residuals(loaded, batches, widths, fitted, options)
+    shares: list[float] = []
+    again = estimate_residuals(loaded, batches, widths, fitted, options, shares.append)
+    assert shares == [(1 + index) / len(loaded.handles) for index in range(len(loaded.handles))]
     assert again.keys() == fitted.residuals.keys()
     for component, curve in fitted.residuals.items():
         assert dict(again[component]) == pytest.approx(dict(curve), rel=1e-6)
