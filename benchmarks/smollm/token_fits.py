@@ -118,8 +118,9 @@ def measured(
 def allocation_case(form: Form) -> Case:
     """Return the study whose policies are allocated."""
     speedup = 1.2 if form.name == "tiny" else SPEEDUP
-    changes = (f"search.speedup={speedup}", f"pruning.visual_tokens={[1.0, *SHARES]}")
-    return Case("curves", (*changes, "projector.steps=0"), QUESTION)
+    # The shares of token_searches.py: a process that runs both calibrates once.
+    shares = "pruning.visual_tokens=[1.0, 0.5, 0.33, 0.22, 0.11]"
+    return Case("curves", (f"search.speedup={speedup}", "projector.steps=0", shares), QUESTION)
 
 
 def policy_id(seed: int, tokens: float, curves: str) -> RecordId:
