@@ -311,12 +311,13 @@ def test_the_readme_quotes_the_search_of_image_tokens_and_widths() -> None:
     assert f"Only together they {reached}." in text
     assert not of("widths alone", 2.5)
     assert not of("image tokens alone", 2.5)
-    alone = of("image tokens alone", 1.5)
-    fewer = f"with about a quarter of them {mean(alone, 'measured'):.1f} times the speed"
+    alone = of("image tokens alone", 1.8)
+    assert {row["image_tokens"] for row in alone.values()} == {22}
+    fewer = f"with 22 % of them {mean(alone, 'measured'):.1f} times the speed"
     assert f"Image tokens alone: {fewer}, and no loss" in text
-    assert round(mean(alone, "image_tokens")) in range(22, 28)
     assert network.gain_of(alone, dense).value >= 0
-    assert mean(alone, "perplexity") == pytest.approx(mean(dense, "perplexity"))
+    # Records are rounded to 0.001.
+    assert mean(alone, "perplexity") == pytest.approx(mean(dense, "perplexity"), abs=1e-3)
 
 
 def test_the_picture_of_searches_is_that_of_the_records(monkeypatch: pytest.MonkeyPatch) -> None:

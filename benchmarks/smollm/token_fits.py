@@ -30,7 +30,7 @@ from _network_rows import accuracy_cell, gain_cell, gain_of, mean_cell
 from _pretrained_form import MODEL, pretrained_form, publish_tables
 from _pretrained_search import PretrainedDraw
 from _records import RecordId
-from _sentences import gains, paragraph
+from _sentences import gains, paragraph, plural
 from _studies import StudyRunner, inputs_of
 
 from effllava_optuna.allocation import allocation_front, residual_curves
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from _evidence import Form
+    from _means import Mean
     from _records import Record
 
     from effllava_optuna.calibration.inputs import StudyInputs
@@ -150,22 +151,25 @@ def allocated(
 def summary(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
     """Return the main figures."""
 
-    def changes(cases: Iterable[tuple[str, tuple[float, ...]]]) -> str:
-        of_cases = (
-            (name, gain_of(*(_rows(records, form, *case, seen) for seen in (READ, ALL))))
-            for name, case in cases
-        )
-        return gains((name, gain) for name, gain in of_cases if gain.count)
+    def changes(cases: Iterable[tuple[float, ...]]) -> list[tuple[str, Mean]]:
+        found = [
+            (
+                f"{100 * case[0]:.0f} %",
+                gain_of(*(_rows(records, form, *case, seen) for seen in (READ, ALL))),
+            )
+            for case in cases
+        ]
+        return [(name, gain) for name, gain in found if gain.count]
 
-    fits = changes(
-        (f"{100 * tokens:.0f} % of them and {100 * kept:.0f} % of the channels", (tokens, kept))
-        for tokens, kept in NETWORKS
-    )
-    policies = changes((f"{100 * tokens:.0f} %", (tokens,)) for tokens in sorted(SHARES))
+    fits = [gain for _, gain in changes(NETWORKS)]
+    values = [gain.value for gain in fits]
+    decided = sum(gain.decided for gain in fits)
+    policies = gains(changes((tokens,) for tokens in sorted(SHARES)))
     return paragraph(f"""
-        A study ranks units and fits output matrices once, on all image tokens. On those that a
-        network reads, its accuracy changes by {fits}. Each share has residual curves of its own,
-        which change the accuracy of an allocated policy by {policies}.""")
+        A study ranks units and fits output matrices once, on all image tokens. On those that are
+        read, accuracies change by {min(values):+.3f} to {max(values):+.3f} ({decided} of
+        {plural(len(fits), "network")} decided). Residual curves of a share change those of
+        allocated policies by {policies}.""")
 
 
 def section(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
