@@ -162,14 +162,16 @@ def summary(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:
         return [(name, gain) for name, gain in found if gain.count]
 
     fits = [gain for _, gain in changes(NETWORKS)]
-    values = [gain.value for gain in fits]
-    decided = sum(gain.decided for gain in fits)
+    once = "A study ranks units and fits output matrices once, on all image tokens."
+    if values := [gain.value for gain in fits]:
+        decided = sum(gain.decided for gain in fits)
+        once += (
+            f" On those that are read, accuracies change by {min(values):+.3f} to "
+            f"{max(values):+.3f} ({decided} of {plural(len(fits), 'network')} decided)."
+        )
     policies = gains(changes((tokens,) for tokens in sorted(SHARES)))
     return paragraph(f"""
-        A study ranks units and fits output matrices once, on all image tokens. On those that are
-        read, accuracies change by {min(values):+.3f} to {max(values):+.3f} ({decided} of
-        {plural(len(fits), "network")} decided). Residual curves of a share change those of
-        allocated policies by {policies}.""")
+        {once} Residual curves of a share change those of allocated policies by {policies}.""")
 
 
 def section(records: Mapping[tuple[Any, ...], Record], form: Form) -> str:

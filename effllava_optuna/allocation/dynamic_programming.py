@@ -157,9 +157,9 @@ def allocation_range(
         fewer: As in `allocation_front`.
 
     Returns:
-        Distinct policies, the most expensive first, down to the narrowest one with the fewest
-        image tokens; more of them near the largest limit, where the choice is made. Nothing if no
-        policy is within that limit.
+        Distinct policies, the most expensive first, down to the narrowest one (if the fewest image
+        tokens have more than one of them); more of them near the largest limit, where the choice
+        is made. Nothing if no policy is within that limit.
     """
     problems = [
         (curves, additive, extent)
@@ -167,10 +167,12 @@ def allocation_range(
         if (extent := cost_range(space, curves, additive)) is not None
     ]
     if len(problems) > count:
-        problems = problems[:: -(-len(problems) // count)]
+        chosen = np.linspace(0, len(problems) - 1, count).round().astype(int).tolist()
+        problems = [problems[number] for number in chosen]
     policies: list[Policy] = []
     for number, (curves, additive, (largest, narrowest)) in enumerate(problems):
-        most = len(range(number, count, len(problems)))  # its part of the policies
+        # Its part of the policies, and of what those before it have not used.
+        most = -(-(count - len(policies)) // (len(problems) - number))
         steps = np.linspace(0, 1, _LIMITS_PER_POLICY * most) ** 2
         limits = (largest - (largest - narrowest) * steps).tolist()
         found = [*dict.fromkeys(allocation_front(space, curves, additive, limits))]

@@ -276,34 +276,41 @@ def _reduced_residuals(
     ranked: CompensatedRanking,
     report_stage: StageCallback,
 ) -> Mapping[int, Costs]:
-    """Estimate what each width costs a network that reads a share of the image tokens."""
-    loaded, choice = inputs.loaded, inputs.loaded.parts.tokens
-    if choice is None or not ranked.residuals:
+    """Estimate what each width costs a network that reads a share of the image tokens.
+
+    Nothing without a budget of latency: then costs do not depend on the image tokens.
+    """
+    loaded, choice, search = inputs.loaded, inputs.loaded.parts.tokens, inputs.config.search
+    if choice is None or not ranked.residuals or not (search.speedup or search.latency_ms):
         return {}
-    stage = "estimating residuals with fewer image tokens"
+    stage, options = "estimating residuals with fewer image tokens", pruning_options(inputs.config)
     residuals: dict[int, Costs] = {}
     for width, ratio in zip(choice.widths, choice.ratios, strict=False):
         report_stage(stage, len(residuals) / len(choice.ratios))
         with reduced_tokens(loaded, ratio, selection=choice.selection) as reduced:
-            batches = [
-                calibration_batch(batch)
-                for encoded in inputs.proxy.likelihood
-                for batch in encode_with_answers(
-                    reduced.processor,
-                    encoded.batch.samples,
-                    batch_size=_rows(loaded, encoded.batch),
-                    context=loaded.context,
-                )
-            ]
             residuals[width] = estimate_residuals(
                 reduced,
-                batches,
+                _batches_of(inputs, reduced),
                 widths,
                 ranked,
-                pruning_options(inputs.config),
+                options,
                 lambda share: report_stage(stage, (len(residuals) + share) / len(choice.ratios)),
             )
     return residuals
+
+
+def _batches_of(inputs: StudyInputs, reduced: LoadedModel) -> list[CalibrationBatch]:
+    """Return the proxy set as a model reads it that reads fewer image tokens."""
+    return [
+        calibration_batch(batch)
+        for encoded in inputs.proxy.likelihood
+        for batch in encode_with_answers(
+            reduced.processor,
+            encoded.batch.samples,
+            batch_size=_rows(inputs.loaded, encoded.batch),
+            context=reduced.context,
+        )
+    ]
 
 
 def pruning_options(config: StudyConfig) -> PruningOptions:

@@ -218,7 +218,9 @@ def _calibration_seconds(config: StudyConfig, size: ModelSize, hardware: Hardwar
     proxy = config.task.sizes[Split.PROXY]
     pass_seconds = 3 * proxy * 2 * size.prunable * size.prompt_tokens / hardware.flops
     seconds = work * hardware.fit_seconds + passes * pass_seconds
-    shares = len(config.pruning.token_widths) - 1  # their residuals are estimated without a fit
+    # Their residuals are estimated without a fit.
+    limits_latency = config.search.speedup or config.search.latency_ms
+    shares = len(config.pruning.token_widths) - 1 if limits_latency else 0
     return hardware.calibration_seconds + (1 + _RESIDUALS * shares) * seconds
 
 

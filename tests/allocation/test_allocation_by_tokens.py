@@ -185,6 +185,37 @@ def test_a_range_of_few_policies_has_different_numbers_of_tokens(
     assert set(by_tokens(allocation_range(SPACE, curves, costs, count))) == tokens
 
 
+def test_a_range_of_fewer_policies_than_numbers_of_tokens_reaches_the_fewest() -> None:
+    widths = {**WIDTHS, IMAGE_TOKENS.id: (25, 33, 50, 100)}
+    curves, costs = problem(1)
+    by_share = {share: dict(table) for share, table in costs.by_tokens.items()}
+    by_share[33] = {
+        component: {
+            width: (cost + by_share[50][component][width]) / 2 for width, cost in row.items()
+        }
+        for component, row in by_share[25].items()
+    }
+    for table in by_share.values():
+        table[IMAGE_TOKENS.id] = {33: table[IMAGE_TOKENS.id][25], **table[IMAGE_TOKENS.id]}
+    tokens = curves[IMAGE_TOKENS.id]
+    curves = {**curves, IMAGE_TOKENS.id: {**tokens, 33: (tokens[25] + tokens[50]) / 2}}
+    costs = replace(costs, by_tokens=by_share)
+    space = Space.of(STRUCTURE, widths)
+    for count, expected in ((1, {100}), (2, {100, 25}), (3, {100, 33, 25})):
+        policies = allocation_range(space, curves, costs, count)
+        assert len(policies) == count
+        assert set(by_tokens(policies)) == expected
+
+
+def test_a_number_of_tokens_leaves_its_slots_to_the_others() -> None:
+    curves, costs = problem(1)
+    dense_tokens = [policy for policy in all_policies() if policy.widths[0] == 100]
+    limit = min(costs.cost(policy) for policy in dense_tokens)
+    found = by_tokens(allocation_range(SPACE, curves, replace(costs, limit=limit), 8))
+    assert len(found[100]) == 1  # no other one is within the limit
+    assert sum(map(len, found.values())) == 8
+
+
 def test_a_programme_with_weights_reaches_the_fewest_tokens() -> None:
     curves, costs = problem(1)
     programme = WeightedProgramme.of(SPACE, curves, costs)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 def config_with(shares: str, checkpoint: Path, tmp_path: Path) -> StudyConfig:
     changes = (f"pruning.visual_tokens={shares}", 'latency.table="tables.json"')
-    return load_config(write_tiny(checkpoint, tmp_path), changes)
+    return load_config(write_tiny(checkpoint, tmp_path), (*changes, "search.speedup=1.2"))
 
 
 @pytest.fixture
@@ -160,12 +160,15 @@ def test_each_share_has_residuals_of_the_widths(config: StudyConfig, tiny: Loade
     assert changed
 
 
-def test_without_shares_there_are_no_other_residuals(
-    tiny: LoadedModel, checkpoint: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "changes", [("search.speedup=1.2",), ("pruning.visual_tokens=[0.5]", "search.keep_ratio=0.5")]
+)
+def test_without_shares_or_a_budget_of_latency_there_are_no_other_residuals(
+    tiny: LoadedModel, checkpoint: Path, tmp_path: Path, changes: tuple[str, ...]
 ) -> None:
-    found, stages = calibrated(load_config(write_tiny(checkpoint, tmp_path)), tiny)
+    found, stages = calibrated(load_config(write_tiny(checkpoint, tmp_path), changes), tiny)
     assert found.reduced_residuals == {}
-    assert not any("fewer image tokens" in stage for stage in stages)
+    assert "estimating residuals with fewer image tokens" not in stages
     before = {name: fact for name, fact in found.facts().items() if name != "reduced_residuals"}
     assert Calibration.restored(tiny.structure, before, found.tensors()).reduced_residuals == {}
 
