@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from effllava_optuna.tasks import DataTask, Split
 from tests.study_fixtures import ROWS_STUDY, invoke
@@ -148,8 +148,14 @@ def test_answers_that_may_leave_the_context_are_reported(
 @pytest.mark.parametrize("split", [Split.VALIDATION, Split.TEST])
 @pytest.mark.parametrize("fault", ["picture", "question"])
 def test_run_refuses_a_sample_that_it_would_need_after_the_search(
-    tmp_path: Path, rows: list[dict[str, Any]], split: Split, fault: str
+    tmp_path: Path,
+    rows: list[dict[str, Any]],
+    split: Split,
+    fault: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # lmms-eval changes it when another test imports it.
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
     (tmp_path / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (tmp_path / "study.toml").write_text(ROWS_STUDY)
     task = DataTask("qa", str(tmp_path / "mine.jsonl"), proxy=8, validation=4, test=4)
