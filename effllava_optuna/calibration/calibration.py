@@ -99,7 +99,7 @@ class Calibration(TimedWidths):
             non-decreasing as the width falls. Missing for a block of which attention or MLP
             cannot be pruned; empty if neither ranking nor compensation uses samples.
         reduced_residuals: The same of networks that read fewer image tokens, by their width;
-            empty if policies do not decide it.
+            empty if policies do not decide it, and without a budget of latency.
         dense: Values of the dense model.
         reference: Reference point of the hypervolume: chance accuracy, and 1.05 times the dense
             latency.

@@ -93,7 +93,7 @@ def test_the_first_policies_are_the_best_of_each_share(factory: StudyFactory) ->
     """By the residuals of the share; compared with policies that are drawn."""
     with factory(population=12) as session:
         before, measured = session.epochs.epoch(0), session.evaluator.calibration
-    # Of this small model they are nearly the same for all shares; one component gets others.
+    # A component that these policies prune gets a curve that forbids it with fewer tokens.
     changed = measured.structure.components[-2].id
     curve = {width: 1e3 * loss for width, loss in measured.residuals[changed].items()}
     reduced = {
